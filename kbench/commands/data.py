@@ -1,0 +1,64 @@
+"""`kbench download` and `kbench folds`: bring the data here, cut it into folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kbench import console
+from kbench.commands.setup import Choice, Setup, open_setup
+from kbench.data.fold_files import adopt_folds, read_folds, write_folds
+from kbench.data.folds import Cut, Folds, describe
+from kbench.errors import FoldError
+
+
+def download(choice: Choice, *, only: Sequence[str], force: bool) -> dict[str, Any]:
+    """Fetch a competition's files and make it the current competition."""
+    setup = open_setup(choice)
+    with console.bar(f"fetching {setup.competition.name}") as advance:
+        fetched = setup.source().fetch(
+            setup.data, files=list(only), force=force, progress=lambda what, done, total: advance(done, total)
+        )
+    setup.workspace.choose(setup.competition.name)
+    return {"folder": str(setup.data), "files": fetched.files, "bytes": fetched.bytes, "new": fetched.new}
+
+
+def folds(choice: Choice, *, adopt: str | None, force: bool) -> dict[str, Any]:
+    """Show the folds; cut, adopt or re-cut them first where asked.
+
+    Args:
+        choice: the competition.
+        adopt: someone's fold file to adopt.
+        force: replace folds that exist.
+
+    Raises:
+        FoldError: there are other folds already, or the file does not fit.
+    """
+    setup = open_setup(choice)
+    path = setup.workspace.folds(setup.competition.name)
+    if adopt is not None:
+        made = _adopt(setup, Path(adopt), path, force=force)
+    elif path.is_file() and not force:
+        made = read_folds(path)
+        made.check(setup.train)
+    else:
+        made = setup.cut_folds()
+    return {
+        "file": str(path), "hash": made.hash, "strategy": made.manifest["strategy"], "rows": describe(made, setup.train),
+        "warnings": made.manifest.get("warnings", []),
+    }  # fmt: skip
+
+
+def _adopt(setup: Setup, file: Path, path: Path, *, force: bool) -> Folds:
+    section = setup.competition.folds
+    cut = Cut(section.n, section.seed, tuple(section.by), section.group)
+    made = adopt_folds(file, setup.train, cut=cut)
+    if path.is_file() and not force and read_folds(path).hash != made.hash:
+        raise FoldError(
+            f"'{path}' holds other folds already", "no folds yet, or the same ones",
+            f"`kbench folds --from {file} --force` replaces them; runs trained on the old ones must be trained again",
+        )  # fmt: skip
+    write_folds(path, made)
+    console.wrote(path)
+    return made

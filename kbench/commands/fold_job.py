@@ -1,0 +1,138 @@
+"""What a fold needs before it trains: its rows, stages, model builder and resume point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kbench.commands import parts
+from kbench.commands.setup import Setup
+from kbench.data.dataset import auto_workers
+from kbench.errors import ConfigError
+from kbench.models.checkpoint import Tensors
+from kbench.models.precision import choose_device
+from kbench.training.context import FoldContext, Log, Plan
+from kbench.training.fold import begin, state_of
+from kbench.training.recipe import StagePlan, for_full, with_limit
+from kbench.training.resume import Progress
+from kbench.workspace import RunPaths
+
+FULL = "full"
+_FULL_NUMBER = 1_000_000  # what random numbers of a model of all rows derive from, beside the folds' 0, 1, 2 ...
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How folds are trained.
+
+    Attributes:
+        force: train anew what exists.
+        jobs: folds at once.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of a fold; None for all there are.
+        limit: batches per stage of a smoke run.
+    """
+
+    force: bool = False
+    jobs: int = 1
+    device: str = "auto"
+    threads: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """Everything `train_fold` asks for."""
+
+    context: FoldContext
+    stages: tuple[StagePlan, ...]
+    build: Callable[[], torch.nn.Module]
+    resumed: tuple[Progress, Tensors] | None
+
+
+def prepare_fold(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions
+) -> FoldJob:
+    """Return what `train_fold` needs; recorded threads are taken again."""
+    competition, place = setup.competition, paths.fold(fold)
+    device = choose_device(options.device)
+    training = identity["training"]
+    plan = Plan(place, training=training)
+    threads = plan.get("threads") or options.threads or torch.get_num_threads()
+    plan.set("threads", threads)
+    torch.set_num_threads(int(threads))
+    stages = parts.build_stages(competition)
+    if fold == FULL:
+        stages = full_stages(setup, paths, training, stages)
+    if options.limit:
+        stages = with_limit(stages)
+    channels_last = parts.wants_channels_last(competition)
+    images = parts.opened_images(competition, setup.train, setup.workspace.cache(), what="training")
+    n_outputs = len(setup.train.target_names)
+
+    def build() -> torch.nn.Module:
+        return parts.build_model(
+            competition, n_outputs, device=device, weights=setup.weights(), channels_last=channels_last
+        )
+
+    resumed = begin(place, training=training)
+    rows = np.arange(len(setup.train))
+    valid = np.flatnonzero(setup.folds.valid(int(fold))) if fold != FULL else rows[:0]
+    context = FoldContext(
+        fold=fold, number=_FULL_NUMBER if fold == FULL else int(fold), seed=competition.seed, table=setup.train,
+        train_rows=np.setdiff1d(rows, valid), valid_rows=valid, images=images,
+        scale=parts.build_scale(competition), device=device, paths=place,
+        identity=identity, plan=plan, log=Log(place, lines=resumed[0].log_lines if resumed else 0),
+        plan_of=lambda other: Plan(paths.fold(other), training=training),
+        workers=auto_workers(competition.loader.workers, device=device.type, jobs=options.jobs),
+        valid_batch_size=competition.loader.valid_batch_size,
+        checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
+    )  # fmt: skip
+    return FoldJob(context, stages, build, resumed)
+
+
+def full_stages(setup: Setup, paths: RunPaths, training: str, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+    """Return the stages for training on all rows with the plan found on the folds.
+
+    A rate that was to be found is the geometric mean of the folds'; a stage that stopped early ends after the
+    folds' mean best epoch; a plateau's rate follows the geometric mean of the folds' rates, epoch by epoch.
+
+    Raises:
+        ConfigError: something was to be found and no fold is trained yet.
+    """
+    done = [fold for fold in range(setup.folds.n) if state_of(paths.fold(fold), training=training)["state"] == "done"]
+    plans = [Plan(paths.fold(fold), training=training) for fold in done]
+    return tuple(for_full(stage, _found(stage, paths, plans, done)) for stage in stages)
+
+
+def _found(stage: StagePlan, paths: RunPaths, plans: Sequence[Plan], done: Sequence[int]) -> dict[str, Any]:
+    searched = stage.lr == "find" or stage.early_stop or stage.adaptive
+    if searched and not plans:
+        raise ConfigError(
+            f"stage {stage.name} finds its plan on the folds, and no fold of '{paths.name}' is trained",
+            "one trained fold or more",
+            "`kbench train --fold all` first, or set `lr:` and the epochs to numbers",
+        )
+    found: dict[str, Any] = {"lr": stage.lr}
+    if stage.lr == "find":
+        rates = np.array([float(plan.get(f"lr/{stage.name}")) for plan in plans])
+        found["lr"] = float(np.exp(np.log(rates).mean()))
+    ends = [plan.get(f"end/{stage.name}") for plan in plans]
+    if stage.early_stop and all(ends):
+        found["epochs"] = max(1, round(float(np.mean([end["best_epoch"] + 1 for end in ends]))))
+    if stage.adaptive and all(ends):
+        found["rates"] = _mean_rates(stage, found["lr"], [end["history"] for end in ends])
+    return found
+
+
+def _mean_rates(stage: StagePlan, lr: float | Sequence[float], histories: Sequence[Sequence[float]]) -> list[float]:
+    """Return the geometric mean over folds of the schedule's factor in each epoch."""
+    schedule = stage.schedule(1)
+    top = float(lr) if isinstance(lr, float | int) else float(max(lr))
+    length = max(len(history) for history in histories)
+    factors = [[schedule.rate(epoch, top, history[:epoch]) / top for epoch in range(length)] for history in histories]
+    return [float(value) for value in np.exp(np.log(np.array(factors)).mean(0))]

@@ -1,0 +1,174 @@
+"""From the YAML's names to parts: stages, model, images, views. The config object stops here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kbench import registry
+from kbench.config import Competition, Component, Stage
+from kbench.console import bar
+from kbench.data.cache import Images, Resize, open_images
+from kbench.data.dataset import Show
+from kbench.data.normalise import Scale, choose
+from kbench.data.tables import Table
+from kbench.inference.views import View
+from kbench.metrics import Metric, make_metric
+from kbench.models.checkpoint import load_pretrained, read_tensors
+from kbench.models.classifier import backbone_statistics
+from kbench.models.outputs import DEFAULT_LOSS
+from kbench.models.precision import place
+from kbench.training.losses import Loss
+from kbench.training.recipe import StagePlan, crop_for_validation
+
+Size = tuple[int, int]
+
+
+def size_of(size: int | tuple[int, int]) -> Size:
+    """Return height and width."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _part(kind: str, component: Component, *given: Any, **injected: Any) -> Any:
+    return registry.build(kind, component.name, component.params, *given, **injected)
+
+
+def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
+    """Return the recipe of a competition's experiment."""
+    return tuple(
+        _stage(competition, name, index, stage) for index, (name, stage) in enumerate(competition.stages.items())
+    )
+
+
+def _stage(competition: Competition, name: str, index: int, stage: Stage) -> StagePlan:
+    size = size_of(stage.size or competition.input.size)
+    crop = _part("crop", stage.crop)
+    augmentation = _part("augmentation", stage.augment)
+    judged = crop_for_validation(
+        competition.input.crop,
+        crop,
+        centre=registry.build("crop", "centre", {}),
+        squash=registry.build("crop", "squash", {}),
+    )
+    loss = stage.loss or Component(name=DEFAULT_LOSS[competition.task])
+    return StagePlan(
+        name=name, index=index,
+        schedule=partial(_part, "schedule", stage.schedule),
+        lr=stage.lr, lr_decay=stage.lr_decay, lr_from_fold=stage.lr_from_fold, weight_decay=stage.weight_decay,
+        optimizer=partial(_part, "optimizer", stage.optimizer),
+        groups=stage.groups,
+        show=Show(size, crop, augmentation), valid_show=Show(size, judged),
+        batch_size=stage.batch_size, accumulate=stage.accumulate, clip=stage.clip,
+        loss=partial(_loss, loss),
+        mix=_part("mix", stage.mix) if stage.mix else None,
+        sampler=partial(_part, "sampler", stage.sampler),
+        step=_part("step", stage.step),
+        precision=stage.precision, channels_last=stage.channels_last, ema=stage.ema,
+        early_stop=stage.early_stop, min_delta=stage.min_delta,
+        monitor=_monitor(competition, stage), keep=frozenset(stage.keep), subset=stage.subset, start=stage.start,
+        adaptive=bool(registry.get("schedule", stage.schedule.name).meta.get("adaptive")),
+    )  # fmt: skip
+
+
+def _loss(component: Component, counts: np.ndarray | None, rows: int) -> Loss:
+    loss: Loss = _part("loss", component, _counts=counts, _rows=rows)
+    return loss
+
+
+def _monitor(competition: Competition, stage: Stage) -> Metric | None:
+    if stage.monitor == "loss":
+        return None
+    if stage.monitor is not None and stage.monitor != competition.metric.name:
+        return make_metric(stage.monitor)
+    return build_metric(competition)
+
+
+def build_metric(competition: Competition) -> Metric:
+    """Return the competition's metric."""
+    return make_metric(competition.metric.name, competition.metric.params)
+
+
+def build_views(competition: Competition) -> tuple[View, ...]:
+    """Return the views of `tta`."""
+    views: tuple[View, ...] = _part("views", competition.tta)
+    return views
+
+
+def build_model(
+    competition: Competition,
+    n_outputs: int,
+    *,
+    device: torch.device,
+    weights: Path | None,
+    channels_last: bool,
+    pretrained: bool = True,
+) -> nn.Module:
+    """Return the model on its device.
+
+    Args:
+        competition: says which.
+        n_outputs: number of targets.
+        device: where to.
+        weights: file of pretrained weights of the backbone, or None.
+        channels_last: memory format.
+        pretrained: whether `model.pretrained` counts; a snapshot brings its own weights.
+    """
+    section = competition.model
+    sizes = [size_of(stage.size or competition.input.size) for stage in competition.stages.values()]
+    model: nn.Module = registry.build(
+        "model", section.name, section.options, n_outputs, competition.input.channels,
+        _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
+    )  # fmt: skip
+    if weights is not None:
+        load_pretrained(getattr(model, "body", model), read_tensors(weights), file=str(weights))
+    return place(model, device, channels_last=channels_last)
+
+
+def wants_channels_last(competition: Competition) -> bool:
+    """Return the memory format: channels-last unless the first stage says otherwise."""
+    setting = next(iter(competition.stages.values())).channels_last
+    return True if setting == "auto" else bool(setting)
+
+
+def opened_images(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
+    """Return a function from a resizing to the table's images; each is opened once.
+
+    Args:
+        competition: says how images are read.
+        table: the rows.
+        cache: the cache folder.
+        what: name of the split, for the progress bar.
+    """
+    reader = registry.build(
+        "reader", competition.input.reader.name, competition.input.reader.params, _channels=competition.input.channels
+    )
+    key = [competition.input.reader.model_dump(), competition.input.channels]
+    rows = [tuple(table.root / path for path in paths) for paths in table.images]
+    opened: dict[Resize, Images] = {}
+
+    def images(resize: Resize) -> Images:
+        if resize not in opened:
+            with bar(f"decoding {what} images") as advance:
+                opened[resize] = open_images(
+                    rows, reader=reader, reader_key=key, resize=resize, folder=cache, mode=competition.input.cache,
+                    progress=advance,
+                )  # fmt: skip
+        return opened[resize]
+
+    return images
+
+
+def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:
+    """Return the function that chooses the normalisation of a fold."""
+    backbone = backbone_statistics(competition.model.backbone)
+
+    def scale(images: Images, rows: np.ndarray) -> Scale:
+        return choose(images, rows, mean=competition.input.mean, std=competition.input.std, backbone=backbone)
+
+    return scale

@@ -1,0 +1,236 @@
+"""Predict the rows a run did not train on, the test set, or new images; only what is not predicted yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kbench import console, files
+from kbench.commands import parts
+from kbench.commands.setup import Setup
+from kbench.data.dataset import auto_workers
+from kbench.data.tables import Table
+from kbench.ensemble.average import aligned, ensemble_run
+from kbench.errors import PredictionError
+from kbench.inference.predict import Job, Member, predict
+from kbench.inference.predictions import Predictions, load
+from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors
+from kbench.models.precision import choose_device, place
+from kbench.workspace import RunPaths
+
+
+def checkpoints(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, *, subset: str = "fold"
+) -> list[Checkpoint]:
+    """Return the snapshots of a fold that are ensemble members.
+
+    Args:
+        setup: says which members are wanted (`ensemble.members`).
+        paths: the run.
+        identity: its hashes; snapshots of another training do not count.
+        fold: which.
+        subset: `fold` for models that did not see the fold's rows, `full` for those that saw all.
+    """
+    wanted = setup.competition.ensemble.members
+    found = []
+    for path in paths.fold(fold).snapshots():
+        checkpoint = read_checkpoint(path)
+        if checkpoint is None or checkpoint.info["training"] != identity["training"]:
+            continue
+        named = wanted is None or checkpoint.member in wanted or checkpoint.info["stage"] in wanted
+        if named and checkpoint.info["kept"] and checkpoint.info["subset"] == subset:
+            found.append(checkpoint)
+    order = {name: index for index, name in enumerate(setup.competition.stages)}
+    return sorted(found, key=lambda item: (order.get(item.info["stage"], 0), item.info["epoch"], item.info["tag"]))
+
+
+def predict_out_of_fold(
+    setup: Setup,
+    paths: RunPaths,
+    identity: dict[str, str],
+    folds: Sequence[int],
+    device: str,
+    *,
+    limit: int | None = None,
+    force: bool = False,
+) -> None:
+    """Predict each fold's rows with its own snapshots.
+
+    Args:
+        setup: the competition.
+        paths: the run.
+        identity: its hashes.
+        folds: which.
+        device: where the models run.
+        limit: batches at most, of a smoke run.
+        force: predict again what is predicted.
+    """
+    for fold in folds:
+        rows = np.flatnonzero(setup.folds.valid(fold))
+        members = [
+            (checkpoint, paths.fold(fold).predictions("oof", checkpoint.member))
+            for checkpoint in _needed(setup, paths, identity, fold)
+        ]
+        _predict(setup, setup.train, rows, members, device, what=f"fold {fold}", limit=limit, force=force)
+
+
+def _needed(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, *, subset: str = "fold"
+) -> list[Checkpoint]:
+    found = checkpoints(setup, paths, identity, fold, subset=subset)
+    if not found:
+        kept = [name for name, stage in setup.competition.stages.items() if stage.keep and stage.subset == subset]
+        raise PredictionError(
+            f"fold {fold} of '{paths.name}' has no snapshot to predict with",
+            "snapshots of the stages " + (", ".join(kept) or "that say `keep: [cycles]`, `[best]` or `[last]`"),
+            f"`kbench train --fold {fold}`" if kept else "add `keep: [cycles]` to the last stage and train again",
+        )
+    return found
+
+
+def predict_test(
+    setup: Setup,
+    paths: RunPaths,
+    identity: dict[str, str],
+    folds: Sequence[int | str],
+    device: str,
+    *,
+    table: Table | None = None,
+    part: str = "test",
+    subset: str = "fold",
+    limit: int | None = None,
+    force: bool = False,
+) -> None:
+    """Predict the test set, or another table, with every snapshot of some folds, decoding each image once.
+
+    Args:
+        setup: the competition.
+        paths: the run.
+        identity: its hashes.
+        folds: which folds' snapshots.
+        device: where the models run.
+        table: other rows than the test set's.
+        part: name of the rows, a folder beside `oof/`.
+        subset: `fold` or `full`, as in `checkpoints`.
+        limit: batches at most, of a smoke run.
+        force: predict again what is predicted.
+    """
+    table = setup.test if table is None else table
+    members = [
+        (checkpoint, paths.fold(fold).predictions(part, checkpoint.member))
+        for fold in folds
+        for checkpoint in _needed(setup, paths, identity, fold, subset=subset)
+    ]
+    _predict(setup, table, np.arange(len(table)), members, device, what=part, limit=limit, force=force)
+
+
+def _predict(
+    setup: Setup,
+    table: Table,
+    rows: np.ndarray,
+    members: Sequence[tuple[Checkpoint, Path]],
+    device: str,
+    *,
+    what: str,
+    limit: int | None,
+    force: bool,
+) -> None:
+    competition = setup.competition
+    batch_size = competition.loader.valid_batch_size or 64
+    rows = rows[: limit * batch_size] if limit else rows
+    if limit and competition.tta.name == "none":
+        rows = rows[:batch_size]
+    job = Job(
+        ids=table.ids[rows], rows=rows, images=parts.opened_images(competition, table, setup.workspace.cache(), what=what),
+        names=setup.train.target_names, task=competition.task, views=parts.build_views(competition),
+        mean=competition.ensemble.mean, device=choose_device(device), batch_size=batch_size,
+        workers=auto_workers(competition.loader.workers, device=choose_device(device).type), seed=competition.seed,
+    )  # fmt: skip
+    stages = {stage.name: stage for stage in parts.build_stages(competition)}
+    todo = []
+    for checkpoint, out in members:
+        source = _source(setup, checkpoint, job.ids)
+        known = None if force else files.read_seal(out, verify=False)
+        if known is None or known["source"] != source:
+            todo.append(_member(setup, checkpoint, out, source, stages, job.device))
+    if not todo:
+        return
+    views = len(job.views)
+    with console.bar(f"predicting {what}: {len(todo)} models x {views} views") as advance:
+        for done in predict(job, todo):
+            advance(done, len(rows))
+
+
+def _source(setup: Setup, checkpoint: Checkpoint, ids: np.ndarray) -> dict[str, Any]:
+    """Return what a member's predictions depend on."""
+    info = checkpoint.info
+    return {
+        "fold": info["fold"], "stage": info["stage"], "tag": info["tag"], "training": info["training"],
+        "folds": info["folds"], "weights": checkpoint.checksum, "views": setup.competition.tta.model_dump(),
+        "mean": setup.competition.ensemble.mean, "ids": files.digest([str(name) for name in ids]),
+    }  # fmt: skip
+
+
+def _member(
+    setup: Setup,
+    checkpoint: Checkpoint,
+    out: Path,
+    source: dict[str, Any],
+    stages: dict[str, Any],
+    device: torch.device,
+) -> Member:
+    info = checkpoint.info
+    show = stages[info["stage"]].show
+
+    def load_model() -> torch.nn.Module:
+        competition = setup.competition
+        model = parts.build_model(
+            competition,
+            len(info["names"]),
+            device=torch.device("cpu"),
+            weights=None,
+            channels_last=False,
+            pretrained=False,
+        )
+        load_strict(model, read_tensors(checkpoint.tensors), what=f"snapshot '{checkpoint.path}'")
+        return place(model, device, channels_last=parts.wants_channels_last(competition)).eval()
+
+    return Member(
+        name=f"fold {info['fold']} {checkpoint.member}", load=load_model, size=tuple(info["size"]), resize=info["crop"],
+        scale=info["scale"], precision=info["precision"], out=out, source=source, augmentation=show.augmentation,
+        train_crop=show.crop,
+    )  # fmt: skip
+
+
+def members_of(
+    setup: Setup,
+    paths: RunPaths,
+    identity: dict[str, str],
+    fold: int | str,
+    part: str,
+    *,
+    subset: str = "fold",
+) -> list[Predictions]:
+    """Return the predictions of a fold's snapshots; they must have been made."""
+    return [
+        load(paths.fold(fold).predictions(part, checkpoint.member))
+        for checkpoint in _needed(setup, paths, identity, fold, subset=subset)
+    ]
+
+
+def fold_mean(members: Sequence[Predictions], mean: Any) -> Predictions:
+    """Return the mean over a fold's snapshots."""
+    return ensemble_run({0: members}, mean=mean)
+
+
+def score_of_fold(setup: Setup, paths: RunPaths, fold: int) -> float:
+    """Return the score of a fold's own rows: the mean over its snapshots and views."""
+    identity = files.read_json(paths.manifest)
+    predictions = fold_mean(members_of(setup, paths, identity, fold, "oof"), setup.competition.ensemble.mean)
+    table = setup.train.select(setup.folds.valid(fold))
+    values = aligned(predictions, ids=table.ids, names=table.target_names)
+    return parts.build_metric(setup.competition)(table.targets, values, table)

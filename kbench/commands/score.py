@@ -1,0 +1,112 @@
+"""`kbench score`: the out-of-fold score, per fold and overall, with its interval."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from kbench import files
+from kbench.commands import parts
+from kbench.commands.predict import fold_mean, members_of, predict_out_of_fold
+from kbench.commands.setup import Setup
+from kbench.data.tables import Table
+from kbench.ensemble.average import aligned, concat
+from kbench.ensemble.bootstrap import interval
+from kbench.errors import PredictionError
+from kbench.inference.predictions import Predictions, load
+from kbench.training.fold import state_of
+from kbench.workspace import RunPaths
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """A run's out-of-fold predictions and what they are worth.
+
+    Attributes:
+        run: its name.
+        predictions: of the rows of the trained folds.
+        table: those rows.
+        score: what `score.json` holds.
+    """
+
+    run: str
+    predictions: Predictions
+    table: Table
+    score: dict[str, Any]
+
+
+def trained_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[int]:
+    """Return the folds of a run that are trained."""
+    return [
+        fold
+        for fold in range(setup.folds.n)
+        if state_of(paths.fold(fold), training=identity["training"])["state"] == "done"
+    ]
+
+
+def require_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[int]:
+    """Return the trained folds.
+
+    Raises:
+        PredictionError: none is.
+    """
+    folds = trained_folds(setup, paths, identity)
+    if not folds:
+        raise PredictionError(
+            f"no fold of '{paths.name}' is trained to its end", "one trained fold or more", "`kbench train --fold 0`"
+        )
+    return folds
+
+
+def out_of_fold(setup: Setup, paths: RunPaths, identity: dict[str, str], *, device: str = "auto") -> OutOfFold:
+    """Return the out-of-fold predictions of a run's trained folds; predicts and scores what is missing.
+
+    The score is that of the mean over each fold's snapshots and views, over all rows at once; beside it stand
+    each fold's score and their spread.
+    """
+    if foreign := paths.predictions("oof") if (paths.root / "foreign.json").is_file() else None:
+        predictions = load(foreign)
+        return _scored(setup, paths, predictions, folds=list(range(setup.folds.n)), members=1)
+    folds = require_folds(setup, paths, identity)
+    predict_out_of_fold(setup, paths, identity, folds, device)
+    mean = setup.competition.ensemble.mean
+    members = {fold: members_of(setup, paths, identity, fold, "oof") for fold in folds}
+    merged = concat([fold_mean(members[fold], mean) for fold in folds], out=paths.predictions("oof"))
+    return _scored(setup, paths, merged, folds=folds, members=sum(map(len, members.values())))
+
+
+def _scored(setup: Setup, paths: RunPaths, predictions: Predictions, *, folds: list[int], members: int) -> OutOfFold:
+    chosen = np.isin(setup.folds.fold, folds)
+    table = setup.train.select(chosen)
+    groups = setup.groups()
+    score = score_predictions(setup, predictions, table, groups=None if groups is None else groups[chosen])
+    of_fold = setup.folds.fold[chosen]
+    metric = parts.build_metric(setup.competition)
+    values = aligned(predictions, ids=table.ids, names=table.target_names)
+    per_fold = {}
+    for fold in folds:
+        rows = of_fold == fold
+        assert table.targets is not None, "training rows have targets"
+        per_fold[str(fold)] = metric(table.targets[rows], values[rows], table.select(rows))
+    score |= {
+        "run": paths.name, "folds": per_fold, "spread": float(np.std(list(per_fold.values()))),
+        "missing": [fold for fold in range(setup.folds.n) if fold not in folds], "members": members,
+    }  # fmt: skip
+    files.write_json(paths.score, score)
+    return OutOfFold(paths.name, predictions, table, score)
+
+
+def score_predictions(
+    setup: Setup, predictions: Predictions, table: Table, *, groups: np.ndarray | None
+) -> dict[str, Any]:
+    """Return metric, direction, score and interval of predictions of a table's rows."""
+    metric = parts.build_metric(setup.competition)
+    values = aligned(predictions, ids=table.ids, names=table.target_names)
+    assert table.targets is not None, "training rows have targets"
+    found = interval(metric, table.targets, values, table, groups=groups)
+    return {
+        "metric": metric.name, "maximise": metric.maximise, "rows": len(table), "score": found.value,
+        "low": found.low, "high": found.high, "level": found.level, "interval": asdict(found),
+    }  # fmt: skip

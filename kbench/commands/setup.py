@@ -1,0 +1,192 @@
+"""What every command begins with: the workspace, the competition, its tables and its folds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kbench import console, registry
+from kbench.config import Competition
+from kbench.data.fold_files import read_folds, write_folds
+from kbench.data.folds import Cut, Folds, make_folds
+from kbench.data.layouts import Request, read_table
+from kbench.data.tables import Table
+from kbench.documents import load_competition
+from kbench.errors import ConfigError, SourceError
+from kbench.submission.formats import Format
+from kbench.workspace import Workspace, find_workspace
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user chose on the command line.
+
+    Attributes:
+        competition: `-c`, or None.
+        experiment: `-e`, or None for the baseline.
+        run: `--run`, or None.
+        assignments: `--set` overrides.
+    """
+
+    competition: str | None = None
+    experiment: str | None = None
+    run: str | None = None
+    assignments: tuple[str, ...] = ()
+
+
+@dataclass
+class Setup:
+    """A competition's experiment in its workspace, with what is made from it on demand.
+
+    Attributes:
+        workspace: where everything lies.
+        competition: the validated YAML.
+        choice: what the user chose.
+        plugins: folder of the plug-ins.
+    """
+
+    workspace: Workspace
+    competition: Competition
+    choice: Choice
+    plugins: Path
+    _folds: Folds | None = field(default=None, repr=False)
+
+    @property
+    def data(self) -> Path:
+        """The competition's data folder."""
+        return self.workspace.data(self.competition.name)
+
+    @cached_property
+    def train(self) -> Table:
+        """The training table."""
+        return self.table("train")
+
+    @cached_property
+    def test(self) -> Table:
+        """The test table."""
+        return self.table("test")
+
+    def table(self, split: str, *, data: Path | None = None) -> Table:
+        """Read a split's table.
+
+        Args:
+            split: `train` or `test`.
+            data: another folder of the same layout.
+        """
+        competition = self.competition
+        if data is None:
+            data = self.data
+            if not data.exists():
+                raise SourceError(
+                    f"the data of '{competition.name}' is not in '{data}'", "the competition's files there",
+                    f"`kbench download {competition.name}`",
+                )  # fmt: skip
+        section = competition.data
+        part = section.train if split == "train" else section.test
+        if part is None:
+            raise ConfigError(
+                f"'{competition.name}' has no test set in its YAML",
+                "`data: {test: {images: FOLDER}}`",
+                "add it to the YAML",
+            )
+        request = Request(
+            root=data, split=split, task=competition.task, csv=part.csv, images=_texts(part.images), suffix=part.suffix,
+            id=part.id, where=dict(part.where), target=_texts(section.target),
+            classes=None if section.classes is None else tuple(section.classes), metadata=tuple(section.metadata),
+            on_problem=section.on_problem,
+        )  # fmt: skip
+        table = read_table(section.layout.name, section.layout.params, request)
+        for text in table.notes:
+            console.warn(text)
+        return table
+
+    @property
+    def folds(self) -> Folds:
+        """The folds; cut and written when there are none."""
+        if self._folds is None:
+            path = self.workspace.folds(self.competition.name)
+            self._folds = read_folds(path) if path.is_file() else self.cut_folds()
+            self._folds.check(self.train)
+        return self._folds
+
+    def cut_folds(self) -> Folds:
+        """Cut folds as the YAML says and write them."""
+        section = self.competition.folds
+        cut = Cut(section.n, section.seed, tuple(section.by), section.group)
+        folds = make_folds(self.train, section.strategy, cut, section.options)
+        path = write_folds(self.workspace.folds(self.competition.name), folds)
+        console.wrote(path)
+        for text in folds.manifest.get("warnings", []):
+            console.warn(text)
+        self._folds = folds
+        return folds
+
+    @cached_property
+    def format(self) -> Format:
+        """The submission format."""
+        part = self.competition.submission.format
+        made: Format = registry.build(
+            "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task
+        )
+        return made
+
+    @property
+    def sample(self) -> Path:
+        """The sample submission."""
+        return self.data / self.competition.submission.sample
+
+    def source(self) -> Any:
+        """Return the competition's source."""
+        part = self.competition.source
+        return registry.build("source", part.name, part.params, _root=self.workspace.root)
+
+    def weights(self) -> Path | None:
+        """Return the file of `model.weights`."""
+        given = self.competition.model.weights
+        return None if given is None else (self.workspace.root / Path(given).expanduser())
+
+    def groups(self) -> np.ndarray | None:
+        """Return [N] groups that intervals resample, or None."""
+        group = self.competition.folds.group
+        return None if group is None else self.train.column(group)
+
+
+def _texts(value: str | list[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def choose(workspace: Workspace, given: str | None) -> str:
+    """Return the competition to work on: given, from the environment, chosen, the only one, or `digits`.
+
+    Raises:
+        ConfigError: there are several and none was chosen.
+    """
+    names = workspace.competition_names()
+    name = given or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
+    if name:
+        return name
+    if len(names) == 1:
+        return names[0]
+    if "digits" in names:
+        console.note("no competition chosen: taking 'digits' (choose one with `kbench use NAME` or -c NAME)")
+        return "digits"
+    raise ConfigError(
+        "no competition is chosen" if names else f"'{workspace.competitions}' has no competition",
+        f"one of {', '.join(names)}" if names else "a YAML there",
+        "`kbench use NAME`" if names else "`kbench new NAME` drafts one",
+    )
+
+
+def open_setup(choice: Choice) -> Setup:
+    """Find the workspace, choose the competition, read and check its YAML."""
+    workspace = find_workspace()
+    name = choose(workspace, choice.competition)
+    competition = load_competition(workspace, name, experiment=choice.experiment, assignments=choice.assignments)
+    return Setup(workspace, competition, choice, workspace.own(name))

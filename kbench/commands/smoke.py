@@ -1,0 +1,46 @@
+"""`kbench train --smoke`: two batches of every stage, then predict, ensemble and the submission check."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from kbench import console, files
+from kbench.commands.fold_job import TrainOptions
+from kbench.commands.predict import fold_mean, members_of, predict_test
+from kbench.commands.runs import prepare_run, run_name
+from kbench.commands.setup import Choice, open_setup
+from kbench.commands.train import train_one
+from kbench.data.frames import texts
+from kbench.submission.check import read_sample, write_submission
+from kbench.submission.formats import id_column
+
+_BATCHES = 2
+
+
+def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
+    """Run every step of the job on two batches; raise what would fail after hours.
+
+    The sample submission is cut to the rows that were predicted; everything else is the real path. What it
+    makes lies in a run of its own and is removed at the end.
+    """
+    setup = open_setup(choice)
+    setup = replace(setup, choice=replace(choice, run=f"{run_name(setup)}-smoke"))
+    paths, identity = prepare_run(setup, force=True)
+    try:
+        files.remove(paths.fold(0).root)
+        train_one(setup, paths, identity, 0, TrainOptions(device=device, limit=_BATCHES))
+        predict_test(setup, paths, identity, [0], device, limit=_BATCHES)
+        test = fold_mean(members_of(setup, paths, identity, 0, "test"), setup.competition.ensemble.mean)
+        sample = read_sample(setup.sample)
+        few = sample[np.isin(texts(sample, id_column(sample)), test.ids)].reset_index(drop=True)
+        file = write_submission(
+            paths.root / f"smoke{setup.format.suffix}", setup.format.build(test, few), sample=few, format=setup.format,
+            gzip=setup.competition.submission.gzip,
+        )  # fmt: skip
+        console.result(f"every step works: {len(setup.competition.stages)} stages, {len(few)} rows checked in {file.name}")
+        return {"stages": list(setup.competition.stages), "rows": len(few), "failed": []}
+    finally:
+        files.remove(paths.root)

@@ -1,0 +1,157 @@
+"""`kbench submit` and `kbench leaderboard`: send, or grade here, and keep the ledger."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from kbench import console
+from kbench.commands import parts
+from kbench.commands.setup import Choice, Setup, open_setup
+from kbench.errors import KbenchError, SubmissionError, UnknownOutcome
+from kbench.sources import Receipt
+from kbench.submission.check import check_submission, read_sample
+from kbench.submission.grading import grade
+from kbench.submission.ledger import (
+    Entry,
+    leaderboard_rows,
+    newest_unsent,
+    rank_correlation,
+    read_entry,
+    read_ledger,
+    update_entry,
+)
+
+_POLLS = (2, 5, 10, 15, 30, 60)  # seconds between questions for the score; the last one repeats
+
+
+def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float) -> dict[str, Any]:
+    """Check a submission, then send it, or grade it on this machine where the solution is at hand.
+
+    Args:
+        choice: the competition.
+        file: the file or its name; the newest unsent one by default.
+        wait: wait for the score.
+        wait_s: seconds to wait at most.
+
+    Raises:
+        SubmissionError: there is nothing to send, or it would be refused.
+        UnknownOutcome: it was sent and nobody knows whether it counted.
+    """
+    setup = open_setup(choice)
+    entry = _entry(setup, file)
+    sample = read_sample(setup.sample)
+    check_submission(entry.file, sample, format=setup.format)
+    source = setup.source()
+    solution = source.solution(setup.data)
+    if solution is not None:
+        scores = grade(
+            entry.file, solution, sample=sample, format=setup.format, metric=parts.build_metric(setup.competition)
+        )
+        public = scores.score if scores.public is None else scores.public
+        entry = update_entry(entry.file, "complete", public=public, private=scores.private, message="graded here")
+        return _report(entry, all_rows=scores.score)
+    entry = _send(source, entry, setup)
+    if wait and entry.status == "sent":
+        entry = _await_score(source, entry, wait_s)
+    return _report(entry)
+
+
+def _entry(setup: Setup, file: str | None) -> Entry:
+    folder = setup.workspace.submissions(setup.competition.name)
+    if file is None:
+        entry = newest_unsent(folder)
+        if entry is None:
+            raise SubmissionError(
+                f"'{setup.competition.name}' has no submission that was not sent yet", "a file written by kbench",
+                "`kbench ensemble` writes one",
+            )  # fmt: skip
+        return entry
+    path = Path(file)
+    if path.is_file():
+        return read_entry(path)
+    named = [entry for entry in read_ledger(folder) if file in (entry.name, entry.file.name)]
+    if not named:
+        raise SubmissionError(
+            f"there is no submission '{file}'", "a file, or a name of `kbench leaderboard`", "`kbench leaderboard`"
+        )
+    return named[0]
+
+
+def _send(source: Any, entry: Entry, setup: Setup) -> Entry:
+    if entry.status in ("sending", "unknown"):
+        return _look_for(source, entry)
+    lineage = entry.lineage
+    score = "" if lineage.score is None else f", CV {lineage.metric} {lineage.score:.5f}"
+    message = f"{', '.join(lineage.runs)}{score}"
+    update_entry(entry.file, "sending")
+    try:
+        with console.bar("sending") as advance:
+            receipt = source.send(
+                entry.file, message=message, tag=entry.tag, progress=lambda what, done, total: advance(done, total)
+            )
+    except UnknownOutcome as error:
+        update_entry(entry.file, "unknown", message=error.what)
+        raise
+    except KbenchError as error:
+        update_entry(entry.file, "written", message=error.what)  # it never arrived; nothing was spent
+        raise
+    return _record(entry, receipt)
+
+
+def _look_for(source: Any, entry: Entry) -> Entry:
+    """Find out what became of a submission whose answer was lost; never send it twice."""
+    found = source.find(entry.tag)
+    if found is None:
+        raise UnknownOutcome(
+            f"'{entry.name}' was being sent before, and the service does not list it",
+            "its tag among your submissions",
+            f"look at the competition's page for '{entry.tag}'; if it is not there, `kbench ensemble --name NEW` and submit that",
+        )
+    return _record(entry, found)
+
+
+def _record(entry: Entry, receipt: Receipt) -> Entry:
+    status = {"pending": "sent", "complete": "complete", "error": "error"}[receipt.status]
+    return update_entry(
+        entry.file, status, ref=receipt.ref, public=receipt.public, private=receipt.private, message=receipt.message
+    )  # type: ignore[arg-type]
+
+
+def _await_score(source: Any, entry: Entry, wait_s: float) -> Entry:
+    started, polls = time.monotonic(), list(_POLLS)
+    with console.Status() as status:
+        while entry.status == "sent" and time.monotonic() - started < wait_s:
+            status.show(f"waiting for the score of {entry.name}: {time.monotonic() - started:.0f} s")
+            time.sleep(min(polls.pop(0) if len(polls) > 1 else polls[0], wait_s))
+            assert entry.ref is not None, "a sent submission has a reference"
+            entry = _record(entry, source.status(entry.ref))
+    if entry.status == "sent":
+        console.warn(f"no score after {wait_s:.0f} s; `kbench leaderboard` asks again")
+    return entry
+
+
+def _report(entry: Entry, *, all_rows: float | None = None) -> dict[str, Any]:
+    lineage = entry.lineage
+    gap = None if entry.public is None or lineage.score is None else entry.public - lineage.score
+    return {
+        "file": str(entry.file), "status": entry.status, "metric": lineage.metric, "cv": lineage.score,
+        "low": lineage.low, "high": lineage.high, "public": entry.public, "private": entry.private, "gap": gap,
+        "all_rows": all_rows, "message": entry.message,
+    }  # fmt: skip
+
+
+def leaderboard(choice: Choice) -> dict[str, Any]:
+    """Return the ledger's rows and the rank correlation of out-of-fold and public scores."""
+    setup = open_setup(choice)
+    folder = setup.workspace.submissions(setup.competition.name)
+    entries = read_ledger(folder)
+    waiting = [entry for entry in entries if entry.status == "sent" and entry.ref]
+    if waiting:
+        source = setup.source()
+        for entry in waiting:
+            assert entry.ref is not None, "a sent submission has a reference"
+            _record(entry, source.status(entry.ref))
+        entries = read_ledger(folder)
+    return {"rows": leaderboard_rows(entries), "rank_correlation": rank_correlation(entries)}

@@ -1,0 +1,134 @@
+"""`kbench train`: train folds of a run; `kbench lr-find`: only the learning-rate range test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from kbench import console, files
+from kbench.commands.fold_job import FULL, TrainOptions, prepare_fold
+from kbench.commands.predict import predict_out_of_fold, score_of_fold
+from kbench.commands.runs import prepare_run
+from kbench.commands.setup import Setup
+from kbench.errors import ConfigError, TrainingError
+from kbench.orchestrate import FoldCommand, run_commands
+from kbench.report.curves import draw_fold
+from kbench.training.fold import state_of, train_fold
+from kbench.training.loop import Update
+from kbench.training.stage import Epoch, Event, Note
+from kbench.workspace import RunPaths
+
+
+def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, Any]:
+    """Train the folds that are not trained yet.
+
+    Args:
+        setup: competition and experiment.
+        which: a fold's number, `all`, `full`, or None for all that are unfinished.
+        options: how.
+
+    Returns:
+        `run`, and per fold its state and score; `failed` lists folds that could not be trained.
+    """
+    paths, identity = prepare_run(setup, force=options.force and which in (None, "all"))
+    wanted = _wanted(setup, which)
+    done, todo = [], []
+    for fold in wanted:
+        state = state_of(paths.fold(fold), training=identity["training"])
+        if options.force and fold != FULL and which not in (None, "all"):
+            files.remove(paths.fold(fold).root)
+            state = {"state": "none"}
+        if state["state"] == "failed":
+            raise TrainingError(
+                f"fold {fold} of '{paths.name}' failed before: {state.get('error')}",
+                "a recipe that trains",
+                f"change it (such as a lower `lr`), or try the same again with `kbench train --fold {fold} --force`",
+            )
+        (done if state["state"] == "done" else todo).append(fold)
+    for fold in done:
+        console.note(f"fold {fold} is trained already")
+    failed = _train_here(setup, paths, identity, todo, options) if _in_this_process(todo, options) else run_commands(
+        [_command(setup, fold, options) for fold in todo], jobs=options.jobs, paths=paths
+    )  # fmt: skip
+    return {"run": paths.name, "trained": [fold for fold in todo if fold not in failed], "done": done, "failed": failed}
+
+
+def _wanted(setup: Setup, which: str | None) -> list[int | str]:
+    if which == FULL:
+        return [FULL]
+    if which in (None, "all"):
+        return list(range(setup.folds.n))
+    try:
+        fold = int(str(which))
+    except ValueError as error:
+        raise ConfigError(
+            f"--fold '{which}' is no fold", f"a number from 0 to {setup.folds.n - 1}, or all", "`kbench train --fold 0`"
+        ) from error
+    setup.folds.valid(fold)  # says so when there is no such fold
+    return [fold]
+
+
+def _in_this_process(todo: Sequence[int | str], options: TrainOptions) -> bool:
+    return len(todo) <= 1 or options.jobs == 1
+
+
+def _train_here(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], todo: Sequence[int | str], options: TrainOptions
+) -> list[int | str]:
+    failed: list[int | str] = []
+    for fold in todo:
+        try:
+            train_one(setup, paths, identity, fold, options)
+        except TrainingError as error:
+            if len(todo) == 1:
+                raise
+            console.show_error(error)
+            failed.append(fold)
+    return failed
+
+
+def _command(setup: Setup, fold: int | str, options: TrainOptions) -> FoldCommand:
+    choice = setup.choice
+    words = ["train", "-c", setup.competition.name, "--device", options.device]
+    words += ["--full"] if fold == FULL else ["--fold", str(fold)]
+    words += ["-e", choice.experiment] if choice.experiment else []
+    words += ["--run", choice.run] if choice.run else []
+    for assignment in choice.assignments:
+        words += ["--set", assignment]
+    return FoldCommand(fold, tuple(words))
+
+
+def train_one(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions) -> None:
+    """Train one fold to its end and predict the rows it did not train on."""
+    place = paths.fold(fold)
+    waiting = f"wait for it, or stop it; then `kbench train --fold {fold}` goes on from its last resume point"
+    with files.lock(place.lock, waiting=waiting):
+        job = prepare_fold(setup, paths, identity, fold, options)
+        _watch(train_fold(job.context, job.stages, job.build, resumed=job.resumed), fold)
+    draw_fold(paths.fold(fold))
+    if fold != FULL:
+        predict_out_of_fold(setup, paths, identity, [int(fold)], options.device, limit=options.limit)
+        if options.limit is None:
+            score = score_of_fold(setup, paths, int(fold))
+            console.note(f"fold {fold}: {setup.competition.metric.name} {score:.5f} out of fold")
+
+
+def _watch(events: Iterator[Event], fold: int | str) -> None:
+    """Show what happens."""
+    with console.Status() as status:
+        for event in events:
+            if isinstance(event, Update):
+                speed = event.images / max(event.seconds, 1e-9)
+                status.show(f"fold {fold}  step {event.step}  lr {event.rate:.2e}  {speed:.0f} images/s")
+            elif isinstance(event, Epoch):
+                console.note(_line(fold, event))
+            elif isinstance(event, Note):
+                console.note(f"fold {fold}: {event.text}")
+
+
+def _line(fold: int | str, epoch: Epoch) -> str:
+    judged = "" if epoch.valid_loss is None else f"  valid {epoch.valid_loss:.4f}  score {epoch.score:.5f}"
+    return (
+        f"fold {fold}  {epoch.stage} {epoch.epoch + 1}/{epoch.epochs}  train {epoch.train_loss:.4f}{judged}"
+        f"{' *' if epoch.best else ''}  {epoch.images_per_s:.0f} images/s  {epoch.waiting:.0%} waiting  {epoch.seconds:.1f} s"
+    )

@@ -1,0 +1,127 @@
+"""What the user sees: progress, tables, errors and the next command.
+
+Progress and notes go to stderr; results go to stdout, as text or, with `--json`, as one JSON object.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kbench.errors import KbenchError
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True)
+_WIDE = 200  # columns of a table that goes to a file or a pipe
+
+
+def note(text: str) -> None:
+    """Say something about the work, on stderr."""
+    err.print(escape(text))
+
+
+def warn(text: str) -> None:
+    """Say something the user should act on, on stderr."""
+    err.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def wrote(path: object) -> None:
+    """Say what was written."""
+    err.print(f"wrote {escape(str(path))}")
+
+
+def next_command(command: str) -> None:
+    """Say what to type next."""
+    err.print(f"next: [bold]{escape(command)}[/]")
+
+
+def result(text: str) -> None:
+    """Print a result on stdout."""
+    out.print(escape(text))
+
+
+def show_json(content: Any) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=2, default=str, allow_nan=False) + "\n")
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+    """Print rows on stdout; the columns are the keys of the first row."""
+    if not rows:
+        return
+    table = Table(title=escape(title) or None, title_justify="left")
+    for name, sample in rows[0].items():
+        number = isinstance(sample, int | float)
+        table.add_column(escape(str(name)), justify="right" if number else "left", no_wrap=number)
+    for row in rows:
+        table.add_row(*(escape(_cell(row.get(name))) for name in rows[0]))
+    out.print(table, width=None if out.is_terminal else _WIDE)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_cell(item)}" for key, item in value.items())
+    return str(value)
+
+
+def show_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows as CSV on stdout."""
+    if rows:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show_error(error: KbenchError) -> None:
+    """Print an error in its three parts."""
+    err.print(f"[red]error:[/] {escape(error.what)}")
+    err.print(f"  expected: {escape(error.expected)}")
+    err.print(f"  next: [bold]{escape(error.todo)}[/]")
+
+
+Advance = Callable[[int, int], None]
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Advance]:
+    """Show a progress bar; the block calls `advance(done, total)`."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(escape(what), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+
+
+class Status:
+    """One line on stderr that is rewritten: what is going on right now. Silent when stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._status = err.status("") if err.is_terminal else None
+
+    def __enter__(self) -> Status:
+        if self._status:
+            self._status.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._status:
+            self._status.stop()
+
+    def show(self, text: str) -> None:
+        """Show a text until the next one."""
+        if self._status:
+            self._status.update(escape(text))

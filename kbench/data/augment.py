@@ -1,0 +1,169 @@
+"""Augmentations: what may happen to a training image without changing its target.
+
+An augmentation is a registered factory. It has two parts: `geometry(rng)` draws rotation, zoom, flip and turns,
+which become one warp together with the crop, the same for every image and mask of a row; `pixels(image, mask,
+rng)` changes values. The presets are the lesson's (F-07, F-09) and draw their own numbers; `pipeline` takes any
+Albumentations transforms written in the YAML. To add a preset, write a factory here with
+`@register("augmentation")`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from kbench.data.crops import Geometry
+from kbench.errors import ConfigError, nearest
+from kbench.registry import register
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its version check asks the network on import
+
+Mask = np.ndarray | None
+Pixels = Callable[[np.ndarray, Mask, np.random.Generator], tuple[np.ndarray, Mask]]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Two draws per sample, either of which may be missing.
+
+    Attributes:
+        geometry: draws what happens to positions.
+        pixels: changes the shown [H, W, C] image (and its [H, W, 1] mask).
+    """
+
+    geometry: Callable[[np.random.Generator], Geometry] | None = None
+    pixels: Pixels | None = None
+
+
+NO_AUGMENTATION = Augmentation()
+
+
+@register("augmentation")
+def none() -> Augmentation:
+    """Leave images as they are."""
+    return NO_AUGMENTATION
+
+
+@register("augmentation")
+def basic(
+    *, rotate: float = 10.0, light: float = 0.05, contrast: float = 0.05, zoom: float = 1.0, prob: float = 0.75
+) -> Augmentation:
+    """Rotate a little and change the light (transforms_basic, F-07).
+
+    Args:
+        rotate: largest angle in degrees.
+        light: largest change of brightness, of a range of 1.
+        contrast: largest change of contrast.
+        zoom: largest zoom (max_zoom, F-09).
+        prob: probability of the rotation and of the zoom.
+    """
+    return Augmentation(_mild(rotate, zoom, prob), _lighting(light, contrast))
+
+
+@register("augmentation")
+def side_on(
+    *, rotate: float = 10.0, light: float = 0.05, contrast: float = 0.05, zoom: float = 1.1, prob: float = 0.75
+) -> Augmentation:
+    """`basic` and a mirror with probability 1/2: photographs taken from the side (transforms_side_on, F-07)."""
+    mild = _mild(rotate, zoom, prob)
+
+    def geometry(rng: np.random.Generator) -> Geometry:
+        drawn = mild(rng)
+        return Geometry(drawn.angle, drawn.zoom, bool(rng.random() < 0.5))
+
+    return Augmentation(geometry, _lighting(light, contrast))
+
+
+@register("augmentation")
+def top_down(
+    *, rotate: float = 10.0, light: float = 0.05, contrast: float = 0.05, zoom: float = 1.05, prob: float = 0.75
+) -> Augmentation:
+    """`basic` and one of the square's 8 symmetries: images seen from above (transforms_top_down, F-07)."""
+    mild = _mild(rotate, zoom, prob)
+
+    def geometry(rng: np.random.Generator) -> Geometry:
+        drawn = mild(rng)
+        return Geometry(drawn.angle, drawn.zoom, bool(rng.random() < 0.5), int(rng.integers(0, 4)))
+
+    return Augmentation(geometry, _lighting(light, contrast))
+
+
+def _mild(rotate: float, zoom: float, prob: float) -> Callable[[np.random.Generator], Geometry]:
+    def geometry(rng: np.random.Generator) -> Geometry:
+        angle = float(rng.uniform(-rotate, rotate)) if rng.random() < prob else 0.0
+        factor = float(rng.uniform(1.0, zoom)) if rng.random() < prob else 1.0
+        return Geometry(angle, factor)
+
+    return geometry
+
+
+def _lighting(light: float, contrast: float) -> Pixels | None:
+    """Return the lesson's RandomLighting: (x - mean) * factor + mean + beta, clipped to the range (F-09)."""
+    if light == 0 and contrast == 0:
+        return None
+
+    def pixels(image: np.ndarray, mask: Mask, rng: np.random.Generator) -> tuple[np.ndarray, Mask]:
+        top = float(np.iinfo(image.dtype).max) if np.issubdtype(image.dtype, np.integer) else 1.0
+        beta = float(rng.uniform(-light, light)) * top
+        drawn = float(rng.uniform(-contrast, contrast))
+        factor = drawn + 1 if drawn >= 0 else -1 / (drawn - 1)
+        mean = float(cv2.mean(image.reshape(-1, 1))[0])
+        shift = mean * (1 - factor) + beta
+        if image.dtype == np.uint8:
+            table = np.clip(np.arange(256, dtype=np.float32) * factor + shift + 0.5, 0, 255).astype(np.uint8)
+            return cv2.LUT(image, table).reshape(image.shape), mask
+        return np.clip(image.astype(np.float32) * factor + shift, 0, top).astype(image.dtype), mask
+
+    return pixels
+
+
+@register("augmentation")
+def pipeline(*, transforms: Sequence[dict[str, Any] | str]) -> Augmentation:
+    """Apply Albumentations transforms, in order.
+
+    Args:
+        transforms: each a class name of Albumentations, or `{name: Rotate, limit: 30, p: 0.5}`.
+    """
+    names = [{"name": item} if isinstance(item, str) else dict(item) for item in transforms]
+    composed: list[Any] = []  # made on first use, in the process that uses it
+
+    def pixels(image: np.ndarray, mask: Mask, rng: np.random.Generator) -> tuple[np.ndarray, Mask]:
+        if not composed:
+            composed.append(_compose(names))
+        compose = composed[0]
+        compose.set_random_seed(int(rng.integers(0, 2**31)))
+        given = {"image": image} if mask is None else {"image": image, "mask": mask}
+        result = compose(**given)
+        return np.ascontiguousarray(result["image"]).reshape(*result["image"].shape[:2], -1), result.get("mask")
+
+    _compose(names)  # names and parameters are checked when the part is built
+    return Augmentation(None, pixels)
+
+
+def _compose(items: list[dict[str, Any]]) -> Any:
+    import albumentations
+
+    built = []
+    for item in items:
+        params = dict(item)
+        name = params.pop("name", None)
+        factory = getattr(albumentations, str(name), None)
+        if not (isinstance(factory, type) and issubclass(factory, albumentations.BasicTransform)):
+            known = [key for key, value in vars(albumentations).items() if isinstance(value, type)]
+            raise ConfigError(
+                f"Albumentations has no transform '{name}'", "the name of one of its classes", nearest(str(name), known)
+            )
+        try:
+            built.append(factory(**params))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the transform '{name}' does not take {params}: {error}",
+                "its documented parameters",
+                "correct the YAML",
+            ) from error
+    return albumentations.Compose(built)

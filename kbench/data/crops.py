@@ -1,0 +1,180 @@
+"""Which part of an image a sample shows: crop types F-08, and one warp for crop, zoom, rotation and flips.
+
+A crop is a registered factory; it says how images are resized before (`cover`, `exact`, `keep`) and chooses a
+window. The window, the augmentation's rotation, zoom and flips become one affine warp, so every pixel is
+touched once; without rotation and zoom the warp is a slice and a flip, exact to the bit. To add a crop type,
+write a factory here with `@register("crop")`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from kbench.registry import register
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of an image, in pixels: its top left corner and its size."""
+
+    top: float
+    left: float
+    height: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A crop type.
+
+    Attributes:
+        resize: how images are resized before.
+        window: called as `window((H, W), (height, width), rng)`; returns what is shown.
+    """
+
+    resize: Literal["cover", "exact", "keep"]
+    window: Callable[[Size, Size, np.random.Generator], Window]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What an augmentation does to positions.
+
+    Attributes:
+        angle: degrees, counter-clockwise.
+        zoom: 1 or more; the window shrinks by it.
+        flip: mirror left and right.
+        turns: quarter turns, counter-clockwise, after the flip.
+    """
+
+    angle: float = 0.0
+    zoom: float = 1.0
+    flip: bool = False
+    turns: int = 0
+
+
+def centred(image: Size, size: Size) -> Window:
+    """Return the centre window."""
+    return Window((image[0] - size[0]) // 2, (image[1] - size[1]) // 2, *size)
+
+
+def _anywhere(image: Size, size: Size, rng: np.random.Generator) -> Window:
+    top = int(rng.integers(0, max(0, image[0] - size[0]) + 1))
+    left = int(rng.integers(0, max(0, image[1] - size[1]) + 1))
+    return Window(top, left, *size)
+
+
+@register("crop")
+def random() -> Crop:
+    """Show a window of the size, anywhere in the image (CropType.RANDOM)."""
+    return Crop("cover", _anywhere)
+
+
+@register("crop")
+def centre() -> Crop:
+    """Show the centre (CropType.CENTER)."""
+    return Crop("cover", lambda image, size, rng: centred(image, size))
+
+
+@register("crop")
+def squash() -> Crop:
+    """Show the whole image, squashed to the size (CropType.NO)."""
+    return Crop("exact", lambda image, size, rng: Window(0, 0, *image))
+
+
+@register("crop")
+def googlenet(
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    swap: float = 0.5,
+    tries: int = 10,
+) -> Crop:
+    """Show a window of random area and aspect of the original image (CropType.GOOGLENET).
+
+    Args:
+        area: range of the window's share of the image.
+        aspect: range of width / height.
+        swap: probability that height and width are exchanged.
+        tries: draws before the centre is shown instead.
+    """
+
+    def window(image: Size, size: Size, rng: np.random.Generator) -> Window:
+        for _ in range(tries):
+            target = rng.uniform(*area) * image[0] * image[1]
+            ratio = rng.uniform(*aspect)
+            width, height = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+            if rng.random() < swap:
+                width, height = height, width
+            if 0 < width <= image[1] and 0 < height <= image[0]:
+                return _anywhere(image, (height, width), rng)
+        side = min(image[0] / size[0], image[1] / size[1])
+        return centred(image, (int(size[0] * side), int(size[1] * side)))
+
+    return Crop("keep", window)
+
+
+def before_turns(size: Size, geometry: Geometry) -> Size:
+    """Return the height and width a window is shown at before the quarter turns."""
+    return size if geometry.turns % 2 == 0 else (size[1], size[0])
+
+
+def warp(image: np.ndarray, window: Window, geometry: Geometry, size: Size, *, nearest: bool = False) -> np.ndarray:
+    """Show a window of an image under a geometry.
+
+    Args:
+        image: [H, W, C] of any dtype OpenCV warps.
+        window: what is shown, before the quarter turns.
+        geometry: rotation and zoom about the window's centre, then flip, then quarter turns.
+        size: height and width of the result.
+        nearest: take the nearest pixel (masks) instead of interpolating; borders are reflected either way.
+
+    Returns:
+        [height, width, C], contiguous.
+    """
+    shape = before_turns(size, geometry)
+    if geometry.angle == 0 and geometry.zoom == 1 and _is_slice(window, shape, image):
+        top, left = int(window.top), int(window.left)
+        shown = image[top : top + shape[0], left : left + shape[1]]
+    else:
+        shown = _affine(image, window, geometry, shape, nearest=nearest)
+    if geometry.flip:
+        shown = shown[:, ::-1]
+    if geometry.turns % 4:
+        shown = np.rot90(shown, geometry.turns % 4)
+    return np.ascontiguousarray(shown)
+
+
+def _is_slice(window: Window, shape: Size, image: np.ndarray) -> bool:
+    whole = window.top == int(window.top) and window.left == int(window.left)
+    inside = 0 <= window.top <= image.shape[0] - window.height and 0 <= window.left <= image.shape[1] - window.width
+    return whole and inside and (window.height, window.width) == shape
+
+
+def _affine(image: np.ndarray, window: Window, geometry: Geometry, shape: Size, *, nearest: bool) -> np.ndarray:
+    height, width = shape
+    radians = math.radians(geometry.angle)
+    cos, sin = math.cos(radians), math.sin(radians)
+    down = window.height / (height * geometry.zoom)  # source pixels per shown pixel
+    across = window.width / (width * geometry.zoom)
+    centre_y, centre_x = window.top + (window.height - 1) / 2, window.left + (window.width - 1) / 2
+    # shown (x, y) -> source: scale about the shown centre, rotate about the window's centre
+    matrix = np.array([[cos * across, -sin * down, 0.0], [sin * across, cos * down, 0.0]])
+    middle = np.array([(width - 1) / 2, (height - 1) / 2])
+    matrix[:, 2] = np.array([centre_x, centre_y]) - matrix[:, :2] @ middle
+    flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
+    warped = [
+        cv2.warpAffine(
+            image[:, :, first : first + 4], matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101
+        )
+        for first in range(0, image.shape[2], 4)  # OpenCV warps at most four channels at once
+    ]
+    return np.concatenate([part.reshape(height, width, -1) for part in warped], axis=2)

@@ -1,0 +1,186 @@
+"""From rows to batches: show each image through crop and augmentation, and collate.
+
+A batch is planned before it is loaded: a list of `Draw`s, each a row and the key of its random numbers. So the
+same plan gives the same batch in any number of workers, and a resumed epoch continues in its middle. Images
+stay in their dtype (8 bits travel to the accelerator as 8 bits); `Normalise` scales them there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from kbench.data import seeds
+from kbench.data.augment import NO_AUGMENTATION, Augmentation
+from kbench.data.cache import Images
+from kbench.data.crops import Crop, Geometry, Size, Window, before_turns, warp
+
+
+class Draw(NamedTuple):
+    """One sample to load.
+
+    Attributes:
+        row: row of the table.
+        key: integers its random numbers derive from; empty for none.
+    """
+
+    row: int
+    key: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Show:
+    """How an image is shown.
+
+    Attributes:
+        size: height and width in pixels.
+        crop: which window.
+        augmentation: what happens to it.
+    """
+
+    size: Size
+    crop: Crop
+    augmentation: Augmentation = NO_AUGMENTATION
+
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return [height, width, C] and the mask [height, width, 1] shown the same way."""
+        geometry = self.augmentation.geometry(rng) if self.augmentation.geometry else Geometry()
+        height, width = image.shape[0], image.shape[1]
+        window: Window = self.crop.window((height, width), before_turns(self.size, geometry), rng)
+        shown = warp(image, window, geometry, self.size)
+        shown_mask = None if mask is None else warp(mask, window, geometry, self.size, nearest=True)
+        if self.augmentation.pixels:
+            shown, shown_mask = self.augmentation.pixels(shown, shown_mask, rng)
+        return shown, shown_mask
+
+
+class Batch(NamedTuple):
+    """What a loader yields.
+
+    Attributes:
+        images: one tensor per way of showing, each [B, H, W, C] in the source's dtype.
+        target: [B] int64, [B, K] float32, or None.
+        rows: [B] int64 rows of the table.
+    """
+
+    images: tuple[torch.Tensor, ...]
+    target: torch.Tensor | None
+    rows: torch.Tensor
+
+
+class ImageDataset(Dataset):
+    """Rows as (images, target, row), one image per way of showing.
+
+    Args:
+        images: one source per way of showing; the same source is decoded once per row.
+        shows: the ways of showing.
+        targets: [N] int64 or [N, K] float32 of the whole table, or None.
+    """
+
+    def __init__(self, images: Sequence[Images], shows: Sequence[Show], targets: np.ndarray | None) -> None:
+        self._images, self._shows, self._targets = list(images), list(shows), targets
+
+    def __getitem__(self, draw: Draw) -> tuple[list[np.ndarray], Any, int]:
+        decoded: dict[int, np.ndarray] = {}
+        shown = []
+        for position, (source, show) in enumerate(zip(self._images, self._shows, strict=True)):
+            if id(source) not in decoded:
+                decoded[id(source)] = source[draw.row]
+            rng = seeds.generator(*draw.key, position) if draw.key else seeds.generator(0)
+            shown.append(show(decoded[id(source)], rng)[0])
+        target = None if self._targets is None else self._targets[draw.row]
+        return shown, target, draw.row
+
+
+def collate(samples: Sequence[tuple[list[np.ndarray], Any, int]]) -> Batch:
+    """Stack samples into a batch."""
+    images = tuple(
+        torch.from_numpy(np.stack([shown[position] for shown, _, _ in samples]))
+        for position in range(len(samples[0][0]))
+    )
+    targets = [target for _, target, _ in samples]
+    target = None if targets[0] is None else torch.from_numpy(np.stack(targets))
+    return Batch(images, target, torch.tensor([row for _, _, row in samples]))
+
+
+class _Plan(Sampler):
+    """The batches of the next epoch, set before each one."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[Sequence[Draw]] = []
+
+    def __iter__(self) -> Iterator[Sequence[Draw]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Loader:
+    """Loads planned batches, in this process or in workers that live as long as the loader.
+
+    Args:
+        dataset: what is indexed by a `Draw`.
+        workers: number of processes; 0 loads in this one.
+        pin: page-locked memory, for copies to a GPU that do not block.
+    """
+
+    def __init__(self, dataset: ImageDataset, *, workers: int = 0, pin: bool = False) -> None:
+        self._plan = _Plan()
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+        )
+
+    def __call__(self, batches: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
+        """Yield the planned batches in order."""
+        self._plan.batches = batches
+        yield from self._loader
+
+
+def chunks(draws: Sequence[Draw], size: int) -> list[list[Draw]]:
+    """Cut draws into batches; the last one may be smaller."""
+    return [list(draws[start : start + size]) for start in range(0, len(draws), size)]
+
+
+def auto_workers(workers: int | str, *, device: str, jobs: int = 1) -> int:
+    """Return the number of loader processes: on a CPU none (the model uses its cores), else up to 8 per job."""
+    if workers != "auto":
+        return int(workers)
+    return 0 if device == "cpu" else min(8, max(1, (os.cpu_count() or 1) // max(1, jobs) - 1))
+
+
+class Normalise(torch.nn.Module):
+    """Scale a batch on its device: (x * scale - mean) / std, channels first.
+
+    Args:
+        scale: factor of the raw values; 1/255 for 8 bits.
+        mean: C values, of scaled units.
+        std: C values, of scaled units.
+    """
+
+    def __init__(self, *, scale: float, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        factor = torch.tensor([scale / value for value in std], dtype=torch.float32)
+        self.factor: torch.Tensor
+        self.offset: torch.Tensor
+        self.register_buffer("factor", factor.view(1, -1, 1, 1), persistent=False)
+        offset = torch.tensor([middle / value for middle, value in zip(mean, std, strict=True)], dtype=torch.float32)
+        self.register_buffer("offset", offset.view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn [B, H, W, C] of any dtype into [B, C, H, W] float32, channels-last in memory."""
+        images = images.permute(0, 3, 1, 2)
+        return torch.addcmul(-self.offset, images.float(), self.factor)

@@ -1,0 +1,88 @@
+"""Readers: from the paths of one row to one array.
+
+A reader is a registered factory; what it returns is called as `read(paths) -> [H, W, C]` and keeps the dtype of
+the file. To add a format, write a factory here with `@register("reader")`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from kbench.errors import DataError
+from kbench.registry import register
+
+cv2.setNumThreads(0)  # one row per thread or process; OpenCV's own threads only get in the way
+Reader = Callable[[Sequence[Path]], np.ndarray]
+
+
+@register("reader")
+def image(*, _channels: int = 3) -> Reader:
+    """Read PNG, JPEG, TIFF, WebP and whatever else OpenCV decodes; 8 and 16 bits, RGB order.
+
+    Several paths are stacked along the channels.
+
+    Args:
+        _channels: channels of the result: 1 (grey), 3 (RGB), or what the files hold together.
+
+    Returns:
+        A reader of [H, W, C] arrays.
+    """
+    flag = {1: cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, 3: cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH}
+
+    def read(paths: Sequence[Path]) -> np.ndarray:
+        if len(paths) == 1:
+            decoded = [decode(paths[0], flag.get(_channels, cv2.IMREAD_UNCHANGED))]
+        else:
+            decoded = [decode(path, cv2.IMREAD_UNCHANGED) for path in paths]
+        if len({(part.shape[:2], part.dtype) for part in decoded}) > 1:
+            raise DataError(
+                f"images of one row differ in size or dtype: {', '.join(path.name for path in paths)}",
+                "images of one size and dtype, to be stacked",
+                "resize them, or name one image folder only",
+            )
+        stacked = decoded[0] if len(decoded) == 1 else np.concatenate(decoded, axis=2)
+        if stacked.shape[2] != _channels:
+            raise DataError(
+                f"'{paths[0]}' has {stacked.shape[2]} channels",
+                f"{_channels} channels (input.channels)",
+                f"set `input: {{channels: {stacked.shape[2]}}}`",
+            )
+        return stacked
+
+    return read
+
+
+def decode(path: Path, flags: int) -> np.ndarray:
+    """Decode one image file with OpenCV.
+
+    Returns:
+        [H, W, C] array of the file's dtype; colour is RGB(A).
+
+    Raises:
+        DataError: the file is missing, empty, truncated or no image.
+    """
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(
+            f"cannot read '{path}': {error.strerror or error}",
+            "an image file",
+            "`kbench check` lists every missing image",
+        ) from error
+    decoded = cv2.imdecode(content, flags) if content.size else None
+    if decoded is None:
+        raise DataError(
+            f"'{path}' is not a readable image ({content.size:,} bytes)",
+            "a whole PNG, JPEG, TIFF or WebP file",
+            "`kbench check` lists every such file; fetch it again, or set `data: {on_problem: drop}`",
+        )
+    if decoded.ndim == 2:
+        return decoded[:, :, None]
+    if flags == cv2.IMREAD_UNCHANGED and decoded.shape[2] in (3, 4):
+        order = [2, 1, 0, 3][: decoded.shape[2]]
+        decoded = decoded[:, :, order]
+    return decoded

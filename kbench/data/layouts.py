@@ -1,0 +1,215 @@
+"""Table layouts: from the files of a split to a `Table`.
+
+A layout is a registered function that reads one split (`train` or `test`) of a competition's folder. To add one,
+write a function here, or in a competition's plug-in, with `@register("layout")`, a `Request` as its first
+parameter and keyword-only parameters for what the YAML may set under `data: {layout: {name: ...}}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kbench import registry
+from kbench.data.listings import find_files, list_folders, list_images, stem
+from kbench.data.rows import Request, file_problems, id_problems, metadata, raise_problems, read_rows, without
+from kbench.data.tables import Table
+from kbench.data.targets import Targets, read_targets
+from kbench.errors import Problem, first_names, nearest
+from kbench.registry import register
+
+__all__ = ["Request", "csv", "folders", "read_table", "without"]
+
+_DENSE = ("segmentation", "dense_regression")
+
+
+def read_table(layout: str, params: Mapping[str, Any], request: Request) -> Table:
+    """Read a split through a registered layout.
+
+    Args:
+        layout: its name.
+        params: its parameters in the YAML.
+        request: which rows.
+
+    Raises:
+        DataError: one error with every problem of the rows.
+    """
+    table: Table = registry.build("layout", layout, params, request)
+    return table
+
+
+@register("layout")
+def csv(
+    request: Request,
+    *,
+    separator: str = " ",
+    empty_tags: bool = False,
+    masks: str | None = None,
+    mask_suffix: str | None = None,
+) -> Table:
+    """Read ids, targets and metadata from a CSV, and find each id's image; a test split may be a folder alone.
+
+    Args:
+        request: which rows.
+        separator: between the tags of one cell (`multi_label`).
+        empty_tags: whether an empty cell means no tag rather than a missing target.
+        masks: folder of the target images of dense tasks.
+        mask_suffix: what their names have after the id, such as `_mask.png`; found by default.
+
+    Raises:
+        DataError: one error with every problem: columns that are not there, repeated or unusable ids, missing
+            images, empty, unknown or non-numeric targets.
+
+    Source: F-02.
+    """
+    if request.csv is None:
+        return _images_alone(request)
+    frame, id_column, target = read_rows(request)
+    ids = np.array(frame[id_column].tolist(), dtype=str)
+    problems = id_problems(id_column, ids)
+    targets = Targets(request.classes or (), None)
+    found = [
+        find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images or ("",)
+    ]
+    images = len(found)
+    if request.split == "train" and request.task in _DENSE:
+        problems += _mask_problems(request, masks)
+        if masks is not None:
+            found.append(find_files(request.root, masks, [stem(name) for name in ids], suffix=mask_suffix))
+    elif request.split == "train":
+        problems += _target_problems(request, target)
+        if target:
+            targets = read_targets(
+                frame, target, task=request.task, ids=ids, classes=request.classes,
+                separator=separator, empty_tags=empty_tags,
+            )  # fmt: skip
+    lacking, missing = file_problems(request, found, ids)
+    raise_problems(request, [*problems, *targets.problems, *missing])
+    table = Table(
+        ids=ids,
+        root=request.root,
+        images=tuple(zip(*(part.paths for part in found[:images]), strict=True)),
+        task=request.task,
+        target_names=targets.names,
+        targets=targets.values,
+        masks=tuple(found[images].paths) if len(found) > images else None,
+        meta=metadata(request, frame),
+        notes=targets.notes,
+    )
+    return without(table, lacking, "without an image")
+
+
+def _target_problems(request: Request, target: Sequence[str]) -> list[Problem]:
+    if not target:
+        return [Problem("data.target", f"'{request.csv}' has no column beside the id", "name the CSV with the targets")]
+    if request.classes and (request.task == "regression" or len(target) > 1):
+        return [Problem("data.classes", "the target columns name the targets already", "remove data.classes")]
+    return []
+
+
+def _mask_problems(request: Request, masks: str | None) -> list[Problem]:
+    if masks is None:
+        hint = "name their folder: `data: {layout: {name: csv, masks: FOLDER}}`"
+        return [Problem("data.layout.masks", f"'{request.task}' needs target images", hint)]
+    if request.target:
+        return [Problem("data.target", f"the targets of '{request.task}' are its masks", "remove data.target")]
+    return []
+
+
+def _images_alone(request: Request) -> Table:
+    """Return a test split that is a folder of images: the ids are the paths in it, without suffix."""
+    if request.split == "train":
+        hint = "name the CSV with ids and targets, or use the layout 'folders'"
+        raise_problems(request, [Problem("data.train.csv", "the layout 'csv' needs a CSV", hint)])
+    if not request.images or request.where or request.id:
+        problem = Problem("data.test", "a test split without a CSV is a folder of images", "name `images:` alone")
+        raise_problems(request, [problem])
+    names, paths, others = list_images(request.root, request.images[0], suffix=request.suffix)
+    order = np.argsort(np.array(names, dtype=str), kind="stable") if names else np.empty(0, dtype=int)
+    ids = np.array([names[row] for row in order], dtype=str)
+    columns = [[paths[row] for row in order]]
+    problems = id_problems("id", ids)
+    if not names:
+        problems.append(Problem("data.test.images", f"'{request.images[0]}' has no images", "`kbench download`"))
+    found = [find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images[1:]]
+    lacking, missing = file_problems(request, found, ids)
+    raise_problems(request, [*problems, *missing])
+    note = f"{others:,} files in '{request.images[0]}' are no images and are left out"
+    table = Table(
+        ids=ids,
+        root=request.root,
+        images=tuple(zip(*columns, *(part.paths for part in found), strict=True)),
+        task=request.task,
+        target_names=request.classes or (),
+        notes=(note,) if others else (),
+    )
+    return without(table, lacking, "without an image")
+
+
+@register("layout")
+def folders(request: Request, *, valid: str | None = None) -> Table:
+    """Read a tree with one folder per class: `<images>/<class>/<file>`; a test split is one folder of images.
+
+    The id is the path below `<images>` without suffix: `cats/cat.0`. With `valid`, ids begin with the name of
+    their folder (`train/cats/cat.0`), since both may use the same names.
+
+    Args:
+        request: which rows; classes are the sorted names of the sub-folders by default.
+        valid: a second folder of the same shape, held out by whoever made the data; rows get a metadata column
+            `split`: 0 for its rows and -1 for the others, ready for `folds: {strategy: predefined, ...}`.
+
+    Raises:
+        DataError: one error with every problem: files outside a class, classes without files, unknown classes.
+
+    Source: F-01.
+    """
+    problems = []
+    if request.csv is not None or request.where or request.target or request.id:
+        problems.append(Problem("data", "the layout 'folders' reads no CSV", "remove csv, id, where and target"))
+    if request.task != "single_label":
+        problems.append(Problem("task", f"folders give one class per image, not '{request.task}'", "single_label"))
+    if len(request.images) > 1:
+        problems.append(Problem("data.images", "the layout 'folders' reads one image folder", "name one"))
+    known = {"split"} if valid else set()
+    problems += [
+        Problem("data.metadata", f"folders have no column '{name}'", nearest(name, known))
+        for name in request.metadata
+        if name not in known
+    ]
+    raise_problems(request, problems)
+    if request.split == "test":
+        return _images_alone(request)
+    return _classes(request, valid)
+
+
+def _classes(request: Request, valid: str | None) -> Table:
+    trees = [(request.images[0] if request.images else "train", "-1"), *([(valid, "0")] if valid else [])]
+    rows: list[tuple[str, str, str, str]] = []
+    empty, others = set(), 0
+    for folder, split in trees:
+        names, paths, left = list_images(request.root, folder, suffix=request.suffix)
+        others += left
+        prefix = f"{folder.rstrip('/')}/" if valid else ""
+        labels = [name.partition("/")[0] if "/" in name else "" for name in names]
+        rows += [(prefix + name, path, label, split) for name, path, label in zip(names, paths, labels, strict=True)]
+        empty |= set(list_folders(request.root, folder)) - set(labels)
+    frame = pd.DataFrame(sorted(rows), columns=["id", "path", "class", "split"], dtype=object)
+    ids = np.array(frame["id"].tolist(), dtype=str)
+    problems = id_problems("id", ids)
+    if empty:
+        problems.append(Problem("data.train.images", f"class folders without an image: {first_names(sorted(empty))}"))
+    targets = read_targets(frame, ["class"], task="single_label", ids=ids, classes=request.classes)
+    raise_problems(request, [*problems, *targets.problems])
+    return Table(
+        ids=ids,
+        root=request.root,
+        images=tuple((path,) for path in frame["path"]),
+        task=request.task,
+        target_names=targets.names,
+        targets=targets.values,
+        meta=frame[["split"]] if valid else None,
+        notes=(f"{others:,} files are no images and are left out",) if others else (),
+    )

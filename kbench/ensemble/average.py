@@ -1,0 +1,261 @@
+"""The one average: of views, snapshots, folds and runs, for out-of-fold and test predictions alike.
+
+    OOF  = concat over folds of (mean over snapshots)
+    TEST = mean over folds of   (mean over snapshots)            `ensemble_run`
+
+Members are aligned by id and by target name; what covers only some targets counts for those. Everything goes
+block by block, so that neither members nor the result need fit in memory (`out` names the result's JSON on disk).
+To add another way to combine members, write a function here that returns `Predictions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kbench.errors import PredictionError, first_names, nearest
+from kbench.inference.predictions import Predictions, array_path, blocks, create_array, save
+
+Mean = Literal["arithmetic", "geometric"]
+_EPS = 1e-7  # smallest probability a geometric mean sees: about float32's resolution next to 1
+
+
+def average(
+    members: Sequence[Predictions],
+    *,
+    mean: Mean = "arithmetic",
+    weights: Sequence[float] | None = None,
+    out: Path | None = None,
+) -> Predictions:
+    """Return the mean of members that predict the same ids.
+
+    Arithmetic: the mean of probabilities or of target units. Geometric: exp of the mean of log(max(p, 1e-7));
+    rows of single-label tasks are then divided by their sums (the two averages of fast.ai's TTA, row F-24).
+
+    Args:
+        members: predictions of the same ids; targets are matched by name, in the order they are first seen.
+        mean: `arithmetic` or `geometric`.
+        weights: one number per member, not negative; normalised for each target over the members that have it.
+        out: the JSON of the result; its values then lie on disk.
+
+    Raises:
+        PredictionError: the members do not fit together, the weights are wrong, or the geometric mean of a
+            regression is asked for.
+    """
+    given = np.ones(len(members)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if len(given) != len(members) or not bool(np.all(np.isfinite(given) & (given >= 0))):
+        raise PredictionError(
+            f"the weights {given.tolist()} for {len(members)} members",
+            "one finite weight per member, none negative",
+            "correct the weights",
+        )
+    names = _check_members(members, mean)
+    return _combine(members, names, _covers(members, names) * given[:, None], mean=mean, out=out)
+
+
+def ensemble_run(
+    by_fold: Mapping[int, Sequence[Predictions]], *, mean: Mean = "arithmetic", out: Path | None = None
+) -> Predictions:
+    """Return the mean over folds of the mean over each fold's snapshots.
+
+    A fold counts the same however many snapshots it has. The geometric mean of geometric means is taken in one
+    step, with these weights.
+
+    Args:
+        by_fold: fold -> predictions of its snapshots.
+        mean: `arithmetic` or `geometric`, for both means.
+        out: the JSON of the result; its values then lie on disk.
+
+    Raises:
+        PredictionError: a fold has no member, or the members do not fit together.
+    """
+    empty = [str(fold) for fold, members in by_fold.items() if not members]
+    if empty:
+        raise PredictionError(
+            f"fold {first_names(empty)} has no predictions", "one member or more of every fold", "`kbench predict`"
+        )
+    members = [member for fold in sorted(by_fold) for member in by_fold[fold]]
+    fold_of = np.array([fold for fold in sorted(by_fold) for _ in by_fold[fold]])
+    names = _check_members(members, mean)
+    weights = _covers(members, names)
+    for fold in by_fold:
+        of_fold = fold_of == fold
+        weights[of_fold] /= np.maximum(weights[of_fold].sum(axis=0), 1)
+    return _combine(members, names, weights, mean=mean, out=out)
+
+
+def concat(parts: Sequence[Predictions], *, out: Path | None = None) -> Predictions:
+    """Return the rows of all parts, sorted by id: the out-of-fold predictions of a run from those of its folds.
+
+    Args:
+        parts: predictions of different ids and the same targets.
+        out: the JSON of the result; its values then lie on disk.
+
+    Raises:
+        PredictionError: an id stands in two parts, or the parts do not fit together.
+    """
+    _check_kind(parts)
+    names = parts[0].names
+    for part in parts[1:]:
+        if set(part.names) != set(names):
+            odd = sorted(set(part.names) ^ set(names))
+            raise PredictionError(
+                f"targets of only some parts: {first_names(odd)}", "the same targets in every part",
+                "`kbench predict --force` makes them all again",
+            )  # fmt: skip
+    ids, counts = np.unique(np.concatenate([part.ids for part in parts]), return_counts=True)
+    if (counts > 1).any():
+        raise PredictionError(
+            f"{int((counts > 1).sum()):,} ids are predicted by two parts: {first_names(ids[counts > 1].tolist())}",
+            "parts that share no id",
+            "use folds of one fold file; `kbench predict --force` makes the parts again",
+        )
+    values = _create((len(ids), *parts[0].values.shape[1:]), out)
+    for part in parts:
+        rows, columns = np.searchsorted(ids, part.ids), _columns(part.names, names)
+        for block in blocks(part.values.shape):
+            values[rows[block]] = part.values[block][:, columns]
+    source = {**_shared([part.source for part in parts]), "parts": [part.source for part in parts]}
+    return _finish(Predictions(ids, names, values, parts[0].task, source), out)
+
+
+def aligned(predictions: Predictions, *, ids: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Return [N, K, ...] values in the order of a table's ids and target names, as metrics take them.
+
+    Raises:
+        PredictionError: an id or a target is not predicted.
+    """
+    missing = [name for name in names if name not in predictions.names]
+    if missing:
+        raise PredictionError(
+            f"targets are not predicted: {first_names(missing)}",
+            f"predictions of all {len(names)} targets",
+            f"add a member that predicts them ({nearest(missing[0], predictions.names)})",
+        )
+    rows = predictions.rows_of(ids)
+    if len(rows) == len(predictions) and tuple(names) == predictions.names and bool(np.all(rows[1:] > rows[:-1])):
+        return predictions.values
+    return np.asarray(predictions.values[rows][:, _columns(predictions.names, tuple(names))])
+
+
+def _check_kind(members: Sequence[Predictions]) -> None:
+    if not members:
+        raise PredictionError("there are no predictions to combine", "one member or more", "`kbench predict`")
+    first = members[0]
+    for member in members[1:]:
+        if member.task != first.task or member.values.shape[2:] != first.values.shape[2:]:
+            raise PredictionError(
+                f"a member of task '{member.task}' and shape {member.values.shape} "
+                f"beside one of task '{first.task}' and shape {first.values.shape}",
+                "members of one task and size",
+                "combine runs of one competition",
+            )
+
+
+def _check_members(members: Sequence[Predictions], mean: str) -> tuple[str, ...]:
+    """Check that the members can be averaged; return the union of their target names as first seen."""
+    _check_kind(members)
+    if mean not in ("arithmetic", "geometric"):
+        raise PredictionError(
+            f"unknown mean '{mean}'", "arithmetic or geometric", nearest(mean, ["arithmetic", "geometric"])
+        )
+    if mean == "geometric" and "regression" in members[0].task:
+        raise PredictionError(
+            "the geometric mean of a regression", "probabilities", "set ensemble.mean: arithmetic in the YAML"
+        )
+    ids = members[0].ids
+    for number, member in enumerate(members[1:], start=2):
+        if not np.array_equal(member.ids, ids):
+            lacking = np.setdiff1d(ids, member.ids)
+            place = f"member {number} of {len(members)}"
+            if not len(lacking):
+                lacking, place = np.setdiff1d(member.ids, ids), f"member 1 of {len(members)}"
+            raise PredictionError(
+                f"{place} lacks {len(lacking):,} ids: {first_names(lacking.tolist())}",
+                "members that predict the same ids",
+                "`kbench predict --force`, or leave that member out",
+            )
+    return tuple(dict.fromkeys(name for member in members for name in member.names))
+
+
+def _covers(members: Sequence[Predictions], names: tuple[str, ...]) -> np.ndarray:
+    """Return [M, K] 1.0 where a member predicts a target."""
+    return np.array([[float(name in set(member.names)) for name in names] for member in members])
+
+
+def _columns(have: tuple[str, ...], want: tuple[str, ...]) -> slice | list[int]:
+    return slice(None) if have == want else [have.index(name) for name in want]
+
+
+def _combine(
+    members: Sequence[Predictions], names: tuple[str, ...], weights: np.ndarray, *, mean: str, out: Path | None
+) -> Predictions:
+    """Average members with [M, K] weights, zero where a member lacks a target."""
+    totals = weights.sum(axis=0)
+    if (totals <= 0).any():
+        left = [name for name, total in zip(names, totals, strict=True) if total <= 0]
+        raise PredictionError(
+            f"all weights are zero for {first_names(left)}", "a positive weight for every target", "correct the weights"
+        )
+    weights = weights / totals
+    into, back = (_log, np.exp) if mean == "geometric" else (_same, _same)
+    first = members[0]
+    partial = ((weights == 0) & (weights.sum(axis=1, keepdims=True) > 0)).any()  # a member without some targets
+    rescale = first.task == "single_label" and (mean == "geometric" or bool(partial))
+    values = _create((len(first), len(names), *first.values.shape[2:]), out)
+    for rows in blocks((*values.shape, 8)):  # 16 MB of float64 at a time
+        block = back(_weighted_sum(members, names, weights, rows, into))
+        values[rows] = _rows_to_one(block) if rescale else block
+    sources = [member.source for member in members]
+    source = {**_shared(sources), "mean": mean, "members": sources, "weights": weights.mean(axis=1).tolist()}
+    return _finish(Predictions(first.ids, names, values, first.task, source), out)
+
+
+def _weighted_sum(
+    members: Sequence[Predictions],
+    names: tuple[str, ...],
+    weights: np.ndarray,
+    rows: slice,
+    into: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray:
+    shape = (rows.stop - rows.start, len(names), *members[0].values.shape[2:])
+    total = np.zeros(shape)
+    for member, weight in zip(members, weights, strict=True):
+        columns = [names.index(name) for name in member.names]
+        values = into(np.asarray(member.values[rows], dtype=np.float64))
+        scale = weight[columns].reshape(-1, *[1] * (len(shape) - 2))
+        total[:, slice(None) if columns == list(range(len(names))) else columns] += values * scale
+    return np.asarray(total)
+
+
+def _same(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    return np.asarray(np.log(np.maximum(values, _EPS)))
+
+
+def _rows_to_one(values: np.ndarray) -> np.ndarray:
+    """Divide by the sum over targets; [n, K, ...]."""
+    sums = values.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(values, sums, out=np.zeros_like(values), where=sums > 0))
+
+
+def _create(shape: tuple[int, ...], out: Path | None) -> np.ndarray:
+    return np.zeros(shape, dtype=np.float32) if out is None else create_array(array_path(out), shape)
+
+
+def _finish(predictions: Predictions, out: Path | None) -> Predictions:
+    if out is not None:
+        save(out, predictions)
+    return predictions
+
+
+def _shared(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what all sources agree on, such as the run and the folds' hash."""
+    first, *others = sources
+    return {key: value for key, value in first.items() if all(key in other and other[key] == value for other in others)}

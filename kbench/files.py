@@ -1,0 +1,409 @@
+"""The only door through which kbench writes to disk.
+
+Whole files are written under a temporary name in the same folder, synced, and renamed: a reader sees the old
+file or the new one, never half of one. What consists of several files (weights and their description, an array
+and its index) gets a JSON with checksums that is written last (`seal`); what has no valid JSON does not exist.
+
+To add a way of writing, add a function here; a test keeps every other module from opening files for writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from kbench.errors import DataError, KbenchError
+
+_TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; when the block succeeds, sync it and rename it to `path`.
+
+    The block writes the temporary file by any means (`numpy.save`, `pandas.DataFrame.to_csv`, OpenCV).
+    When the block fails nothing of `path` changes and the temporary file is removed. The temporary name keeps
+    the suffixes of `path`, since libraries choose a format by them.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+    try:
+        make_folder(path.parent)
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write_error(path: Path, error: OSError) -> KbenchError:
+    free = _free_bytes(path.parent)
+    return DataError(
+        f"cannot write '{path}': {error.strerror or error}",
+        f"a writable folder with free space ({free / 1e9:.2f} GB are free there)",
+        "free some space or move the folder (KBENCH_DATA, KBENCH_RUNS), then run the same command again",
+    )
+
+
+def _free_bytes(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the bytes free on the disk of `folder`, which need not exist yet."""
+    return _free_bytes(Path(folder).absolute())
+
+
+def free_files(folder: Path) -> int | None:
+    """Return how many more files the disk of `folder` can take; None where it does not say."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    status = os.statvfs(folder)
+    return status.f_favail if status.f_files else None
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents; return it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a whole file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a whole UTF-8 file atomically, with `\\n` line ends on every machine."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write JSON atomically, indented, keys in the order given."""
+    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read '{path}': {error}",
+            "a JSON file written by kbench",
+            f"delete '{path}' and run the command that makes it again",
+        ) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and sync it; a line half written by a crash is cut by `keep_lines`."""
+    try:
+        with open(path, "a", encoding="utf-8") as handle:
+            handle.write(line.rstrip("\n") + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+
+def open_log(path: Path) -> IO[str]:
+    """Open a text file for appending, such as the standard error of a child process."""
+    make_folder(path.parent)
+    return open(path, "a", encoding="utf-8")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the complete lines of a file, none when it is missing."""
+    if not path.exists():
+        return []
+    text = path.read_bytes().decode("utf-8", "replace")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Keep only the first `count` complete lines of a file."""
+    lines = read_lines(path)
+    kept = lines[:count]
+    if path.exists() and path.stat().st_size != sum(len(line.encode()) + 1 for line in kept):
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder if it is there."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+        os.replace(path, doomed)  # a half-removed folder is never seen under its own name
+        shutil.rmtree(doomed)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder on one disk; an existing target file is replaced."""
+    make_folder(target.parent)
+    os.replace(source, target)
+
+
+def copy(source: Path, target: Path) -> Path:
+    """Copy a file atomically."""
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return target
+
+
+@contextlib.contextmanager
+def appending(path: Path, *, keep: int) -> Iterator[Callable[[bytes], None]]:
+    """Yield a function that appends bytes to a file cut to its first `keep` bytes, such as a `.part` file.
+
+    What was written is synced when the block ends, by an error too: the next attempt goes on from there.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written.
+    """
+    make_folder(path.parent)
+    try:
+        handle = open(path, "ab", buffering=0)  # noqa: SIM115 (closed below; a buffer would fail on closing)
+        handle.truncate(keep)
+    except OSError as error:
+        raise _write_error(path, error) from error
+
+    def write(chunk: bytes) -> None:
+        rest = memoryview(chunk)
+        try:
+            while rest:
+                rest = rest[handle.write(rest) :]
+        except OSError as error:
+            raise _write_error(path, error) from error
+
+    try:
+        yield write
+    finally:
+        os.fsync(handle.fileno())
+        handle.close()
+
+
+def link_folder(path: Path, to: Path) -> Path:
+    """Make `path` a symbolic link to a folder, replacing a link or an empty folder; return it.
+
+    Raises:
+        DataError: something else is there, or the folder cannot be written.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+    try:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        temporary.symlink_to(to, target_is_directory=True)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _write_error(path, error) from error
+    return path
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; when the block succeeds, rename it to `path`.
+
+    `path` must not exist. When the block fails the temporary folder is removed.
+    """
+    make_folder(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def staging_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, held by one process at a time and removed afterwards.
+
+    What is finished in it is moved to `path` with `move`. What a killed process left in it is removed first.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+    with lock(path.with_name(f"{_TEMPORARY}{path.name}.lock")):
+        remove(temporary)
+        make_folder(temporary)
+        try:
+            yield temporary
+        except OSError as error:
+            raise _write_error(path, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_new(path: Path, chunks: Iterable[bytes]) -> int:
+    """Write a new file inside a folder that is not yet in its place; return its size.
+
+    Nothing is synced: `sync_disk` does that once for the whole folder.
+
+    Raises:
+        FileExistsError: there is a file of this name.
+        OSError: it cannot be written; `staging_folder` turns that into a message.
+    """
+    size = 0
+    with open(path, "xb") as handle:
+        for chunk in chunks:
+            size += handle.write(chunk)
+    return size
+
+
+def sync_disk() -> None:
+    """Write everything that is still in memory to the disks: once, instead of once per small file."""
+    os.sync()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest(content: Any) -> str:
+    """Return 16 hexadecimal digits that identify JSON-like content, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
+    """Write a whole file atomically from chunks, hashing on the way; return its entry for `seal`."""
+    state, size = hashlib.sha256(), 0
+    with replacing(path) as temporary, open(temporary, "wb") as handle:
+        for chunk in chunks:
+            handle.write(chunk)
+            state.update(chunk)
+            size += len(chunk)
+    return {"file": path.name, "bytes": size, "sha256": state.hexdigest()}
+
+
+def seal(
+    path: Path,
+    description: dict[str, Any],
+    *,
+    files: dict[str, Path],
+    sealed: dict[str, dict[str, Any]] | None = None,
+) -> Path:
+    """Write the JSON that makes an artifact of several files exist.
+
+    Args:
+        path: the JSON file.
+        description: what it says besides the checksums.
+        files: name -> file beside `path`; size and SHA-256 of each are recorded.
+        sealed: name -> entry of files hashed while they were written (`write_chunks`).
+    """
+    entries = dict(sealed or {})
+    for name, file in files.items():
+        entries[name] = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
+    return write_json(path, {**description, "files": entries})
+
+
+def read_seal(path: Path, *, verify: bool = True) -> dict[str, Any] | None:
+    """Return a sealed description, or None when the artifact does not exist.
+
+    Args:
+        path: the JSON file.
+        verify: compare checksums too, not only sizes.
+    """
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        entries = description["files"]
+        for entry in entries.values():
+            file = path.with_name(entry["file"])
+            if file.stat().st_size != entry["bytes"]:
+                return None
+            if verify and sha256(file) != entry["sha256"]:
+                return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # missing, half-written or foreign: by definition it does not exist
+    return dict(description)
+
+
+def create_npy(path: Path, shape: tuple[int, ...], dtype: str) -> Any:
+    """Return a new zeroed memory map in an `.npy` file, written in place; it counts only once it is sealed.
+
+    Raises:
+        DataError: the disk has not the space for it.
+    """
+    import numpy
+
+    path.unlink(missing_ok=True)
+    array = None
+    try:
+        array = numpy.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        with open(path, "r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)  # a full disk fails here, not in the map
+    except OSError as error:
+        del array
+        path.unlink(missing_ok=True)
+        raise _write_error(path, error) from error
+    return array
+
+
+def sync(array: Any) -> None:
+    """Write a memory map's pages to disk."""
+    array.flush()
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
+    """Hold an exclusive lock between processes for the block; the system frees it when a process dies.
+
+    Args:
+        path: the lock file; it stays behind, empty.
+        waiting: when given, do not wait: raise an error with this as its remedy.
+    """
+    make_folder(path.parent)
+    with open(path, "a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if waiting else 0))
+        except BlockingIOError as error:
+            raise KbenchError(
+                f"another kbench process holds '{path}'", "one process at a time here", waiting or ""
+            ) from error
+        yield

@@ -1,0 +1,35 @@
+"""Scores of predictions, each with its direction.
+
+A metric is a registered function of targets, predictions and the rows they belong to:
+
+    @register("metric", maximise=True, tasks=("regression",))
+    def r2(targets, predictions, table) -> float: ...
+
+    @register("metric", maximise=True, tasks=("single_label",), per_row=True)
+    def accuracy(targets, predictions, table) -> np.ndarray: ...
+
+With `per_row=True` it returns [N] values and the score is their mean (NaN: the row does not count); bootstrap
+intervals are then vectorised. Targets are those of `Table.targets`: [N] int64 class indices (`single_label`) or
+[N, K] float32 (`multi_label`, `regression`; NaN where unknown). Predictions are [N, K] probabilities, or target
+units for regression. A metric that has no value on some rows (AUC where one class is absent) returns NaN;
+`Metric` turns that into an error.
+
+To add one, write a function in `classification.py` or `regression.py`, or in a competition's plug-in.
+Keyword-only parameters may be set in the YAML.
+"""
+
+from __future__ import annotations
+
+from kbench.metrics import classification, regression
+from kbench.metrics.metric import Metric, Rows, make_metric, mean_of_known, ranks, row_mean
+
+__all__ = [
+    "Metric",
+    "Rows",
+    "classification",
+    "make_metric",
+    "mean_of_known",
+    "ranks",
+    "regression",
+    "row_mean",
+]

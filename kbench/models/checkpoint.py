@@ -1,0 +1,183 @@
+"""Weights on disk: the only module that loads any.
+
+Snapshots are `safetensors` files with a JSON beside them that says what they are and is written last. Foreign
+weights are read from `safetensors`, or from a torch file with `weights_only=True`: a pickle that would run code
+is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from kbench import files
+from kbench.errors import CheckpointError, first_names
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A snapshot that exists and is whole; readable without loading its tensors.
+
+    Attributes:
+        path: the JSON.
+        info: fold, stage, cycle, scores, sizes, normalisation, hashes.
+    """
+
+    path: Path
+    info: dict[str, Any]
+
+    @property
+    def tensors(self) -> Path:
+        """The safetensors file."""
+        return self.path.with_name(str(self.info["files"]["weights"]["file"]))
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the tensors' file."""
+        return str(self.info["files"]["weights"]["sha256"])
+
+    @property
+    def member(self) -> str:
+        """Name of the snapshot in an ensemble: `stage-cycle`."""
+        return f"{self.info['stage']}-{self.info['tag']}"
+
+
+def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint | None:
+    """Return a snapshot, or None when it does not exist or is damaged."""
+    info = files.read_seal(path, verify=verify)
+    return None if info is None or "weights" not in info["files"] else Checkpoint(path, info)
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], info: dict[str, Any]) -> Checkpoint:
+    """Write tensors, then the JSON that makes them exist.
+
+    Args:
+        path: the JSON.
+        tensors: by name, on any device.
+        info: what the JSON says.
+    """
+    weights = path.with_suffix(".safetensors")
+    write_tensors(weights, tensors)
+    files.seal(path, info, files={"weights": weights})
+    return Checkpoint(path, files.read_json(path))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors, atomically; shared storage is copied."""
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with files.replacing(path) as temporary:
+        save_file(plain, temporary)
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Read a state dict from safetensors or, by its content, a torch file.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or a pickle that could run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no weights file '{path}'",
+            "a .safetensors or .pt file",
+            "correct model.weights; it is relative to the workspace",
+        )
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, ValueError, OSError) as error:
+        first = error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        OSError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise CheckpointError(
+            f"'{path}' holds no weights that can be read safely: {str(first).splitlines()[0]}; "
+            f"{str(error).splitlines()[0]}",
+            "a safetensors file, or a torch file of tensors alone (it is read with weights_only=True)",
+            "convert it where it came from: `safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')`",
+        ) from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = content if isinstance(content, dict) else {}
+    if not tensors or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise CheckpointError(
+            f"'{path}' is a torch file without a state dict",
+            "a mapping of names to tensors",
+            "save `model.state_dict()`",
+        )
+    return {str(name): value for name, value in tensors.items()}
+
+
+def load_strict(model: nn.Module, tensors: Mapping[str, torch.Tensor], *, what: str) -> None:
+    """Load a snapshot's tensors into the model they came from.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    try:
+        model.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{what} does not fit the model: {' '.join(str(error).split())[:400]}",
+            "weights of this model",
+            "train the run again with `--force`, or name another run",
+        ) from error
+
+
+def load_pretrained(body: nn.Module, tensors: Mapping[str, torch.Tensor], *, file: str) -> list[str]:
+    """Load foreign weights into a backbone; return the names that were left out.
+
+    What a file has beyond the backbone (its classifier) is left out and named; what the backbone needs and the
+    file lacks is an error. A stem for 3 channels is adapted to another number by timm's rule.
+
+    Raises:
+        CheckpointError: names or shapes do not fit.
+    """
+    own = body.state_dict()
+    given = {name.removeprefix("module.").removeprefix("body."): tensor for name, tensor in tensors.items()}
+    given = _adapt_stem(body, given, own)
+    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
+    shapes = [name for name in own if name in given and given[name].shape != own[name].shape]
+    if missing or shapes:
+        raise CheckpointError(
+            f"'{file}' does not fit the backbone: "
+            + "; ".join(
+                f"{len(names)} tensors {problem}: {first_names(names, 3)}"
+                for names, problem in ((missing, "are missing"), (shapes, "have another shape"))
+                if names
+            ),
+            "weights of the same timm model, created with the same options",
+            "correct model.backbone or model.options (such as `create: {pad_type: same}`)",
+        )
+    body.load_state_dict({name: given.get(name, own[name]) for name in own})
+    return sorted(set(given) - set(own))
+
+
+def _adapt_stem(body: nn.Module, given: Tensors, own: Tensors) -> Tensors:
+    from timm.models import adapt_input_conv
+
+    config = getattr(body, "pretrained_cfg", {})
+    stems = config.get("first_conv") or ()
+    for stem in (stems,) if isinstance(stems, str) else stems:
+        name = f"{stem}.weight"
+        if name in given and name in own and given[name].shape[1] != own[name].shape[1]:
+            given = {**given, name: adapt_input_conv(own[name].shape[1], given[name])}
+    return given

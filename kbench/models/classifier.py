@@ -1,0 +1,218 @@
+"""Image classifiers and regressors: any timm backbone with the head a competition needs.
+
+A model is a registered function `(n_outputs, in_channels, *, ...) -> nn.Module`. A module may say how it is cut
+into layer groups (`layer_prefixes`); see `groups.py`. To add a model, write a function here, or in a plug-in,
+with `@register("model")`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import nn
+
+from kbench.errors import CheckpointError, ConfigError, nearest
+from kbench.registry import register
+
+
+class ConcatPool(nn.Module):
+    """Largest and mean value of every channel, concatenated: [B, C, H, W] or [B, N, C] -> [B, 2C] (F-11)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Pool; tokens [B, N, C] are pooled over N."""
+        if features.ndim == 3:
+            return torch.cat([features.amax(1), features.mean(1)], 1)  # [B, 2C]
+        return torch.cat([features.amax((2, 3)), features.mean((2, 3))], 1)  # [B, 2C]
+
+
+def concat_head(features: int, n_outputs: int, *, hidden: Sequence[int], dropout: Sequence[float]) -> nn.Sequential:
+    """Return the lesson's head: pool, then blocks of batch norm, dropout, linear, ReLU (F-11).
+
+    Args:
+        features: channels of the body.
+        n_outputs: width of the last layer.
+        hidden: widths of the layers between.
+        dropout: one probability per layer, or one for all.
+    """
+    widths = [2 * features, *hidden, n_outputs]
+    rates = list(dropout) if len(dropout) > 1 else list(dropout) * (len(widths) - 1)
+    if len(rates) != len(widths) - 1:
+        raise ConfigError(
+            f"model.options.dropout has {len(rates)} values",
+            f"one, or one for each of the {len(widths) - 1} layers of the head",
+            "correct the list",
+        )
+    layers: list[nn.Module] = [ConcatPool()]
+    for position, rate in enumerate(rates):
+        linear = nn.Linear(widths[position], widths[position + 1])
+        nn.init.kaiming_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [nn.BatchNorm1d(widths[position]), nn.Dropout(rate), linear]
+        if position < len(rates) - 1:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class Classifier(nn.Module):
+    """A body that makes feature maps and a head that makes logits.
+
+    Args:
+        body: a timm model without classifier and pooling.
+        head: [B, C, H, W] or [B, N, C] -> [B, K].
+        body_groups: prefixes of parameter names, one list per layer group of the body, first to last.
+        config: mean and std the backbone was trained with.
+    """
+
+    def __init__(
+        self, body: nn.Module, head: nn.Module, *, body_groups: list[list[str]], config: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+        self.layer_prefixes = [*body_groups, ["head."]]
+        self.config = config
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the body's feature maps of [B, C, H, W] images."""
+        features: torch.Tensor = _channels_first(self.body, self.body(images))
+        return features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, K] of normalised [B, C, H, W] images."""
+        logits: torch.Tensor = self.head(self.encode(images))
+        return logits
+
+
+class _TimmHead(nn.Module):
+    """The backbone's own pooling and a linear layer; tokens and maps alike."""
+
+    def __init__(self, n_outputs: int, features: int, *, pool: str, dropout: float) -> None:
+        super().__init__()
+        self.pool = pool
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(features, n_outputs)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if features.ndim == 4:
+            pooled = features.mean((2, 3))  # [B, C]
+        else:
+            pooled = features[:, 0] if self.pool == "token" else features.mean(1)  # [B, C]
+        logits: torch.Tensor = self.fc(self.dropout(pooled))
+        return logits
+
+
+@register("model", "timm")
+def timm_classifier(
+    n_outputs: int,
+    in_channels: int,
+    *,
+    _backbone: str,
+    _pretrained: bool = False,
+    _size: tuple[int, int] = (224, 224),
+    head: Literal["linear", "concat"] = "linear",
+    hidden: list[int] | None = None,
+    dropout: float | list[float] | None = None,
+    drop_path: float = 0.0,
+    create: dict[str, Any] | None = None,
+) -> Classifier:
+    """Return a timm backbone with a head.
+
+    Args:
+        n_outputs: number of targets.
+        in_channels: channels of the images; a pretrained stem is adapted to them.
+        _backbone: name of a timm model.
+        _pretrained: fetch timm's weights from their hub.
+        _size: image height and width, for backbones that need it.
+        head: `linear` (mean pooling or the backbone's token, dropout, linear) or the lesson's `concat` (F-11).
+        hidden: widths between, of the `concat` head; [512] by default.
+        dropout: probability per layer of the head; 0 for `linear`, 0.25 and 0.5 for `concat` by default.
+        drop_path: stochastic depth of the backbone.
+        create: further keyword arguments of `timm.create_model`, such as `pad_type: same`.
+    """
+    body = _create_body(_backbone, in_channels, pretrained=_pretrained, size=_size, drop_path=drop_path, extra=create)
+    shape = _feature_shape(body, in_channels, _size)
+    features = shape[1] if len(shape) == 4 else shape[2]
+    rates = [dropout] if isinstance(dropout, float | int) else dropout
+    if head == "concat":
+        made: nn.Module = concat_head(features, n_outputs, hidden=hidden or [512], dropout=rates or [0.25, 0.5])
+    else:
+        pool = getattr(body, "global_pool", "avg") or "avg"
+        made = _TimmHead(
+            n_outputs, features, pool=pool if isinstance(pool, str) else "avg", dropout=(rates or [0.0])[0]
+        )
+    return Classifier(body, made, body_groups=_halves(body), config=dict(body.pretrained_cfg))
+
+
+def check_backbone(name: str) -> str:
+    """Return why timm has no such model, with the nearest name; empty when it has."""
+    if timm.is_model(name.split(".")[0]):
+        return ""
+    return f"timm has no model '{name}' ({nearest(name, timm.list_models())})"
+
+
+def backbone_statistics(name: str) -> tuple[list[float], list[float]] | None:
+    """Return the mean and standard deviation a timm backbone was trained with, or None when timm does not know."""
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    return None if config is None else (list(config.mean), list(config.std))
+
+
+def _create_body(
+    name: str,
+    in_channels: int,
+    *,
+    pretrained: bool,
+    size: tuple[int, int],
+    drop_path: float,
+    extra: dict[str, Any] | None,
+) -> Any:
+    problem = check_backbone(name)
+    if problem:
+        raise ConfigError(problem, "a model of `timm.list_models()`", "correct model.backbone")
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    options |= extra or {}
+    try:
+        body = timm.create_model(
+            name, pretrained=pretrained, in_chans=in_channels, num_classes=0, global_pool="", **options
+        )
+    except TypeError as error:
+        raise ConfigError(
+            f"timm's '{name}' does not take {options}: {error}",
+            "arguments of timm.create_model",
+            "correct model.options",
+        ) from error
+    except Exception as error:  # the hub's client raises many types: no network, no such file, no space
+        if not pretrained:
+            raise
+        raise CheckpointError(
+            f"the pretrained weights of '{name}' cannot be fetched: {type(error).__name__}: {error}",
+            "a machine that reaches the model hub, or a weights file",
+            "download the weights elsewhere and set `model: {pretrained: false, weights: path/to/file.safetensors}`",
+        ) from error
+    if hasattr(body, "set_input_size") and body.pretrained_cfg.get("fixed_input_size"):
+        body.set_input_size(img_size=size)
+    return body
+
+
+def _channels_first(body: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Return [B, C, H, W] of a body that says its maps are [B, H, W, C]; leave others alone."""
+    return features.permute(0, 3, 1, 2) if getattr(body, "output_fmt", "") == "NHWC" else features
+
+
+@torch.no_grad()
+def _feature_shape(body: nn.Module, in_channels: int, size: tuple[int, int]) -> torch.Size:
+    was = body.training
+    body.eval()
+    shape = _channels_first(body, body(torch.zeros(1, in_channels, *size))).shape
+    body.train(was)
+    return shape
+
+
+def _halves(body: Any) -> list[list[str]]:
+    """Cut a timm body into two layer groups; for a ResNet these are the lesson's (F-12)."""
+    order = timm.models.group_parameters(body, body.group_matcher(coarse=True), reverse=False)
+    blocks = [list(names) for _, names in sorted(order.items())]
+    middle = math.ceil(len(blocks) / 2)
+    return [[f"body.{name}" for block in part for name in block] for part in (blocks[:middle], blocks[middle:])]

@@ -1,0 +1,77 @@
+"""Device, precision and memory format: chosen by what the hardware can, never by timing.
+
+On a CPU with bfloat16 instructions (AMX or AVX-512 BF16), channels-last in bfloat16 is the fastest of the four
+combinations for convolutional networks, for training and inference; `benchmarks/README.md` says how to repeat
+the measurement. On a GPU bfloat16 is taken where the hardware has it, else float16 with a gradient scaler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from kbench.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the device of a name such as `cpu` or `cuda:1`; `auto` takes a GPU if there is one.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"the device '{name}' cannot be used: {str(error).splitlines()[0]}",
+            "auto, cpu, cuda or cuda:N",
+            "leave out --device",
+        ) from error
+    return device
+
+
+def choose_precision(setting: str, device: torch.device) -> Precision:
+    """Return the precision of a setting; `auto` takes what the hardware computes fast."""
+    if setting == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "fp16 on a CPU is not mixed precision: torch computes it in fp32 or very slowly",
+            "precision auto, fp32 or bf16 on a CPU",
+            "set `precision: auto`",
+        )
+    if setting == "fp32":
+        return "fp32"
+    if setting in ("bf16", "fp16"):
+        return setting  # type: ignore[return-value]
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu" and cpu_has_bfloat16():
+        return "bf16"
+    return "fp32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 in hardware."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
+def autocast(device: torch.device, precision: Precision) -> Any:
+    """Return a context manager that computes in a precision; it must not span a `yield`."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
+    """Move a model to its device and memory format; return it."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    moved: nn.Module = model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
+    return moved

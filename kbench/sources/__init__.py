@@ -1,0 +1,65 @@
+"""Where competitions come from: packaged data, the user's own folder, Kaggle.
+
+A source is a registered function that returns an object of this protocol. To add one, write a module here and
+name it in `registry.MODULES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+Progress = Callable[[str, int, int], None]
+"""Called as `progress(what, done, total)`; bytes or files; total is 0 while it is not known."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch did.
+
+    Attributes:
+        files: how many files lie in the folder now.
+        bytes: their size.
+        new: how many of them this fetch wrote.
+    """
+
+    files: int
+    bytes: int
+    new: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What is known of a sent submission.
+
+    Attributes:
+        ref: the service's id of the submission.
+        status: `pending`, `complete` or `error`.
+        public: the public score, once known.
+        private: the private score, once known.
+        message: what the service said.
+    """
+
+    ref: str
+    status: str
+    public: float | None = None
+    private: float | None = None
+    message: str = ""
+
+
+class Source(Protocol):
+    """Where a competition's files come from and its submissions go."""
+
+    def fetch(self, target: Path, *, files: Sequence[str], force: bool, progress: Progress) -> Fetched:
+        """Bring the files into `target`; what is there and whole is not fetched again."""
+
+    def solution(self, data: Path) -> Path | None:
+        """Return the solution file for grading on this machine, or None when a service grades."""
+
+    def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> Receipt:
+        """Send a submission; only asked when `solution` is None."""
+
+    def status(self, ref: str) -> Receipt:
+        """Ask for the state and score of a sent submission."""

@@ -1,0 +1,128 @@
+"""The check before anything is written or sent: a submission against the sample.
+
+Columns, ids and their order are checked here, cells by the format's own rules; every problem is listed at once.
+To add a rule for one format, add it to that format's `problems`.
+"""
+
+from __future__ import annotations
+
+import gzip as gz
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kbench import files
+from kbench.data.frames import read_frame, texts
+from kbench.errors import Problem, SubmissionError, first_names, nearest
+from kbench.submission.formats import Format, id_column, near_id, refuse
+
+
+def read_sample(path: Path) -> pd.DataFrame:
+    """Read the sample submission; its ids are text.
+
+    Raises:
+        SubmissionError: it is missing, is no CSV, is empty, or has an id twice.
+    """
+    sample = read_frame(path, error=SubmissionError)
+    ids, counts = np.unique(texts(sample, id_column(sample)), return_counts=True)
+    if len(ids) == 0 or (counts > 1).any():
+        raise SubmissionError(
+            f"the sample '{path}' has ids twice: {first_names(ids[counts > 1].tolist())}"
+            if len(ids)
+            else f"the sample '{path}' has no rows",
+            "one row per id, the id in the first column",
+            "`kbench download --force`, or set submission.sample in the YAML",
+        )
+    return sample
+
+
+def find_problems(frame: pd.DataFrame, sample: pd.DataFrame, *, format: Format) -> list[Problem]:
+    """Return everything that is wrong with the rows of a submission; cells only where the columns are right."""
+    problems = _column_problems([str(name) for name in frame.columns], [str(name) for name in sample.columns])
+    if id_column(sample) in frame.columns:
+        problems += id_problems(texts(frame, id_column(sample)), texts(sample, id_column(sample)), id_column(sample))
+    if set(sample.columns) <= set(frame.columns):
+        problems += format.problems(frame, sample)
+    return problems
+
+
+def check_submission(source: Path | pd.DataFrame, sample: pd.DataFrame, *, format: Format) -> pd.DataFrame:
+    """Return a submission's rows if nothing is wrong with them.
+
+    Args:
+        source: a CSV, plain or gzip, or its rows.
+        sample: the sample submission.
+        format: the competition's format.
+
+    Raises:
+        SubmissionError: the file cannot be read, or has problems; all of them are listed.
+    """
+    if isinstance(source, pd.DataFrame):
+        frame, subject = source, "the submission"
+    else:
+        frame, subject = read_frame(source, text=format.text, error=SubmissionError), f"'{source}'"
+    refuse(subject, find_problems(frame, sample, format=format), sample)
+    return frame
+
+
+def write_submission(
+    path: Path, frame: pd.DataFrame, *, sample: pd.DataFrame, format: Format, gzip: bool = False
+) -> Path:
+    r"""Check rows, write them, read them back and check again; return the file.
+
+    The same rows give the same bytes: numbers have nine digits, lines end in `\n`, and the gzip header holds no
+    time and no name. When a check fails nothing is written and a file that was there stays.
+
+    Args:
+        path: the file; `.gz` is added for gzip.
+        frame: the rows.
+        sample: the sample submission.
+        format: the competition's format.
+        gzip: whether to compress.
+
+    Raises:
+        SubmissionError: the rows have problems.
+        DataError: the disk is full.
+    """
+    check_submission(frame, sample, format=format)
+    content = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode()
+    target = path.with_name(f"{path.name}.gz") if gzip and path.suffix != ".gz" else path
+    with files.replacing(target) as temporary:
+        files.write_bytes(temporary, gz.compress(content, compresslevel=6, mtime=0) if gzip else content)
+        check_submission(temporary, sample, format=format)
+    return target
+
+
+def _column_problems(have: list[str], want: list[str]) -> list[Problem]:
+    missing, extra = [name for name in want if name not in have], [name for name in have if name not in want]
+    problems = []
+    if missing:
+        what = f"{len(missing)} columns are missing: {first_names(missing)}"
+        problems.append(Problem("columns", what, nearest(missing[0], extra) if extra else ""))
+    if extra:
+        problems.append(Problem("columns", f"{len(extra)} columns are not in the sample: {first_names(extra)}"))
+    if not missing and not extra and have != want:
+        place = next(k for k, (name, right) in enumerate(zip(have, want, strict=True)) if name != right)
+        problems.append(Problem("columns", f"in another order: column {place + 1} is '{have[place]}'",
+                                f"the sample has '{want[place]}' there"))  # fmt: skip
+    return problems
+
+
+def id_problems(have: np.ndarray, want: np.ndarray, where: str) -> list[Problem]:
+    """Return what is wrong with [N] ids: repeated, missing, unknown, or else in another order."""
+    known, counts = np.unique(have, return_counts=True)
+    twice, missing, extra = known[counts > 1], np.setdiff1d(want, known), np.setdiff1d(known, want)
+    problems = []
+    if len(twice):
+        problems.append(Problem(where, f"{len(twice):,} ids stand twice: {first_names(twice.tolist())}"))
+    if len(missing):
+        what = f"{len(missing):,} of {len(want):,} ids are missing: {first_names(missing.tolist())}"
+        problems.append(Problem(where, what, near_id(str(missing[0]), extra) if len(extra) else ""))
+    if len(extra):
+        problems.append(Problem(where, f"{len(extra):,} ids are not in the sample: {first_names(extra.tolist())}"))
+    if not problems and not np.array_equal(have, want):
+        row = int((have != want).argmax())
+        what = f"ids in another order: row {row + 1} is '{have[row]}'"
+        problems.append(Problem(where, what, f"the sample has '{want[row]}' there"))
+    return problems

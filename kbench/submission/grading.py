@@ -1,0 +1,133 @@
+"""Grading on this machine, where the solution is at hand.
+
+The solution is a CSV with the sample's ids and one of: the sample's own columns filled with the truth, one column of
+class names, or one column per target. A column `Usage` (Public, Private, Ignored) splits it as Kaggle does.
+To grade another kind of solution, let the competition's format `parse` it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kbench.data.frames import numbers, read_frame, texts
+from kbench.data.tables import Table
+from kbench.ensemble.average import aligned
+from kbench.errors import Problem, SubmissionError, first_names
+from kbench.inference.predictions import Predictions
+from kbench.metrics import Metric
+from kbench.submission.check import check_submission, id_problems
+from kbench.submission.formats import Format, id_column, refuse, target_columns
+
+_USAGES = ("public", "private", "ignored")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a submission is worth.
+
+    Attributes:
+        score: over all rows that are not ignored.
+        public: over the public rows; None when there are none.
+        private: over the private rows; None when there are none.
+    """
+
+    score: float
+    public: float | None = None
+    private: float | None = None
+
+
+def grade(submission: Path, solution: Path, *, sample: pd.DataFrame, format: Format, metric: Metric) -> Scores:
+    """Score a submission file against a solution file.
+
+    Args:
+        submission: the file, plain or gzip; it is checked against the sample first.
+        solution: the answers.
+        sample: the sample submission.
+        format: the competition's format.
+        metric: the competition's metric.
+
+    Raises:
+        SubmissionError: the submission has problems, or the solution does not fit the sample.
+        DataError: the metric has no value on the solution's rows.
+    """
+    predictions = format.parse(check_submission(submission, sample, format=format), sample)
+    answers, usage = _read_solution(solution, sample)
+    table = Table(
+        ids=texts(answers, id_column(sample)),
+        root=Path(),
+        images=((),) * len(answers),
+        task=predictions.task,
+        target_names=predictions.names,
+        targets=_targets(answers, sample, format=format, predictions=predictions),
+    )
+    parts = {part: _score(metric, table.select(usage == part), predictions) for part in ("public", "private")}
+    whole = table.select(usage != "ignored")
+    values = aligned(predictions, ids=whole.ids, names=whole.target_names)
+    return Scores(metric(whole.targets, values, whole), **parts)
+
+
+def _score(metric: Metric, table: Table, predictions: Predictions) -> float | None:
+    if not len(table):
+        return None
+    return metric(table.targets, aligned(predictions, ids=table.ids, names=table.target_names), table)
+
+
+def _read_solution(path: Path, sample: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the answers sorted by id, all text, and [N] usages in lower case, empty without such a column."""
+    frame = read_frame(path, text=True, error=SubmissionError)
+    frame = frame.rename(columns={str(frame.columns[0]): id_column(sample)})
+    problems = id_problems(
+        np.sort(texts(frame, id_column(sample))), np.sort(texts(sample, id_column(sample))), id_column(sample)
+    )
+    usage = np.full(len(frame), "", dtype=object)
+    for name in [str(name) for name in frame.columns if str(name).lower() == "usage"]:
+        usage = np.char.lower(texts(frame, name)).astype(object)
+        strange = sorted(set(usage) - set(_USAGES))
+        if strange:
+            problems.append(Problem(name, f"unknown usage {first_names(strange)}", "Public, Private or Ignored"))
+        frame = frame.drop(columns=name)
+    refuse(f"the solution '{path}'", problems, sample)
+    order = np.argsort(texts(frame, id_column(sample)), kind="stable")
+    return frame.iloc[order].reset_index(drop=True), usage[order]
+
+
+def _targets(answers: pd.DataFrame, sample: pd.DataFrame, *, format: Format, predictions: Predictions) -> np.ndarray:
+    """Return the truth as `Table.targets` has it, from sorted answers."""
+    names, columns = predictions.names, target_columns(answers)
+    if sorted(columns) == sorted(target_columns(sample)) and not format.problems(answers, sample):
+        return _as_targets(format.parse(answers, sample).values, predictions.task)
+    if len(columns) == 1 and predictions.task == "single_label":
+        given = texts(answers, columns[0])
+        if np.isin(given, names).all():
+            index = {name: k for k, name in enumerate(names)}
+            return np.array([index[name] for name in given], dtype=np.int64)
+    if set(names) <= set(columns):
+        return _as_targets(numbers(answers, names), predictions.task)
+    if len(columns) == len(names) == 1:
+        return _as_targets(numbers(answers, columns), predictions.task)
+    raise SubmissionError(
+        f"the solution's columns {first_names(columns)} hold no answers this competition knows",
+        f"the columns {first_names(target_columns(sample))}, one column of class names, or the columns "
+        f"{first_names(names)}",
+        "correct the solution file",
+    )
+
+
+def _as_targets(values: np.ndarray, task: str) -> np.ndarray:
+    """Return [N, K] answers as targets; of classes and labels only sure ones, unknown numbers are NaN."""
+    if task == "regression":
+        return values.astype(np.float32)
+    sure = np.isin(values, (0, 1)).all(axis=1)
+    if task == "single_label":
+        sure &= values.sum(axis=1) == 1
+    if not sure.all():
+        raise SubmissionError(
+            f"the solution is no answer in {int((~sure).sum()):,} rows: the first has {values[~sure][0].tolist()[:5]}",
+            "a class name, or 0 and 1" + (" with one 1 per row" if task == "single_label" else ""),
+            "correct the solution file",
+        )
+    return values.argmax(axis=1) if task == "single_label" else values.astype(np.float32)

@@ -1,0 +1,110 @@
+"""Train one fold: its stages in order, from the beginning or from where a killed run was.
+
+The order of a fold: build the model, for each stage run it and leave its end, then mark the fold done. To a
+caller it is a generator of notes, updates and epochs; who stops asking stops the training, and the next call
+goes on from the last resume point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kbench import files
+from kbench.data import seeds
+from kbench.errors import TrainingError
+from kbench.models.checkpoint import Tensors, read_tensors, write_tensors
+from kbench.training.context import FoldContext
+from kbench.training.recipe import StagePlan
+from kbench.training.resume import Progress, clear_resume, load_resume, part
+from kbench.training.stage import Event, Note, run_stage
+from kbench.workspace import FoldPaths
+
+
+def train_fold(
+    context: FoldContext,
+    stages: Sequence[StagePlan],
+    build: Callable[[], nn.Module],
+    *,
+    resumed: tuple[Progress, Tensors] | None,
+) -> Iterator[Event]:
+    """Train a fold to its end.
+
+    Args:
+        context: what the fold is made of.
+        stages: the recipe.
+        build: makes the model with its pretrained weights, on its device; random parts from torch's seed.
+        resumed: from `load_resume`, or None to begin.
+
+    Yields:
+        Notes, updates and epochs as they happen.
+
+    Raises:
+        TrainingError: the loss is not finite; the fold is marked failed.
+    """
+    torch.manual_seed(seeds.number(seeds.MODEL, context.seed, context.number))
+    model = build()
+    progress, tensors = resumed or (Progress(), None)
+    if tensors is not None:
+        model.load_state_dict(part(tensors, "model/"))
+        yield Note(f"going on from stage {stages[progress.stage].name}, epoch {progress.epoch}, batch {progress.batch}")
+    needed = {stage.start for stage in stages}
+    try:
+        for stage in stages[progress.stage :]:
+            if tensors is None:
+                model = _start(context, stage, model, build)
+            yield from run_stage(context, stage, model, progress=progress, tensors=tensors)
+            tensors = None
+            if stage.name in needed:
+                write_tensors(_end_of(context.paths, stage.name), model.state_dict())
+            progress.next_stage()
+    except TrainingError as error:
+        mark(context.paths, "failed", context.identity, error=error.what)
+        context.log.add({"event": "failed", "what": error.what})
+        raise
+    context.log.add({"event": "done"})
+    mark(context.paths, "done", context.identity)
+    clear_resume(context.paths)
+
+
+def _start(context: FoldContext, stage: StagePlan, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
+    if stage.start == "previous":
+        return model
+    if stage.start == "fresh":
+        if stage.index == 0:
+            return model
+        torch.manual_seed(seeds.number(seeds.MODEL, context.seed, context.number, stage.index))
+        return build()
+    model.load_state_dict(read_tensors(_end_of(context.paths, stage.start)))
+    return model
+
+
+def _end_of(paths: FoldPaths, stage: str) -> Path:
+    return paths.root / f"end-{stage}.safetensors"
+
+
+def begin(paths: FoldPaths, *, training: str) -> tuple[Progress, Tensors] | None:
+    """Return the resume point of this training hash; without one, clear what another training left."""
+    resumed = load_resume(paths, training=training)
+    if resumed is None:
+        clear_resume(paths)
+    return resumed
+
+
+def mark(paths: FoldPaths, state: str, identity: dict[str, str], *, error: str = "") -> None:
+    """Write the fold's state: `done` or `failed`."""
+    files.write_json(paths.status, {"state": state, **identity, **({"error": error} if error else {})})
+
+
+def state_of(paths: FoldPaths, *, training: str) -> dict[str, Any]:
+    """Return the fold's state under a training hash: `done`, `failed`, `started` or `none`."""
+    if paths.status.is_file():
+        status = files.read_json(paths.status)
+        if status.get("training") == training:
+            return dict(status)
+    sealed = files.read_seal(paths.last, verify=False)
+    return {"state": "started" if sealed and sealed["training"] == training else "none"}

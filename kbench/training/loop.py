@@ -1,0 +1,204 @@
+"""The training loop: generators without callbacks.
+
+`train_epoch` makes the updates of one epoch and yields one `Update` each; `evaluate` judges the model. Who calls
+them (`stage.py`) logs, checkpoints, keeps snapshots and stops early, in visible order, between two yields.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from kbench.data import seeds
+from kbench.data.dataset import Batch, Draw, Loader
+from kbench.errors import TrainingError
+from kbench.models.groups import train_mode
+from kbench.models.outputs import probabilities
+from kbench.models.precision import Precision, autocast
+from kbench.training.losses import Loss, LossSum
+from kbench.training.optimizers import apply_schedule
+from kbench.training.schedules import Schedule
+from kbench.training.update import Learner, Rules, update
+
+Mix = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimiser update.
+
+    Attributes:
+        step: its number in the stage, from 0.
+        rate: learning rate of the last layer group.
+        images: how many it saw.
+        loss: sums over valid targets, on the device.
+        waited: seconds spent waiting for data.
+        seconds: seconds in all.
+    """
+
+    step: int
+    rate: float
+    images: int
+    loss: LossSum
+    waited: float
+    seconds: float
+
+
+@dataclass
+class Meter:
+    """Running sums of an epoch; read from the device only now and then.
+
+    Attributes:
+        total: sum of losses.
+        count: valid targets.
+        images: images seen.
+        waited: seconds spent waiting for data.
+        seconds: seconds in all.
+    """
+
+    total: float = 0.0
+    count: float = 0.0
+    images: int = 0
+    waited: float = 0.0
+    seconds: float = 0.0
+    _pending: list[Update] = field(default_factory=list)
+
+    def add(self, made: Update) -> None:
+        """Count an update; every 50 of them the losses are read.
+
+        Raises:
+            TrainingError: a loss is not finite.
+        """
+        self.images += made.images
+        self.waited += made.waited
+        self.seconds += made.seconds
+        self._pending.append(made)
+        if len(self._pending) >= 50 or made.loss.total.device.type == "cpu":
+            self.flush()
+
+    def flush(self) -> None:
+        """Read the losses from the device."""
+        if not self._pending:
+            return
+        sums = torch.stack([torch.stack((made.loss.total, made.loss.count)) for made in self._pending]).double().cpu()
+        for made, (total, count) in zip(self._pending, sums.tolist(), strict=True):
+            if not math.isfinite(total):
+                raise TrainingError(
+                    f"the loss is {total} at step {made.step}, at a learning rate of {made.rate:.3g}",
+                    "a finite loss",
+                    "lower `lr`, set `clip: 1.0` or `precision: fp32`, then train this fold again",
+                )
+            self.total += total
+            self.count += count
+        self._pending = []
+
+    @property
+    def loss(self) -> float:
+        """Mean loss so far."""
+        self.flush()
+        return self.total / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How batches reach the model.
+
+    Attributes:
+        load: yields planned batches.
+        normalise: [B, H, W, C] of any dtype -> [B, C, H, W] float32, on the device.
+        device: where to.
+        mix: mixup or cutmix, or None.
+        n_outputs: width of one-hot targets.
+    """
+
+    load: Loader
+    normalise: nn.Module
+    device: torch.device
+    mix: Mix | None = None
+    n_outputs: int = 0
+
+    def ready(self, batch: Batch, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Move, normalise and mix one batch."""
+        images = self.normalise(batch.images[0].to(self.device, non_blocking=True))
+        assert batch.target is not None, "training rows have targets"
+        target = batch.target.to(self.device, non_blocking=True)
+        if self.mix is not None:
+            images, target = self.mix(images, target, seeds.generator(*key), self.n_outputs)
+        return images, target
+
+
+def train_epoch(
+    learner: Learner,
+    feed: Feed,
+    batches: Sequence[Sequence[Draw]],
+    *,
+    rules: Rules,
+    schedule: Schedule,
+    history: Sequence[float],
+    first_step: int,
+    accumulate: int,
+    key: tuple[int, ...],
+) -> Iterator[Update]:
+    """Make the updates of an epoch, or of what is left of it.
+
+    Args:
+        learner: changed in place.
+        feed: loads the batches.
+        batches: the plan; `accumulate` of them make one update, the last group may be smaller.
+        rules: how an update is made.
+        schedule: learning rate of each step.
+        history: scores of the finished epochs, larger is better.
+        first_step: number of the first update in the stage.
+        accumulate: batches per update.
+        key: (seed, fold, stage); random numbers derive from it and the step.
+
+    Yields:
+        One record per update.
+    """
+    loaded = feed.load(batches)
+    for offset in range(0, len(batches), accumulate):
+        started = time.perf_counter()
+        step = first_step + offset // accumulate
+        waited, ready = 0.0, []
+        for position in range(min(accumulate, len(batches) - offset)):
+            asked = time.perf_counter()
+            batch = next(loaded)
+            waited += time.perf_counter() - asked
+            ready.append(feed.ready(batch, (seeds.MIX, *key, step, position)))
+        train_mode(learner.model)  # the caller may have evaluated in between
+        apply_schedule(learner.optimizer, schedule, step, history)
+        rate = float(learner.optimizer.param_groups[-1]["lr"])
+        loss = update(learner, ready, rules=rules, seed=seeds.number(seeds.STEP, *key, step))
+        images = sum(len(part) for part, _ in ready)
+        yield Update(step, rate, images, loss, waited, time.perf_counter() - started)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, feed: Feed, batches: Sequence[Sequence[Draw]], *, loss: Loss, precision: Precision, task: str
+) -> tuple[float, np.ndarray]:
+    """Judge a model on planned batches.
+
+    Returns:
+        The mean loss over valid targets, and [N, K, ...] float32 probabilities (target units for regression) in
+        the order of the plan.
+    """
+    model.eval()
+    total, count = 0.0, 0.0
+    parts = []
+    for batch in feed.load(batches):
+        images = feed.normalise(batch.images[0].to(feed.device, non_blocking=True))
+        assert batch.target is not None, "validation rows have targets"
+        with autocast(feed.device, precision):
+            logits = model(images)
+        found = loss(logits.float(), batch.target.to(feed.device))
+        total += float(found.total)
+        count += float(found.count)
+        parts.append(probabilities(logits, task).cpu().numpy())
+    return (total / count if count else 0.0), np.concatenate(parts)

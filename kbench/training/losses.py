@@ -1,0 +1,344 @@
+"""Losses as sums over valid targets, so that accumulated micro-batches equal the large batch.
+
+A loss takes logits and targets and returns a `LossSum`; the loss of an update is the sum of its micro-batches'
+totals over the sum of their counts. Unknown targets (NaN, or `ignore_index`) add to neither. Everything is
+computed in float32, also under autocast.
+
+To add one, write a factory here with `@register("loss")` whose keywords are what a YAML may set and which returns
+a function of logits [B, K, ...] and targets. Keywords with `_` in front are given by kbench when they are named:
+`_counts` ([K] training rows per class or tag) and `_rows` (training rows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kbench.errors import ConfigError, TrainingError, check_number
+from kbench.registry import register
+
+
+class LossSum(NamedTuple):
+    """What one batch adds to the loss of an update.
+
+    Attributes:
+        total: float32 scalar with a gradient, the sum over valid targets.
+        count: float32 scalar, their number, or the sum of their weights.
+    """
+
+    total: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count on purpose
+
+    def mean(self) -> Tensor:
+        """Return total over count; 0, with zero gradients, where nothing was valid."""
+        return self.total / torch.where(self.count > 0, self.count, 1.0)
+
+
+Loss = Callable[[Tensor, Tensor], LossSum]
+
+
+@register("loss")
+def cross_entropy(
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: list[float] | Literal["balanced"] | None = None,
+    ignore_index: int = -100,
+    _counts: np.ndarray | None = None,
+    _rows: int | None = None,
+) -> Loss:
+    """Return softmax cross entropy, torch's `cross_entropy`; with weights, the weighted mean.
+
+    Targets are int64 class indices [B, ...] or float class probabilities [B, K, ...], as mixup makes them: a
+    one-hot row equals its index, also with weights; a row with NaN is not counted.
+
+    Args:
+        label_smoothing: share of a target that is spread evenly over the classes (Szegedy et al. 2015).
+        class_weights: one weight per class, or `balanced`: rows / (classes * rows of the class).
+        ignore_index: class index that is not counted.
+
+    Raises:
+        ConfigError: a value is out of range, or `balanced` without known class counts.
+    """
+    check_number("label_smoothing", label_smoothing, "[0, 1)")
+    check_number("ignore_index", ignore_index, "(-inf, inf)", whole=True)
+    if class_weights == "balanced":
+        class_weights = _balanced_weights(_counts, _rows)
+    weights_on = _weights("class_weights", class_weights)
+
+    def loss(logits: Tensor, target: Tensor) -> LossSum:
+        weights = weights_on(logits)
+        if target.is_floating_point():
+            log_p, target, valid = _soft(logits, target)
+            smooth = target * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+            each = -(_columns(weights, logits) * smooth * log_p).sum(dim=1, keepdim=True)
+            return LossSum(each.where(valid, 0).sum(), (_columns(weights, logits) * target).sum())
+        target = _indices(logits, target)
+        each = F.cross_entropy(
+            logits.float(),
+            target,
+            weight=weights,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction="none",
+        )
+        return LossSum(each.sum(), _weight_of(target, target != ignore_index, weights).sum())
+
+    return loss
+
+
+@register("loss")
+def bce(
+    *,
+    pos_weight: float | list[float] | Literal["balanced"] | None = None,
+    label_smoothing: float = 0.0,
+    _counts: np.ndarray | None = None,
+    _rows: int | None = None,
+) -> Loss:
+    """Return sigmoid cross entropy, torch's `binary_cross_entropy_with_logits`.
+
+    Targets are float [B, K, ...] in 0..1, NaN where unknown; class indices [B, ...] are taken as one-hot rows,
+    negative ones as unknown.
+
+    Args:
+        pos_weight: weight of positive targets, for all tags or per tag, or `balanced`: negative rows / positive rows.
+        label_smoothing: targets move this share of the way to 0.5.
+
+    Raises:
+        ConfigError: a value is out of range, or `balanced` without known tag counts.
+    """
+    check_number("label_smoothing", label_smoothing, "[0, 1)")
+    if pos_weight == "balanced":
+        pos_weight = _balanced_pos_weight(_counts, _rows)
+    weights_on = _weights("pos_weight", pos_weight)
+
+    def loss(logits: Tensor, target: Tensor) -> LossSum:
+        target = _per_tag(logits, target)
+        valid = ~target.isnan()
+        smooth = target.where(valid, 0) * (1 - label_smoothing) + label_smoothing / 2
+        weights = weights_on(logits)
+        weights = weights if weights is None else _columns(weights, logits)
+        each = F.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=weights, reduction="none")
+        return _sum(each, valid)
+
+    return loss
+
+
+@register("loss")
+def focal(
+    *,
+    gamma: float = 2.0,
+    alpha: float | list[float] | None = None,
+    multi_label: bool = False,
+    detach_factor: bool = False,
+    ignore_index: int = -100,
+) -> Loss:
+    """Return focal loss, `-(1 - p_t)^gamma * log p_t` (Lin et al. 2017, equations 4 and 5).
+
+    With gamma 0 it is `cross_entropy` with alpha as class weights, or, with `multi_label`, `bce`. Targets are those
+    of these two.
+
+    Args:
+        gamma: how much less a well-predicted target counts.
+        alpha: weight per class; with `multi_label` the weight of positive targets in 0..1, those of negative
+            ones being `1 - alpha`, for all tags or per tag.
+        multi_label: sigmoid per tag instead of softmax over the classes.
+        detach_factor: no gradient through `(1 - p_t)^gamma`, as Signate's code had it.
+        ignore_index: class index that is not counted (softmax only).
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    check_number("gamma", gamma, "[0, inf)")
+    check_number("ignore_index", ignore_index, "(-inf, inf)", whole=True)
+    if isinstance(alpha, float | int) and not multi_label:
+        raise ConfigError(f"alpha is '{alpha}'", "a list with a weight per class", "write `alpha: [...]` or remove it")
+    weights_on = _weights("alpha", alpha, "[0, 1]" if multi_label else "[0, inf)")
+
+    def modulate(miss: Tensor) -> Tensor:
+        factor = miss.clamp_min(1e-12) ** gamma  # a power below 1 has no gradient at 0
+        return factor.detach() if detach_factor else factor
+
+    def softmax_loss(logits: Tensor, target: Tensor) -> LossSum:
+        weights = weights_on(logits)
+        if target.is_floating_point():
+            log_p, target, _ = _soft(logits, target)
+            share = _columns(weights, logits) * target
+        else:
+            target = _indices(logits, target)
+            valid = target != ignore_index
+            log_p = F.log_softmax(logits.float(), dim=1)
+            log_p = log_p.gather(1, target.where(valid, 0).unsqueeze(1)).squeeze(1)
+            share = _weight_of(target, valid, weights)
+        miss = -torch.expm1(log_p)  # 1 - p, exact near p = 1
+        return LossSum(-(share * modulate(miss) * log_p).sum(), share.sum())
+
+    def sigmoid_loss(logits: Tensor, target: Tensor) -> LossSum:
+        target = _per_tag(logits, target)
+        valid = ~target.isnan()
+        target, logits = target.where(valid, 0), logits.float()
+        miss = logits.sigmoid() * (1 - target) + (-logits).sigmoid() * target
+        each = modulate(miss) * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        weights = weights_on(logits)
+        if weights is not None:
+            weights = _columns(weights, logits)
+            each = each * (weights * target + (1 - weights) * (1 - target))
+        return _sum(each, valid)
+
+    return sigmoid_loss if multi_label else softmax_loss
+
+
+@register("loss")
+def l1() -> Loss:
+    """Return absolute error, fast.ai's loss of regression; targets [B, K, ...], NaN where unknown."""
+    return _regression(lambda error: error.abs())
+
+
+@register("loss")
+def mse() -> Loss:
+    """Return squared error; targets [B, K, ...], NaN where unknown."""
+    return _regression(lambda error: error.square())
+
+
+@register("loss")
+def huber(*, delta: float = 1.0) -> Loss:
+    """Return Huber's loss: squared error / 2 up to delta, linear beyond; targets [B, K, ...], NaN where unknown.
+
+    Args:
+        delta: where it becomes linear, in target units.
+
+    Raises:
+        ConfigError: delta is not above 0.
+    """
+    check_number("delta", delta, "(0, inf)")
+    return _regression(lambda error: F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta))
+
+
+@register("loss")
+def smooth_l1(*, beta: float = 1.0) -> Loss:
+    """Return smooth L1, Huber's loss divided by beta; targets [B, K, ...], NaN where unknown.
+
+    Args:
+        beta: where it becomes linear, in target units; 0 is `l1`.
+
+    Raises:
+        ConfigError: beta is negative.
+    """
+    check_number("beta", beta, "[0, inf)")
+    return _regression(lambda error: F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=beta))
+
+
+def _regression(of_error: Callable[[Tensor], Tensor]) -> Loss:
+    def loss(logits: Tensor, target: Tensor) -> LossSum:
+        target = _like(logits, target)
+        valid = ~target.isnan()
+        return _sum(of_error((logits.float() - target).where(valid, 0)), valid)
+
+    return loss
+
+
+def _sum(each: Tensor, valid: Tensor) -> LossSum:
+    return LossSum(each.where(valid, 0).sum(), valid.sum().float())
+
+
+def _soft(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log-probabilities, targets [B, K, ...] with 0 in rows with NaN, and [B, 1, ...]: rows without NaN."""
+    target = _like(logits, target)
+    valid = ~target.isnan().any(dim=1, keepdim=True)
+    return F.log_softmax(logits.float(), dim=1), target.where(valid, 0), valid
+
+
+def _per_tag(logits: Tensor, target: Tensor) -> Tensor:
+    """Return float targets [B, K, ...]; class indices become one-hot, negative ones NaN."""
+    if target.ndim == logits.ndim - 1 and not target.is_floating_point():
+        index = target.unsqueeze(1)
+        classes = torch.arange(logits.shape[1], device=target.device).view(1, -1, *[1] * (target.ndim - 1))
+        tags = index == classes if logits.shape[1] > 1 else index  # one output: the index is the tag, 0 or 1
+        target = tags.float().where(index >= 0, torch.nan)
+    return _like(logits, target)
+
+
+def _like(logits: Tensor, target: Tensor) -> Tensor:
+    """Return float32 targets of the shape of the logits; with one output the targets may lack its axis."""
+    if target.ndim == logits.ndim - 1 and logits.shape[1] == 1:
+        target = target.unsqueeze(1)
+    if target.shape != logits.shape:
+        raise _shape_error(logits, target)
+    return target.float()
+
+
+def _indices(logits: Tensor, target: Tensor) -> Tensor:
+    if target.shape != (logits.shape[0], *logits.shape[2:]):
+        raise _shape_error(logits, target)
+    return target.long()
+
+
+def _weight_of(target: Tensor, valid: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the weight of each class index, 0 where it is not valid."""
+    return valid.float() if weights is None else weights[target.where(valid, 0)].where(valid, 0)
+
+
+def _columns(weights: Tensor | None, logits: Tensor) -> Tensor:
+    """Return weights per class as [1, K, 1, ...]; 1 where there are none."""
+    weights = logits.new_ones(1, dtype=torch.float32) if weights is None else weights
+    return weights.view(1, -1, *[1] * (logits.ndim - 2))
+
+
+def _weights(
+    name: str, values: float | Sequence[float] | None, interval: str = "[0, inf)"
+) -> Callable[[Tensor], Tensor | None]:
+    """Return a function that gives the weights [K] on the device of the logits; copied there once."""
+    if values is None:
+        return lambda logits: None
+    per_class = isinstance(values, Sequence) and not isinstance(values, str)
+    numbers: Sequence[float] = values if per_class else [values]  # type: ignore[assignment,list-item]
+    for value in numbers:
+        check_number(name, value, interval)
+    weights = torch.tensor(numbers, dtype=torch.float32)
+    copies: dict[torch.device, Tensor] = {}
+
+    def on(logits: Tensor) -> Tensor:
+        if per_class and len(weights) != logits.shape[1]:
+            raise ConfigError(
+                f"{name} has {len(weights)} values", f"{logits.shape[1]}, one per output", f"correct `{name}:`"
+            )
+        if logits.device not in copies:
+            copies[logits.device] = weights.to(logits.device)
+        return copies[logits.device]
+
+    return on
+
+
+def _balanced_weights(counts: np.ndarray | None, rows: int | None) -> list[float]:
+    counts, rows = _known("class_weights", counts, rows)
+    present = counts > 0
+    weights = rows / (present.sum() * np.where(present, counts, 1))
+    return [float(weight) for weight in np.where(present, weights, 1.0)]  # 1: a class no training row has
+
+
+def _balanced_pos_weight(counts: np.ndarray | None, rows: int | None) -> list[float]:
+    counts, rows = _known("pos_weight", counts, rows)
+    weights = np.where(counts > 0, (rows - counts) / np.where(counts > 0, counts, 1), 1.0)
+    return [float(weight) for weight in weights]
+
+
+def _known(name: str, counts: np.ndarray | None, rows: int | None) -> tuple[np.ndarray, int]:
+    if counts is None or rows is None:
+        raise ConfigError(
+            f"{name} is 'balanced' and the training rows of each class are not known",
+            "a competition whose labels are classes or tags in a table",
+            f"write `{name}: [...]`, a number per class",
+        )
+    return np.asarray(counts, dtype=np.float64), rows
+
+
+def _shape_error(logits: Tensor, target: Tensor) -> TrainingError:
+    return TrainingError(
+        f"targets of shape '{list(target.shape)}' do not fit outputs of shape '{list(logits.shape)}'",
+        "one target per output, or one class index in place of the outputs of a row or pixel",
+        "choose a loss of the competition's task: cross_entropy for single_label, bce for multi_label",
+    )

@@ -1,0 +1,125 @@
+"""A recipe: the stages of training as built parts, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from kbench.data.crops import Crop, Size
+from kbench.data.dataset import Show
+from kbench.metrics import Metric
+from kbench.training.loop import Mix
+from kbench.training.losses import Loss
+from kbench.training.schedules import Schedule
+from kbench.training.step import Step
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage; the fields are those of `stages:` in the YAML, names turned into parts.
+
+    Attributes:
+        name: the stage's name.
+        index: its place in the recipe.
+        schedule: steps per epoch -> schedule.
+        lr: highest rate of the last layer group, one per group, or `find`.
+        lr_decay: each earlier group learns this many times slower.
+        lr_from_fold: take the rate this fold found, or None.
+        weight_decay: one, or one per group.
+        optimizer: (layers, rates, decays) -> optimiser.
+        groups: which layer groups train.
+        show: size, crop and augmentation of training images.
+        valid_show: how images are shown when judged.
+        batch_size: images per batch.
+        accumulate: batches per update.
+        clip: largest gradient norm.
+        loss: (training counts per target, rows) -> loss.
+        mix: mixup or cutmix.
+        sampler: (targets, rows) -> order of an epoch.
+        step: what one update computes.
+        precision: setting; resolved by the hardware.
+        channels_last: memory format, or `auto`.
+        ema: decay of the moving average.
+        early_stop: epochs without a better score before the stage stops.
+        min_delta: how much better counts as better.
+        monitor: metric that judges an epoch, or None for the loss.
+        keep: which states become ensemble members.
+        subset: rows that train.
+        start: where the weights come from.
+        adaptive: whether the schedule follows the scores.
+        stop_after: epochs after which the stage ends, found on the folds (`--full`).
+        rates: factor of the rate in each epoch, found on the folds (`--full` with plateau).
+    """
+
+    name: str
+    index: int
+    schedule: Callable[[int], Schedule]
+    lr: float | Sequence[float] | Literal["find"]
+    lr_decay: float
+    lr_from_fold: int | None
+    weight_decay: float | Sequence[float]
+    optimizer: Callable[..., torch.optim.Optimizer]
+    groups: Literal["all", "head"] | Sequence[int]
+    show: Show
+    valid_show: Show
+    batch_size: int
+    accumulate: int
+    clip: float | None
+    loss: Callable[[np.ndarray | None, int], Loss]
+    mix: Mix | None
+    sampler: Callable[[np.ndarray | None, int], Callable[[np.random.Generator], np.ndarray]]
+    step: Step
+    precision: str
+    channels_last: bool | Literal["auto"]
+    ema: float | None
+    early_stop: int | None
+    min_delta: float
+    monitor: Metric | None
+    keep: frozenset[str]
+    subset: Literal["fold", "full"]
+    start: str
+    adaptive: bool
+    stop_after: int | None = None
+    rates: tuple[float, ...] | None = None
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the images."""
+        return self.show.size
+
+
+def for_full(stage: StagePlan, found: dict[str, Any]) -> StagePlan:
+    """Return a stage that trains on all rows with what the folds found, and selects on nothing.
+
+    Args:
+        stage: the fold's stage.
+        found: `lr`, and `epochs` and `rates` where the folds stopped early or lowered the rate themselves.
+    """
+    keep = frozenset("last" if name == "best" else name for name in stage.keep)
+    return replace(
+        stage,
+        lr=found["lr"],
+        lr_decay=1.0,
+        lr_from_fold=None,
+        early_stop=None,
+        keep=keep,
+        subset="full",
+        stop_after=found.get("epochs"),
+        rates=None if found.get("rates") is None else tuple(found["rates"]),
+    )
+
+
+def with_limit(stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+    """Return the stages for a smoke run: one epoch each, and every stage keeps its end."""
+    return tuple(
+        replace(stage, stop_after=1, keep=frozenset({"last"}), early_stop=None, subset=stage.subset) for stage in stages
+    )
+
+
+def crop_for_validation(name: str, train: Crop, *, centre: Crop, squash: Crop) -> Crop:
+    """Return how images are shown when judged: the centre, unless training squashes (F-08)."""
+    return squash if name == "squash" or train.resize == "exact" else centre

@@ -1,0 +1,126 @@
+"""The resume point of a fold: everything a killed run needs to go on as if it had not been killed.
+
+All random numbers derive from counters, so a resume point is counters, scores and tensors. The tensors are
+written first, under a new name; then `last.json`, which names and checksums them, is replaced; then the old
+tensors are removed. At any moment one whole resume point exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from kbench import files
+from kbench.models.checkpoint import Tensors, read_tensors, write_tensors
+from kbench.training.update import Learner
+from kbench.workspace import FoldPaths
+
+
+@dataclass
+class Progress:
+    """Where a fold is.
+
+    Attributes:
+        stage: number of the stage.
+        epoch: number of the epoch in the stage.
+        batch: batches of the epoch already used.
+        step: updates of the stage already made.
+        log_lines: lines the log had.
+        history: score of each finished epoch of the stage, larger is better.
+        best: score of the best epoch of the stage, or None.
+        best_epoch: its number, or None.
+        micro_batch: images per forward pass.
+        meter: running sums of the epoch: total, count, images.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    log_lines: int = 0
+    history: list[float] = field(default_factory=list)
+    best: float | None = None
+    best_epoch: int | None = None
+    micro_batch: int = 0
+    meter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+
+    def next_stage(self) -> None:
+        """Go to the beginning of the next stage."""
+        vars(self).update(vars(Progress(stage=self.stage + 1)))
+
+
+def save_resume(paths: FoldPaths, progress: Progress, tensors: Mapping[str, torch.Tensor], *, training: str) -> None:
+    """Replace the resume point.
+
+    Args:
+        paths: files of the fold.
+        progress: the counters.
+        tensors: from `learner_tensors`, or a model's state at the start of a stage.
+        training: the training hash.
+    """
+    before = files.read_seal(paths.last, verify=False)
+    name = f"last-{progress.stage}-{progress.epoch}-{progress.batch}.safetensors"
+    weights = paths.last.with_name(name)
+    write_tensors(weights, tensors)
+    files.seal(paths.last, {"training": training, "progress": asdict(progress)}, files={"tensors": weights})
+    if before and before["files"]["tensors"]["file"] != name:
+        files.remove(paths.last.with_name(before["files"]["tensors"]["file"]))
+
+
+def load_resume(paths: FoldPaths, *, training: str) -> tuple[Progress, Tensors] | None:
+    """Return the resume point of this training hash, or None when there is none."""
+    sealed = files.read_seal(paths.last)
+    if sealed is None or sealed["training"] != training:
+        return None
+    tensors = read_tensors(paths.last.with_name(sealed["files"]["tensors"]["file"]))
+    return Progress(**sealed["progress"]), tensors
+
+
+def clear_resume(paths: FoldPaths) -> None:
+    """Remove the resume point of a finished fold."""
+    files.remove(paths.last)
+    for weights in paths.root.glob("last-*.safetensors"):
+        files.remove(weights)
+
+
+def learner_tensors(learner: Learner) -> Tensors:
+    """Return model, moving average and optimiser state as named tensors."""
+    tensors = {f"model/{name}": value for name, value in learner.model.state_dict().items()}
+    if learner.averaged is not None:
+        tensors |= {f"averaged/{name}": value for name, value in learner.averaged.state_dict().items()}
+    for index, state in learner.optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:
+                tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value)
+    if learner.scaler.is_enabled():
+        scaler: dict[str, Any] = learner.scaler.state_dict()
+        tensors["scaler/scale"] = torch.tensor(float(scaler["scale"]))
+        tensors["scaler/growth"] = torch.tensor(int(scaler["_growth_tracker"]))
+    return tensors
+
+
+def restore_learner(learner: Learner, tensors: Tensors) -> None:
+    """Put a resume point's tensors back; those of the model alone start a stage."""
+    learner.model.load_state_dict(part(tensors, "model/"))
+    if learner.averaged is not None and part(tensors, "averaged/"):
+        learner.averaged.load_state_dict(part(tensors, "averaged/"))
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in part(tensors, "optimizer/").items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = value
+    if state:
+        groups = learner.optimizer.state_dict()["param_groups"]
+        learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if "scaler/scale" in tensors:
+        scaler = learner.scaler.state_dict()
+        scaler["scale"] = float(tensors["scaler/scale"])
+        scaler["_growth_tracker"] = int(tensors["scaler/growth"])
+        learner.scaler.load_state_dict(scaler)
+
+
+def part(tensors: Tensors, prefix: str) -> Tensors:
+    """Return the tensors whose name begins with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,366 @@
+"""Run one stage of one fold: find the rate, train epoch by epoch, judge, keep, checkpoint, stop.
+
+Everything that happens between two updates or two epochs happens here, in the order it is written.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from kbench.data import seeds
+from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, chunks
+from kbench.errors import ConfigError
+from kbench.models.checkpoint import Tensors, read_checkpoint, read_tensors, save_checkpoint
+from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
+from kbench.models.precision import choose_precision
+from kbench.training.context import FoldContext
+from kbench.training.loop import Feed, Meter, Update, evaluate, train_epoch
+from kbench.training.lr_finder import find_lr
+from kbench.training.optimizers import per_group, spread
+from kbench.training.recipe import StagePlan
+from kbench.training.resume import Progress, learner_tensors, restore_learner, save_resume
+from kbench.training.schedules import Schedule
+from kbench.training.update import Learner, Rules, average_of
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch.
+
+    Attributes:
+        stage: name of the stage.
+        epoch: number in the stage, from 0.
+        epochs: how many the stage has.
+        step: updates made in the stage.
+        lr: rate of the last layer group at the last update.
+        train_loss: mean over valid targets.
+        valid_loss: mean over valid targets, or None without validation rows.
+        score: value of the monitored metric, or None.
+        best: whether it is the best of the stage so far.
+        images_per_s: training images per second.
+        waiting: share of the time spent waiting for data.
+        seconds: of training and judging.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    step: int
+    lr: float
+    train_loss: float
+    valid_loss: float | None
+    score: float | None
+    best: bool
+    images_per_s: float
+    waiting: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something the user should know."""
+
+    text: str
+
+
+Event = Epoch | Update | Note
+
+
+def run_stage(
+    context: FoldContext, stage: StagePlan, model: nn.Module, *, progress: Progress, tensors: Tensors | None
+) -> Iterator[Event]:
+    """Train one stage; the model is changed in place and ends in the state the next stage starts from.
+
+    Args:
+        context: what a fold is made of.
+        stage: what to do.
+        model: on its device.
+        progress: where the fold is; changed in place.
+        tensors: of a resume point inside this stage, or None.
+    """
+    runner = _Runner(context, stage, model, progress)
+    if tensors is not None:
+        restore_learner(runner.learner, tensors)
+        runner.learner.micro_batch = progress.micro_batch
+    else:
+        yield from runner.announce()
+    while progress.epoch < runner.epochs and not runner.stopped_early():
+        yield from runner.run_epoch()
+    runner.hand_over()
+
+
+class _Runner:
+    """A stage being run: what stays the same from epoch to epoch."""
+
+    def __init__(self, context: FoldContext, stage: StagePlan, model: nn.Module, progress: Progress) -> None:
+        self.context, self.stage, self.model, self.progress = context, stage, model, progress
+        table = context.table
+        self.rows = context.rows_of(stage)
+        targets = table.targets[self.rows] if table.targets is not None else None
+        self.order = stage.sampler(targets, len(self.rows))
+        self.key = (context.seed, context.number, stage.index)
+        precision = choose_precision(stage.precision, context.device)
+        train_images, valid_images = context.images_for(stage.show), context.images_for(stage.valid_show)
+        self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
+        self.feed = self._feed(train_images, stage.show, mix=stage.mix)
+        self.valid_feed = self._feed(valid_images, stage.valid_show, mix=None)
+        batches = self._plan(0)
+        per_epoch = -(-len(batches) // stage.accumulate)
+        self.schedule = self._schedule(per_epoch)
+        self.epochs = min(stage.stop_after or self.schedule.epochs, self.schedule.epochs)
+        self.rules = Rules(
+            step=stage.step,
+            loss=stage.loss(context.counts(self.rows), len(self.rows)),
+            device=context.device,
+            precision=precision,
+            nominal=float(stage.batch_size * stage.accumulate),
+            clip=stage.clip,
+            ema=stage.ema,
+        )
+        layers = layer_groups(model)
+        freeze_but(model, layers, chosen(stage.groups, len(layers)))
+        train_mode(model)
+        self.n_groups = len(layers)
+        self.lr = self._rates()
+        self.learner = Learner(
+            model=model,
+            optimizer=self._optimizer(layers, self.lr),
+            scaler=torch.amp.GradScaler(context.device.type, enabled=precision == "fp16"),
+            averaged=average_of(model) if stage.ema is not None else None,
+            micro_batch=stage.batch_size,
+        )
+
+    def _feed(self, images: Any, show: Any, *, mix: Any) -> Feed:
+        context = self.context
+        dataset = ImageDataset([images], [show], context.table.targets)
+        loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
+        return Feed(loader, self.normalise, context.device, mix, len(context.table.target_names))
+
+    def _schedule(self, per_epoch: int) -> Schedule:
+        schedule = self.stage.schedule(per_epoch)
+        factors = self.stage.rates
+        if factors is None:
+            return schedule
+        return Schedule(  # rates the folds found by their scores; all rows have no score to find them by
+            epochs=schedule.epochs,
+            steps=schedule.steps,
+            cycles=schedule.cycles,
+            rate=lambda step, lr_max, history: lr_max * factors[min(step // per_epoch, len(factors) - 1)],
+            momentum=schedule.momentum,
+        )
+
+    def _plan(self, epoch: int) -> list[list[Draw]]:
+        """Return the batches of an epoch; a last batch of one image joins the one before (batch norm needs two)."""
+        order = self.order(seeds.generator(seeds.ORDER, *self.key, epoch))
+        draws = [
+            Draw(int(self.rows[place]), (seeds.AUGMENT, *self.key, epoch, position))
+            for position, place in enumerate(order)
+        ]
+        batches = chunks(draws, self.stage.batch_size)
+        if len(batches) > 1 and len(batches[-1]) == 1:
+            batches[-2].extend(batches.pop())
+        return batches[: self.context.limit] if self.context.limit else batches
+
+    def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
+        decays = per_group(self.stage.weight_decay, len(layers), what="weight_decay")
+        return self.stage.optimizer(layers, list(rates), decays)
+
+    # -- learning rate ---------------------------------------------------------------------------------------
+
+    def _rates(self) -> list[float]:
+        stage, plan = self.stage, self.context.plan
+        if stage.lr != "find":
+            value = stage.lr
+            if isinstance(value, float | int):
+                return spread(float(value), stage.lr_decay, self.n_groups)
+            return per_group(list(value), self.n_groups, what="lr")
+        found = plan.get(f"lr/{stage.name}")
+        if found is None:
+            found = self._found_elsewhere() or self._find()
+            plan.set(f"lr/{stage.name}", found)
+        return spread(float(found), stage.lr_decay, self.n_groups)
+
+    def _found_elsewhere(self) -> float | None:
+        fold = self.stage.lr_from_fold
+        if fold is None or fold == self.context.fold:
+            return None
+        found = self.context.plan_of(fold).get(f"lr/{self.stage.name}")
+        if found is None:
+            raise ConfigError(
+                f"stages.{self.stage.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
+                f"a fold {fold} that is trained",
+                f"`kbench train --fold {fold}` first, or remove `lr_from_fold`",
+            )
+        return float(found)
+
+    def _find(self) -> float:
+        if self.context.limit:
+            return 1e-4  # a smoke run has too few batches to find one; it says so in its log
+        batches: list[list[Draw]] = []
+        epoch = 0
+        steps = self.context.find_steps * self.stage.accumulate
+        while len(batches) < steps:
+            batches += self._plan(10**6 + epoch)  # orders of its own
+            epoch += 1
+        curve = find_lr(
+            self.model,
+            self.feed,
+            batches[:steps],
+            optimizer=self._optimizer,
+            ratios=spread(1.0, self.stage.lr_decay, self.n_groups),
+            rules=self.rules,
+            micro_batch=self.stage.batch_size,
+            accumulate=self.stage.accumulate,
+            key=(*self.key, seeds.FIND),
+        )
+        self.context.keep_curve(self.stage.name, curve)
+        return curve.suggestion
+
+    def announce(self) -> Iterator[Event]:
+        """Log the start of the stage."""
+        self.context.log.add(
+            {"event": "stage", "stage": self.stage.name, "rows": len(self.rows), "epochs": self.epochs,
+             "steps": self.schedule.steps, "lr": self.lr, "precision": self.rules.precision,
+             "size": list(self.stage.size)}
+        )  # fmt: skip
+        shown = ", ".join(f"{rate:.3g}" for rate in self.lr)
+        found = "found" if self.stage.lr == "find" else "set"
+        yield Note(
+            f"stage {self.stage.name}: {len(self.rows):,} images, {self.epochs} epochs, lr {shown} ({found}), "
+            f"{self.rules.precision}"
+        )
+
+    # -- epochs ----------------------------------------------------------------------------------------------
+
+    def run_epoch(self) -> Iterator[Event]:
+        """Train what is left of the epoch, judge it, keep what is to be kept, checkpoint."""
+        progress, started = self.progress, time.perf_counter()
+        total, count, images = progress.meter
+        meter = Meter(total, count, int(images))
+        resumed_images = int(images)
+        batches = self._plan(progress.epoch)
+        saved, last_rate = time.monotonic(), 0.0
+        for made in train_epoch(
+            self.learner, self.feed, batches[progress.batch :], rules=self.rules, schedule=self.schedule,
+            history=progress.history, first_step=progress.step, accumulate=self.stage.accumulate, key=self.key,
+        ):  # fmt: skip
+            meter.add(made)
+            last_rate = made.rate
+            progress.step = made.step + 1
+            progress.batch = min(progress.batch + self.stage.accumulate, len(batches))
+            yield from self._said()
+            yield made
+            if time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches):
+                meter.flush()
+                progress.meter = [meter.total, meter.count, meter.images]
+                self._checkpoint()
+                saved = time.monotonic()
+        speed = (meter.images - resumed_images) / max(meter.seconds, 1e-9)
+        waiting = meter.waited / max(meter.seconds, 1e-9)
+        valid_loss, score, better = self._judge()
+        made_epoch = Epoch(
+            self.stage.name, progress.epoch, self.epochs, progress.step, last_rate, meter.loss, valid_loss, score,
+            better, speed, waiting, time.perf_counter() - started,
+        )  # fmt: skip
+        self.context.log.epoch(made_epoch)
+        progress.epoch += 1
+        progress.batch, progress.meter = 0, [0.0, 0.0, 0.0]
+        self._keep(made_epoch)
+        self._checkpoint()
+        yield made_epoch
+        if waiting > 0.3 and progress.epoch == 1:
+            yield Note(
+                f"{waiting:.0%} of the time is spent waiting for data: raise `loader: {{workers: N}}`, "
+                "use the image cache, or lighten the augmentation"
+            )
+
+    def _said(self) -> Iterator[Note]:
+        while self.rules.said:
+            text = self.rules.said.pop(0)
+            self.context.log.add({"event": "note", "stage": self.stage.name, "step": self.progress.step, "text": text})
+            yield Note(text)
+
+    def _judge(self) -> tuple[float | None, float | None, bool]:
+        context, progress, stage = self.context, self.progress, self.stage
+        if stage.subset == "full" or not len(context.valid_rows):
+            return None, None, False
+        draws = [Draw(int(row)) for row in context.valid_rows]
+        plan = chunks(draws, context.valid_batch_size or 2 * stage.batch_size)
+        plan = plan[: context.limit] if context.limit else plan
+        valid_loss, values = evaluate(
+            self.learner.judged, self.valid_feed, plan, loss=self.rules.loss, precision=self.rules.precision,
+            task=context.table.task,
+        )  # fmt: skip
+        if stage.monitor is None or context.limit:
+            score = valid_loss
+            signed = -valid_loss
+        else:
+            table = context.table.select(context.valid_rows)
+            score = stage.monitor(table.targets, values, table)
+            signed = score if stage.monitor.maximise else -score
+        better = progress.best is None or signed > progress.best + stage.min_delta
+        if better:
+            progress.best, progress.best_epoch = signed, progress.epoch
+        progress.history.append(signed)
+        return valid_loss, score, better
+
+    def stopped_early(self) -> bool:
+        """Return whether the score has not improved for `early_stop` epochs."""
+        progress = self.progress
+        if self.stage.early_stop is None or progress.best_epoch is None:
+            return False
+        return progress.epoch - 1 - progress.best_epoch >= self.stage.early_stop
+
+    # -- what is kept ----------------------------------------------------------------------------------------
+
+    def _keep(self, epoch: Epoch) -> None:
+        stage, progress = self.stage, self.progress
+        ends = [cycle.index for cycle in self.schedule.cycles if cycle.last == progress.step - 1]
+        if ends and "cycles" in stage.keep and not self.context.limit:
+            self._snapshot(str(ends[0]), epoch, kept=True)
+        if epoch.best and ("best" in stage.keep or stage.early_stop):
+            self._snapshot("best", epoch, kept="best" in stage.keep)
+        done = progress.epoch >= self.epochs or self.stopped_early()
+        if done and "last" in stage.keep and not (ends and "cycles" in stage.keep and not self.context.limit):
+            self._snapshot("last", epoch, kept=True)
+        if done:
+            self.context.plan.set(
+                f"end/{stage.name}",
+                {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
+            )
+
+    def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool) -> None:
+        context, stage = self.context, self.stage
+        info: dict[str, Any] = {
+            "fold": context.fold, "stage": stage.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
+            "kept": kept, "subset": stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
+            "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss",
+            "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": context.scale_for(None),
+            "precision": self.rules.precision, "task": context.table.task,
+            "names": list(context.table.target_names), **context.identity,
+        }  # fmt: skip
+        save_checkpoint(context.paths.snapshot(stage.name, tag), self.learner.judged.state_dict(), info)
+
+    def _checkpoint(self) -> None:
+        self.progress.micro_batch = self.learner.micro_batch
+        self.progress.log_lines = self.context.log.lines
+        training = str(self.context.identity["training"])
+        save_resume(self.context.paths, self.progress, learner_tensors(self.learner), training=training)
+
+    def hand_over(self) -> None:
+        """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""
+        stage, context = self.stage, self.context
+        if stage.early_stop and self.progress.best_epoch is not None:
+            best = read_checkpoint(context.paths.snapshot(stage.name, "best"))
+            assert best is not None, "an epoch that was best wrote its snapshot"
+            self.model.load_state_dict(read_tensors(best.tensors))
+        elif self.learner.averaged is not None:
+            self.model.load_state_dict(self.learner.averaged.state_dict())
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)

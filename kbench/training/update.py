@@ -1,0 +1,168 @@
+"""One optimiser update: forward, backward, clip, step, moving average; equal to one large batch.
+
+The gradient is that of sum(totals) / sum(counts) over the update's batches, however they are cut: accumulated
+batches, a last partial group, targets that do not count, or micro-batches halved because memory ran out.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from kbench.errors import TrainingError
+from kbench.models.groups import has_batch_norm
+from kbench.models.precision import Precision, autocast
+from kbench.training.losses import Loss, LossSum
+from kbench.training.step import Step
+
+logger = logging.getLogger(__name__)
+Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass
+class Learner:
+    """What an update changes.
+
+    Attributes:
+        model: on its device, in training mode.
+        optimizer: over the parameters that train.
+        scaler: gradient scaler; disabled but for fp16.
+        averaged: the exponential moving average of the model, or None.
+        micro_batch: images per forward pass; halved when memory runs out.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    averaged: nn.Module | None
+    micro_batch: int
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is evaluated and kept: the moving average where there is one."""
+        return self.model if self.averaged is None else self.averaged
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How an update is made.
+
+    Attributes:
+        step: from images and target to a loss.
+        loss: compares logits with a target.
+        device: where the model is.
+        precision: of the forward pass.
+        nominal: valid targets an update usually has; keeps fp16 gradients in range, changes no result.
+        clip: largest gradient norm, or None.
+        ema: decay of the moving average, or None.
+    """
+
+    step: Step
+    loss: Loss
+    device: torch.device
+    precision: Precision
+    nominal: float = 1.0
+    clip: float | None = None
+    ema: float | None = None
+    said: list[str] = field(default_factory=list)
+
+
+def average_of(model: nn.Module) -> nn.Module:
+    """Return the start of a moving average: a copy that does not learn."""
+    averaged = copy.deepcopy(model).eval()
+    for parameter in averaged.parameters():
+        parameter.requires_grad_(False)
+    return averaged
+
+
+def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> LossSum:
+    """Make one update.
+
+    Args:
+        learner: changed in place.
+        batches: normalised images and targets, on the device; together they are one large batch.
+        rules: how.
+        seed: of dropout and other random layers.
+
+    Returns:
+        Sums over valid targets, detached, on the device.
+
+    Raises:
+        TrainingError: a single image does not fit into memory.
+    """
+    while True:
+        buffers = [buffer.clone() for buffer in learner.model.buffers()]
+        try:
+            found = _gradients(learner, batches, rules=rules, seed=seed)
+            break
+        except torch.OutOfMemoryError as error:
+            learner.optimizer.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                for buffer, old in zip(learner.model.buffers(), buffers, strict=True):
+                    buffer.copy_(old)
+            _halve(learner, batches, rules, error)
+    if rules.clip is not None:
+        torch.nn.utils.clip_grad_norm_(_trained(learner.optimizer), rules.clip)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    if learner.averaged is not None and rules.ema is not None:
+        _follow(learner.averaged, learner.model, rules.ema)
+    return found
+
+
+def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> LossSum:
+    torch.manual_seed(seed)
+    totals, counts = [], []
+    for images, target in batches:
+        for first in range(0, len(images), learner.micro_batch):
+            part = slice(first, first + learner.micro_batch)
+            with autocast(rules.device, rules.precision):
+                loss = rules.step(learner.model, images[part], target[part], rules.loss)
+            learner.scaler.scale(loss.total / rules.nominal).backward()  # type: ignore[no-untyped-call]
+            totals.append(loss.total.detach())
+            counts.append(loss.count.detach())
+    total, count = torch.stack(totals).sum(), torch.stack(counts).sum()
+    learner.scaler.unscale_(learner.optimizer)
+    gradients = [parameter.grad for parameter in _trained(learner.optimizer) if parameter.grad is not None]
+    if gradients:
+        factor = torch.where(count > 0, rules.nominal / count.clamp_min(1e-12), torch.zeros_like(count))
+        torch._foreach_mul_(gradients, factor)
+    return LossSum(total, count)
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _halve(learner: Learner, batches: Pairs, rules: Rules, error: Exception) -> None:
+    largest = min(learner.micro_batch, max(len(images) for images, _ in batches))
+    if largest <= 1:
+        raise TrainingError(
+            f"memory ran out with a single image: {str(error).splitlines()[0]}",
+            "a model and an image size that fit",
+            "choose a smaller input.size or model.backbone",
+        ) from error
+    learner.micro_batch = -(-largest // 2)
+    if rules.device.type == "cuda":
+        torch.cuda.empty_cache()
+    message = f"memory ran out: the update is repeated with {learner.micro_batch} images at a time"
+    if has_batch_norm(learner.model):
+        message += "; batch norm now sees smaller batches, which changes the result"
+    logger.warning(message)
+    rules.said.append(message)
+
+
+@torch.no_grad()
+def _follow(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+    slow = [value for value in averaged.state_dict().values() if value.is_floating_point()]
+    fast = [value for value in model.state_dict().values() if value.is_floating_point()]
+    torch._foreach_lerp_(slow, fast, 1 - decay)
+    for old, new in zip(averaged.buffers(), model.buffers(), strict=True):
+        if not old.is_floating_point():
+            old.copy_(new)

@@ -1,0 +1,233 @@
+"""Where everything of a workspace lies; the only module that joins its paths.
+
+A workspace is the nearest folder, upwards, that has `competitions/` in it. Data and runs may lie elsewhere
+(`KBENCH_DATA`, `KBENCH_RUNS`). To give something a place, add a property here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from kbench.errors import ConfigError
+from kbench.files import read_json, write_json
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+
+
+def check_name(name: str, *, of: str) -> str:
+    """Return a name that is safe as a file's name.
+
+    Raises:
+        ConfigError: it is empty, hidden, or holds a separator or a space.
+    """
+    if not _NAME.match(name) or ".." in name:
+        raise ConfigError(
+            f"'{name}' cannot be the name of {of}",
+            "letters, digits, '.', '_', '+' and '-', beginning with a letter or digit",
+            f"choose another name, such as '{re.sub(r'[^A-Za-z0-9._+-]+', '-', name).strip('-.') or 'mine'}'",
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class FoldPaths:
+    """Files of one fold of a run; `kbench/runs/<competition>/<run>/fold-<k>/`."""
+
+    root: Path
+
+    @property
+    def log(self) -> Path:
+        """One JSON line per epoch and event."""
+        return self.root / "log.jsonl"
+
+    @property
+    def console(self) -> Path:
+        """What the fold's own process printed when several folds ran at once."""
+        return self.root / "console.log"
+
+    @property
+    def plan(self) -> Path:
+        """Values found while training: learning rates, micro-batch, threads, precision."""
+        return self.root / "plan.json"
+
+    @property
+    def status(self) -> Path:
+        """State of the fold: done or failed, with the training hash."""
+        return self.root / "status.json"
+
+    @property
+    def last(self) -> Path:
+        """The resume point; its JSON names the tensors' file."""
+        return self.root / "last.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains the fold."""
+        return self.root / ".lock"
+
+    def lr_find(self, stage: str) -> Path:
+        """The learning-rate curve of a stage (CSV; a PNG lies beside it)."""
+        return self.root / f"lr-find-{stage}.csv"
+
+    def snapshot(self, stage: str, tag: str) -> Path:
+        """The JSON of a snapshot; `tag` is a cycle's number, `best` or `last`."""
+        return self.root / f"snapshot-{stage}-{tag}.json"
+
+    def snapshots(self) -> list[Path]:
+        """The JSON files of all snapshots, sorted by name."""
+        return sorted(self.root.glob("snapshot-*.json"))
+
+    def predictions(self, part: str, member: str) -> Path:
+        """The JSON of a member's predictions; `part` is `oof`, `test` or another split's name."""
+        return self.root / part / f"{member}.json"
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Files of one run: one experiment with one seed."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name, such as `baseline-s0`."""
+        return self.root.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved YAML the run is trained with."""
+        return self.root / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Hashes and origin of the run."""
+        return self.root / "run.json"
+
+    @property
+    def env(self) -> Path:
+        """Versions, device and commit."""
+        return self.root / "env.json"
+
+    @property
+    def score(self) -> Path:
+        """Out-of-fold scores."""
+        return self.root / "score.json"
+
+    @property
+    def plugins(self) -> Path:
+        """Copies of the plug-ins the run is trained with."""
+        return self.root / "plugins"
+
+    @property
+    def pictures(self) -> Path:
+        """Plots and sheets of the run."""
+        return self.root / "pictures"
+
+    def fold(self, fold: int | str) -> FoldPaths:
+        """Files of one fold; `full` stands for all rows."""
+        return FoldPaths(self.root / (fold if isinstance(fold, str) else f"fold-{fold}"))
+
+    def predictions(self, part: str) -> Path:
+        """The JSON of the run's merged predictions, such as `oof`."""
+        return self.root / part / "merged.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """All paths of a workspace.
+
+    Attributes:
+        root: the folder that has `competitions/` in it.
+    """
+
+    root: Path
+
+    @property
+    def competitions(self) -> Path:
+        """The folder of the competition YAMLs."""
+        return self.root / "competitions"
+
+    @property
+    def schema(self) -> Path:
+        """The JSON schema editors complete the YAMLs with."""
+        return self.competitions / "schema.json"
+
+    @property
+    def choice(self) -> Path:
+        """What `kbench use` chose."""
+        return self.root / ".kbench"
+
+    def competition(self, name: str) -> Path:
+        """The YAML of a competition."""
+        return self.competitions / f"{check_name(name, of='a competition')}.yaml"
+
+    def own(self, competition: str) -> Path:
+        """The folder of a competition's experiments and plug-ins."""
+        return self.competitions / check_name(competition, of="a competition")
+
+    def experiment(self, competition: str, name: str) -> Path:
+        """The YAML of an experiment."""
+        return self.own(competition) / f"{check_name(name, of='an experiment')}.yaml"
+
+    def folds(self, competition: str) -> Path:
+        """The fold table (CSV; its manifest is a JSON beside it)."""
+        return self.root / "folds" / f"{competition}.csv"
+
+    def submissions(self, competition: str) -> Path:
+        """The folder of a competition's submissions."""
+        return self.root / "submissions" / competition
+
+    def data(self, competition: str) -> Path:
+        """The folder of a competition's data."""
+        return self._movable("KBENCH_DATA", "data") / competition
+
+    def cache(self) -> Path:
+        """The folder of decoded images and content hashes."""
+        return self._movable("KBENCH_DATA", "data") / ".cache"
+
+    def runs(self, competition: str) -> Path:
+        """The folder of a competition's runs."""
+        return self._movable("KBENCH_RUNS", "runs") / competition
+
+    def run(self, competition: str, name: str) -> RunPaths:
+        """Files of one run."""
+        return RunPaths(self.runs(competition) / check_name(name, of="a run"))
+
+    def _movable(self, variable: str, default: str) -> Path:
+        chosen = os.environ.get(variable)
+        return Path(chosen).expanduser().absolute() if chosen else self.root / default
+
+    def competition_names(self) -> list[str]:
+        """The names of the competitions that have a YAML, sorted."""
+        return sorted(path.stem for path in self.competitions.glob("*.yaml"))
+
+    def choose(self, competition: str) -> None:
+        """Make a competition the current one."""
+        write_json(self.choice, {"competition": competition})
+
+    def chosen(self) -> str | None:
+        """The competition chosen before, if it still exists."""
+        if not self.choice.is_file():
+            return None
+        name = read_json(self.choice).get("competition")
+        return name if name in self.competition_names() else None
+
+
+def find_workspace(start: Path | None = None) -> Workspace:
+    """Return the workspace of a folder: the nearest parent that has `competitions/`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    start = (start or Path.cwd()).absolute()
+    for folder in (start, *start.parents):
+        if (folder / "competitions").is_dir():
+            return Workspace(folder)
+    raise ConfigError(
+        f"'{start}' is not in a kbench workspace",
+        "a folder with `competitions/` in it, here or above",
+        "`kbench init` makes this folder one; `kbench demo` shows the whole job",
+    )

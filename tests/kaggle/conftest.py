@@ -1,0 +1,114 @@
+"""The real Kaggle client against a stand-in on this machine; nothing leaves 127.0.0.1.
+
+Every test here runs with a home folder of its own, with a proxy that refuses (so that a request to anywhere else
+fails at once), and with a record of every connection.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kbench.sources.competition import KaggleCompetition
+from kbench.sources.kaggle import kaggle
+
+from standin import KEY, StandIn
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@pytest.fixture(scope="session")
+def client_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home folder the client sees; it remembers the one of its first import."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def isolated(client_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Keep the client off this machine's own sign-in and off the network; return the hosts connected to."""
+    for name in list(os.environ):
+        if name.upper().startswith(("KAGGLE_", "VERBOSE", "KBENCH_KAGGLE")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name, value in environment(client_home).items():
+        monkeypatch.setenv(name, value)
+    if "kaggle" in sys.modules:
+        sys.modules["kaggle"].api.config_values = {}
+    hosts: list[str] = []
+    connect = socket.socket.connect
+
+    def recorded(self: socket.socket, address: Any) -> None:
+        hosts.append(address[0])
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", recorded)
+    yield hosts
+    assert not set(hosts) - set(LOOPBACK), f"a connection left this machine: {hosts}"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the variables a test, or a process it starts, runs with."""
+    return {
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "KAGGLE_CONFIG_DIR": str(home),
+        "XDG_CONFIG_HOME": str(home),
+        "KAGGLE_USERNAME": "tester",
+        "KAGGLE_KEY": KEY,
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A stand-in with one small competition, chosen by KBENCH_KAGGLE_URL."""
+    server = StandIn()
+    server.files = {"train.csv": b"id,label\na,0\nb,1\n" * 50, "images/a.png": b"\x89PNG" + bytes(3000)}
+    server.zip()
+    monkeypatch.setenv("KBENCH_KAGGLE_URL", server.url)
+    yield server
+    server.close()
+    outside = {seen.host for seen in server.seen if seen.host.partition(":")[0] not in LOOPBACK}
+    assert not outside, f"a request named another host: {outside}"
+    for seen in server.seen:
+        if seen.method in ("GET", "PUT"):
+            assert "Authorization" not in seen.headers, "storage was shown the sign-in"
+
+
+@pytest.fixture
+def clock() -> SimpleNamespace:
+    """Time that passes only by sleeping; `slept` lists how long."""
+    state = SimpleNamespace(now=1_767_323_045.0, slept=[])
+
+    def sleep(seconds: float) -> None:
+        state.slept.append(seconds)
+        state.now += seconds
+
+    state.sleep, state.time = sleep, lambda: state.now
+    return state
+
+
+@pytest.fixture
+def source(standin: StandIn, clock: SimpleNamespace, tmp_path: Path) -> KaggleCompetition:
+    """The competition of the stand-in, through the real client."""
+    return kaggle(
+        slug=standin.slug, _sleep=clock.sleep, _clock=clock.time, _timeouts=(2.0, 0.5), _mounted=tmp_path / "input"
+    )
+
+
+@pytest.fixture
+def fetch(source: KaggleCompetition, tmp_path: Path) -> Callable[..., Any]:
+    """Fetch files into `tmp_path/data` and return what was done."""
+
+    def run(*files: str, force: bool = False) -> Any:
+        return source.fetch(tmp_path / "data", files=files, force=force, progress=lambda *_: None)
+
+    return run
