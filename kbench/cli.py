@@ -263,8 +263,8 @@ def score(
         title=f"{found['run']}: {found['members']} members",
     )
     console.result(
-        f"{found['metric']} {found['score']:.5f} [{found['low']:.5f}, {found['high']:.5f}] over {found['rows']:,} rows, "
-        f"spread of folds {found['spread']:.5f}"
+        f"{found['metric']} {found['score']:.5f} [{found['low']:.5f}, {found['high']:.5f}] over {found['rows']:,} "
+        f"rows, spread of folds {found['spread']:.5f}"
     )
     console.next_command("kbench ensemble")
 
@@ -349,3 +349,179 @@ def leaderboard(
         console.show_table([{key: row[key] for key in keys} for row in found["rows"]])
         if found["rank_correlation"] is not None:
             console.result(f"rank correlation of CV and public score: {found['rank_correlation']:.2f}")
+
+
+@command()
+def predict(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    run: Run = None,
+    data: Annotated[str | None, typer.Option("--data", help="A folder laid out like the competition's.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="The submission's file, with --data.")] = None,
+    device: Device = "auto",
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Predict the test set, or the unseen rows of another folder."""
+    from kbench import console
+    from kbench.commands.predicting import predict_rows
+
+    found = predict_rows(_choice(competition, experiment, run), data=data, out=out, device=device, force=force)
+    if json:
+        console.show_json(found)
+        return
+    console.result(f"{found['rows']:,} rows, {found['members']} members")
+    if found["file"]:
+        console.wrote(found["file"])
+    else:
+        console.next_command("kbench ensemble")
+
+
+@command("lr-find")
+def lr_find(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    fold: Annotated[int, typer.Option("--fold", help="Whose training rows.")] = 0,
+    stage: Annotated[str | None, typer.Option("--stage", help="Which stage; default: the first.")] = None,
+    device: Device = "auto",
+    assign: Assign = None,
+    json: Json = False,
+) -> None:
+    """Run the learning-rate range test of a stage and draw its curve."""
+    from kbench import console
+    from kbench.commands.lr_find import lr_find as run_lr_find
+
+    found = run_lr_find(_choice(competition, experiment, None, assign), fold=fold, stage=stage, device=device)
+    if json:
+        console.show_json(found)
+        return
+    console.result(f"stage {found['stage']}: suggested learning rate {found['suggestion']:.3g}")
+    console.wrote(found["csv"])
+    console.wrote(found["picture"])
+    console.next_command("kbench train")
+
+
+@command()
+def sweep(
+    grid: Annotated[list[str], typer.Argument(help="PATH=VALUE,VALUE,... each a dimension of the grid.")],
+    competition: Competition = None,
+    experiment: Experiment = None,
+    fold: Annotated[str, typer.Option("--fold", help="Folds: 0 or 0,1 or all.")] = "0",
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Folds at once.")] = 1,
+    device: Device = "auto",
+    assign: Assign = None,
+    json: Json = False,
+) -> None:
+    """Train every combination of values on the same folds; one table with intervals."""
+    from kbench import console
+    from kbench.commands.fold_job import TrainOptions
+    from kbench.commands.sweep import sweep as run_sweep
+
+    choice = _choice(competition, experiment, None, assign)
+    found = run_sweep(choice, grid, fold, TrainOptions(jobs=jobs, device=device))
+    if json:
+        console.show_json(found)
+    else:
+        console.show_table(found["rows"], title=f"{found['metric']}; gain is the difference to the first combination")
+        console.next_command("kbench ensemble RUN, or write the best as an experiment")
+    if found["failed"]:
+        console.warn(f"failed: {'; '.join(found['failed'])}")
+        raise typer.Exit(4)
+
+
+@command("import")
+def import_(
+    name: Annotated[str, typer.Argument(help="Name of the new run.")],
+    oof: Annotated[str, typer.Option("--oof", help="CSV of out-of-fold predictions.")],
+    test: Annotated[str, typer.Option("--test", help="CSV of test predictions.")],
+    competition: Competition = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Make a run of another team's predictions."""
+    from kbench import console
+    from kbench.commands.foreign import import_run
+
+    found = import_run(_choice(competition), name, oof=oof, test=test, force=force)
+    if json:
+        console.show_json(found)
+        return
+    console.result(f"{found['run']}: {found['metric']} {found['score']:.5f} [{found['low']:.5f}, {found['high']:.5f}]")
+    console.next_command(f"kbench ensemble baseline-s0 {found['run']}")
+
+
+@command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the new competition; with --kaggle its slug.")],
+    data: Annotated[str | None, typer.Option("--data", help="A folder or zip you already have.")] = None,
+    solution: Annotated[str | None, typer.Option("--solution", help="A CSV of true targets, to grade here.")] = None,
+    force: Force = False,
+) -> None:
+    """Draft a competition's YAML from its files."""
+    from kbench import console
+    from kbench.commands.new import new as draft
+
+    found = draft(name, data=data, solution=solution, force=force)
+    console.wrote(found["file"])
+    for text in found["todo"]:
+        console.warn(text)
+    console.next_command(f"edit {found['file']}, then kbench check")
+
+
+@command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False, json: Json = False
+) -> None:
+    """Show the image cache, or clear it."""
+    from kbench import console
+    from kbench.commands import workspace
+
+    found = workspace.cache(clear=clear)
+    if json:
+        console.show_json(found)
+        return
+    console.show_table(found["rows"], title=found["folder"])
+    if clear:
+        console.result(f"freed {found['freed_mb']} MB")
+
+
+@command()
+def run(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Folds at once.")] = 1,
+    send: Annotated[bool, typer.Option("--submit", help="Send the submission to the service, too.")] = False,
+    device: Device = "auto",
+    assign: Assign = None,
+    name: Run = None,
+    json: Json = False,
+) -> None:
+    """Do every step in order, skipping what is done; send only if asked."""
+    from kbench import console
+    from kbench.commands.fold_job import TrainOptions
+    from kbench.commands.pipeline import run as run_all
+
+    found = run_all(_choice(competition, experiment, name, assign), TrainOptions(jobs=jobs, device=device), send=send)
+    if json:
+        console.show_json(found)
+        return
+    console.wrote(found["file"])
+    console.next_command("kbench leaderboard" if "submitted" in found else "kbench submit")
+
+
+@command()
+def demo(
+    folder: Annotated[str, typer.Argument(help="Where, if there is no workspace here.")] = "kbench-demo",
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Folds at once.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Do the whole job on the embedded digits."""
+    from kbench import console
+    from kbench.commands.pipeline import demo as run_demo
+
+    found = run_demo(folder=folder, jobs=jobs, device=device)
+    if json:
+        console.show_json(found)
+    else:
+        console.next_command("kbench leaderboard; then kbench new NAME --data FOLDER for your own competition")

@@ -173,7 +173,7 @@ def read_document(
 ) -> dict[str, Any]:
     """Return the merged mapping of a competition, its experiment and the overrides, before validation."""
     content = read_yaml(workspace.competition(name))
-    chain = []
+    chain: list[tuple[Path, dict[str, Any]]] = []
     while experiment:
         path = workspace.experiment(name, experiment)
         change = read_yaml(path)
@@ -227,7 +227,8 @@ def validate(
     if competition is not None:
         problems += bind(competition)
     raise_all(
-        _distinct(problems), error=ConfigError, subject=f"'{file}'", expected="a YAML that follows competitions/schema.json",
+        _distinct(problems), error=ConfigError, subject=f"'{file}'",
+        expected="a YAML that follows competitions/schema.json",
         todo=f"correct the lines named above, then run `kbench check -c {name}`",
     )  # fmt: skip
     if competition is None:

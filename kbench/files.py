@@ -106,7 +106,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a whole UTF-8 file atomically, with `\\n` line ends on every machine."""
+    """Write a whole UTF-8 file atomically, with Unix line ends on every machine."""
     return write_bytes(path, text.encode())
 
 
@@ -305,10 +305,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def compact_json(content: Any) -> str:
+    """Return JSON on one line, keys sorted."""
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def digest(content: Any) -> str:
     """Return 16 hexadecimal digits that identify JSON-like content, whatever the order of its keys."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(compact_json(content).encode()).hexdigest()[:16]
 
 
 def write_chunks(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:

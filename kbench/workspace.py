@@ -107,6 +107,11 @@ class RunPaths:
         return self.root / "run.json"
 
     @property
+    def foreign(self) -> Path:
+        """There for runs made of somebody else's predictions."""
+        return self.root / "foreign.json"
+
+    @property
     def env(self) -> Path:
         """Versions, device and commit."""
         return self.root / "env.json"
@@ -195,6 +200,10 @@ class Workspace:
     def run(self, competition: str, name: str) -> RunPaths:
         """Files of one run."""
         return RunPaths(self.runs(competition) / check_name(name, of="a run"))
+
+    def scratch(self, competition: str, what: str) -> RunPaths:
+        """Files of a trial that is no run, such as `lr-find`."""
+        return RunPaths(self.runs(competition) / f".{what}")
 
     def _movable(self, variable: str, default: str) -> Path:
         chosen = os.environ.get(variable)

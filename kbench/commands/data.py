@@ -45,8 +45,8 @@ def folds(choice: Choice, *, adopt: str | None, force: bool) -> dict[str, Any]:
     else:
         made = setup.cut_folds()
     return {
-        "file": str(path), "hash": made.hash, "strategy": made.manifest["strategy"], "rows": describe(made, setup.train),
-        "warnings": made.manifest.get("warnings", []),
+        "file": str(path), "hash": made.hash, "strategy": made.manifest["strategy"],
+        "rows": describe(made, setup.train), "warnings": made.manifest.get("warnings", []),
     }  # fmt: skip
 
 

@@ -98,7 +98,8 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
     notes = _notes(made, options)
     new_entry(file, _lineage(made, options, score, notes))
     return {
-        "file": str(file), "runs": [part.paths.name for part in made], "members": sum(len(part.members) for part in made),
+        "file": str(file), "runs": [part.paths.name for part in made],
+        "members": sum(len(part.members) for part in made),
         "missing": {part.paths.name: part.missing for part in made if part.missing}, "notes": notes, **score,
     }  # fmt: skip
 
@@ -106,14 +107,14 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
 def run_part(choice: Choice, options: EnsembleOptions) -> RunPart:
     """Return one run's predictions, made where they are missing."""
     setup, paths, identity = open_run_setup(choice)
-    if (paths.root / "foreign.json").is_file():
-        oof = out_of_fold(setup, paths, identity)
-        return RunPart(
-            setup, paths, identity, oof, load(paths.predictions("test")), [{"run": paths.name, "foreign": True}], []
-        )
-    folds = require_folds(setup, paths, identity) if not options.full else _full_folds(setup, paths, identity)
-    trained = require_folds(setup, paths, identity) if not options.full else []
-    missing = [] if options.full else [fold for fold in range(setup.folds.n) if fold not in trained]
+    if paths.foreign.is_file():
+        test = load(paths.predictions("test"))
+        members = [{"run": paths.name, "foreign": True, **test.source}]
+        return RunPart(setup, paths, identity, out_of_fold(setup, paths, identity), test, members, [])
+    folds: Sequence[int | str] = (
+        _full_folds(setup, paths, identity) if options.full else require_folds(setup, paths, identity)
+    )
+    missing = [] if options.full else [fold for fold in range(setup.folds.n) if fold not in folds]
     if missing:
         names = ", ".join(map(str, missing))
         if options.require_all:

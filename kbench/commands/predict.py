@@ -145,7 +145,8 @@ def _predict(
     if limit and competition.tta.name == "none":
         rows = rows[:batch_size]
     job = Job(
-        ids=table.ids[rows], rows=rows, images=parts.opened_images(competition, table, setup.workspace.cache(), what=what),
+        ids=table.ids[rows], rows=rows,
+        images=parts.opened_images(competition, table, setup.workspace.cache(), what=what),
         names=setup.train.target_names, task=competition.task, views=parts.build_views(competition),
         mean=competition.ensemble.mean, device=choose_device(device), batch_size=batch_size,
         workers=auto_workers(competition.loader.workers, device=choose_device(device).type), seed=competition.seed,

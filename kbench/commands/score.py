@@ -66,8 +66,8 @@ def out_of_fold(setup: Setup, paths: RunPaths, identity: dict[str, str], *, devi
     The score is that of the mean over each fold's snapshots and views, over all rows at once; beside it stand
     each fold's score and their spread.
     """
-    if foreign := paths.predictions("oof") if (paths.root / "foreign.json").is_file() else None:
-        predictions = load(foreign)
+    if paths.foreign.is_file():
+        predictions = load(paths.predictions("oof"))
         return _scored(setup, paths, predictions, folds=list(range(setup.folds.n)), members=1)
     folds = require_folds(setup, paths, identity)
     predict_out_of_fold(setup, paths, identity, folds, device)

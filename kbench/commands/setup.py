@@ -6,16 +6,19 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from kbench import console, registry
 from kbench.config import Competition
+from kbench.data.cache import memoised
 from kbench.data.fold_files import read_folds, write_folds
 from kbench.data.folds import Cut, Folds, make_folds
 from kbench.data.layouts import Request, read_table
+from kbench.data.rows import without
 from kbench.data.tables import Table
+from kbench.data.verify import look_at_images
 from kbench.documents import load_competition
 from kbench.errors import ConfigError, SourceError
 from kbench.submission.formats import Format
@@ -71,7 +74,7 @@ class Setup:
         """The test table."""
         return self.table("test")
 
-    def table(self, split: str, *, data: Path | None = None) -> Table:
+    def table(self, split: Literal["train", "test"], *, data: Path | None = None) -> Table:
         """Read a split's table.
 
         Args:
@@ -101,9 +104,27 @@ class Setup:
             on_problem=section.on_problem,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)
+        if section.on_problem == "drop":
+            table = self._readable(table)
         for text in table.notes:
             console.warn(text)
         return table
+
+    def _readable(self, table: Table) -> Table:
+        """Leave out rows whose images cannot be decoded; every file is looked at once until it changes."""
+        rows = [tuple(table.root / path for path in paths) for paths in table.images]
+
+        def look() -> list[int]:
+            with console.bar("looking for unreadable images") as advance:
+                report = look_at_images(
+                    table, jobs=2 * (os.cpu_count() or 1), deep=True,
+                    progress=lambda what, done, total: advance(done, total),
+                )  # fmt: skip
+            return sorted(report.rows)
+
+        bad = np.zeros(len(table), dtype=bool)
+        bad[memoised(self.workspace.cache(), "unreadable", rows, look)] = True
+        return without(table, bad, "with an unreadable image")
 
     @property
     def folds(self) -> Folds:

@@ -40,7 +40,9 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
             paths.root / f"smoke{setup.format.suffix}", setup.format.build(test, few), sample=few, format=setup.format,
             gzip=setup.competition.submission.gzip,
         )  # fmt: skip
-        console.result(f"every step works: {len(setup.competition.stages)} stages, {len(few)} rows checked in {file.name}")
+        console.result(
+            f"every step works: {len(setup.competition.stages)} stages, {len(few)} rows checked in {file.name}"
+        )
         return {"stages": list(setup.competition.stages), "rows": len(few), "failed": []}
     finally:
         files.remove(paths.root)

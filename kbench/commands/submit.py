@@ -15,6 +15,7 @@ from kbench.submission.check import check_submission, read_sample
 from kbench.submission.grading import grade
 from kbench.submission.ledger import (
     Entry,
+    Status,
     leaderboard_rows,
     newest_unsent,
     rank_correlation,
@@ -23,6 +24,7 @@ from kbench.submission.ledger import (
     update_entry,
 )
 
+_STATUS: dict[str, Status] = {"pending": "sent", "complete": "complete", "error": "error"}
 _POLLS = (2, 5, 10, 15, 30, 60)  # seconds between questions for the score; the last one repeats
 
 
@@ -107,16 +109,17 @@ def _look_for(source: Any, entry: Entry) -> Entry:
         raise UnknownOutcome(
             f"'{entry.name}' was being sent before, and the service does not list it",
             "its tag among your submissions",
-            f"look at the competition's page for '{entry.tag}'; if it is not there, `kbench ensemble --name NEW` and submit that",
+            f"look at the competition's page for '{entry.tag}'; if it is not there, write the file again with "
+            "`kbench ensemble --name NEW` and submit that",
         )
     return _record(entry, found)
 
 
 def _record(entry: Entry, receipt: Receipt) -> Entry:
-    status = {"pending": "sent", "complete": "complete", "error": "error"}[receipt.status]
+    status: Status = _STATUS[receipt.status]
     return update_entry(
         entry.file, status, ref=receipt.ref, public=receipt.public, private=receipt.private, message=receipt.message
-    )  # type: ignore[arg-type]
+    )
 
 
 def _await_score(source: Any, entry: Entry, wait_s: float) -> Entry:

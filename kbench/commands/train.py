@@ -32,7 +32,8 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
     """
     paths, identity = prepare_run(setup, force=options.force and which in (None, "all"))
     wanted = _wanted(setup, which)
-    done, todo = [], []
+    done: list[int | str] = []
+    todo: list[int | str] = []
     for fold in wanted:
         state = state_of(paths.fold(fold), training=identity["training"])
         if options.force and fold != FULL and which not in (None, "all"):
@@ -130,5 +131,6 @@ def _line(fold: int | str, epoch: Epoch) -> str:
     judged = "" if epoch.valid_loss is None else f"  valid {epoch.valid_loss:.4f}  score {epoch.score:.5f}"
     return (
         f"fold {fold}  {epoch.stage} {epoch.epoch + 1}/{epoch.epochs}  train {epoch.train_loss:.4f}{judged}"
-        f"{' *' if epoch.best else ''}  {epoch.images_per_s:.0f} images/s  {epoch.waiting:.0%} waiting  {epoch.seconds:.1f} s"
+        f"{' *' if epoch.best else ''}  {epoch.images_per_s:.0f} images/s  {epoch.waiting:.0%} waiting"
+        f"  {epoch.seconds:.1f} s"
     )

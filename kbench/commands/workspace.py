@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from kbench import console, files, registry
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.config import Competition
 from kbench.data.cache import cache_entries, clear_cache
+from kbench.data.tables import Table
 from kbench.data.verify import unreadable_images
 from kbench.documents import load_competition
 from kbench.errors import ConfigError, KbenchError, Problem, nearest, raise_all
@@ -143,21 +145,24 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     with console.bar("checking images") as advance:
         found["rows"] = _gather(problems, "data.train", lambda: len(setup.train))
         if found["rows"]:
-            problems += unreadable_images(setup.train, deep=images, progress=lambda done, total: advance(done, total))
+            problems += _unreadable(setup.train, images, advance)
             found["targets"] = len(setup.train.target_names)
             found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
         if setup.competition.data.test is not None:
             found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
             if found["test"]:
-                problems += unreadable_images(
-                    setup.test, deep=images, progress=lambda done, total: advance(done, total)
-                )
+                problems += _unreadable(setup.test, images, advance)
         found["sample"] = _gather(problems, "submission.sample", lambda: len(read_sample(setup.sample)))
     raise_all(
         problems, error=ConfigError, subject=f"'{setup.competition.name}'", expected="data that fits the YAML",
         todo="correct what is named above, then `kbench check` again",
     )  # fmt: skip
     return found
+
+
+def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Problem]:
+    jobs = 2 * (os.cpu_count() or 1)
+    return unreadable_images(table, jobs=jobs, progress=lambda what, done, total: advance(done, total), deep=deep)
 
 
 def _gather(problems: list[Problem], where: str, look: Callable[[], int]) -> int | None:

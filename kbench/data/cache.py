@@ -152,8 +152,8 @@ def _has_room(rows: Rows, reader: Reader, resize: Resize, folder: Path) -> bool:
     return largest * len(rows) < files.free_bytes(folder) / 2
 
 
-def content_key(rows: Rows, folder: Path) -> str:
-    """Return a hash of the content of all files, in order; memoised on paths, sizes and modification times."""
+def stat_key(rows: Rows) -> str:
+    """Return a hash of all paths, sizes and modification times: equal while no file was touched."""
     stats = hashlib.sha256()
     for paths in rows:
         for path in paths:
@@ -164,17 +164,36 @@ def content_key(rows: Rows, folder: Path) -> str:
                     f"'{path}' cannot be found", "every image of the table", "`kbench check` lists all"
                 ) from error
             stats.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    memo = folder / "content" / f"{stats.hexdigest()[:32]}.json"
-    if memo.is_file():
-        return str(files.read_json(memo)["content"])
-    content = hashlib.sha256()
-    flat = (path for paths in rows for path in paths)
-    for digest in _ordered(flat, lambda path: bytes.fromhex(files.sha256(path))):
-        content.update(digest)
-    shape = ",".join(str(len(paths)) for paths in rows)
-    key = hashlib.sha256(content.digest() + shape.encode()).hexdigest()
-    files.write_json(memo, {"content": key})
-    return key
+    return stats.hexdigest()[:32]
+
+
+def memoised(folder: Path, what: str, rows: Rows, make: Callable[[], Any]) -> Any:
+    """Return JSON-like facts about some files, made once until one of them is touched.
+
+    Args:
+        folder: the cache folder.
+        what: name of the facts, a folder of their own.
+        rows: the files.
+        make: returns the facts.
+    """
+    memo = folder / what / f"{stat_key(rows)}.json"
+    if not memo.is_file():
+        files.write_json(memo, {what: make()})
+    return files.read_json(memo)[what]
+
+
+def content_key(rows: Rows, folder: Path) -> str:
+    """Return a hash of the content of all files, in order; memoised on paths, sizes and modification times."""
+
+    def make() -> str:
+        content = hashlib.sha256()
+        flat = (path for paths in rows for path in paths)
+        for digest in _ordered(flat, lambda path: bytes.fromhex(files.sha256(path))):
+            content.update(digest)
+        shape = ",".join(str(len(paths)) for paths in rows)
+        return hashlib.sha256(content.digest() + shape.encode()).hexdigest()
+
+    return str(memoised(folder, "content", rows, make))
 
 
 def _ordered(items: Iterator[Any], function: Callable[[Any], Any], *, threads: int = 4) -> Iterator[Any]:

@@ -66,7 +66,7 @@ def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | N
     Raises:
         DataError: the folder does not exist.
     """
-    listing = Listing(folder_of(root, folder))
+    listing, prefix = Listing(folder_of(root, folder)), _prefix(folder)
     if suffix is None:
         suffix = _detect_suffix(listing, names)
     found = Found([], [], [], example=listing.example())
@@ -83,7 +83,7 @@ def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | N
             file = base + suffix
             if file not in listing.names(parent):
                 found.missing.append(row)
-        found.paths.append("/".join(part for part in (folder.rstrip("/"), parent, file) if part))
+        found.paths.append(prefix + (f"{parent}/{file}" if parent else file))
     return found
 
 
@@ -189,8 +189,13 @@ def list_images(root: Path, folder: str, *, suffix: str | None) -> tuple[list[st
         kept = [(stem(file), file) for file in files if stem(file) != file]
         kept = kept or [(os.path.splitext(file)[0], file) for file in files]
     kept.sort()
-    prefix = folder.rstrip("/") + "/" if folder else ""
+    prefix = _prefix(folder)
     return [name for name, _ in kept], [prefix + file for _, file in kept], len(files) - len(kept)
+
+
+def _prefix(folder: str) -> str:
+    clean = os.path.normpath(folder) if folder else "."
+    return "" if clean == "." else f"{clean}/"
 
 
 def _below(folder: Path) -> Iterator[str]:

@@ -87,7 +87,7 @@ class Table:
         if name == "id":
             return self.ids
         if name == "target" and self.targets is not None and self.targets.ndim == 1:
-            return np.asarray(self.target_names)[self.targets]
+            return np.asarray(np.asarray(self.target_names)[self.targets])
         known = ["id", *([] if self.meta is None else [str(column) for column in self.meta.columns])]
         raise DataError(
             f"the table has no column '{name}'",

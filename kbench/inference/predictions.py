@@ -101,7 +101,8 @@ def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
 def create_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """Return a new zeroed float32 memory map in an `.npy` file; it counts only once `save_seal` has sealed it."""
     files.make_folder(path.parent)
-    return files.create_npy(path, shape, "float32")
+    array: np.memmap = files.create_npy(path, shape, "float32")
+    return array
 
 
 def array_path(path: Path) -> Path:

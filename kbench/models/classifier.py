@@ -196,7 +196,7 @@ def _create_body(
     return body
 
 
-def _channels_first(body: nn.Module, features: torch.Tensor) -> torch.Tensor:
+def _channels_first(body: Any, features: torch.Tensor) -> torch.Tensor:
     """Return [B, C, H, W] of a body that says its maps are [B, H, W, C]; leave others alone."""
     return features.permute(0, 3, 1, 2) if getattr(body, "output_fmt", "") == "NHWC" else features
 

@@ -73,5 +73,5 @@ def autocast(device: torch.device, precision: Precision) -> Any:
 def place(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
     """Move a model to its device and memory format; return it."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    moved: nn.Module = model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
+    moved: nn.Module = model.to(device).to(memory_format=memory_format)
     return moved

@@ -267,7 +267,7 @@ def _merge(new: Path, target: Path, *, replace: bool, origin: Path) -> int:
     clashes = [str(path.relative_to(target)) for path in _clashes(new, target, replace=replace)]
     if clashes:
         raise DataError(
-            f"{len(clashes):,} files in '{target}' differ from those of '{origin.name}': {first_names(clashes)}",
+            f"files in '{target}' differ from those of '{origin.name}': {first_names(clashes)} ({len(clashes):,} in all)",
             "files that are missing there, or the same; nothing was changed",
             "move your own files away, or fetch with --force to overwrite files by files",
         )

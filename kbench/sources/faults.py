@@ -209,15 +209,10 @@ def _is_urllib3(error: Exception) -> bool:
     return isinstance(error, urllib3.exceptions.HTTPError | ConnectionError)
 
 
-def _is_timeout(error: BaseException | None) -> bool:
-    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
+def _is_timeout(error: Exception) -> bool:
+    if isinstance(error, requests.Timeout | urllib3.exceptions.ReadTimeoutError | TimeoutError):
         return True
-    inner = error.args[0] if error is not None and error.args else None  # requests wraps urllib3's error
-    return isinstance(inner, urllib3.exceptions.TimeoutError) or _is_timeout_reason(inner)
-
-
-def _is_timeout_reason(error: object) -> bool:
-    return isinstance(getattr(error, "reason", None), urllib3.exceptions.ConnectTimeoutError)
+    return bool(error.args) and isinstance(error.args[0], urllib3.exceptions.ReadTimeoutError)  # as `requests` wraps it
 
 
 def _reason(error: BaseException) -> str:

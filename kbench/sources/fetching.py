@@ -173,7 +173,9 @@ def _bring_files(
             checked = arrived.checked
             checks.append(checked)
         if nested and file.name.lower().endswith(".zip"):
-            _unpack(got, staged.parent, (), nested=True, checked=checked, progress=progress, in_own_folder=True)
+            files.remove(manifest.one)
+            _unpack(got, manifest.one, (), nested=True, checked=checked, progress=progress)
+            archive.merge(manifest.one, manifest.new / _own_folder(got, file.name), replace=True)
         elif got.exists():
             files.move(got, staged)
         before += file.bytes
@@ -181,28 +183,20 @@ def _bring_files(
 
 
 def _unpack(
-    zipped: Path,
-    folder: Path,
-    only: tuple[str, ...],
-    *,
-    nested: bool,
-    checked: str,
-    progress: Progress,
-    in_own_folder: bool = False,
+    zipped: Path, folder: Path, only: tuple[str, ...], *, nested: bool, checked: str, progress: Progress
 ) -> None:
     try:
-        home = _own_folder(zipped, folder) if in_own_folder else folder
-        archive.unpack(zipped, home, progress=progress, nested=nested, only=only)
+        archive.unpack(zipped, folder, progress=progress, nested=nested, only=only)
     except DataError:
         if checked != "md5":  # it may have been damaged on its way: the next call fetches it anew
             files.remove(zipped)
         raise
 
 
-def _own_folder(zipped: Path, folder: Path) -> Path:
+def _own_folder(zipped: Path, name: str) -> str:
     """Return where a zip of the listing goes: `train.zip` into `train/`, or beside itself when that is all it holds."""
     tops = {member.name.split("/")[0] for member in zips.open_zip(zipped).members()}
-    return folder if tops == {zipped.stem} else folder / zipped.stem
+    return name.rpartition("/")[0] if tops == {zipped.stem} else name[: -len(".zip")]
 
 
 def _checked_names(chosen: list[DataFile]) -> list[DataFile]:

@@ -57,6 +57,11 @@ class Manifest:
         """What goes into the data folder next, unpacked."""
         return self.store / "new"
 
+    @property
+    def one(self) -> Path:
+        """Where a single zip of the listing is unpacked before its files join `new`."""
+        return self.store / "one"
+
     def _seal(self, kind: str) -> Path:
         return self.store / f"{kind}.json"
 
@@ -158,7 +163,7 @@ class Manifest:
 
     def clear(self) -> None:
         """Remove everything downloaded or staged; what is in the data folder stays."""
-        for path in (self._seal("pending"), self._list("pending"), self.new, self.got):
+        for path in (self._seal("pending"), self._list("pending"), self.new, self.one, self.got):
             files.remove(path)
 
 

@@ -79,8 +79,13 @@ def diagnose(environ: Environ | None = None, *, python: str = sys.executable) ->
         python: the interpreter whose client is tried.
     """
     environ = os.environ if environ is None else environ
+    return [*check_client(environ, python=python), *check_places(environ)]
+
+
+def check_places(environ: Environ) -> list[Finding]:
+    """Say which sign-in is used, and what is wrong with the files and variables it could come from."""
     signins = found(environ)
-    return [*_client(environ, python), *_used(signins), *_exposed(signins), *_broken(environ), *_odd(environ)]
+    return [*_used(signins), *_exposed(signins), *_broken(environ), *_odd(environ)]
 
 
 def _home(environ: Environ) -> Path:
@@ -165,7 +170,7 @@ _LOOKUPS: tuple[Callable[[Environ], SignIn | None], ...] = (
 )
 
 
-def _client(environ: Environ, python: str) -> list[Finding]:
+def check_client(environ: Environ, *, python: str = sys.executable) -> list[Finding]:
     """Import the client in a fresh interpreter without any sign-in: what it says is about the installation alone."""
     update = "pip install --upgrade 'kaggle>=2.2.4,<3' six"
     try:

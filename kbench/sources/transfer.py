@@ -16,7 +16,7 @@ import urllib.parse
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import requests
@@ -210,8 +210,12 @@ def _length(response: requests.Response) -> int:
 
 
 def _continues(part: _Part, response: requests.Response, remote: Remote) -> bool:
+    """Return whether an answer is the rest of the very file of which a part has arrived."""
     begins = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return part.remote == remote and begins == str(part.size)
+    known = part.remote
+    if known is not None and known.length < 0:
+        known = part.remote = replace(known, length=remote.length)  # the first answer did not say
+    return known == remote and begins == str(part.size)
 
 
 def _refuse_if_too_large(path: Path, length: int, *, doing: str) -> None:

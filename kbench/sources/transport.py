@@ -32,8 +32,8 @@ def endpoint() -> str | None:
     url = os.environ.get("KBENCH_KAGGLE_URL", "")
     if not url:
         return None
-    parts = urllib.parse.urlsplit(url)
     try:
+        parts = urllib.parse.urlsplit(url)
         loopback = parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
         valid = loopback and parts.scheme == "http" and "@" not in parts.netloc and bool(parts.port)
     except ValueError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
 from kbench.models.precision import choose_precision
 from kbench.training.context import FoldContext
 from kbench.training.loop import Feed, Meter, Update, evaluate, train_epoch
+from kbench.training.lr_curve import LRCurve
 from kbench.training.lr_finder import find_lr
 from kbench.training.optimizers import per_group, spread
 from kbench.training.recipe import StagePlan
@@ -93,6 +94,11 @@ def run_stage(
     while progress.epoch < runner.epochs and not runner.stopped_early():
         yield from runner.run_epoch()
     runner.hand_over()
+
+
+def range_test(context: FoldContext, stage: StagePlan, model: nn.Module, *, progress: Progress) -> LRCurve:
+    """Return the learning-rate range test of a stage, whatever its `lr`; the model is not changed."""
+    return _Runner(context, replace(stage, lr=0.0), model, progress).range_test()
 
 
 class _Runner:
@@ -201,7 +207,11 @@ class _Runner:
 
     def _find(self) -> float:
         if self.context.limit:
-            return 1e-4  # a smoke run has too few batches to find one; it says so in its log
+            return 1e-4  # a smoke run has too few batches to find one
+        return self.range_test().suggestion
+
+    def range_test(self) -> LRCurve:
+        """Run the learning-rate range test on a copy of the model; write and return its curve."""
         batches: list[list[Draw]] = []
         epoch = 0
         steps = self.context.find_steps * self.stage.accumulate
@@ -220,7 +230,7 @@ class _Runner:
             key=(*self.key, seeds.FIND),
         )
         self.context.keep_curve(self.stage.name, curve)
-        return curve.suggestion
+        return curve
 
     def announce(self) -> Iterator[Event]:
         """Log the start of the stage."""

@@ -10,16 +10,16 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from standin import StandIn, environment
 
 from kbench.sources.competition import KaggleCompetition
 from kbench.sources.kaggle import kaggle
-
-from standin import KEY, StandIn
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -52,21 +52,6 @@ def isolated(client_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[lis
     assert not set(hosts) - set(LOOPBACK), f"a connection left this machine: {hosts}"
 
 
-def environment(home: Path) -> dict[str, str]:
-    """Return the variables a test, or a process it starts, runs with."""
-    return {
-        "HOME": str(home),
-        "TMPDIR": str(home),
-        "KAGGLE_CONFIG_DIR": str(home),
-        "XDG_CONFIG_HOME": str(home),
-        "KAGGLE_USERNAME": "tester",
-        "KAGGLE_KEY": KEY,
-        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-        "HTTPS_PROXY": "http://127.0.0.1:9",
-        "NO_PROXY": "127.0.0.1,localhost",
-    }
-
-
 @pytest.fixture
 def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """A stand-in with one small competition, chosen by KBENCH_KAGGLE_URL."""
@@ -76,6 +61,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     monkeypatch.setenv("KBENCH_KAGGLE_URL", server.url)
     yield server
     server.close()
+    assert not server.errors
     outside = {seen.host for seen in server.seen if seen.host.partition(":")[0] not in LOOPBACK}
     assert not outside, f"a request named another host: {outside}"
     for seen in server.seen:
@@ -100,15 +86,16 @@ def clock() -> SimpleNamespace:
 def source(standin: StandIn, clock: SimpleNamespace, tmp_path: Path) -> KaggleCompetition:
     """The competition of the stand-in, through the real client."""
     return kaggle(
-        slug=standin.slug, _sleep=clock.sleep, _clock=clock.time, _timeouts=(2.0, 0.5), _mounted=tmp_path / "input"
+        slug=standin.slug, _sleep=clock.sleep, _clock=clock.time, _timeouts=(5.0, 10.0), _mounted=tmp_path / "input"
     )
 
 
 @pytest.fixture
 def fetch(source: KaggleCompetition, tmp_path: Path) -> Callable[..., Any]:
-    """Fetch files into `tmp_path/data` and return what was done."""
+    """Fetch files into `tmp_path/data` and return what was done; `patience` is for what never comes."""
 
-    def run(*files: str, force: bool = False) -> Any:
-        return source.fetch(tmp_path / "data", files=files, force=force, progress=lambda *_: None)
+    def run(*files: str, force: bool = False, patience: float = 10.0) -> Any:
+        hasty = replace(source, client=replace(source.client, timeouts=(5.0, patience)))
+        return hasty.fetch(tmp_path / "data", files=files, force=force, progress=lambda *_: None)
 
     return run

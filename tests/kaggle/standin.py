@@ -14,6 +14,7 @@ import io
 import json
 import socket
 import struct
+import sys
 import threading
 import zipfile
 from base64 import b64encode
@@ -101,9 +102,9 @@ class StandIn:
         self.stop_stalling = threading.Event()
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._addresses = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.standin = self  # type: ignore[attr-defined]
+        self.errors: list[BaseException] = []
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.standin = self
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
@@ -223,6 +224,21 @@ class _Refusal(Exception):
     message: str
 
 
+def environment(home: Path) -> dict[str, str]:
+    """Return the variables a test, or a process it starts, runs with."""
+    return {
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "KAGGLE_CONFIG_DIR": str(home),
+        "XDG_CONFIG_HOME": str(home),
+        "KAGGLE_USERNAME": "tester",
+        "KAGGLE_KEY": KEY,
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+
+
 def size(blob: Blob) -> int:
     return len(blob) if isinstance(blob, bytes) else blob.stat().st_size
 
@@ -234,12 +250,23 @@ def md5(blob: Blob) -> bytes:
         return hashlib.file_digest(handle, "md5").digest()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    standin: StandIn
+
+    def handle_error(self, *args: object) -> None:
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError):  # the other side may go at any time
+            self.standin.errors.append(error)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     @property
     def standin(self) -> StandIn:
-        return self.server.standin  # type: ignore[attr-defined]
+        assert isinstance(self.server, _Server)
+        return self.server.standin
 
     def log_message(self, *args: object) -> None:
         pass
@@ -255,6 +282,10 @@ class _Handler(BaseHTTPRequestHandler):
         method = urlsplit(self.path).path.rpartition("/")[2]
         body = self._see(method)
         fault = self.standin.next_fault(method)
+        if fault.stall is not None:
+            self.standin.stop_stalling.wait(20)
+            self.close_connection = True
+            return None
         if fault.reset and not fault.done:
             return self._reset()
         if fault.status and not fault.done:
@@ -280,7 +311,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if fault.status:
             return self._fail(fault)
-        self.standin.uploads[f"token-{self.path.split('/')[2]}"] = body
+        number = urlsplit(self.path).path.split("/")[2]
+        self.standin.uploads[f"token-{number}"] = body
         return self._send(200, b"", {})
 
     def do_GET(self) -> None:
@@ -359,8 +391,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _head(self, status: int, headers: Mapping[str, str | None]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
+        self.send_response_only(status)
+        for name, value in {"Date": self.date_time_string(), **headers}.items():
             if value is not None:
                 self.send_header(name, value)
         self.end_headers()

@@ -1,0 +1,58 @@
+"""`kbench import`: another team's out-of-fold and test predictions become a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kbench import console, files
+from kbench.commands.runs import prepare_run
+from kbench.commands.score import out_of_fold
+from kbench.commands.setup import Choice, open_setup
+from kbench.ensemble.foreign import import_predictions
+from kbench.errors import ConfigError
+from kbench.inference.predictions import save
+
+
+def import_run(choice: Choice, name: str, *, oof: str, test: str, force: bool) -> dict[str, Any]:
+    """Make a run of two files of predictions; it scores and joins ensembles like any other.
+
+    Args:
+        choice: the competition.
+        name: of the new run.
+        oof: CSV of out-of-fold predictions, made on this competition's folds.
+        test: CSV of test predictions.
+        force: replace a run of this name.
+
+    Raises:
+        ConfigError: there is a run of this name.
+        PredictionError: a file does not fit.
+    """
+    setup = open_setup(replace(choice, run=name))
+    paths = setup.workspace.run(setup.competition.name, name)
+    if paths.root.exists() and not force:
+        raise ConfigError(f"there is a run '{name}' already", "a new name", "choose another name, or `--force`")
+    chosen = setup.train.select(setup.folds.fold >= 0)
+    parts = {
+        part: import_predictions(Path(file), task=setup.competition.task, names=setup.train.target_names, ids=ids)
+        for part, file, ids in (("oof", oof, chosen.ids), ("test", test, setup.test.ids))
+    }
+    for part, predictions in parts.items():
+        if predictions.source.get("ignored"):
+            console.warn(f"{predictions.source['ignored']:,} ids of the {part} file are not of this competition")
+    if paths.root.exists():
+        files.remove(paths.root)
+    paths, identity = prepare_run(setup, force=False)
+    for part, predictions in parts.items():
+        files.make_folder(paths.predictions(part).parent)
+        save(paths.predictions(part), replace(predictions, source={**predictions.source, "run": name}))
+    files.write_json(paths.foreign, {"oof": Path(oof).name, "test": Path(test).name})
+    score = out_of_fold(setup, paths, identity).score
+    return {
+        "run": name,
+        "rows": int(np.sum(setup.folds.fold >= 0)),
+        **{key: score[key] for key in ("metric", "score", "low", "high")},
+    }

@@ -1,0 +1,49 @@
+"""`kbench predict`: the test set, or the unseen rows of another folder, against its own sample submission."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kbench import files
+from kbench.commands.predict import members_of, predict_test
+from kbench.commands.runs import open_run_setup
+from kbench.commands.score import require_folds
+from kbench.commands.setup import Choice
+from kbench.ensemble.average import ensemble_run
+from kbench.errors import ConfigError
+from kbench.submission.check import read_sample, write_submission
+
+
+def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: str, force: bool) -> dict[str, Any]:
+    """Predict the test set with every trained fold, or write a checked submission for another folder's rows.
+
+    Args:
+        choice: competition, experiment and run.
+        data: a folder laid out like the competition's, with its own sample submission; the test set by default.
+        out: the submission's file, with `data`; `submission.csv` by default.
+        device: where models run.
+        force: predict again what is predicted.
+    """
+    setup, paths, identity = open_run_setup(choice)
+    folds = require_folds(setup, paths, identity)
+    if data is None:
+        if out is not None:
+            raise ConfigError(
+                "--out without --data", "both, or neither", "`kbench ensemble` writes the test set's file"
+            )
+        predict_test(setup, paths, identity, folds, device, force=force)
+        count = sum(len(members_of(setup, paths, identity, fold, "test")) for fold in folds)
+        return {"rows": len(setup.test), "members": count, "file": None}
+    folder = Path(data).absolute()
+    table = setup.table("test", data=folder)
+    part = f"data-{files.digest([str(folder), table.fingerprint()])}"
+    predict_test(setup, paths, identity, folds, device, table=table, part=part, force=force)
+    by_fold = {fold: members_of(setup, paths, identity, fold, part) for fold in folds}
+    mean = ensemble_run(by_fold, mean=setup.competition.ensemble.mean)
+    sample = read_sample(folder / setup.competition.submission.sample)
+    file = write_submission(
+        Path(out or f"submission{setup.format.suffix}").absolute(), setup.format.build(mean, sample), sample=sample,
+        format=setup.format, gzip=setup.competition.submission.gzip,
+    )  # fmt: skip
+    return {"rows": len(table), "members": sum(map(len, by_fold.values())), "file": str(file)}

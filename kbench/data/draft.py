@@ -1,0 +1,176 @@
+"""Draft the YAML of a new competition from its files.
+
+The text is meant to be read and corrected: what the files do not say is written as `TODO`, in a value that
+`kbench check` reports and in a comment that says what is wanted. To draft one more section, write a function
+that returns its lines and add it to `draft`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kbench.data.discover import Facts, Images, discover
+from kbench.documents import parse_yaml
+
+_TODO = "TODO"
+_METADATA = 10  # columns kept for folds and reports
+_SCRATCH = [
+    "train: {optimizer: adamw, batch_size: 64, weight_decay: 0.01, augment: basic}",
+    "stages:",
+    "  all: {lr: find, schedule: {name: sgdr, cycles: 3, cycle_len: 2, cycle_mult: 2}, keep: [cycles]}",
+    "tta: none",
+]
+_PRETRAINED = [
+    "train: {optimizer: adamw, batch_size: 32, weight_decay: 0.01, augment: side_on}",
+    "stages:",
+    "  head: {groups: head, lr: find, schedule: {name: one_cycle, epochs: 1}}",
+    "  all: {lr: find, lr_decay: 3, schedule: {name: sgdr, cycles: 2, cycle_mult: 2}, keep: [cycles]}",
+    "tta: flip",
+]
+_METRICS = {
+    "probabilities": "log_loss",
+    "single_probability": "log_loss",
+    "label": "accuracy",
+    "tags": "f2_samples",
+    "value": "rmse",
+}
+
+
+def draft(root: Path, *, name: str, source: Mapping[str, Any]) -> str:
+    """Return the text of a YAML for a competition: the contract and a first experiment.
+
+    Args:
+        root: its data folder.
+        name: its name.
+        source: the `source` component, such as `{"name": "local", "path": "my-zip.zip"}`.
+
+    Raises:
+        DataError: a CSV in the folder cannot be read.
+    """
+    facts = discover(root)
+    lines = [
+        *_head(name, source, facts),
+        *_data(facts),
+        *_contract(facts),
+        "",
+        "# the baseline experiment",
+        "seed: 0",
+        *_experiment(facts),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(name: str, source: Mapping[str, Any], facts: Facts) -> list[str]:
+    todo = "  # TODO single_label, multi_label, regression, segmentation or dense_regression"
+    return [
+        f"# Drafted by `kbench new` from the competition's files. Look for {_TODO}, then run `kbench check -c {name}`.",
+        f"title: {_value(name)}",
+        f"task: {facts.task or _TODO}" + ("" if facts.task else todo),
+        f"source: {_value(dict(source) if len(source) > 1 else source['name'])}",
+    ]
+
+
+def _data(facts: Facts) -> list[str]:
+    lines = ["data:"]
+    if facts.by_class:
+        layout = {"name": "folders", **({"valid": facts.valid} if facts.valid else {})}
+        lines.append(f"  layout: {_value(layout if facts.valid else 'folders')}")
+    elif facts.masks:
+        lines.append(f"  layout: {_value(_mask_layout(facts.masks))}")
+    elif facts.task == "segmentation":
+        lines.append(f"  layout: {{name: csv, masks: {_TODO}}}  # TODO the folder of the target images")
+    lines.append(
+        f"  train: {_value(_train(facts))}" + ("" if facts.train else "  # TODO where the training images are")
+    )
+    lines.append(f"  test: {_value(_split(facts.test, facts.test_csv))}" + _test_comment(facts))
+    if not facts.by_class and facts.task != "segmentation":
+        target: Any = list(facts.target) if len(facts.target) > 1 else (facts.target or (_TODO,))[0]
+        lines.append(f"  target: {_value(target)}" + ("" if facts.target else "  # TODO the column to predict"))
+    if facts.classes:
+        lines.append(f"  # {len(facts.classes)} {'targets' if facts.task == 'regression' else 'classes'}")
+    if facts.valid:
+        lines.append("  metadata: [split]")
+    elif facts.other:
+        lines.append(f"  metadata: {_value(list(facts.other[:_METADATA]))}")
+    return lines
+
+
+def _train(facts: Facts) -> dict[str, Any]:
+    split = _split(facts.train, facts.train_csv)
+    if facts.train_csv:
+        split = {"csv": facts.train_csv, "id": facts.id, **{key: split[key] for key in split if key != "csv"}}
+    return split
+
+
+def _split(images: Images | None, table: str | None) -> dict[str, Any]:
+    split: dict[str, Any] = {"csv": table} if table else {}
+    split["images"] = images.folder or "." if images else _TODO
+    if images and images.suffix is not None:
+        split["suffix"] = images.suffix
+    return split
+
+
+def _test_comment(facts: Facts) -> str:
+    return "" if facts.test else "  # TODO where the test images are; remove the line if there are none"
+
+
+def _mask_layout(masks: Images) -> dict[str, Any]:
+    suffix = {"mask_suffix": masks.suffix} if masks.suffix else {}
+    return {"name": "csv", "masks": masks.folder, **suffix}
+
+
+def _contract(facts: Facts) -> list[str]:
+    lines = [f"folds: {_value(_folds(facts))}"]
+    if facts.group and not facts.valid:
+        strategy = {"multi_label": "group", "segmentation": "group"}.get(facts.task or "", "stratified_group")
+        grouped = {"strategy": strategy, "group": facts.group, "n": 5, "seed": 42}
+        lines.append(f"# if images of one {facts.group} resemble each other, keep them in one fold:")
+        lines.append(f"# folds: {_value(grouped)}")
+    metric = _METRICS.get(facts.format or "")
+    comment = "guessed; the evaluation page names it" if metric else "TODO the evaluation page names it"
+    lines.append(f"metric: {metric or _TODO}  # {comment}; `kbench list metric`")
+    lines.append(f"submission: {_value({'format': facts.format or _TODO, 'sample': facts.sample or _TODO})}")
+    if not facts.format:
+        lines[-1] += "  # TODO what the file must look like; `kbench list format`"
+    elif not facts.sample:
+        lines[-1] += "  # TODO where the sample submission is"
+    return lines
+
+
+def _folds(facts: Facts) -> dict[str, Any]:
+    if facts.valid:
+        return {"strategy": "predefined", "n": 1, "options": {"column": "split"}}
+    strategy = {"multi_label": "multilabel", "segmentation": "kfold"}.get(facts.task or "", "stratified")
+    return {"strategy": strategy, "n": 5, "seed": 42}
+
+
+def _experiment(facts: Facts) -> list[str]:
+    """Return a recipe: from scratch for thumbnails, from ImageNet weights, head first, for photographs."""
+    height, width, channels = facts.size or (224, 224, 3)
+    side = next((step for step in (32, 64, 128, 160) if min(height, width) <= step), 224)
+    lines = [f"input: {{size: {side}, channels: {channels}}}"]
+    if not facts.size:
+        lines[-1] += "  # TODO no image was found to look at"
+    if facts.task in ("segmentation", "dense_regression"):
+        model = f"{{name: {_TODO}}}  # TODO a network for '{facts.task}'; `kbench list model`"
+    else:
+        model = "{backbone: resnet10t}" if side <= 64 else "{backbone: resnet34, pretrained: true}"
+    lines.append(f"model: {model}")
+    return lines + (_SCRATCH if side <= 64 else _PRETRAINED)
+
+
+def _value(value: Any) -> str:
+    """Return a value as YAML on one line, that `parse_yaml` reads back unchanged."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_value(key)}: {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    plain = value and not set(value) & set(",[]{}:#\"'\n&*!|>%@`") and value == value.strip()
+    if plain and value[0] not in "-?" and isinstance(parse_yaml(value, name="draft"), str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,128 @@
+"""YAML 1.2 text to plain values and back.
+
+`3e-4` is a number, `no` and `on` are text, `0012` and `1_000` are text, and a key may stand once. What comes out
+is what JSON can hold too: mappings with text as keys, lists, text, numbers, true, false and null. To read one more
+kind of scalar, add a row to `_SCALARS`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from kbench.errors import ConfigError
+
+MAX_DEPTH = 40
+MAX_VALUES = 100_000
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = (
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    (
+        "float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)|[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+0123456789.",
+    ),
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML with YAML 1.2 scalars, no duplicate keys, and nothing that JSON cannot hold."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way)
+    yaml_constructors: dict[str | None, Any] = {  # noqa: RUF012
+        _TAG + "null": yaml.SafeLoader.construct_yaml_null,
+        _TAG + "bool": yaml.SafeLoader.construct_yaml_bool,
+        _TAG + "str": yaml.SafeLoader.construct_yaml_str,
+        None: yaml.SafeLoader.construct_undefined,
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that the 1.2 resolver would take for something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+for _name, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), list(_first))
+
+
+def _refused(node: yaml.Node, why: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, why, node.start_mark)
+
+
+def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _refused(node, "a mapping was expected")
+    found: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if not isinstance(key, str):
+            raise _refused(key_node, f"the key {key!r} is not text; write it in quotes")
+        if key in found:
+            raise _refused(key_node, f"the key '{key}' stands twice")
+        found[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _list(loader: _Loader, node: Any) -> list[Any]:
+    return list(loader.construct_sequence(node, deep=True))
+
+
+def _int(loader: _Loader, node: Any) -> int:
+    return int(str(loader.construct_scalar(node)))
+
+
+def _float(loader: _Loader, node: Any) -> float:
+    return float(str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+for _name, _construct in (("map", _mapping), ("seq", _list), ("int", _int), ("float", _float)):
+    _Loader.add_constructor(_TAG + _name, _construct)
+
+
+def parse_yaml(text: str, *, name: str) -> Any:
+    """Parse one YAML document.
+
+    Args:
+        text: the document.
+        name: how messages call it.
+
+    Raises:
+        ConfigError: it is not YAML, a key stands twice, or it holds what JSON cannot; the message has line and column.
+    """
+    try:
+        content = yaml.load(text, Loader=_Loader)
+        _check(content)
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
+        reason = " ".join(str(error).split()).replace("<unicode string>", name)
+        raise ConfigError(
+            f"'{name}' is not valid YAML: {reason[:500]}", "a YAML file", "correct that line; indent with spaces"
+        ) from error
+    return content
+
+
+def _check(content: Any) -> None:
+    """Refuse what would break later: endless nesting and text that no file can hold."""
+    waiting, count = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if depth > MAX_DEPTH or count > MAX_VALUES:  # aliases of aliases can make billions of values
+            raise ValueError(f"more than {MAX_DEPTH} levels or {MAX_VALUES:,} values")
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list):
+            waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+            raise ValueError(f"the text {value!r:.80} holds a character that cannot be written")
+
+
+def dump_yaml(content: Any) -> str:
+    """Return YAML text, keys in the order given, that `parse_yaml` reads back unchanged."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
