@@ -1,5 +1,27 @@
-"""kbench: the workbench for image competitions."""
+"""kbench: the workbench for image competitions.
+
+The command line is `kbench`; in a notebook, `kbench.open_run(...)` gives the same objects (see `kbench/api.py`).
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kbench.api import Run, open_run
+
 __version__ = "0.1.0"
+__all__ = ["Run", "__version__", "open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the Python API when it is first asked for: `import kbench` alone brings in neither torch nor numpy."""
+    if name in ("Run", "open_run"):
+        from kbench import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'kbench' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "Run", "open_run"])

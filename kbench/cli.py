@@ -92,7 +92,7 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
 
 
 def _choice(competition: str | None, experiment: str | None = None, run: str | None = None, assign: Any = None) -> Any:
-    from kbench.commands.setup import Choice
+    from kbench.commands.choice import Choice
 
     return Choice(competition, experiment, run, tuple(assign or ()))
 
@@ -147,9 +147,9 @@ def check(
 ) -> None:
     """Check YAML, data and folds; every problem at once."""
     from kbench import console
-    from kbench.commands import workspace
+    from kbench.commands.check import check as run_check
 
-    found = workspace.check(_choice(competition, experiment, None, assign), images=images, every=every)
+    found = run_check(_choice(competition, experiment, None, assign), images=images, every=every)
     if json:
         console.show_json(found)
     else:
@@ -474,9 +474,9 @@ def cache(
 ) -> None:
     """Show the image cache, or clear it."""
     from kbench import console
-    from kbench.commands import workspace
+    from kbench.commands.cache import cache as run_cache
 
-    found = workspace.cache(clear=clear)
+    found = run_cache(clear=clear)
     if json:
         console.show_json(found)
         return
@@ -525,3 +525,81 @@ def demo(
         console.show_json(found)
     else:
         console.next_command("kbench leaderboard; then kbench new NAME --data FOLDER for your own competition")
+
+
+@command()
+def inspect(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    fold: Annotated[int, typer.Option("--fold", help="Whose rates and augmented images are drawn.")] = 0,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Images per sheet of augmentations.")] = 6,
+    assign: Assign = None,
+    json: Json = False,
+) -> None:
+    """Look at the data and the recipe before training: balance, sizes, folds, rates, augmented images."""
+    from kbench import console
+    from kbench.commands.inspect import inspect as look_at
+
+    found = look_at(_choice(competition, experiment, None, assign), fold=fold, samples=samples)
+    if json:
+        console.show_json(found)
+        return
+    keys = ("stage", "size", "lr", "schedule", "epochs", "updates", "batch", "members")
+    console.show_table(found["rows"], title="rows")
+    console.show_table(found["missing"], title="missing values")
+    console.show_table([{key: stage[key] for key in keys} for stage in found["stages"]], title="stages")
+    for text in found["warnings"]:
+        console.warn(text)
+    for file in [*found["files"], found["page"]]:
+        console.wrote(file)
+    console.next_command("kbench lr-find, then kbench train")
+
+
+@command()
+def report(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    run: Run = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Images per class of a sheet.")] = 4,
+    by_class: Annotated[
+        bool | None, typer.Option("--by-class/--overall", help="Sheets by class, or not; default: up to 20 classes.")
+    ] = None,
+    slice_: Annotated[list[str] | None, typer.Option("--slice", help="A metadata column; default: all.")] = None,
+    solution: Annotated[
+        bool, typer.Option("--solution", help="Also grade folds one by one on the local solution.")
+    ] = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Draw what a run learned and where it errs; one page with everything."""
+    from kbench import console
+    from kbench.commands.look import ReportOptions
+    from kbench.commands.report import report as write_report
+
+    options = ReportOptions(k=k, by_class=by_class, slices=tuple(slice_ or ()), solution=solution, device=device)
+    found = write_report(_choice(competition, experiment, run), options)
+    if json:
+        console.show_json(found)
+        return
+    console.show_table(found.get("growth", []), title=f"{found['run']}: {found['score']['metric']}, out of fold")
+    console.show_table(found.get("adds", []), title="what each member adds (larger is better)")
+    console.show_table(found.get("test", []), title="graded on the local solution")
+    console.wrote(found["page"])
+    console.next_command("kbench ensemble")
+
+
+@command()
+def doctor(
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask Kaggle.")] = False, json: Json = False
+) -> None:
+    """Check the device, the disk and the Kaggle sign-in; show no secret."""
+    from kbench import console
+    from kbench.commands.doctor import doctor as diagnose
+
+    found = diagnose(online=not offline)
+    if json:
+        console.show_json(found)
+    else:
+        console.show_table(found["rows"])
+    if not found["ok"]:
+        raise typer.Exit(1)

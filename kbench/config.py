@@ -11,22 +11,30 @@ To add a setting, add a field to the section it belongs to; if it does not chang
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from kbench import registry
-from kbench.errors import Problem
+from kbench.errors import Problem, nearest
 from kbench.files import digest, sha256
 
 Task = Literal["single_label", "multi_label", "regression", "segmentation", "dense_regression"]
+Pixels = Annotated[int, Field(ge=1, le=32_000)]
+Size = Pixels | tuple[Pixels, Pixels]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
+PluginFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.py$", max_length=100)]
+RESERVED = ("previous", "fresh")  # what `start:` may say instead of a stage's name
 
 
 class Section(BaseModel):
     """A part of the YAML: frozen, unknown keys forbidden."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Component(BaseModel):
@@ -41,11 +49,12 @@ class Component(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _component(value: Any) -> Any:
+def as_component(value: Any) -> Any:
+    """Return the long form of a component: `flip` is `{name: flip}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
-Part = Annotated[Component, BeforeValidator(_component)]
+Part = Annotated[Component, BeforeValidator(as_component)]
 
 
 class Split(Section):
@@ -66,9 +75,9 @@ class Split(Section):
 class Data(Section):
     """What the rows are and what is to be predicted."""
 
-    layout: Part = Component(name="csv")
-    train: Split = Split()
-    test: Split | None = None
+    layout: Part = Field(Component(name="csv"), description="how files become rows; `kbench list layout`")
+    train: Split = Field(Split(), description="the labelled rows")
+    test: Split | None = Field(None, description="the rows to predict")
     target: str | list[str] | None = Field(None, description="target column(s); the second column by default")
     classes: list[str] | None = Field(
         None, description="class names in the order of the outputs; sorted labels by default"
@@ -80,9 +89,9 @@ class Data(Section):
 class FoldSection(Section):
     """How rows are cut into folds."""
 
-    strategy: str = "stratified"
-    n: int = Field(5, ge=1)
-    seed: int = 42
+    strategy: str = Field("stratified", description="see `kbench list fold-strategy`")
+    n: int = Field(5, ge=1, description="how many folds")
+    seed: int = Field(42, ge=0, lt=2**32, description="of the cut alone; the recipe has its own")
     by: list[str] = Field(
         default_factory=list, description="columns whose combinations are balanced; the target by default"
     )
@@ -93,74 +102,88 @@ class FoldSection(Section):
 class SubmissionSection(Section):
     """What the submission file looks like."""
 
-    format: Part = Component(name="probabilities")
+    format: Part = Field(Component(name="probabilities"), description="see `kbench list format`")
     sample: str = Field("sample_submission.csv", description="path in the data folder")
-    gzip: bool = False
+    gzip: bool = Field(False, description="compress the file")
 
 
 class Input(Section):
     """What the network sees."""
 
-    reader: Part = Component(name="image")
-    size: int | tuple[int, int] = Field(224, description="side in pixels, or [height, width]")
-    channels: int = Field(3, ge=1)
+    reader: Part = Field(Component(name="image"), description="how a file becomes an array; `kbench list reader`")
+    size: Size = Field(224, description="side in pixels, or [height, width]")
+    channels: int = Field(3, ge=1, le=10_000, description="1 is grey, 3 is RGB, more are what the files hold")
     crop: Literal["centre", "squash"] = Field("centre", description="how an image of another shape becomes the size")
-    mean: list[float] | None = Field(
+    mean: list[Finite] | None = Field(
         None, description="per channel, of values scaled by 1/255 if 8 bit; ImageNet's for 3 channels"
     )
-    std: list[float] | None = None
-    cache: Literal["auto", "on", "off"] = "auto"
+    std: list[Rate] | None = Field(None, description="per channel, like mean")
+    cache: Literal["auto", "on", "off"] = Field("auto", description="keep decoded images in one memory-mapped array")
 
 
 class ModelSection(Section):
     """The network."""
 
-    name: str = "timm"
-    backbone: str = "resnet18"
-    pretrained: bool = False
+    name: str = Field("timm", description="see `kbench list model`")
+    backbone: str = Field("resnet18", description="a name of `timm.list_models()`")
+    pretrained: bool = Field(False, description="begin with timm's weights")
     weights: str | None = Field(None, description="a weights file, relative to the workspace")
     options: dict[str, Any] = Field(default_factory=dict, description="further parameters of the model")
+
+
+class RangeTest(Section):
+    """The learning-rate range test of a stage with `lr: find`."""
+
+    steps: int = Field(100, ge=16, description="updates; fewer where the loss diverges before")
+    start: Rate = Field(1e-5, description="first rate of the last layer group")
+    end: Rate = Field(10.0, description="last rate")
+    linear: bool = Field(False, description="raise the rate by equal steps instead of equal factors")
 
 
 class Stage(Section):
     """One stage of training. What a stage leaves out is taken from `train:`."""
 
-    schedule: Part = Component(name="sgdr")
-    lr: float | list[float] | Literal["find"] = "find"
-    lr_from_fold: int | None = Field(None, description="with `lr: find`: take the rate this fold found")
-    lr_decay: float = Field(1.0, ge=1, description="each earlier layer group learns this many times slower")
-    weight_decay: float | list[float] = 0.0
-    optimizer: Part = Component(name="adamw")
-    groups: Literal["all", "head"] | list[int] = Field(
+    schedule: Part = Field(Component(name="sgdr"), description="how the rate changes; `kbench list schedule`")
+    lr: Rate | Annotated[list[Decay], Field(min_length=1)] | Literal["find"] = Field(
+        "find", description="highest rate of the head, one per layer group, or found by a range test"
+    )
+    range_test: RangeTest = Field(RangeTest(), description="how `lr: find` looks for the rate")
+    lr_from_fold: int | None = Field(None, ge=0, description="with `lr: find`: take the rate this fold found")
+    lr_decay: Finite = Field(1.0, ge=1, description="each earlier layer group learns this many times slower")
+    weight_decay: Decay | Annotated[list[Decay], Field(min_length=1)] = Field(
+        0.0, description="for all layer groups, or one per group"
+    )
+    optimizer: Part = Field(Component(name="adamw"), description="see `kbench list optimizer`")
+    groups: Literal["all", "head"] | Annotated[list[int], Field(min_length=1)] = Field(
         "all", description="layer groups that train; the others are frozen"
     )
-    size: int | tuple[int, int] | None = Field(None, description="image size of this stage; `input.size` by default")
-    batch_size: int = Field(64, ge=1)
+    size: Size | None = Field(None, description="image size of this stage; `input.size` by default")
+    batch_size: int = Field(64, ge=1, description="images per batch")
     accumulate: int = Field(1, ge=1, description="batches per update")
-    clip: float | None = Field(None, gt=0, description="largest gradient norm")
-    loss: Part | None = Field(None, description="by default the task's: cross_entropy, bce or l1")
-    augment: Part = Component(name="none")
-    crop: Part = Component(name="random")
-    mix: Part | None = None
-    sampler: Part = Component(name="shuffle")
-    step: Part = Component(name="supervised")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    channels_last: Literal["auto"] | bool = "auto"
-    ema: float | None = Field(None, gt=0, lt=1)
+    clip: Rate | None = Field(None, description="largest gradient norm")
+    loss: Part | None = Field(None, description="by default the task's: cross_entropy, bce or mse")
+    augment: Part = Field(Component(name="none"), description="see `kbench list augmentation`")
+    crop: Part = Field(Component(name="random"), description="which window of a training image; `kbench list crop`")
+    mix: Part | None = Field(None, description="mixup or cutmix of a batch")
+    sampler: Part = Field(Component(name="shuffle"), description="which rows an epoch visits; `kbench list sampler`")
+    step: Part = Field(Component(name="supervised"), description="what one update computes; `kbench list step`")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="what the hardware can, or this one")
+    channels_last: Literal["auto"] | bool = Field("auto", description="memory format of the images")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept")
     early_stop: int | None = Field(None, ge=1, description="epochs without a better score before the stage stops")
-    min_delta: float = Field(0.0, ge=0, description="how much better counts as better")
+    min_delta: Decay = Field(0.0, description="how much better counts as better")
     monitor: str | None = Field(None, description="what `best` means: `loss` or a metric; the competition's by default")
     keep: list[Literal["cycles", "best", "last"]] = Field(
         default_factory=list, description="which states become ensemble members"
     )
-    subset: Literal["fold", "full"] = "fold"
+    subset: Literal["fold", "full"] = Field("fold", description="rows that train: the fold's, or all of them")
     start: str = Field("previous", description="`previous` stage, `fresh`, or a stage's name")
 
 
 class EnsembleSection(Section):
     """How members become one prediction."""
 
-    mean: Literal["arithmetic", "geometric"] = "arithmetic"
+    mean: Literal["arithmetic", "geometric"] = Field("arithmetic", description="over snapshots and views")
     members: list[str] | None = Field(
         None, description="stages or `stage-cycle` whose snapshots count; all kept ones by default"
     )
@@ -169,42 +192,38 @@ class EnsembleSection(Section):
 class Loader(Section):
     """How batches are made ready; none of it changes a result."""
 
-    workers: int | Literal["auto"] = "auto"
-    valid_batch_size: int | None = None
+    workers: Annotated[int, Field(ge=0, le=1000)] | Literal["auto"] = Field("auto", description="loader processes")
+    valid_batch_size: int | None = Field(None, ge=1, description="images per batch when judging and predicting")
     checkpoint_minutes: float = Field(5.0, gt=0, description="resume points inside long epochs")
 
 
 class Competition(Section):
     """One experiment on one competition: the whole YAML."""
 
-    title: str = ""
-    task: Task
-    source: Part = Component(name="local")
-    data: Data = Data()
-    folds: FoldSection = FoldSection()
-    metric: Part
-    submission: SubmissionSection = SubmissionSection()
-    plugins: list[str] = Field(default_factory=list, description="Python files beside the YAML")
-    seed: int = 0
-    input: Input = Input()
-    model: ModelSection = ModelSection()
-    stages: dict[str, Stage] = Field(min_length=1)
-    tta: Part = Component(name="none")
-    ensemble: EnsembleSection = EnsembleSection()
-    loader: Loader = Loader()
+    title: str = Field("", description="for people")
+    task: Task = Field(description="what is to be predicted")
+    source: Part = Field(Component(name="local"), description="where the files come from; `kbench list source`")
+    data: Data = Field(Data(), description="what the rows are")
+    folds: FoldSection = Field(FoldSection(), description="how rows are cut into folds")
+    metric: Part = Field(description="the competition's score; `kbench list metric`")
+    submission: SubmissionSection = Field(SubmissionSection(), description="what the submission file looks like")
+    plugins: list[PluginFile] = Field(default_factory=list, description="Python files in the competition's own folder")
+    seed: int = Field(0, ge=0, description="of everything random in training")
+    input: Input = Field(Input(), description="what the network sees")
+    model: ModelSection = Field(ModelSection(), description="the network")
+    stages: dict[StageName, Stage] = Field(min_length=1, description="the recipe, in order")
+    tta: Part = Field(Component(name="none"), description="views of an image that are averaged; `kbench list views`")
+    ensemble: EnsembleSection = Field(EnsembleSection(), description="how members become one prediction")
+    loader: Loader = Field(Loader(), description="how batches are made ready")
     name: str = Field("", exclude=True, description="set from the file's name")
     experiment: str = Field("baseline", exclude=True, description="set from the experiment's name")
 
     @model_validator(mode="after")
-    def _order_of_stages(self) -> Competition:
-        done: list[str] = []
-        for name, stage in self.stages.items():
-            if stage.start not in ("previous", "fresh", *done):
-                raise ValueError(f"stages.{name}.start: '{stage.start}' is no earlier stage")
-            done.append(name)
-        full = [stage.subset == "full" for stage in self.stages.values()]
-        if full != sorted(full):
-            raise ValueError("stages: a stage with `subset: full` may only be followed by such stages")
+    def _consistent(self) -> Competition:
+        problems = [*_stage_problems(self.stages), *_member_problems(self.ensemble, self.stages)]
+        problems += _statistics_problems(self.input)
+        if problems:
+            raise ValueError("\n".join(map(str, problems)))
         return self
 
     def contract_view(self) -> dict[str, Any]:
@@ -243,30 +262,37 @@ class Competition(Section):
         return {"contract": digest(self.contract_view()), "training": digest(view)}
 
 
-def bind(competition: Competition) -> list[Problem]:
-    """Hold every registered name and its parameters against the function's signature; return all problems."""
-    folds = competition.folds
-    components: list[tuple[str, str, str, dict[str, Any]]] = [
-        ("source", "source", competition.source.name, competition.source.params),
-        ("layout", "data.layout", competition.data.layout.name, competition.data.layout.params),
-        ("fold strategy", "folds", folds.strategy, folds.options),
-        ("metric", "metric", competition.metric.name, competition.metric.params),
-        ("format", "submission.format", competition.submission.format.name, competition.submission.format.params),
-        ("reader", "input.reader", competition.input.reader.name, competition.input.reader.params),
-        ("model", "model", competition.model.name, competition.model.options),
-        ("views", "tta", competition.tta.name, competition.tta.params),
-    ]
-    kinds = {"schedule": "schedule", "optimizer": "optimizer", "loss": "loss", "augment": "augmentation",
-             "crop": "crop", "mix": "mix", "sampler": "sampler", "step": "step"}  # fmt: skip
-    for name, stage in competition.stages.items():
-        for key, kind in kinds.items():
-            part = getattr(stage, key)
-            if part is not None:
-                components.append((kind, f"stages.{name}.{key}", part.name, part.params))
-        if stage.monitor and stage.monitor != "loss":
-            components.append(("metric", f"stages.{name}.monitor", stage.monitor, {}))
-    return [
-        problem
-        for kind, where, name, params in components
-        for problem in registry.bind(kind, name, params, where=where)
-    ]
+def _stage_problems(stages: Mapping[str, Stage]) -> Iterator[Problem]:
+    """Yield what is wrong between stages."""
+    done: list[str] = []
+    for name, stage in stages.items():
+        if name in RESERVED:
+            yield Problem(f"stages.{name}", f"a stage cannot be called '{name}'", "choose another name")
+        if stage.start not in (*RESERVED, *done):
+            yield Problem(
+                f"stages.{name}.start", f"'{stage.start}' is no earlier stage", nearest(stage.start, (*RESERVED, *done))
+            )
+        if stage.range_test.end <= stage.range_test.start:
+            yield Problem(f"stages.{name}.range_test.end", "is not above `start`", "write start: 1e-5, end: 10")
+        done.append(name)
+    full = [stage.subset == "full" for stage in stages.values()]
+    if full != sorted(full):
+        yield Problem("stages", "a stage with `subset: full` may only be followed by such stages")
+    if not any(stage.keep for stage in stages.values()):
+        yield Problem("stages", "no stage keeps a model to predict with", "write `keep: [cycles]` in the last stage")
+
+
+def _member_problems(ensemble: EnsembleSection, stages: Mapping[str, Stage]) -> Iterator[Problem]:
+    for position, member in enumerate(ensemble.members or ()):
+        if member not in stages and not any(member.startswith(f"{name}-") for name in stages):
+            hint = nearest(member, stages)
+            yield Problem(f"ensemble.members.{position}", f"'{member}' is neither a stage nor `stage-cycle`", hint)
+
+
+def _statistics_problems(section: Input) -> Iterator[Problem]:
+    for key, other in (("mean", "std"), ("std", "mean")):
+        values = getattr(section, key)
+        if values is not None and getattr(section, other) is None:
+            yield Problem(f"input.{key}", f"stands without `{other}`", "write both or neither")
+        if values is not None and len(values) != section.channels:
+            yield Problem(f"input.{key}", f"{len(values)} values for {section.channels} channels", "one per channel")

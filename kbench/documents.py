@@ -1,78 +1,29 @@
 """Read competition and experiment YAMLs, merge them, and report every problem at once.
 
-YAML is read with 1.2 scalars: `3e-4` is a number, `no` and `on` are text, `012` is text. An experiment is
-merged key by key over its baseline; a key set to `null` removes it; `train:` holds the defaults of every stage.
+An experiment is merged key by key over its baseline; a key set to `null` removes it; `train:` holds the defaults
+of every stage. Problems carry the path they have in the YAML. To let a YAML say something new, see `config.py`.
 """
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from kbench import registry
-from kbench.config import Competition, Stage, bind
-from kbench.errors import ConfigError, Problem, nearest, raise_all
+from kbench.binding import bind
+from kbench.config import Competition, Stage
+from kbench.errors import ConfigError, Problem, as_problem, nearest, raise_all
 from kbench.workspace import Workspace
+from kbench.yaml12 import dump_yaml, parse_yaml
 
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML with YAML 1.2 scalars and no duplicate keys."""
-
-
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
-    (
-        "float",
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)|[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
-        "-+0123456789.",
-    ),
-    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
-    return float(loader.construct_scalar(node).replace(".inf", "inf").replace(".nan", "nan"))
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:float", _float)
-
-
-def parse_yaml(text: str, *, name: str) -> Any:
-    """Parse one YAML document.
-
-    Raises:
-        ConfigError: it is not YAML, or a key stands twice; the message has line and column.
-    """
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error).replace("\n", " ").replace("<unicode string>", name)
-        raise ConfigError(
-            f"'{name}' is not valid YAML: {reason}", "a YAML file", "correct that line; indent with spaces"
-        ) from error
+__all__ = ["dump_yaml", "load_competition", "merge", "override", "parse_yaml", "read_document", "read_yaml",
+           "validate", "with_stage_defaults"]  # fmt: skip
+_OURS = ("name", "experiment")  # fields of `Competition` that come from file names
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -92,7 +43,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     content = parse_yaml(text, name=path.name)
     if not isinstance(content, dict):
         raise ConfigError(
-            f"'{path}' holds {type(content).__name__}, not a mapping",
+            f"'{path}' is empty" if content is None else f"'{path}' holds {type(content).__name__}, not a mapping",
             "lines such as `task: single_label`",
             f"edit '{path}'",
         )
@@ -103,50 +54,49 @@ def _siblings(path: Path) -> str:
     return nearest(path.stem, [other.stem for other in path.parent.glob("*.yaml")])
 
 
-def dump_yaml(content: Any) -> str:
-    """Return YAML text, keys in the order given, that `parse_yaml` reads back unchanged."""
-    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes every text that the 1.2 resolver would take for something else."""
-
-
-_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-
-
 def merge(base: Any, change: Any) -> Any:
     """Return `base` with `change` merged over it, key by key; `null` removes a key.
 
-    A component that changes its `name` drops the parameters of the one it replaces.
+    A component that changes its `name` drops the parameters of the one it replaces; one in the short form (`adamw`)
+    keeps its name when only parameters are given.
     """
-    if not isinstance(base, dict) or not isinstance(change, dict):
+    if not isinstance(change, dict):
         return copy.deepcopy(change)
-    if "name" in change and "name" in base and change["name"] != base["name"]:
-        return copy.deepcopy(change)
+    base = {"name": base} if isinstance(base, str) else base
+    if not isinstance(base, dict) or _renamed(base.get("name"), change.get("name")):
+        base = {}
     merged = copy.deepcopy(base)
     for key, value in change.items():
         if value is None:
             merged.pop(key, None)
-        elif key in merged:
-            merged[key] = merge(merged[key], value)
         else:
-            merged[key] = copy.deepcopy(value)
+            merged[key] = merge(merged.get(key), value)
     return merged
+
+
+def _renamed(old: Any, new: Any) -> bool:
+    return isinstance(old, str) and isinstance(new, str) and old != new
 
 
 def override(content: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Apply `--set a.b=value` assignments, later ones over earlier ones.
 
     Raises:
-        ConfigError: one has no `=`, or its path runs through a value that is no section.
+        ConfigError: one has no `=`, or names a stage that is not there.
     """
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         keys = path.split(".")
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > 20:
             raise ConfigError(
                 f"--set '{assignment}' is not an assignment", "PATH=VALUE", "write it as `--set stages.head.lr=3e-4`"
+            )
+        stages = content.get("stages")
+        if keys[0] == "stages" and len(keys) > 1 and isinstance(stages, dict) and keys[1] not in stages:
+            raise ConfigError(
+                f"--set '{assignment}': there is no stage '{keys[1]}'",
+                f"one of {', '.join(stages)}",
+                nearest(keys[1], stages),
             )
         value: Any = parse_yaml(text, name=f"--set {path}")
         for key in reversed(keys):
@@ -171,18 +121,26 @@ def with_stage_defaults(content: dict[str, Any]) -> dict[str, Any]:
 def read_document(
     workspace: Workspace, name: str, experiment: str | None, assignments: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the merged mapping of a competition, its experiment and the overrides, before validation."""
+    """Return the merged mapping of a competition, its experiment and the overrides, before validation.
+
+    Raises:
+        ConfigError: a file is missing or is no mapping, or `extends:` names no experiment or goes round in a circle.
+    """
     content = read_yaml(workspace.competition(name))
-    chain: list[tuple[Path, dict[str, Any]]] = []
-    while experiment:
+    chain: dict[Path, dict[str, Any]] = {}
+    experiment = None if experiment == "baseline" else experiment
+    while experiment is not None:
         path = workspace.experiment(name, experiment)
-        change = read_yaml(path)
-        if path in [known for known, _ in chain]:
-            raise ConfigError(f"'{path}' extends itself", "a chain of experiments that ends", "correct `extends:`")
-        parent = change.pop("extends", None)
-        chain.append((path, change))
-        experiment = parent if parent not in (None, "baseline", name) else None
-    for _, change in reversed(chain):
+        if path in chain:
+            circle = " -> ".join([*(known.stem for known in chain), path.stem])
+            raise ConfigError(f"'{path}' extends itself: {circle}", "a chain of experiments that ends at the baseline",
+                              "correct one `extends:`")  # fmt: skip
+        chain[path] = read_yaml(path)
+        parent = chain[path].pop("extends", None)
+        if not isinstance(parent, str | None):
+            raise ConfigError(f"'{path}' extends {parent!r:.80}", "the name of an experiment", "correct `extends:`")
+        experiment = None if parent in ("baseline", name) else parent
+    for change in reversed(chain.values()):
         content = merge(content, change)
     return override(content, assignments)
 
@@ -202,32 +160,23 @@ def validate(
     Raises:
         ConfigError: one error with every problem, each with its path and the nearest valid name.
     """
-    problems: list[Problem] = []
-    unknown = sorted(
-        set((content.get("train") or {}) if isinstance(content.get("train"), dict) else {}) - set(Stage.model_fields)
-    )
-    problems += [Problem(f"train.{key}", "unknown key", nearest(key, Stage.model_fields)) for key in unknown]
+    problems = [
+        Problem(key, "unknown key", nearest(key, _keys(Competition) - set(_OURS))) for key in _OURS if key in content
+    ]
+    content = {key: value for key, value in content.items() if key not in _OURS}
+    content, found = _without_bad_defaults(content)
+    problems += found
     content = with_stage_defaults(content)
-    if problems and isinstance(content.get("stages"), dict):  # said once under `train`, not again per stage
-        content["stages"] = {
-            key: {k: v for k, v in stage.items() if k not in unknown} if isinstance(stage, dict) else stage
-            for key, stage in content["stages"].items()
-        }
-    competition = None
     try:
-        competition = Competition.model_validate({**content, "name": name, "experiment": experiment})
+        made = json.dumps({**content, "name": name, "experiment": experiment})
+        competition = Competition.model_validate_json(made)
     except ValidationError as error:
-        problems += [_problem(item) for item in error.errors()]
-    plugins = content.get("plugins")
-    for plugin in plugins if isinstance(plugins, list) else []:
-        try:
-            registry.load_plugin(folder / str(plugin))
-        except ConfigError as error:
-            problems.append(Problem("plugins", error.what, error.todo))
-    if competition is not None:
-        problems += bind(competition)
+        competition = None
+        problems += _problems(error, content, Competition)
+    problems += _load_plugins(content.get("plugins"), folder)
+    problems += bind(content)
     raise_all(
-        _distinct(problems), error=ConfigError, subject=f"'{file}'",
+        list(dict.fromkeys(problems)), error=ConfigError, subject=f"'{file}'",
         expected="a YAML that follows competitions/schema.json",
         todo=f"correct the lines named above, then run `kbench check -c {name}`",
     )  # fmt: skip
@@ -236,54 +185,90 @@ def validate(
     return competition
 
 
-def _distinct(problems: list[Problem]) -> list[Problem]:
-    return list(dict.fromkeys(problems))
+def _without_bad_defaults(content: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Return the mapping without what is wrong in `train:`, and what that is; every stage would repeat it."""
+    defaults = content.get("train")
+    if defaults is None:
+        return content, []
+    if not isinstance(defaults, dict):
+        problem = Problem("train", f"should be a mapping of stage settings, got {defaults!r:.80}")
+        return {key: value for key, value in content.items() if key != "train"}, [problem]
+    try:
+        Stage.model_validate_json(json.dumps(defaults))
+    except ValidationError as error:
+        bad = {item["loc"][0] for item in error.errors()}
+        kept = {key: value for key, value in defaults.items() if key not in bad}
+        return {**content, "train": kept}, _problems(error, defaults, Stage, prefix=("train",))
+    return content, []
 
 
-def _problem(item: Any) -> Problem:
-    location = [str(part) for part in item["loc"] if not _is_union_branch(part)]
-    where = ".".join(location) or "the file"
-    if item["type"] == "extra_forbidden":
-        return Problem(where, "unknown key", nearest(location[-1], _keys_at(location[:-1])))
-    if item["type"] == "missing":
-        return Problem(where, "this key is needed", "see CONTRIBUTING.md, a competition")
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error" and where == "the file":
-        where, _, message = message.partition(": ")
-        return Problem(where, message)
-    return Problem(where, f"{message}, got {item['input']!r:.80}")
+def _load_plugins(names: Any, folder: Path) -> list[Problem]:
+    problems = []
+    for position, plugin in enumerate(names if isinstance(names, list) else []):
+        try:
+            if isinstance(plugin, str) and "/" not in plugin:  # said already
+                registry.load_plugin(folder / plugin)
+        except ConfigError as error:
+            problems.append(as_problem(f"plugins.{position}", error))
+    return problems
 
 
-def _is_union_branch(part: Any) -> bool:
-    text = str(part)
-    return any(mark in text for mark in ("[", "(", "-")) or text in {
-        "int",
-        "float",
-        "str",
-        "bool",
-        "Split",
-        "Component",
-    }
+def _problems(
+    error: ValidationError, content: Mapping[str, Any], model: type[BaseModel], *, prefix: tuple[str, ...] = ()
+) -> list[Problem]:
+    """Return pydantic's findings with the paths of the YAML, one per place."""
+    messages: dict[tuple[str, ...], list[str]] = {}
+    values: dict[tuple[str, ...], Any] = {}
+    for item in error.errors():
+        path = _path(item["loc"], content, missing=item["type"] == "missing")
+        said = item["type"] if item["type"] in _SHORT and isinstance(item["loc"][-1], str) else item["msg"]
+        messages.setdefault(path, []).append(said.replace("Field required", "Input should be longer"))
+        values[path] = item["input"]
+    found = []
+    for path, texts in messages.items():
+        if any(other[: len(path)] == path for other in messages if len(other) > len(path)):
+            continue  # one of several types did not fit; the deeper finding says more
+        where = ".".join((*prefix, *path))
+        if texts[0] in _SHORT:
+            hint = nearest(path[-1], _keys(model, path[:-1])) if texts[0] == "extra_forbidden" else f"`{path[-1]}: ...`"
+            found.append(Problem(where, _SHORT[texts[0]], hint))
+        elif path:
+            found.append(Problem(where, registry.type_message(texts, values[path])))
+        else:  # between keys: each line names its own place
+            found += [Problem(*line.split(": ", 1)) for line in texts[0].removeprefix("Value error, ").splitlines()]
+    return found
 
 
-def _keys_at(location: list[str]) -> list[str]:
-    model: Any = Competition
-    for part in location:
+_SHORT = {"extra_forbidden": "unknown key", "missing": "this key is needed"}
+
+
+def _path(location: Sequence[int | str], content: Any, *, missing: bool) -> tuple[str, ...]:
+    """Return the keys of a location that the YAML has; pydantic puts names of types between them."""
+    path: list[str] = []
+    for position, part in enumerate(location):
+        inside = isinstance(content, dict) and part in content
+        if inside or (isinstance(content, list) and isinstance(part, int) and part < len(content)):
+            path.append(str(part))
+            content = content[part]
+        elif missing and isinstance(part, str) and position == len(location) - 1:
+            path.append(str(part))
+    return tuple(path)
+
+
+def _keys(model: Any, path: Sequence[str] = ()) -> set[str]:
+    """Return the keys a section of the YAML may have."""
+    for part in path:
         field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            continue  # a stage's name
-        model = _section_of(field.annotation)
-    return list(getattr(model, "model_fields", {}))
+        if field is not None:  # else a stage's name
+            model = _section_of(field.annotation)
+    return set(getattr(model, "model_fields", {})) | ({"train"} if model is Competition else set())
 
 
 def _section_of(annotation: Any) -> Any:
     if hasattr(annotation, "model_fields"):
         return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _section_of(argument)
-        if found is not None:
-            return found
-    return None
+    found = (_section_of(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((section for section in found if section is not None), None)
 
 
 def load_competition(
@@ -306,6 +291,7 @@ def load_competition(
             f"one of {', '.join(workspace.competition_names()) or 'none yet'}",
             f"{nearest(name, workspace.competition_names())} `kbench new {name}` drafts one",
         )
+    experiment = None if experiment == "baseline" else experiment
     content = read_document(workspace, name, experiment, assignments)
     file = workspace.experiment(name, experiment).name if experiment else workspace.competition(name).name
     return validate(content, file=file, folder=workspace.own(name), name=name, experiment=experiment or "baseline")

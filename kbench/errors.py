@@ -132,6 +132,11 @@ class Problem:
         return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")
 
 
+def as_problem(where: str, error: KbenchError) -> Problem:
+    """Return an error as one finding of a check."""
+    return Problem(where, error.what, f"expected: {error.expected}; {error.todo}")
+
+
 def raise_all(
     problems: Sequence[Problem],
     *,
@@ -193,3 +198,8 @@ def check_number(name: str, value: object, interval: str, *, whole: bool = False
     raise ConfigError(
         f"{name} is '{value}'", f"a {'whole ' if whole else ''}number in {interval}", f"correct `{name}:` in the YAML"
     )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: `1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

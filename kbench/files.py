@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -31,7 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The block writes the temporary file by any means (`numpy.save`, `pandas.DataFrame.to_csv`, OpenCV).
     When the block fails nothing of `path` changes and the temporary file is removed. The temporary name keeps
-    the suffixes of `path`, since libraries choose a format by them.
+    the suffixes of `path`, since libraries choose a format by them. Where `path` is a link the link is replaced;
+    what it points to stays as it is.
 
     Raises:
         DataError: the disk is full or the folder cannot be written.
@@ -52,10 +54,22 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(path: Path) -> None:
+    """Remove what killed processes left of files they were writing; only for who holds the lock on them.
+
+    Args:
+        path: the file, or its folder for all files in it.
+    """
+    folder, name = (path, "*") if path.is_dir() else (path.parent, glob.escape(path.name))
+    for leftover in folder.glob(f"{_TEMPORARY}[0-9]*-{name}"):
+        remove(leftover)
+
+
 def _write_error(path: Path, error: OSError) -> KbenchError:
     free = _free_bytes(path.parent)
+    other = error.filename if error.filename and Path(str(error.filename)).name.find(path.name) < 0 else None
     return DataError(
-        f"cannot write '{path}': {error.strerror or error}",
+        f"cannot write '{path}': {error.strerror or error}" + (f" ('{other}')" if other else ""),
         f"a writable folder with free space ({free / 1e9:.2f} GB are free there)",
         "free some space or move the folder (KBENCH_DATA, KBENCH_RUNS), then run the same command again",
     )
@@ -123,7 +137,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"cannot read '{path}': {error}",
             "a JSON file written by kbench",
@@ -145,7 +159,10 @@ def append_line(path: Path, line: str) -> None:
 def open_log(path: Path) -> IO[str]:
     """Open a text file for appending, such as the standard error of a child process."""
     make_folder(path.parent)
-    return open(path, "a", encoding="utf-8")
+    try:
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise _write_error(path, error) from error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -153,7 +170,7 @@ def read_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     text = path.read_bytes().decode("utf-8", "replace")
-    return text[: text.rfind("\n") + 1].splitlines()
+    return text.split("\n")[:-1]  # `splitlines` would cut at characters that JSON may hold, such as U+2028
 
 
 def keep_lines(path: Path, count: int) -> None:
@@ -167,18 +184,24 @@ def keep_lines(path: Path, count: int) -> None:
 def remove(path: Path) -> None:
     """Remove a file or a folder if it is there."""
     path = Path(path)
-    if path.is_dir() and not path.is_symlink():
-        doomed = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
-        os.replace(path, doomed)  # a half-removed folder is never seen under its own name
-        shutil.rmtree(doomed)
-    else:
-        path.unlink(missing_ok=True)
+    try:
+        if path.is_dir() and not path.is_symlink():
+            doomed = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+            os.replace(path, doomed)  # a half-removed folder is never seen under its own name
+            shutil.rmtree(doomed)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _write_error(path, error) from error
 
 
 def move(source: Path, target: Path) -> None:
     """Rename a file or folder on one disk; an existing target file is replaced."""
     make_folder(target.parent)
-    os.replace(source, target)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        raise _write_error(target, error) from error
 
 
 def copy(source: Path, target: Path) -> Path:
@@ -215,8 +238,12 @@ def appending(path: Path, *, keep: int) -> Iterator[Callable[[bytes], None]]:
     try:
         yield write
     finally:
-        os.fsync(handle.fileno())
-        handle.close()
+        try:
+            os.fsync(handle.fileno())
+        except OSError as error:
+            raise _write_error(path, error) from error
+        finally:
+            handle.close()
 
 
 def link_folder(path: Path, to: Path) -> Path:
@@ -363,7 +390,7 @@ def read_seal(path: Path, *, verify: bool = True) -> dict[str, Any] | None:
                 return None
             if verify and sha256(file) != entry["sha256"]:
                 return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # missing, half-written or foreign: by definition it does not exist
     return dict(description)
 
@@ -403,11 +430,17 @@ def lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
         waiting: when given, do not wait: raise an error with this as its remedy.
     """
     make_folder(path.parent)
-    with open(path, "a") as handle:
+    try:
+        handle = open(path, "a")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _write_error(path, error) from error
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if waiting else 0))
         except BlockingIOError as error:
             raise KbenchError(
                 f"another kbench process holds '{path}'", "one process at a time here", waiting or ""
             ) from error
+        except OSError as error:
+            raise _write_error(path, error) from error
         yield

@@ -7,11 +7,13 @@ A part is a function registered under a kind and a name (its own name unless ano
 
 `MODULES` says which modules hold the parts of a kind; they are imported when the kind is first asked for, so
 that what does not need torch never loads it. Keyword-only parameters without `_` in front are what a YAML may
-set; positional ones are given by kbench. To add a kind, add a row to `MODULES`.
+set; positional ones are given by kbench. A competition's plug-ins register their parts the same way; where two
+competitions or runs bring a part of one name, the one loaded last counts. To add a kind, add a row to `MODULES`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -20,13 +22,13 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
 from kbench.errors import ConfigError, KbenchError, Problem, nearest
 
@@ -78,7 +80,9 @@ class Part:
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
+_PLUGIN = "kbench_plugin_"
 _parts: dict[str, dict[str, Part]] = {kind: {} for kind in MODULES}
+_of_plugin: dict[str, list[Part]] = {}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -91,28 +95,54 @@ def register(kind: str, name: str | None = None, **meta: Any) -> Callable[[_Func
         meta: facts other modules read, such as `maximise=True` of a metric.
 
     Raises:
-        ConfigError: the kind is unknown or the name is taken by another function.
+        ConfigError: the kind is unknown, the name is taken by another function, or it has no signature.
     """
     if kind not in MODULES:
         raise ConfigError(f"unknown kind '{kind}'", f"one of {', '.join(MODULES)}", nearest(kind, MODULES))
 
     def add(function: _Function) -> _Function:
         part = Part(kind, name or function.__name__, function, meta)
-        taken = _parts[kind].get(part.name)
-        if taken and _origin(taken.function) != _origin(function):
+        try:
+            part.parameters()
+        except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"the {kind} '{part.name}' is registered twice: {_origin(taken.function)} and {_origin(function)}",
-                f"one {kind} of a name",
-                "rename one of the two functions",
-            )
-        _parts[kind][part.name] = part
+                f"the {kind} '{part.name}' has no parameters that can be read: {error}",
+                "a Python function",
+                "register a function that calls it",
+            ) from error
+        _add(part)
+        if function.__module__.startswith(_PLUGIN):
+            _of_plugin.setdefault(function.__module__, []).append(part)
         return function
 
     return add
 
 
+def _add(part: Part) -> None:
+    taken = _parts[part.kind].get(part.name)
+    if taken and _origin(taken.function) != _origin(part.function) and not _elsewhere(taken.function, part.function):
+        raise ConfigError(
+            f"the {part.kind} '{part.name}' is registered twice: {_origin(taken.function)} and "
+            f"{_origin(part.function)}",
+            f"one {part.kind} of a name",
+            "rename one of the two functions",
+        )
+    _parts[part.kind][part.name] = part
+
+
 def _origin(function: Callable[..., Any]) -> str:
-    return f"{inspect.getsourcefile(function)}:{function.__qualname__}"
+    return f"{_file(function)}:{getattr(function, '__qualname__', function)}"
+
+
+def _file(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return str(code.co_filename) if code else function.__module__
+
+
+def _elsewhere(first: Callable[..., Any], second: Callable[..., Any]) -> bool:
+    """Return whether two functions come from plug-ins of different competitions or runs."""
+    plugins = all(function.__module__.startswith(_PLUGIN) for function in (first, second))
+    return plugins and Path(_file(first)).parent != Path(_file(second)).parent
 
 
 def kinds() -> list[str]:
@@ -147,7 +177,9 @@ def _load(kind: str) -> None:
         importlib.import_module(module)
 
 
-def bind(kind: str, name: str, params: Mapping[str, Any], *, where: str) -> list[Problem]:
+def bind(
+    kind: str, name: str, params: Mapping[str, Any], *, where: str, options: str | None = None, task: str | None = None
+) -> list[Problem]:
     """Hold a name and its parameters against the registered function's signature.
 
     Args:
@@ -155,29 +187,37 @@ def bind(kind: str, name: str, params: Mapping[str, Any], *, where: str) -> list
         name: the part's name in the YAML.
         params: its parameters in the YAML.
         where: path of the component in the YAML, for the messages.
+        options: path of its parameters; `where` by default.
+        task: the competition's task; a part that says its `tasks` is held against it.
 
     Returns:
-        Every problem: unknown name, unknown or missing parameters, values of a wrong type.
+        Every problem: unknown name, another task, unknown or missing parameters, values of a wrong type.
     """
     _load(kind)
     if name not in _parts[kind]:
         return [Problem(where, f"unknown {kind} '{name}'", nearest(name, _parts[kind]))]
-    part = _parts[kind][name]
+    part, options = _parts[kind][name], options or where
     known = part.parameters()
-    hints = typing.get_type_hints(part.function)
     problems = []
+    tasks = part.meta.get("tasks")
+    if task and tasks and task not in tasks:
+        problems.append(Problem(where, f"the {kind} '{name}' is not for the task '{task}'", f"for {', '.join(tasks)}"))
+    try:
+        hints = typing.get_type_hints(part.function)
+    except Exception as error:  # an annotation of a user's file can be anything
+        return [*problems, Problem(where, f"the annotations of the {kind} '{name}' cannot be read: {error}")]
     for key, value in params.items():
         if key in known:
             message = _type_problem(value, hints.get(key, Any))
             if message:
-                problems.append(Problem(f"{where}.{key}", message))
+                problems.append(Problem(f"{options}.{key}", message))
         elif not part.takes_any():
             problems.append(
-                Problem(f"{where}.{key}", f"the {kind} '{name}' has no such parameter", nearest(key, known))
+                Problem(f"{options}.{key}", f"the {kind} '{name}' has no such parameter", nearest(key, known))
             )
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in params:
-            problems.append(Problem(f"{where}.{key}", f"the {kind} '{name}' needs this parameter"))
+            problems.append(Problem(f"{options}.{key}", f"the {kind} '{name}' needs this parameter"))
     return problems
 
 
@@ -186,10 +226,19 @@ def _type_problem(value: Any, annotation: Any) -> str:
     try:
         TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        return "; ".join(f"{item['msg']}, got {value!r}" for item in error.errors()[:1])
-    except PydanticSchemaGenerationError:
+        return type_message([item["msg"] for item in error.errors()], value)
+    except (PydanticUserError, PydanticUndefinedAnnotation):
         return ""  # a type only the function itself can check
     return ""
+
+
+def type_message(messages: Sequence[str], value: Any) -> str:
+    """Return one text of pydantic's messages about a value, one per type it could have had."""
+    wanted = dict.fromkeys(
+        message.removeprefix("Value error, ").removeprefix("Input should be ") for message in messages
+    )
+    should = "should be " if all(message.startswith("Input should be ") for message in messages) else ""
+    return f"{should}{' or '.join(wanted)}, got {value!r:.80}".replace("a valid boolean", "true or false")
 
 
 def build(kind: str, name: str, params: Mapping[str, Any], *given: Any, **injected: Any) -> Any:
@@ -211,9 +260,14 @@ def load_plugin(path: Path) -> None:
             "a Python file beside the YAML",
             "create it or remove it from plugins",
         )
-    content = path.read_bytes()
-    module_name = f"kbench_plugin_{path.stem}_{hashlib.sha256(content).hexdigest()[:12]}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error}", "a readable file", "look at its permissions") from error
+    module_name = f"{_PLUGIN}{path.stem}_{hashlib.sha256(content).hexdigest()[:12]}"
     if module_name in sys.modules:
+        for part in _of_plugin.get(module_name, []):
+            _add(part)
         return
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
@@ -221,13 +275,15 @@ def load_plugin(path: Path) -> None:
     module: types.ModuleType = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
-    except KbenchError:
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+            spec.loader.exec_module(module)
+    except BaseException as error:
         del sys.modules[module_name]
-        raise
-    except Exception as error:  # a user's file can fail in any way
-        del sys.modules[module_name]
-        raise ConfigError(
+        for part in _of_plugin.pop(module_name, []):
+            _parts[part.kind].pop(part.name, None)
+        if isinstance(error, KbenchError) or not isinstance(error, Exception | SystemExit):
+            raise
+        raise ConfigError(  # a user's file can fail in any way
             f"the plug-in '{path}' fails on import: {type(error).__name__}: {error}",
             "a file that imports without an error",
             f"run `python {path}` to see the traceback",

@@ -14,7 +14,7 @@ from pathlib import Path
 from kbench.errors import ConfigError
 from kbench.files import read_json, write_json
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
 
 
 def check_name(name: str, *, of: str) -> str:
@@ -23,11 +23,12 @@ def check_name(name: str, *, of: str) -> str:
     Raises:
         ConfigError: it is empty, hidden, or holds a separator or a space.
     """
-    if not _NAME.match(name) or ".." in name:
+    if not _NAME.fullmatch(name) or ".." in name:
+        better = re.sub(r"[^A-Za-z0-9._+-]+", "-", re.sub(r"\.\.+", ".", name)).strip("-._+")[:60]
         raise ConfigError(
             f"'{name}' cannot be the name of {of}",
-            "letters, digits, '.', '_', '+' and '-', beginning with a letter or digit",
-            f"choose another name, such as '{re.sub(r'[^A-Za-z0-9._+-]+', '-', name).strip('-.') or 'mine'}'",
+            "up to 120 letters, digits, '.', '_', '+' and '-', beginning with a letter or digit, without '..'",
+            f"choose another name, such as '{better or 'mine'}'",
         )
     return name
 
@@ -131,6 +132,11 @@ class RunPaths:
         """Plots and sheets of the run."""
         return self.root / "pictures"
 
+    @property
+    def report(self) -> Path:
+        """The page that shows them."""
+        return self.root / "report.html"
+
     def fold(self, fold: int | str) -> FoldPaths:
         """Files of one fold; `full` stands for all rows."""
         return FoldPaths(self.root / (fold if isinstance(fold, str) else f"fold-{fold}"))
@@ -201,13 +207,17 @@ class Workspace:
         """Files of one run."""
         return RunPaths(self.runs(competition) / check_name(name, of="a run"))
 
+    def inspection(self, competition: str) -> Path:
+        """The folder of pictures made before training."""
+        return self.runs(competition) / "inspect"
+
     def scratch(self, competition: str, what: str) -> RunPaths:
         """Files of a trial that is no run, such as `lr-find`."""
         return RunPaths(self.runs(competition) / f".{what}")
 
     def _movable(self, variable: str, default: str) -> Path:
         chosen = os.environ.get(variable)
-        return Path(chosen).expanduser().absolute() if chosen else self.root / default
+        return Path(os.path.expanduser(chosen)).absolute() if chosen else self.root / default
 
     def competition_names(self) -> list[str]:
         """The names of the competitions that have a YAML, sorted."""
@@ -221,7 +231,10 @@ class Workspace:
         """The competition chosen before, if it still exists."""
         if not self.choice.is_file():
             return None
-        name = read_json(self.choice).get("competition")
+        content = read_json(self.choice)
+        if not isinstance(content, dict):
+            raise ConfigError(f"'{self.choice}' is not what `kbench use` writes", "a JSON object", "`kbench use NAME`")
+        name = content.get("competition")
         return name if name in self.competition_names() else None
 
 
@@ -231,9 +244,12 @@ def find_workspace(start: Path | None = None) -> Workspace:
     Raises:
         ConfigError: there is none.
     """
-    start = (start or Path.cwd()).absolute()
+    try:
+        start = (start or Path.cwd()).absolute()
+    except FileNotFoundError as error:
+        raise ConfigError("the current folder was removed", "a folder that exists", "`cd` into a workspace") from error
     for folder in (start, *start.parents):
-        if (folder / "competitions").is_dir():
+        if os.path.isdir(folder / "competitions"):
             return Workspace(folder)
     raise ConfigError(
         f"'{start}' is not in a kbench workspace",

@@ -8,7 +8,7 @@ kind of scalar, add a row to `_SCALARS`.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -33,8 +33,8 @@ _SCALARS = (
 class _Loader(yaml.SafeLoader):
     """PyYAML with YAML 1.2 scalars, no duplicate keys, and nothing that JSON cannot hold."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own way)
-    yaml_constructors: dict[str | None, Any] = {  # noqa: RUF012
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (declared so by PyYAML)
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
         _TAG + "null": yaml.SafeLoader.construct_yaml_null,
         _TAG + "bool": yaml.SafeLoader.construct_yaml_bool,
         _TAG + "str": yaml.SafeLoader.construct_yaml_str,
@@ -48,6 +48,12 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = '"' if any(letter in text for letter in "\x85\u2028\u2029\ufeff") else None  # line breaks to PyYAML
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
 for _name, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), list(_first))
 
@@ -61,12 +67,12 @@ def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
         raise _refused(node, "a mapping was expected")
     found: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise _refused(key_node, f"the key {key!r} is not text; write it in quotes")
         if key in found:
             raise _refused(key_node, f"the key '{key}' stands twice")
-        found[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+        found[key] = loader.construct_object(value_node, deep=True)
     return found
 
 

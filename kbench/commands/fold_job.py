@@ -122,9 +122,10 @@ def _found(stage: StagePlan, paths: RunPaths, plans: Sequence[Plan], done: Seque
         rates = np.array([float(plan.get(f"lr/{stage.name}")) for plan in plans])
         found["lr"] = float(np.exp(np.log(rates).mean()))
     ends = [plan.get(f"end/{stage.name}") for plan in plans]
-    if stage.early_stop and all(ends):
+    judged = bool(ends) and all(end["history"] for end in ends)  # a stage of all rows is not judged on the folds either
+    if stage.early_stop and judged:
         found["epochs"] = max(1, round(float(np.mean([end["best_epoch"] + 1 for end in ends]))))
-    if stage.adaptive and all(ends):
+    if stage.adaptive and judged:
         found["rates"] = _mean_rates(stage, found["lr"], [end["history"] for end in ends])
     return found
 

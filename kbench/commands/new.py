@@ -44,5 +44,5 @@ def new(name: str, *, data: str | None, solution: str | None, force: bool) -> di
     text = draft(workspace.data(name), name=name, source=source)
     files.write_text(path, text)
     workspace.choose(name)
-    todo = [line.strip() for line in text.splitlines() if "TODO" in line]
+    todo = [line.strip() for line in text.splitlines() if "TODO" in line and not line.startswith("# Drafted")]
     return {"file": str(path), "todo": todo}

@@ -14,8 +14,9 @@ from torch import nn
 from kbench import registry
 from kbench.config import Competition, Component, Stage
 from kbench.console import bar
-from kbench.data.cache import Images, Resize, open_images
+from kbench.data.cache import Images, Resize, RowPaths, open_images
 from kbench.data.dataset import Show
+from kbench.data.images import remembering
 from kbench.data.normalise import Scale, choose
 from kbench.data.tables import Table
 from kbench.inference.views import View
@@ -25,7 +26,7 @@ from kbench.models.classifier import backbone_statistics
 from kbench.models.outputs import DEFAULT_LOSS
 from kbench.models.precision import place
 from kbench.training.losses import Loss
-from kbench.training.recipe import StagePlan, crop_for_validation
+from kbench.training.recipe import RangeTest, StagePlan, crop_for_validation, kept_without_scores
 
 Size = tuple[int, int]
 
@@ -57,10 +58,13 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         squash=registry.build("crop", "squash", {}),
     )
     loss = stage.loss or Component(name=DEFAULT_LOSS[competition.task])
+    keep: frozenset[str] = frozenset(stage.keep)
+    keep = kept_without_scores(keep) if stage.subset == "full" else keep
     return StagePlan(
         name=name, index=index,
         schedule=partial(_part, "schedule", stage.schedule),
-        lr=stage.lr, lr_decay=stage.lr_decay, lr_from_fold=stage.lr_from_fold, weight_decay=stage.weight_decay,
+        lr=stage.lr, lr_decay=stage.lr_decay, range_test=RangeTest(**stage.range_test.model_dump()),
+        lr_from_fold=stage.lr_from_fold, weight_decay=stage.weight_decay,
         optimizer=partial(_part, "optimizer", stage.optimizer),
         groups=stage.groups,
         show=Show(size, crop, augmentation), valid_show=Show(size, judged),
@@ -71,7 +75,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         step=_part("step", stage.step),
         precision=stage.precision, channels_last=stage.channels_last, ema=stage.ema,
         early_stop=stage.early_stop, min_delta=stage.min_delta,
-        monitor=_monitor(competition, stage), keep=frozenset(stage.keep), subset=stage.subset, start=stage.start,
+        monitor=_monitor(competition, stage), keep=keep, subset=stage.subset, start=stage.start,
         adaptive=bool(registry.get("schedule", stage.schedule.name).meta.get("adaptive")),
     )  # fmt: skip
 
@@ -145,11 +149,12 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
         cache: the cache folder.
         what: name of the split, for the progress bar.
     """
-    reader = registry.build(
-        "reader", competition.input.reader.name, competition.input.reader.params, _channels=competition.input.channels
+    section = competition.input
+    reader = remembering(
+        registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
     )
-    key = [competition.input.reader.model_dump(), competition.input.channels]
-    rows = [tuple(table.root / path for path in paths) for paths in table.images]
+    key = [section.reader.model_dump(), section.channels]
+    rows = RowPaths(table.root, table.images)
     opened: dict[Resize, Images] = {}
 
     def images(resize: Resize) -> Images:

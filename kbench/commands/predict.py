@@ -157,7 +157,7 @@ def _predict(
         source = _source(setup, checkpoint, job.ids)
         known = None if force else files.read_seal(out, verify=False)
         if known is None or known["source"] != source:
-            todo.append(_member(setup, checkpoint, out, source, stages, job.device))
+            todo.append(member_of(setup, checkpoint, out, source, stages, job.device))
     if not todo:
         return
     views = len(job.views)
@@ -176,7 +176,7 @@ def _source(setup: Setup, checkpoint: Checkpoint, ids: np.ndarray) -> dict[str, 
     }  # fmt: skip
 
 
-def _member(
+def member_of(
     setup: Setup,
     checkpoint: Checkpoint,
     out: Path,
@@ -184,6 +184,16 @@ def _member(
     stages: dict[str, Any],
     device: torch.device,
 ) -> Member:
+    """Return a snapshot as a member that `inference.predict` runs.
+
+    Args:
+        setup: the competition.
+        checkpoint: the snapshot.
+        out: JSON of its predictions.
+        source: what that JSON says.
+        stages: name -> stage of the recipe.
+        device: where the model runs.
+    """
     info = checkpoint.info
     show = stages[info["stage"]].show
 
@@ -198,7 +208,7 @@ def _member(
             pretrained=False,
         )
         load_strict(model, read_tensors(checkpoint.tensors), what=f"snapshot '{checkpoint.path}'")
-        return place(model, device, channels_last=parts.wants_channels_last(competition)).eval()
+        return place(model, device, channels_last=info.get("channels_last", True)).eval()
 
     return Member(
         name=f"fold {info['fold']} {checkpoint.member}", load=load_model, size=tuple(info["size"]), resize=info["crop"],

@@ -7,9 +7,10 @@ import subprocess
 from typing import Any
 
 from kbench import console, files
+from kbench.commands.dry_build import part_problems
 from kbench.commands.setup import Choice, Setup, choose
 from kbench.documents import dump_yaml, read_document, read_yaml, validate, with_stage_defaults
-from kbench.errors import ConfigError
+from kbench.errors import ConfigError, raise_all
 from kbench.workspace import RunPaths, Workspace, find_workspace
 
 _FREE = ("tta", "ensemble", "submission", "loader", "metric", "source", "title")  # may change without retraining
@@ -36,6 +37,7 @@ def identity(setup: Setup) -> dict[str, str]:
 
 def _view(setup: Setup) -> dict[str, Any]:
     view = setup.competition.training_view()
+    view["order"] = [name for name, _ in view["stages"]]
     view["stages"] = dict(view["stages"])
     plugins = {name: files.sha256(setup.plugins / name)[:16] for name in setup.competition.plugins}
     weights = setup.weights()
@@ -53,9 +55,13 @@ def prepare_run(setup: Setup, *, force: bool) -> tuple[RunPaths, dict[str, str]]
     """Create the run, or hold it against the YAML; return its files and identity.
 
     Raises:
-        ConfigError: the run was trained otherwise; the message shows the difference.
+        ConfigError: a part cannot be built, or the run was trained otherwise; the message shows the difference.
     """
     paths, known = run_paths(setup), identity(setup)
+    raise_all(
+        part_problems(setup.competition, setup.train), error=ConfigError, subject=f"'{setup.competition.name}'",
+        expected="parts that can be built", todo="correct what is named above, then `kbench check`",
+    )  # fmt: skip
     if paths.manifest.is_file():
         before = files.read_json(paths.manifest)
         if before["training"] != known["training"]:
@@ -66,7 +72,7 @@ def prepare_run(setup: Setup, *, force: bool) -> tuple[RunPaths, dict[str, str]]
     if not paths.manifest.is_file():
         for name in setup.competition.plugins:
             files.copy(setup.plugins / name, paths.plugins / name)
-        content = setup.competition.model_dump(mode="json", exclude_none=True)
+        content = setup.competition.model_dump(mode="json")
         files.write_text(paths.config, dump_yaml(content))
         files.write_json(paths.env, environment())
         files.write_json(
@@ -100,7 +106,7 @@ def open_run_setup(choice: Choice) -> tuple[Setup, RunPaths, dict[str, str]]:
     Raises:
         ConfigError: there is no such run.
     """
-    workspace = find_workspace()
+    workspace = find_workspace(choice.workspace)
     name = choose(workspace, choice.competition)
     paths = _existing_run(workspace, name, choice)
     trained = read_yaml(paths.config)
@@ -124,7 +130,8 @@ def open_run_setup(choice: Choice) -> tuple[Setup, RunPaths, dict[str, str]]:
 def _current(
     workspace: Workspace, name: str, experiment: str | None, manifest: dict[str, Any], choice: Choice
 ) -> dict[str, Any]:
-    assignments = [*manifest["set"], *choice.assignments]
+    free = [text for text in manifest["set"] if text.partition("=")[0].partition(".")[0] in _FREE]
+    assignments = [*free, *choice.assignments]
     return with_stage_defaults(read_document(workspace, name, experiment, assignments))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kbench import console, registry
+from kbench.commands.choice import Choice, choose
 from kbench.config import Competition
 from kbench.data.cache import memoised
 from kbench.data.fold_files import read_folds, write_folds
@@ -24,22 +25,7 @@ from kbench.errors import ConfigError, SourceError
 from kbench.submission.formats import Format
 from kbench.workspace import Workspace, find_workspace
 
-
-@dataclass(frozen=True)
-class Choice:
-    """What the user chose on the command line.
-
-    Attributes:
-        competition: `-c`, or None.
-        experiment: `-e`, or None for the baseline.
-        run: `--run`, or None.
-        assignments: `--set` overrides.
-    """
-
-    competition: str | None = None
-    experiment: str | None = None
-    run: str | None = None
-    assignments: tuple[str, ...] = ()
+__all__ = ["Choice", "Setup", "choose", "open_setup"]
 
 
 @dataclass
@@ -183,31 +169,9 @@ def _texts(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def choose(workspace: Workspace, given: str | None) -> str:
-    """Return the competition to work on: given, from the environment, chosen, the only one, or `digits`.
-
-    Raises:
-        ConfigError: there are several and none was chosen.
-    """
-    names = workspace.competition_names()
-    name = given or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
-    if name:
-        return name
-    if len(names) == 1:
-        return names[0]
-    if "digits" in names:
-        console.note("no competition chosen: taking 'digits' (choose one with `kbench use NAME` or -c NAME)")
-        return "digits"
-    raise ConfigError(
-        "no competition is chosen" if names else f"'{workspace.competitions}' has no competition",
-        f"one of {', '.join(names)}" if names else "a YAML there",
-        "`kbench use NAME`" if names else "`kbench new NAME` drafts one",
-    )
-
-
 def open_setup(choice: Choice) -> Setup:
     """Find the workspace, choose the competition, read and check its YAML."""
-    workspace = find_workspace()
+    workspace = find_workspace(choice.workspace)
     name = choose(workspace, choice.competition)
     competition = load_competition(workspace, name, experiment=choice.experiment, assignments=choice.assignments)
     return Setup(workspace, competition, choice, workspace.own(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from kbench import console
 from kbench.commands import parts
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.errors import KbenchError, SubmissionError, UnknownOutcome
-from kbench.sources import Receipt
+from kbench.sources import Receipt, Source
 from kbench.submission.check import check_submission, read_sample
 from kbench.submission.grading import grade
 from kbench.submission.ledger import (
@@ -25,7 +24,6 @@ from kbench.submission.ledger import (
 )
 
 _STATUS: dict[str, Status] = {"pending": "sent", "complete": "complete", "error": "error"}
-_POLLS = (2, 5, 10, 15, 30, 60)  # seconds between questions for the score; the last one repeats
 
 
 def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float) -> di
         public = scores.score if scores.public is None else scores.public
         entry = update_entry(entry.file, "complete", public=public, private=scores.private, message="graded here")
         return _report(entry, all_rows=scores.score)
-    entry = _send(source, entry, setup)
+    entry = _send(source, entry)
     if wait and entry.status == "sent":
         entry = _await_score(source, entry, wait_s)
     return _report(entry)
@@ -63,6 +61,9 @@ def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float) -> di
 def _entry(setup: Setup, file: str | None) -> Entry:
     folder = setup.workspace.submissions(setup.competition.name)
     if file is None:
+        open_ends = [entry for entry in read_ledger(folder) if entry.status in ("sending", "unknown")]
+        if open_ends:  # what became of it comes first; it may have counted
+            return open_ends[-1]
         entry = newest_unsent(folder)
         if entry is None:
             raise SubmissionError(
@@ -81,9 +82,12 @@ def _entry(setup: Setup, file: str | None) -> Entry:
     return named[0]
 
 
-def _send(source: Any, entry: Entry, setup: Setup) -> Entry:
+def _send(source: Source, entry: Entry) -> Entry:
     if entry.status in ("sending", "unknown"):
         return _look_for(source, entry)
+    left = source.check_open()
+    if left is not None:
+        console.note(f"{left} submissions left today")
     lineage = entry.lineage
     score = "" if lineage.score is None else f", CV {lineage.metric} {lineage.score:.5f}"
     message = f"{', '.join(lineage.runs)}{score}"
@@ -102,7 +106,7 @@ def _send(source: Any, entry: Entry, setup: Setup) -> Entry:
     return _record(entry, receipt)
 
 
-def _look_for(source: Any, entry: Entry) -> Entry:
+def _look_for(source: Source, entry: Entry) -> Entry:
     """Find out what became of a submission whose answer was lost; never send it twice."""
     found = source.find(entry.tag)
     if found is None:
@@ -122,14 +126,13 @@ def _record(entry: Entry, receipt: Receipt) -> Entry:
     )
 
 
-def _await_score(source: Any, entry: Entry, wait_s: float) -> Entry:
-    started, polls = time.monotonic(), list(_POLLS)
+def _await_score(source: Source, entry: Entry, wait_s: float) -> Entry:
+    assert entry.ref is not None, "a sent submission has a reference"
     with console.Status() as status:
-        while entry.status == "sent" and time.monotonic() - started < wait_s:
-            status.show(f"waiting for the score of {entry.name}: {time.monotonic() - started:.0f} s")
-            time.sleep(min(polls.pop(0) if len(polls) > 1 else polls[0], wait_s))
-            assert entry.ref is not None, "a sent submission has a reference"
-            entry = _record(entry, source.status(entry.ref))
+        receipt = source.wait(
+            entry.ref, limit=wait_s, progress=lambda what, done, total: status.show(f"{what}: {done} of {total} s")
+        )
+    entry = _record(entry, receipt)
     if entry.status == "sent":
         console.warn(f"no score after {wait_s:.0f} s; `kbench leaderboard` asks again")
     return entry
@@ -146,15 +149,16 @@ def _report(entry: Entry, *, all_rows: float | None = None) -> dict[str, Any]:
 
 
 def leaderboard(choice: Choice) -> dict[str, Any]:
-    """Return the ledger's rows and the rank correlation of out-of-fold and public scores."""
+    """Return the ledger's rows, after asking for what is not known yet, and the rank correlation of CV and public."""
     setup = open_setup(choice)
     folder = setup.workspace.submissions(setup.competition.name)
     entries = read_ledger(folder)
-    waiting = [entry for entry in entries if entry.status == "sent" and entry.ref]
+    waiting = [entry for entry in entries if entry.status in ("sent", "sending", "unknown")]
     if waiting:
         source = setup.source()
         for entry in waiting:
-            assert entry.ref is not None, "a sent submission has a reference"
-            _record(entry, source.status(entry.ref))
+            receipt = source.status(entry.ref) if entry.ref else source.find(entry.tag)
+            if receipt is not None:
+                _record(entry, receipt)
         entries = read_ledger(folder)
     return {"rows": leaderboard_rows(entries), "rank_correlation": rank_correlation(entries)}

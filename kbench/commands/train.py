@@ -13,7 +13,7 @@ from kbench.commands.setup import Setup
 from kbench.errors import ConfigError, TrainingError
 from kbench.orchestrate import FoldCommand, run_commands
 from kbench.report.curves import draw_fold
-from kbench.training.fold import state_of, train_fold
+from kbench.training.fold import clear, state_of, train_fold
 from kbench.training.loop import Update
 from kbench.training.stage import Epoch, Event, Note
 from kbench.workspace import RunPaths
@@ -32,26 +32,37 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
     """
     paths, identity = prepare_run(setup, force=options.force and which in (None, "all"))
     wanted = _wanted(setup, which)
-    done: list[int | str] = []
-    todo: list[int | str] = []
-    for fold in wanted:
-        state = state_of(paths.fold(fold), training=identity["training"])
-        if options.force and fold != FULL and which not in (None, "all"):
-            files.remove(paths.fold(fold).root)
-            state = {"state": "none"}
-        if state["state"] == "failed":
-            raise TrainingError(
-                f"fold {fold} of '{paths.name}' failed before: {state.get('error')}",
-                "a recipe that trains",
-                f"change it (such as a lower `lr`), or try the same again with `kbench train --fold {fold} --force`",
-            )
-        (done if state["state"] == "done" else todo).append(fold)
+    if options.force:
+        for fold in wanted:
+            with files.lock(paths.fold(fold).lock, waiting=_busy(fold)):
+                clear(paths.fold(fold))
+    states = {fold: state_of(paths.fold(fold), training=identity["training"]) for fold in wanted}
+    failed = [fold for fold in wanted if states[fold]["state"] == "failed"]
+    done = [fold for fold in wanted if states[fold]["state"] == "done"]
+    todo = [fold for fold in wanted if fold not in (*failed, *done)]
+    for fold in failed:
+        error = TrainingError(
+            f"fold {fold} of '{paths.name}' failed before: {states[fold].get('error')}",
+            "a recipe that trains",
+            f"change it (such as a lower `lr`), or try the same again with `kbench train {_option(fold)} --force`",
+        )
+        if len(wanted) == 1:
+            raise error
+        console.show_error(error)
     for fold in done:
         console.note(f"fold {fold} is trained already")
-    failed = _train_here(setup, paths, identity, todo, options) if _in_this_process(todo, options) else run_commands(
+    failed += _train_here(setup, paths, identity, todo, options) if _in_this_process(todo, options) else run_commands(
         [_command(setup, fold, options) for fold in todo], jobs=options.jobs, paths=paths
     )  # fmt: skip
     return {"run": paths.name, "trained": [fold for fold in todo if fold not in failed], "done": done, "failed": failed}
+
+
+def _option(fold: int | str) -> str:
+    return "--full" if fold == FULL else f"--fold {fold}"
+
+
+def _busy(fold: int | str) -> str:
+    return f"wait for it, or stop it; then `kbench train {_option(fold)}` goes on from its last resume point"
 
 
 def _wanted(setup: Setup, which: str | None) -> list[int | str]:
@@ -91,7 +102,7 @@ def _train_here(
 def _command(setup: Setup, fold: int | str, options: TrainOptions) -> FoldCommand:
     choice = setup.choice
     words = ["train", "-c", setup.competition.name, "--device", options.device]
-    words += ["--full"] if fold == FULL else ["--fold", str(fold)]
+    words += _option(fold).split()
     words += ["-e", choice.experiment] if choice.experiment else []
     words += ["--run", choice.run] if choice.run else []
     for assignment in choice.assignments:
@@ -102,8 +113,7 @@ def _command(setup: Setup, fold: int | str, options: TrainOptions) -> FoldComman
 def train_one(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions) -> None:
     """Train one fold to its end and predict the rows it did not train on."""
     place = paths.fold(fold)
-    waiting = f"wait for it, or stop it; then `kbench train --fold {fold}` goes on from its last resume point"
-    with files.lock(place.lock, waiting=waiting):
+    with files.lock(place.lock, waiting=_busy(fold)):
         job = prepare_fold(setup, paths, identity, fold, options)
         _watch(train_fold(job.context, job.stages, job.build, resumed=job.resumed), fold)
     draw_fold(paths.fold(fold))

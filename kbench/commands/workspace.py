@@ -1,23 +1,16 @@
-"""`kbench init`, `list`, `use`, `check`, `cache`: the workspace itself."""
+"""`kbench init`, `list`, `use`: the workspace itself; imports nothing heavy."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from kbench import console, files, registry
-from kbench.commands.setup import Choice, Setup, open_setup
+from kbench import files, registry
+from kbench.commands.choice import Choice, current
 from kbench.config import Competition
-from kbench.data.cache import cache_entries, clear_cache
-from kbench.data.tables import Table
-from kbench.data.verify import unreadable_images
-from kbench.documents import load_competition
-from kbench.errors import ConfigError, KbenchError, Problem, nearest, raise_all
-from kbench.submission.check import read_sample
+from kbench.errors import ConfigError, nearest
 from kbench.workspace import Workspace, find_workspace
 
 
@@ -50,7 +43,7 @@ def shipped(name: str) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of a competition YAML as it is written, `train:` and short forms included."""
+    """Return the JSON schema of a competition or experiment YAML as it is written, short forms and `train:` included."""
     content = Competition.model_json_schema()
     definitions = content["$defs"]
     definitions["Component"] = {
@@ -63,6 +56,8 @@ def schema() -> dict[str, Any]:
     for key in ("name", "experiment"):
         content["properties"].pop(key)
     content["properties"]["train"] = {"$ref": "#/$defs/Stage", "description": "defaults of every stage"}
+    content["properties"]["extends"] = {"type": "string", "description": "of an experiment: another one; the baseline"}
+    content.pop("required")  # an experiment says only what differs; `kbench check` names what is missing
     content["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return content
 
@@ -90,13 +85,13 @@ def listing(kind: str | None, choice: Choice) -> dict[str, Any]:
             rows.append({real: name, "parameters": shown, "does": says[0] if says else ""})
         return {"rows": rows}
     workspace = find_workspace()
-    current = choice.competition or workspace.chosen()
+    chosen = current(workspace, choice.competition)
     rows = []
     for name in workspace.competition_names():
         runs = sorted(path.name for path in workspace.runs(name).glob("*") if (path / "run.json").is_file())
         experiments = sorted(path.stem for path in workspace.own(name).glob("*.yaml"))
         rows.append(
-            {"competition": name, "current": "*" if name == current else "", "experiments": ", ".join(experiments),
+            {"competition": name, "current": "*" if name == chosen else "", "experiments": ", ".join(experiments),
              "data": "yes" if workspace.data(name).exists() else "no", "runs": ", ".join(runs)}
         )  # fmt: skip
     return {"rows": rows, "kinds": [name.replace(" ", "-") for name in registry.kinds()]}
@@ -115,105 +110,3 @@ def use(name: str) -> None:
             nearest(name, workspace.competition_names()),
         )  # fmt: skip
     workspace.choose(name)
-
-
-def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
-    """Check YAML, data, folds and sample submission; report every problem at once.
-
-    Args:
-        choice: the competition.
-        images: decode every image.
-        every: check the YAMLs of all competitions and experiments instead.
-
-    Raises:
-        ConfigError: the YAML has problems.
-        DataError: the data has.
-    """
-    if every:
-        return _check_every(find_workspace())
-    setup = open_setup(choice)
-    found: dict[str, Any] = {
-        "competition": setup.competition.name,
-        "yaml": "ok",
-        "stages": list(setup.competition.stages),
-    }
-    _model_problems(setup)
-    if not setup.data.exists():
-        console.warn(f"no data yet: `kbench download {setup.competition.name}`")
-        return found | {"data": None}
-    problems: list[Problem] = []
-    with console.bar("checking images") as advance:
-        found["rows"] = _gather(problems, "data.train", lambda: len(setup.train))
-        if found["rows"]:
-            problems += _unreadable(setup.train, images, advance)
-            found["targets"] = len(setup.train.target_names)
-            found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
-        if setup.competition.data.test is not None:
-            found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
-            if found["test"]:
-                problems += _unreadable(setup.test, images, advance)
-        found["sample"] = _gather(problems, "submission.sample", lambda: len(read_sample(setup.sample)))
-    raise_all(
-        problems, error=ConfigError, subject=f"'{setup.competition.name}'", expected="data that fits the YAML",
-        todo="correct what is named above, then `kbench check` again",
-    )  # fmt: skip
-    return found
-
-
-def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Problem]:
-    jobs = 2 * (os.cpu_count() or 1)
-    return unreadable_images(table, jobs=jobs, progress=lambda what, done, total: advance(done, total), deep=deep)
-
-
-def _gather(problems: list[Problem], where: str, look: Callable[[], int]) -> int | None:
-    try:
-        return look()
-    except KbenchError as error:
-        problems.append(Problem(where, error.what, error.todo))
-        return None
-
-
-def _model_problems(setup: Setup) -> None:
-    from kbench.models.classifier import check_backbone
-
-    weights = setup.weights()
-    problems = []
-    if setup.competition.model.name == "timm" and (text := check_backbone(setup.competition.model.backbone)):
-        problems.append(Problem("model.backbone", text))
-    if weights is not None and not weights.is_file():
-        problems.append(
-            Problem("model.weights", f"'{weights}' does not exist", "the path is relative to the workspace")
-        )
-    raise_all(
-        problems, error=ConfigError, subject=f"'{setup.competition.name}'", expected="a model that can be built",
-        todo="correct the lines named above",
-    )  # fmt: skip
-
-
-def _check_every(workspace: Workspace) -> dict[str, Any]:
-    problems, checked = [], []
-    for name in workspace.competition_names():
-        experiments = [None, *sorted(path.stem for path in workspace.own(name).glob("*.yaml"))]
-        for experiment in experiments:
-            try:
-                load_competition(workspace, name, experiment=experiment)
-                checked.append(name if experiment is None else f"{name}/{experiment}")
-            except KbenchError as error:
-                problems.append(Problem(f"{name}/{experiment or 'baseline'}", error.what))
-    raise_all(
-        problems, error=ConfigError, subject="the workspace", expected="YAMLs without problems",
-        todo="`kbench check -c NAME` after correcting one",
-    )  # fmt: skip
-    return {"checked": checked}
-
-
-def cache(*, clear: bool) -> dict[str, Any]:
-    """Return what the image cache holds, after clearing it if asked."""
-    folder = find_workspace().cache()
-    freed = clear_cache(folder) if clear else 0
-    rows = [
-        {"key": entry.key, "images": entry.rows, "size": " x ".join(map(str, entry.resize[1:])), "how": entry.resize[0],
-         "MB": round(entry.bytes / 1e6, 1)}
-        for entry in cache_entries(folder)
-    ]  # fmt: skip
-    return {"folder": str(folder), "rows": rows, "freed_mb": round(freed / 1e6, 1)}

@@ -10,6 +10,7 @@ Albumentations transforms written in the YAML. To add a preset, write a factory 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import cv2
 import numpy as np
 
 from kbench.data.crops import Geometry
-from kbench.errors import ConfigError, nearest
+from kbench.errors import ConfigError, DataError, check_number, nearest
 from kbench.registry import register
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its version check asks the network on import
@@ -61,6 +62,9 @@ def basic(
         contrast: largest change of contrast.
         zoom: largest zoom (max_zoom, F-09).
         prob: probability of the rotation and of the zoom.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
     return Augmentation(_mild(rotate, zoom, prob), _lighting(light, contrast))
 
@@ -94,6 +98,10 @@ def top_down(
 
 
 def _mild(rotate: float, zoom: float, prob: float) -> Callable[[np.random.Generator], Geometry]:
+    check_number("rotate", rotate, "[0, 180]")
+    check_number("zoom", zoom, "[1, 100]")
+    check_number("prob", prob, "[0, 1]")
+
     def geometry(rng: np.random.Generator) -> Geometry:
         angle = float(rng.uniform(-rotate, rotate)) if rng.random() < prob else 0.0
         factor = float(rng.uniform(1.0, zoom)) if rng.random() < prob else 1.0
@@ -103,23 +111,37 @@ def _mild(rotate: float, zoom: float, prob: float) -> Callable[[np.random.Genera
 
 
 def _lighting(light: float, contrast: float) -> Pixels | None:
-    """Return the lesson's RandomLighting: (x - mean) * factor + mean + beta, clipped to the range (F-09)."""
+    """Return the lesson's RandomLighting: (x - mean) * factor + mean + beta, clipped to the range (F-09).
+
+    The range of 8 bits is 0..255. Other dtypes are seldom used in full: their `beta` is a share of the image's own
+    range, and only what the dtype cannot hold is clipped.
+    """
+    check_number("light", light, "[0, 1]")
+    check_number("contrast", contrast, "[0, 100]")
     if light == 0 and contrast == 0:
         return None
 
     def pixels(image: np.ndarray, mask: Mask, rng: np.random.Generator) -> tuple[np.ndarray, Mask]:
-        top = float(np.iinfo(image.dtype).max) if np.issubdtype(image.dtype, np.integer) else 1.0
-        beta = float(rng.uniform(-light, light)) * top
+        beta = float(rng.uniform(-light, light))
         drawn = float(rng.uniform(-contrast, contrast))
         factor = drawn + 1 if drawn >= 0 else -1 / (drawn - 1)
         mean = float(cv2.mean(image.reshape(-1, 1))[0])
-        shift = mean * (1 - factor) + beta
         if image.dtype == np.uint8:
+            shift = mean * (1 - factor) + beta * 255
             table = np.clip(np.arange(256, dtype=np.float32) * factor + shift + 0.5, 0, 255).astype(np.uint8)
             return cv2.LUT(image, table).reshape(image.shape), mask
-        return np.clip(image.astype(np.float32) * factor + shift, 0, top).astype(image.dtype), mask
+        shift = mean * (1 - factor) + beta * float(np.ptp(image))
+        return _as_dtype(image.astype(np.float32) * factor + shift, image.dtype), mask
 
     return pixels
+
+
+def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    converted: np.ndarray = values.astype(dtype)
+    return converted
 
 
 @register("augmentation")
@@ -137,12 +159,37 @@ def pipeline(*, transforms: Sequence[dict[str, Any] | str]) -> Augmentation:
             composed.append(_compose(names))
         compose = composed[0]
         compose.set_random_seed(int(rng.integers(0, 2**31)))
-        given = {"image": image} if mask is None else {"image": image, "mask": mask}
-        result = compose(**given)
-        return np.ascontiguousarray(result["image"]).reshape(*result["image"].shape[:2], -1), result.get("mask")
+        given = {"image": image.copy()} if mask is None else {"image": image.copy(), "mask": mask.copy()}
+        try:
+            result = compose(**given)
+        except Exception as error:  # a transform may dislike a number of channels or a dtype in any way
+            raise DataError(
+                f"the transforms {_names(names)} fail on an image of {image.shape} {image.dtype}: {error}",
+                "transforms that take such images",
+                "remove the transform from `augment:`",
+            ) from error
+        return _like(image, result["image"], names), None if mask is None else _like(mask, result["mask"], names)
 
     _compose(names)  # names and parameters are checked when the part is built
     return Augmentation(None, pixels)
+
+
+def _names(items: list[dict[str, Any]]) -> str:
+    return ", ".join(str(item.get("name")) for item in items)
+
+
+def _like(given: np.ndarray, made: Any, items: list[dict[str, Any]]) -> np.ndarray:
+    """Return what transforms made of an array; size and dtype must be as before."""
+    if not (isinstance(made, np.ndarray) and made.dtype == given.dtype and made.size == given.size
+            and made.shape[:2] == given.shape[:2]):  # fmt: skip
+        raise ConfigError(
+            f"the transforms {_names(items)} turn an image of {given.shape} {given.dtype} into "
+            f"{tuple(made.shape)} {made.dtype}",
+            "transforms that keep size and dtype: sizes and normalisation are set under `input:`",
+            "remove resizing, cropping and normalising transforms from `augment:`",
+        )
+    kept: np.ndarray = np.ascontiguousarray(made).reshape(given.shape)
+    return kept
 
 
 def _compose(items: list[dict[str, Any]]) -> Any:
@@ -159,8 +206,10 @@ def _compose(items: list[dict[str, Any]]) -> Any:
                 f"Albumentations has no transform '{name}'", "the name of one of its classes", nearest(str(name), known)
             )
         try:
-            built.append(factory(**params))
-        except (TypeError, ValueError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # it only warns of a parameter it does not know
+                built.append(factory(**params))
+        except (TypeError, ValueError, UserWarning) as error:
             raise ConfigError(
                 f"the transform '{name}' does not take {params}: {error}",
                 "its documented parameters",

@@ -1,8 +1,8 @@
 """Decode every image once: one memory-mapped array with offsets per table, reader and size.
 
 The cache holds images in the source's dtype, resized as a stage needs them. Its key is the content of the files
-(a hash memoised on path, size and modification time), the reader and the resizing, so a changed file, order or
-size never meets stale pixels. It is built once under a lock and shared by folds and processes; its JSON is
+(a hash memoised on path, size and times of change), the reader and the resizing, so a changed file, order or size
+never meets stale pixels. It is built once under a lock and shared by folds and processes; its JSON is
 written last, so a half-built cache does not exist. `kbench cache` shows and clears it.
 """
 
@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import cv2
 import numpy as np
 
 from kbench import files
-from kbench.data.images import Reader
+from kbench.data.images import Reader, resized
 from kbench.errors import DataError
 
 _VERSION = 1  # of the pixels a key stands for; raise it when resizing changes
+_SETTLED_NS = 2 * 10**9  # a file changed less than this ago may change again without a new time
+_DTYPES = ("uint8", "uint16", "int16", "float32", "float64")  # what OpenCV resizes and warps
 Rows = Sequence[tuple[Path, ...]]
 Progress = Callable[[int, int], None]
 
@@ -53,11 +54,25 @@ class Resize:
         else:
             scale = max(self.height / height, self.width / width)
             new = (max(self.height, round(height * scale)), max(self.width, round(width * scale)))
-        if new == (height, width):
-            return image
-        shrinks = new[0] * new[1] < height * width
-        resized = cv2.resize(image, new[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        return resized if resized.ndim == 3 else resized[:, :, None]
+        return resized(image, new)
+
+
+class RowPaths(Sequence[tuple[Path, ...]]):
+    """The image paths of each row, joined to their folder when they are asked for.
+
+    Args:
+        root: the folder.
+        images: per row, paths relative to it.
+    """
+
+    def __init__(self, root: Path, images: Sequence[tuple[str, ...]]) -> None:
+        self._root, self._images = root, images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, row: Any) -> Any:
+        return tuple(self._root / name for name in self._images[row])
 
 
 class Images(Protocol):
@@ -74,12 +89,31 @@ class DirectImages:
 
     def __init__(self, rows: Rows, reader: Reader, resize: Resize) -> None:
         self._rows, self._reader, self._resize = rows, reader, resize
+        self._dtype = _checked_dtype(reader(rows[0]), rows[0]) if rows else None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, row: int) -> np.ndarray:
-        return self._resize(self._reader(self._rows[row]))
+        paths = self._rows[row]
+        image = self._reader(paths)
+        if image.dtype != self._dtype:
+            raise DataError(
+                f"'{paths[0]}' has pixels of {image.dtype}, the first image {self._dtype}",
+                "images of one dtype",
+                "convert them, or read them with another `input.reader`",
+            )
+        return self._resize(image)
+
+
+def _checked_dtype(image: np.ndarray, paths: tuple[Path, ...]) -> np.dtype:
+    if image.dtype.name not in _DTYPES:
+        raise DataError(
+            f"'{paths[0]}' has pixels of {image.dtype}",
+            f"pixels of {', '.join(_DTYPES)}",
+            "convert them, or read them with another `input.reader`",
+        )
+    return image.dtype
 
 
 class CachedImages:
@@ -142,7 +176,8 @@ def open_images(
             return DirectImages(rows, reader, resize)
         with files.lock(folder / "images" / f"{key}.lock"):
             if files.read_seal(description, verify=False) is None:
-                _build(description, rows, lambda paths: resize(reader(paths)), resize=resize, progress=progress)
+                files.remove_temporaries(description.with_suffix(".bin"))
+                _build(description, DirectImages(rows, reader, resize), resize=resize, progress=progress)
     return CachedImages(description)
 
 
@@ -152,9 +187,15 @@ def _has_room(rows: Rows, reader: Reader, resize: Resize, folder: Path) -> bool:
     return largest * len(rows) < files.free_bytes(folder) / 2
 
 
-def stat_key(rows: Rows) -> str:
-    """Return a hash of all paths, sizes and modification times: equal while no file was touched."""
-    stats = hashlib.sha256()
+def stat_key(rows: Rows) -> tuple[str, bool]:
+    """Return a hash of all paths, sizes and times of change, and whether a later change is sure to show in it.
+
+    The time a file's state last changed counts beside that of its content: nobody can set it back.
+
+    Raises:
+        DataError: a file is missing.
+    """
+    stats, newest, now = hashlib.sha256(), 0, time.time_ns()
     for paths in rows:
         for path in paths:
             try:
@@ -163,8 +204,9 @@ def stat_key(rows: Rows) -> str:
                 raise DataError(
                     f"'{path}' cannot be found", "every image of the table", "`kbench check` lists all"
                 ) from error
-            stats.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    return stats.hexdigest()[:32]
+            stats.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode())
+            newest = max(newest, stat.st_ctime_ns)
+    return stats.hexdigest()[:32], newest < now - _SETTLED_NS
 
 
 def memoised(folder: Path, what: str, rows: Rows, make: Callable[[], Any]) -> Any:
@@ -176,14 +218,18 @@ def memoised(folder: Path, what: str, rows: Rows, make: Callable[[], Any]) -> An
         rows: the files.
         make: returns the facts.
     """
-    memo = folder / what / f"{stat_key(rows)}.json"
-    if not memo.is_file():
-        files.write_json(memo, {what: make()})
-    return files.read_json(memo)[what]
+    key, settled = stat_key(rows)
+    memo = folder / what / f"{key}.json"
+    if memo.is_file():
+        return files.read_json(memo)[what]
+    facts = make()
+    if settled:
+        files.write_json(memo, {what: facts})
+    return facts
 
 
 def content_key(rows: Rows, folder: Path) -> str:
-    """Return a hash of the content of all files, in order; memoised on paths, sizes and modification times."""
+    """Return a hash of the content of all files, in order; memoised on paths, sizes and times of change."""
 
     def make() -> str:
         content = hashlib.sha256()
@@ -208,25 +254,15 @@ def _ordered(items: Iterator[Any], function: Callable[[Any], Any], *, threads: i
             yield future.result()
 
 
-def _build(
-    description: Path, rows: Rows, load: Callable[[tuple[Path, ...]], np.ndarray], *, resize: Resize, progress: Progress
-) -> None:
-    index = np.zeros((len(rows), 4), dtype=np.int64)
-    first: dict[str, Any] = {}
+def _build(description: Path, images: DirectImages, *, resize: Resize, progress: Progress) -> None:
+    index = np.zeros((len(images), 4), dtype=np.int64)
 
     def chunks() -> Iterator[bytes]:
         offset = 0
-        for row, image in enumerate(_ordered(iter(rows), load)):
-            first.setdefault("dtype", image.dtype.str)
-            if image.dtype.str != first["dtype"]:
-                raise DataError(
-                    f"'{rows[row][0]}' has pixels of {image.dtype}, the first image {np.dtype(first['dtype'])}",
-                    "images of one dtype",
-                    "convert them, or read them with another `input.reader`",
-                )
+        for row, image in enumerate(_ordered(iter(range(len(images))), images.__getitem__)):
             index[row] = (offset, *image.shape)
             offset += image.size
-            progress(row + 1, len(rows))
+            progress(row + 1, len(images))
             yield np.ascontiguousarray(image).tobytes()
 
     binary = files.write_chunks(description.with_suffix(".bin"), chunks())
@@ -235,8 +271,8 @@ def _build(
     files.seal(
         description,
         {
-            "dtype": first["dtype"],
-            "rows": len(rows),
+            "dtype": images[0].dtype.str,
+            "rows": len(images),
             "resize": [resize.how, resize.height, resize.width],
             "made": time.time(),
         },

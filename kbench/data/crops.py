@@ -16,6 +16,8 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from kbench.data.images import resized
+from kbench.errors import ConfigError, check_number
 from kbench.registry import register
 
 Size = tuple[int, int]
@@ -105,7 +107,14 @@ def googlenet(
         aspect: range of width / height.
         swap: probability that height and width are exchanged.
         tries: draws before the centre is shown instead.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
+    _check_range("area", area, "(0, 1]")
+    _check_range("aspect", aspect, "(0, inf)")
+    check_number("swap", swap, "[0, 1]")
+    check_number("tries", tries, "[0, 1000]", whole=True)
 
     def window(image: Size, size: Size, rng: np.random.Generator) -> Window:
         for _ in range(tries):
@@ -122,6 +131,13 @@ def googlenet(
     return Crop("keep", window)
 
 
+def _check_range(name: str, values: tuple[float, float], interval: str) -> None:
+    for value in values:
+        check_number(name, value, interval)
+    if values[0] > values[1]:
+        raise ConfigError(f"{name} is '{list(values)}'", "the lower end first", f"correct `{name}:` in the YAML")
+
+
 def before_turns(size: Size, geometry: Geometry) -> Size:
     """Return the height and width a window is shown at before the quarter turns."""
     return size if geometry.turns % 2 == 0 else (size[1], size[0])
@@ -129,6 +145,8 @@ def before_turns(size: Size, geometry: Geometry) -> Size:
 
 def warp(image: np.ndarray, window: Window, geometry: Geometry, size: Size, *, nearest: bool = False) -> np.ndarray:
     """Show a window of an image under a geometry.
+
+    An image shown at half its size or less is averaged down first, so that no pixel is skipped.
 
     Args:
         image: [H, W, C] of any dtype OpenCV warps.
@@ -161,6 +179,8 @@ def _is_slice(window: Window, shape: Size, image: np.ndarray) -> bool:
 
 def _affine(image: np.ndarray, window: Window, geometry: Geometry, shape: Size, *, nearest: bool) -> np.ndarray:
     height, width = shape
+    if not nearest:
+        image, window = _averaged(image, window, shape, geometry.zoom)
     radians = math.radians(geometry.angle)
     cos, sin = math.cos(radians), math.sin(radians)
     down = window.height / (height * geometry.zoom)  # source pixels per shown pixel
@@ -178,3 +198,14 @@ def _affine(image: np.ndarray, window: Window, geometry: Geometry, shape: Size, 
         for first in range(0, image.shape[2], 4)  # OpenCV warps at most four channels at once
     ]
     return np.concatenate([part.reshape(height, width, -1) for part in warped], axis=2)
+
+
+def _averaged(image: np.ndarray, window: Window, shape: Size, zoom: float) -> tuple[np.ndarray, Window]:
+    """Return the image averaged down by a whole factor, and the window in it."""
+    factor = int(min(window.height / shape[0], window.width / shape[1]) / zoom)
+    if factor < 2:
+        return image, window
+    size = (-(-image.shape[0] // factor), -(-image.shape[1] // factor))
+    down, across = size[0] / image.shape[0], size[1] / image.shape[1]
+    scaled = Window(window.top * down, window.left * across, window.height * down, window.width * across)
+    return resized(image, size), scaled

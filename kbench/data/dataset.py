@@ -1,6 +1,6 @@
 """From rows to batches: show each image through crop and augmentation, and collate.
 
-A batch is planned before it is loaded: a list of `Draw`s, each a row and the key of its random numbers. So the
+A batch is planned before it is loaded: it is a list of `Draw`s, each a row and the key of its random numbers. So the
 same plan gives the same batch in any number of workers, and a resumed epoch continues in its middle. Images
 stay in their dtype (8 bits travel to the accelerator as 8 bits); `Normalise` scales them there.
 """
@@ -8,7 +8,7 @@ stay in their dtype (8 bits travel to the accelerator as 8 bits); `Normalise` sc
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from kbench.data import seeds
 from kbench.data.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.cache import Images
 from kbench.data.crops import Crop, Geometry, Size, Window, before_turns, warp
+from kbench.errors import DataError, KbenchError
 
 
 class Draw(NamedTuple):
@@ -88,7 +89,7 @@ class ImageDataset(Dataset):
     def __init__(self, images: Sequence[Images], shows: Sequence[Show], targets: np.ndarray | None) -> None:
         self._images, self._shows, self._targets = list(images), list(shows), targets
 
-    def __getitem__(self, draw: Draw) -> tuple[list[np.ndarray], Any, int]:
+    def __getitem__(self, draw: Draw) -> Sample:
         decoded: dict[int, np.ndarray] = {}
         shown = []
         for position, (source, show) in enumerate(zip(self._images, self._shows, strict=True)):
@@ -100,15 +101,35 @@ class ImageDataset(Dataset):
         return shown, target, draw.row
 
 
-def collate(samples: Sequence[tuple[list[np.ndarray], Any, int]]) -> Batch:
-    """Stack samples into a batch."""
+Sample = tuple[list[np.ndarray], Any, int]
+
+
+def collate(samples: Sequence[Sample | KbenchError]) -> Batch | KbenchError:
+    """Stack samples into a batch; the first error takes its place."""
+    whole: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, KbenchError):
+            return sample
+        whole.append(sample)
     images = tuple(
-        torch.from_numpy(np.stack([shown[position] for shown, _, _ in samples]))
-        for position in range(len(samples[0][0]))
+        torch.from_numpy(np.stack([shown[position] for shown, _, _ in whole])) for position in range(len(whole[0][0]))
     )
-    targets = [target for _, target, _ in samples]
+    targets = [target for _, target, _ in whole]
     target = None if targets[0] is None else torch.from_numpy(np.stack(targets))
-    return Batch(images, target, torch.tensor([row for _, _, row in samples]))
+    return Batch(images, target, torch.tensor([row for _, _, row in whole]))
+
+
+class _Carried(Dataset):
+    """A dataset whose errors travel from a worker as they are; torch would make them text."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> Sample | KbenchError:
+        try:
+            return self._dataset[draw]
+        except KbenchError as error:
+            return error
 
 
 class _Plan(Sampler):
@@ -136,23 +157,78 @@ class Loader:
     def __init__(self, dataset: ImageDataset, *, workers: int = 0, pin: bool = False) -> None:
         self._plan = _Plan()
         self._loader = DataLoader(
-            dataset,
+            _Carried(dataset),
             batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=collate,
             pin_memory=pin,
             persistent_workers=workers > 0,
+            multiprocessing_context="fork" if workers else None,  # readers and augmentations are closures
         )
 
     def __call__(self, batches: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
-        """Yield the planned batches in order."""
+        """Yield the planned batches in order.
+
+        Raises:
+            DataError: an image cannot be read, or a loader process was killed.
+        """
         self._plan.batches = batches
-        yield from self._loader
+        loaded = iter(self._loader)
+        while (batch := _next(loaded)) is not None:
+            if isinstance(batch, KbenchError):
+                raise batch
+            yield batch
 
 
-def chunks(draws: Sequence[Draw], size: int) -> list[list[Draw]]:
-    """Cut draws into batches; the last one may be smaller."""
-    return [list(draws[start : start + size]) for start in range(0, len(draws), size)]
+def _next(loaded: Iterator[Batch | KbenchError]) -> Batch | KbenchError | None:
+    try:
+        return next(loaded, None)
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise DataError(
+            f"a process that loads images ended: {str(error).splitlines()[0]}",
+            "memory enough for every loader process",
+            "set `loader: {workers: 0}`, or fewer of them, and run the same command again",
+        ) from error
+
+
+class Batches(Sequence[list[Draw]]):
+    """The batches of a plan; draws are made when their batch is asked for, so a million rows cost no memory.
+
+    Args:
+        draw: position in the plan -> what is loaded there.
+        edges: where batches begin, and where the last one ends.
+    """
+
+    def __init__(self, draw: Callable[[int], Draw], edges: Sequence[int]) -> None:
+        self._draw, self._edges = draw, edges
+
+    def __len__(self) -> int:
+        return max(0, len(self._edges) - 1)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a batch, or the batches of a slice."""
+        if isinstance(index, slice):
+            first, last, _ = index.indices(len(self))
+            return Batches(self._draw, self._edges[first : last + 1])
+        first, last = self._edges[range(len(self))[index]], self._edges[range(len(self))[index] + 1]
+        return [self._draw(position) for position in range(first, last)]
+
+
+def cut(count: int, size: int, draw: Callable[[int], Draw], *, lone: bool = True) -> Batches:
+    """Cut a plan into batches; the last one may be smaller.
+
+    Args:
+        count: draws of the plan.
+        size: draws of a batch.
+        draw: position in the plan -> what is loaded there.
+        lone: whether the last batch may be a single draw; else it joins the one before, since batch norm needs two.
+    """
+    edges = [*range(0, count, size), count]
+    if not lone and len(edges) > 2 and edges[-1] - edges[-2] == 1 < size:
+        del edges[-2]
+    return Batches(draw, edges)
 
 
 def auto_workers(workers: int | str, *, device: str, jobs: int = 1) -> int:

@@ -8,6 +8,7 @@ that returns its lines and add it to `draft`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kbench.documents import parse_yaml
 
 _TODO = "TODO"
 _METADATA = 10  # columns kept for folds and reports
+_PLAIN = re.compile(r"[A-Za-z0-9_.~/]([A-Za-z0-9_./~+() -]*[A-Za-z0-9_./~+()-])?")
 _SCRATCH = [
     "train: {optimizer: adamw, batch_size: 64, weight_decay: 0.01, augment: basic}",
     "stages:",
@@ -170,7 +172,11 @@ def _value(value: Any) -> str:
         return "[" + ", ".join(_value(item) for item in value) + "]"
     if not isinstance(value, str):
         return json.dumps(value)
-    plain = value and not set(value) & set(",[]{}:#\"'\n&*!|>%@`") and value == value.strip()
-    if plain and value[0] not in "-?" and isinstance(parse_yaml(value, name="draft"), str):
+    if _PLAIN.fullmatch(value) and isinstance(parse_yaml(value, name="draft"), str):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return '"' + "".join(char if _is_itself(char) else f"\\U{ord(char):08x}" for char in value) + '"'
+
+
+def _is_itself(char: str) -> bool:
+    """Return whether a character may stand in double quotes as it is."""
+    return char.isprintable() and char not in '"\\'

@@ -73,16 +73,50 @@ def decode(path: Path, flags: int) -> np.ndarray:
             "an image file",
             "`kbench check` lists every missing image",
         ) from error
-    decoded = cv2.imdecode(content, flags) if content.size else None
+    try:
+        decoded = cv2.imdecode(content, flags) if content.size else None
+    except cv2.error as error:  # more pixels than OpenCV allows, a header that contradicts itself
+        raise _unreadable(path, content.size, f": {error.err}") from error
     if decoded is None:
-        raise DataError(
-            f"'{path}' is not a readable image ({content.size:,} bytes)",
-            "a whole PNG, JPEG, TIFF or WebP file",
-            "`kbench check` lists every such file; fetch it again, or set `data: {on_problem: drop}`",
-        )
+        raise _unreadable(path, content.size)
     if decoded.ndim == 2:
         return decoded[:, :, None]
     if flags == cv2.IMREAD_UNCHANGED and decoded.shape[2] in (3, 4):
         order = [2, 1, 0, 3][: decoded.shape[2]]
         decoded = decoded[:, :, order]
     return decoded
+
+
+def _unreadable(path: Path, size: int, why: str = "") -> DataError:
+    return DataError(
+        f"'{path}' is not a readable image ({size:,} bytes){why}",
+        "a whole PNG, JPEG, TIFF or WebP file",
+        "`kbench check --images` lists every such file; fetch it again, or set `data: {on_problem: drop}`",
+    )
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize [H, W, C] to a height and width: averaging areas downwards, bilinear upwards."""
+    if size == image.shape[:2]:
+        return image
+    flag = cv2.INTER_AREA if size[0] * size[1] < image.shape[0] * image.shape[1] else cv2.INTER_LINEAR
+    parts = [
+        cv2.resize(image[:, :, first : first + 4], size[::-1], interpolation=flag).reshape(*size, -1)
+        for first in range(0, image.shape[2], 4)  # OpenCV averages at most four channels at once
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+
+
+def remembering(reader: Reader) -> Reader:
+    """Return a reader that keeps its last image, read-only: a row shown at several sizes is decoded once."""
+    last: list[tuple[tuple[Path, ...], np.ndarray]] = []
+
+    def read(paths: Sequence[Path]) -> np.ndarray:
+        known = last[0] if last else None  # one look: another thread may replace it
+        if known is None or known[0] != tuple(paths):
+            known = (tuple(paths), reader(paths))
+            known[1].flags.writeable = False
+            last[:] = [known]
+        return known[1]
+
+    return read

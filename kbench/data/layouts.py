@@ -18,7 +18,7 @@ from kbench.data.listings import find_files, list_folders, list_images, stem
 from kbench.data.rows import Request, file_problems, id_problems, metadata, raise_problems, read_rows, without
 from kbench.data.tables import Table
 from kbench.data.targets import Targets, read_targets
-from kbench.errors import Problem, first_names, nearest
+from kbench.errors import Problem, counted, first_names, nearest
 from kbench.registry import register
 
 __all__ = ["Request", "csv", "folders", "read_table", "without"]
@@ -137,7 +137,7 @@ def _images_alone(request: Request) -> Table:
     found = [find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images[1:]]
     lacking, missing = file_problems(request, found, ids)
     raise_problems(request, [*problems, *missing])
-    note = f"{others:,} files in '{request.images[0]}' are no images and are left out"
+    note = f"left out {counted(others, 'file')} in '{request.images[0]}', no image by name"
     table = Table(
         ids=ids,
         root=request.root,
@@ -211,5 +211,5 @@ def _classes(request: Request, valid: str | None) -> Table:
         target_names=targets.names,
         targets=targets.values,
         meta=frame[["split"]] if valid else None,
-        notes=(f"{others:,} files are no images and are left out",) if others else (),
+        notes=(f"left out {counted(others, 'file')}, no image by name",) if others else (),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kbench.data.cache import Images
+from kbench.errors import DataError
 
 _ENOUGH = 2000  # images measured at most
 
@@ -32,15 +33,26 @@ class Scale:
 
 
 def measure(images: Images, rows: np.ndarray) -> Scale:
-    """Return mean and standard deviation of each channel, of up to 2,000 evenly chosen rows."""
+    """Return mean and standard deviation of each channel, of up to 2,000 evenly chosen rows.
+
+    Raises:
+        DataError: pixels are NaN or infinite.
+    """
     chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(_ENOUGH, len(rows))).astype(int))]
     factor = scale_of(images)
     count, total, squares = 0, np.float64(0), np.float64(0)
     for row in chosen:
-        pixels = images[int(row)].reshape(-1, images[int(row)].shape[-1]).astype(np.float64) * factor  # [H*W, C]
+        image = images[int(row)]
+        pixels = image.reshape(-1, image.shape[-1]).astype(np.float64) * factor  # [H*W, C]
         count += len(pixels)
         total = total + pixels.sum(0)
         squares = squares + (pixels**2).sum(0)
+    if not np.isfinite(squares).all():
+        raise DataError(
+            f"some of {len(chosen):,} measured images have pixels that are NaN or infinite",
+            "finite pixels",
+            "read them with an `input.reader` that fills them",
+        )
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
     return Scale(factor, tuple(np.atleast_1d(mean).tolist()), tuple(np.maximum(np.atleast_1d(std), 1e-6).tolist()))

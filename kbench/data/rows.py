@@ -18,7 +18,7 @@ import pandas as pd
 from kbench.data.frames import read_frame
 from kbench.data.listings import Found
 from kbench.data.tables import Table
-from kbench.errors import DataError, Problem, first_names, nearest, raise_all
+from kbench.errors import DataError, Problem, counted, first_names, nearest, raise_all
 
 _UNSAFE = re.compile(r"(^|/)\.\.?(/|$)|^/|//|/$|^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
 
@@ -90,11 +90,6 @@ def read_rows(request: Request) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
     ]
     if len(columns) == 1 and re.search(r"[;\t|]", columns[0]):
         problems.append(Problem(str(request.csv), f"its one column is '{columns[0]}'", "cells separated by commas"))
-    problems += [
-        Problem(str(request.csv), f"{int(short.sum()):,} rows have too few cells", f"first: row {short.argmax() + 1}")
-        for short in [frame.isna().any(axis=1).to_numpy()]
-        if short.any()
-    ]
     raise_problems(request, problems)
     frame = _kept(request, frame)
     order = np.argsort(np.array(frame[id_column].tolist(), dtype=str), kind="stable")
@@ -125,14 +120,18 @@ def id_problems(where: str, ids: np.ndarray) -> list[Problem]:
     problems = []
     empty = ids == ""
     if empty.any():
-        problems.append(Problem(where, f"{int(empty.sum()):,} ids are empty"))
+        problems.append(Problem(where, counted(int(empty.sum()), "empty id")))
     repeated = list(dict.fromkeys(str(name) for name in ids[1:][(ids[1:] == ids[:-1]) & ~empty[1:]]))
     if repeated:
-        problems.append(Problem(where, f"{len(repeated):,} ids stand more than once: {first_names(repeated)}"))
+        problems.append(Problem(where, f"{counted(len(repeated), 'repeated id')}: {first_names(repeated)}"))
     unsafe = [repr(str(name))[1:-1] for name in ids if name and _UNSAFE.search(name)]
     if unsafe:
         problems.append(
-            Problem(where, f"{len(unsafe):,} ids are no file names: {first_names(unsafe)}", "no `..`, blanks or breaks")
+            Problem(
+                where,
+                f"{counted(len(unsafe), 'unusable id')}: {first_names(unsafe)}",
+                "file names without `..` or breaks",
+            )
         )
     return problems
 
@@ -149,12 +148,16 @@ def file_problems(request: Request, found: Sequence[Found], ids: np.ndarray) -> 
         if part.several:
             names = [str(ids[row]) for row in part.several]
             problems.append(
-                Problem("data.images", f"{len(names):,} ids have two images: {first_names(names)}", "name the suffix")
+                Problem(
+                    "data.images",
+                    f"{counted(len(names), 'id')} with two images: {first_names(names)}",
+                    "name the suffix",
+                )
             )
         if part.missing and request.on_problem == "error":
             paths = [part.paths[row] for row in part.missing]
             problems.append(
-                Problem("data.images", f"{len(paths):,} files are missing: {first_names(paths)}", part.example)
+                Problem("data.images", f"{counted(len(paths), 'missing file')}: {first_names(paths)}", part.example)
             )
     return lacking, problems
 
@@ -171,7 +174,7 @@ def without(table: Table, rows: np.ndarray, why: str) -> Table:
     Args:
         table: the rows.
         rows: [N] bool, True for what goes.
-        why: completes the note: "12 of 900 rows *without an image* are left out".
+        why: completes the note: "left out 12 of 900 rows *without an image*".
 
     Raises:
         DataError: no row would be left.
@@ -181,9 +184,9 @@ def without(table: Table, rows: np.ndarray, why: str) -> Table:
     names = [str(name) for name in table.ids[rows]]
     if rows.all():
         raise DataError(
-            f"all {len(names):,} rows are {why}: {first_names(names)}",
+            f"no row is left, all are {why}: {first_names(names)}",
             "some rows that can be used",
             "correct `images:` and `suffix:` in the YAML, or `kbench download`",
         )
-    note = f"{len(names):,} of {len(table):,} rows {why} are left out: {first_names(names)}"
+    note = f"left out {len(names):,} of {len(table):,} rows, {why}: {first_names(names)}"
     return replace(table.select(~rows), notes=(*table.notes, note))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.frames import numbers
-from kbench.errors import Problem, first_names
+from kbench.errors import Problem, counted, first_names
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 
@@ -150,7 +150,11 @@ def _rows_problem(where: str, ids: np.ndarray, rows: np.ndarray, what: str, hint
     """Return one problem that counts the rows and names the first, or none."""
     if not rows.any():
         return []
-    return [Problem(where, f"{int(rows.sum()):,} rows {what}: {first_names([str(name) for name in ids[rows]])}", hint)]
+    return [
+        Problem(
+            where, f"{counted(int(rows.sum()), 'row')} {what}: {first_names([str(name) for name in ids[rows]])}", hint
+        )
+    ]
 
 
 def _unknown_problem(where: str, names: Sequence[str], found: Iterable[str]) -> list[Problem]:
@@ -160,7 +164,9 @@ def _unknown_problem(where: str, names: Sequence[str], found: Iterable[str]) -> 
     labels = first_names([str(label) for label in counts.index])
     return [
         Problem(
-            where, f"{int(counts.sum()):,} unknown labels: {labels}", f"data.classes has {first_names(list(names))}"
+            where,
+            f"{counted(int(counts.sum()), 'unknown label')}: {labels}",
+            f"data.classes has {first_names(list(names))}",
         )
     ]
 

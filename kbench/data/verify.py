@@ -26,7 +26,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from kbench.data.rows import without
 from kbench.data.tables import Table
-from kbench.errors import Problem, first_names
+from kbench.errors import Problem, counted, first_names
 from kbench.sources import Progress
 
 _BATCH = 64  # files a thread takes at a time
@@ -51,33 +51,34 @@ class ImageReport:
     rows: set[int] = field(default_factory=set)
 
 
-def unreadable_images(table: Table, *, jobs: int, progress: Progress, deep: bool = False) -> list[Problem]:
+def unreadable_images(
+    table: Table, *, progress: Progress, jobs: int | None = None, deep: bool = False
+) -> list[Problem]:
     """Return one problem per kind of fault, with counts and the first names; see `look_at_images`."""
     report = look_at_images(table, jobs=jobs, progress=progress, deep=deep)
     return [
-        Problem("images", f"{len(paths):,} {reason}: {first_names(paths)}")
+        Problem("images", f"{counted(len(paths), 'file')} {reason}: {first_names(paths)}")
         for reason, paths in sorted(report.reasons.items())
     ]
 
 
-def image_sizes(table: Table, *, jobs: int, progress: Progress) -> Counter[Size]:
+def image_sizes(table: Table, *, progress: Progress, jobs: int | None = None) -> Counter[Size]:
     """Return (height, width, channels) -> number of image files; see `look_at_images`."""
     return look_at_images(table, jobs=jobs, progress=progress).sizes
 
 
-def look_at_images(table: Table, *, jobs: int, progress: Progress, deep: bool = False) -> ImageReport:
+def look_at_images(table: Table, *, progress: Progress, jobs: int | None = None, deep: bool = False) -> ImageReport:
     """Open every image and mask of a table once.
 
     Args:
         table: the rows.
-        jobs: number of threads.
-        progress: called with files done and in all.
+        progress: called with what is done, files done and files in all.
+        jobs: number of threads; one per core by default.
         deep: decode the files too, which finds truncated ones.
     """
     report = ImageReport()
     total = sum(len(paths) for paths in table.images) + len(table.masks or ())
-    done = 0
-    work = _batches(table)
+    done, work, jobs = 0, _batches(table), jobs or os.cpu_count() or 1
     with _quiet_pillow(), ThreadPoolExecutor(max_workers=jobs) as pool:
         while window := list(islice(work, jobs * 4)):  # so many batches are in memory, however many rows there are
             for batch, looks in zip(window, pool.map(partial(_look_at, table.root, deep), window), strict=True):
@@ -131,16 +132,16 @@ def look(path: Path, *, deep: bool) -> Size | str:
     """
     try:
         if os.path.getsize(path) == 0:
-            return "files are empty"
+            return "empty"
         if path.suffix.lower() == ".npy":
             return _look_at_array(path)
         return _look_at_image(path, deep)
     except FileNotFoundError:
-        return "files are missing"
+        return "missing"
     except (OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error, zlib.error) as error:
         reason = str(error).lower()
         cut = any(word in reason for word in ("truncated", "broken", "length is greater", "not enough"))
-        return "files are truncated" if cut else "files are damaged"
+        return "truncated" if cut else "damaged"
 
 
 def _look_at_image(path: Path, deep: bool) -> Size | str:
@@ -150,12 +151,12 @@ def _look_at_image(path: Path, deep: bool) -> Size | str:
     try:
         with Image.open(path) as image:
             if deep and image.height * image.width > _MOST_PIXELS:
-                return f"files have more than {_MOST_PIXELS:,} pixels"
+                return f"with more than {_MOST_PIXELS:,} pixels"
             if deep:
                 image.load()
             return image.height, image.width, 3 if image.mode == "P" else len(image.getbands())
     except UnidentifiedImageError:
-        return "files are no images"
+        return "of no known image format"
 
 
 def _look_at_tiff(handle: IO[bytes], deep: bool) -> Size | str:
@@ -168,7 +169,7 @@ def _look_at_tiff(handle: IO[bytes], deep: bool) -> Size | str:
     counts = directory.get(TiffImagePlugin.STRIPBYTECOUNTS) or directory.get(TiffImagePlugin.TILEBYTECOUNTS) or ()
     end = max((offset + count for offset, count in zip(offsets, counts, strict=True)), default=0)
     if deep and end > os.fstat(handle.fileno()).st_size:
-        return "files are truncated"
+        return "truncated"
     height, width = directory[TiffImagePlugin.IMAGELENGTH], directory[TiffImagePlugin.IMAGEWIDTH]
     return int(height), int(width), int(directory.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
 
@@ -176,7 +177,7 @@ def _look_at_tiff(handle: IO[bytes], deep: bool) -> Size | str:
 def _look_at_array(path: Path) -> Size | str:
     shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     if len(shape) not in (2, 3):
-        return "arrays have neither the shape [H, W] nor [H, W, C]"
+        return "of neither shape, [H, W] or [H, W, C]"
     return int(shape[0]), int(shape[1]), int(shape[2]) if len(shape) == 3 else 1
 
 

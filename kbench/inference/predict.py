@@ -6,9 +6,10 @@ Each member's predictions go straight to its memory-mapped array, so memory does
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +17,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from kbench import files
 from kbench.data import seeds
 from kbench.data.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.cache import Images, Resize
 from kbench.data.crops import Crop, Size, Window, centred
-from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, chunks
+from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
+from kbench.errors import PredictionError
 from kbench.inference.predictions import Predictions, array_path, create_array, save
 from kbench.inference.views import Load, View
 from kbench.models.outputs import probabilities
 from kbench.models.precision import Precision, autocast
 
-logger = logging.getLogger(__name__)
 _SMALLEST = 1e-12  # probabilities are clipped here before a logarithm
 Mean = Literal["arithmetic", "geometric"]
 
@@ -95,25 +97,35 @@ def predict(job: Job, members: Sequence[Member]) -> Iterator[int]:
     """Predict a job's rows with every member and seal each member's predictions.
 
     Yields:
-        Rows done so far, over all passes, out of `passes(...) * len(job.rows)`.
+        Rows done so far in this pass; every pass goes over all rows of the job.
+
+    Raises:
+        PredictionError: a geometric mean of a regression is asked for.
     """
-    done = 0
-    for group in grouped(members):
+    if job.mean == "geometric" and "regression" in job.task:
+        raise PredictionError(
+            "the geometric mean of a regression", "probabilities", "set ensemble.mean: arithmetic in the YAML"
+        )
+    for group in grouped(members, drawn=any(view.load.draw is not None for view in job.views)):
         waiting = list(group)
         while waiting:
             loaded, waiting = _load_some(waiting, job.device)
-            for rows in _one_pass(job, loaded):
-                done += rows
-                yield done
+            yield from accumulate(_one_pass(job, loaded))
             for member, _ in loaded:
                 save(member.out, _opened(job, member))
 
 
-def grouped(members: Sequence[Member]) -> list[list[Member]]:
-    """Return the members that see the same images, together."""
+def grouped(members: Sequence[Member], *, drawn: bool) -> list[list[Member]]:
+    """Return the members that see the same images, together.
+
+    Args:
+        members: of any sizes.
+        drawn: whether a view draws from the augmentation of their training, which must then be the same.
+    """
     groups: dict[tuple[Any, ...], list[Member]] = {}
     for member in members:
-        key = (member.size, member.resize, id(member.augmentation), id(member.train_crop))
+        training = (id(member.augmentation), id(member.train_crop)) if drawn else ()
+        key = (member.size, member.resize, *training)
         groups.setdefault(key, []).append(member)
     return list(groups.values())
 
@@ -134,8 +146,10 @@ def _load_some(members: list[Member], device: torch.device) -> tuple[list[tuple[
 def _free_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    with open("/proc/meminfo", encoding="ascii") as handle:
-        fields = dict(line.split(":") for line in handle)
+    known = Path("/proc/meminfo")
+    if not known.is_file():  # no Linux: half of what there is
+        return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fields = dict(line.split(":") for line in known.read_text(encoding="ascii").splitlines())
     return float(fields["MemAvailable"].split()[0]) * 1024
 
 
@@ -144,17 +158,18 @@ def _one_pass(job: Job, loaded: list[tuple[Member, nn.Module]]) -> Iterator[int]
     loads = list(dict.fromkeys(view.load for view in job.views))
     sources, shows = zip(*(_way(job, first, load) for load in loads), strict=True)
     loader = Loader(ImageDataset(sources, shows, None), workers=job.workers, pin=job.device.type == "cuda")
-    draws = [Draw(int(row), (seeds.VIEW, job.seed, int(row))) for row in job.rows]
+    plan = cut(len(job.rows), job.batch_size, lambda place: _draw(job, int(job.rows[place])))
     normalisers = [Normalise(**member.scale).to(job.device) for member, _ in loaded]
     arrays: list[np.ndarray | None] = [None] * len(loaded)
     start = 0
-    for batch in loader(chunks(draws, job.batch_size)):
+    for batch in loader(plan):
         tensors = [images.to(job.device, non_blocking=True) for images in batch.images]
         for position, (member, model) in enumerate(loaded):
             normalised = [normalisers[position](images) for images in tensors]
             values = _mean_over_views(job, model, normalised, loads, member.precision).cpu().numpy()
             array = arrays[position]
             if array is None:
+                files.remove(member.out)  # what lies there counts no longer, even if this is not finished
                 array = arrays[position] = create_array(array_path(member.out), (len(job.ids), *values.shape[1:]))
             array[start : start + len(values)] = values
         start += len(batch.rows)
@@ -162,6 +177,10 @@ def _one_pass(job: Job, loaded: list[tuple[Member, nn.Module]]) -> Iterator[int]
     for array in arrays:
         if isinstance(array, np.memmap):
             array.flush()
+
+
+def _draw(job: Job, row: int) -> Draw:
+    return Draw(row, (seeds.VIEW, job.seed, row))
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from kbench.errors import ConfigError
+from kbench.errors import ConfigError, check_number
 from kbench.registry import register
 
 Map = Callable[[torch.Tensor], torch.Tensor]
@@ -111,10 +111,12 @@ def five_crop(*, margin: float = 1.15) -> tuple[View, ...]:
     """The plain view and the four corners of a larger image.
 
     Args:
-        margin: size the image is brought to over that of a window; 1.15 as in 256 px for 224.
+        margin: size the image is brought to over that of a window, above 1; 1.15 as in 256 px for 224.
+
+    Raises:
+        ConfigError: the margin is out of range.
     """
-    if margin < 1:
-        raise ConfigError(f"tta.margin is {margin}", "1 or more", "write `tta: {name: five_crop, margin: 1.15}`")
+    check_number("tta.margin", margin, "(1, 10]")
     corners: Sequence[Corner] = ("top_left", "top_right", "bottom_left", "bottom_right")
     return (View("plain"), *(View(corner, Load(corner, margin=margin)) for corner in corners))
 
@@ -128,8 +130,7 @@ def random(*, n: int = 4) -> tuple[View, ...]:
     Args:
         n: number of draws.
     """
-    if n < 1:
-        raise ConfigError(f"tta.n is {n}", "1 or more draws", "write `tta: {name: random, n: 4}`, or `tta: none`")
+    check_number("tta.n", n, "[1, 1000]", whole=True)
     plain = View("plain", weight=float(-(-n // 4)))
     return (plain, *(View(f"draw{draw}", Load(draw=draw)) for draw in range(n)))
 
@@ -143,9 +144,11 @@ def scales(*, factors: list[float] | None = None, mirrored: bool = True) -> tupl
         mirrored: add the mirror image of each.
     """
     chosen = factors or [1.0, 0.75, 1.25]
-    if min(chosen) <= 0 or chosen[0] != 1:
+    for factor in chosen:
+        check_number("tta.factors", factor, "[0.1, 10]")
+    if chosen[0] != 1 or len(set(chosen)) < len(chosen):
         raise ConfigError(
-            f"tta.factors is {chosen}", "positive factors, the first of them 1", "write `factors: [1, 1.25]`"
+            f"tta.factors is {chosen}", "different factors, the first of them 1", "write `factors: [1, 1.25]`"
         )
     views = []
     for factor in chosen:

@@ -52,10 +52,16 @@ def auc(targets: np.ndarray, predictions: np.ndarray, table: Rows) -> float:
         truth = (targets[:, None] == np.arange(predictions.shape[1])).astype(np.float64)
         if predictions.shape[1] == 2:
             truth, predictions = truth[:, 1:], predictions[:, 1:]
-    return float(np.mean([_binary_auc(truth[:, k], predictions[:, k]) for k in range(truth.shape[1])]))
+    return float(np.mean([binary_auc(truth[:, k], predictions[:, k]) for k in range(truth.shape[1])]))
 
 
-def _binary_auc(truth: np.ndarray, scores: np.ndarray) -> float:
+def binary_auc(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Return the area under the ROC curve of [N] scores; NaN when only one kind of rows is known.
+
+    Args:
+        truth: [N] 0 and 1, NaN where unknown.
+        scores: [N] numbers, larger for 1.
+    """
     known = ~np.isnan(truth)
     positive = truth[known] > 0.5
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())

@@ -7,7 +7,6 @@ is refused.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +72,17 @@ def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], info: dict[
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors, atomically; shared storage is copied."""
+    """Write tensors as safetensors, atomically; shared storage is copied.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written.
+    """
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with files.replacing(path) as temporary:
-        save_file(plain, temporary)
+        try:
+            save_file(plain, temporary)
+        except SafetensorError as error:  # its way of saying that the disk is full
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -97,19 +103,10 @@ def read_tensors(path: Path) -> Tensors:
         first = error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        OSError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except Exception as error:  # a foreign file can fail in any way
         raise CheckpointError(
             f"'{path}' holds no weights that can be read safely: {str(first).splitlines()[0]}; "
-            f"{str(error).splitlines()[0]}",
+            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}",
             "a safetensors file, or a torch file of tensors alone (it is read with weights_only=True)",
             "convert it where it came from: `safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')`",
         ) from error
@@ -178,6 +175,6 @@ def _adapt_stem(body: nn.Module, given: Tensors, own: Tensors) -> Tensors:
     stems = config.get("first_conv") or ()
     for stem in (stems,) if isinstance(stems, str) else stems:
         name = f"{stem}.weight"
-        if name in given and name in own and given[name].shape[1] != own[name].shape[1]:
+        if name in given and name in own and given[name].shape[1:2] == (3,) and own[name].shape[1] != 3:
             given = {**given, name: adapt_input_conv(own[name].shape[1], given[name])}
     return given

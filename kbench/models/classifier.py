@@ -7,6 +7,7 @@ with `@register("model")`.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,7 +16,7 @@ import timm
 import torch
 from torch import nn
 
-from kbench.errors import CheckpointError, ConfigError, nearest
+from kbench.errors import CheckpointError, ConfigError, check_number, nearest
 from kbench.registry import register
 
 
@@ -86,12 +87,12 @@ class Classifier(nn.Module):
         return logits
 
 
-class _TimmHead(nn.Module):
-    """The backbone's own pooling and a linear layer; tokens and maps alike."""
+class _LinearHead(nn.Module):
+    """The backbone's own pooling (its token, or the mean of places) and a linear layer."""
 
-    def __init__(self, n_outputs: int, features: int, *, pool: str, dropout: float) -> None:
+    def __init__(self, n_outputs: int, features: int, *, pool: str, prefix: int, dropout: float) -> None:
         super().__init__()
-        self.pool = pool
+        self.pool, self.prefix = pool, prefix
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(features, n_outputs)
 
@@ -99,7 +100,7 @@ class _TimmHead(nn.Module):
         if features.ndim == 4:
             pooled = features.mean((2, 3))  # [B, C]
         else:
-            pooled = features[:, 0] if self.pool == "token" else features.mean(1)  # [B, C]
+            pooled = features[:, 0] if self.pool == "token" else features[:, self.prefix :].mean(1)  # [B, C]
         logits: torch.Tensor = self.fc(self.dropout(pooled))
         return logits
 
@@ -131,69 +132,69 @@ def timm_classifier(
         dropout: probability per layer of the head; 0 for `linear`, 0.25 and 0.5 for `concat` by default.
         drop_path: stochastic depth of the backbone.
         create: further keyword arguments of `timm.create_model`, such as `pad_type: same`.
+
+    Raises:
+        ConfigError: timm cannot make it so, or it does not take images of this size.
+        CheckpointError: its weights cannot be fetched.
     """
-    body = _create_body(_backbone, in_channels, pretrained=_pretrained, size=_size, drop_path=drop_path, extra=create)
+    check_number("drop_path", drop_path, "[0, 1)")
+    options = {**({"drop_path_rate": drop_path} if drop_path else {}), **(create or {})}
+    body, pool = _create_body(_backbone, in_channels, pretrained=_pretrained, size=_size, options=options)
     shape = _feature_shape(body, in_channels, _size)
     features = shape[1] if len(shape) == 4 else shape[2]
     rates = [dropout] if isinstance(dropout, float | int) else dropout
+    for rate in rates or ():
+        check_number("dropout", rate, "[0, 1)")
     if head == "concat":
         made: nn.Module = concat_head(features, n_outputs, hidden=hidden or [512], dropout=rates or [0.25, 0.5])
     else:
-        pool = getattr(body, "global_pool", "avg") or "avg"
-        made = _TimmHead(
-            n_outputs, features, pool=pool if isinstance(pool, str) else "avg", dropout=(rates or [0.0])[0]
-        )
+        prefix = getattr(body, "num_prefix_tokens", 0)
+        made = _LinearHead(n_outputs, features, pool=pool, prefix=prefix, dropout=(rates or [0.0])[0])
     return Classifier(body, made, body_groups=_halves(body), config=dict(body.pretrained_cfg))
 
 
 def check_backbone(name: str) -> str:
-    """Return why timm has no such model, with the nearest name; empty when it has."""
-    if timm.is_model(name.split(".")[0]):
-        return ""
-    return f"timm has no model '{name}' ({nearest(name, timm.list_models())})"
+    """Return why timm has no such model, with the nearest names; empty when it has."""
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        known = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4) or ["convnext_tiny", "resnet18"]
+    else:
+        known = timm.list_pretrained(f"{base}.*") if tag else [name]
+    return "" if name in known else f"timm has no model '{name}' ({nearest(name, known)})"
 
 
 def backbone_statistics(name: str) -> tuple[list[float], list[float]] | None:
     """Return the mean and standard deviation a timm backbone was trained with, or None when timm does not know."""
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    config = None if check_backbone(name) else timm.get_pretrained_cfg(name)
     return None if config is None else (list(config.mean), list(config.std))
 
 
 def _create_body(
-    name: str,
-    in_channels: int,
-    *,
-    pretrained: bool,
-    size: tuple[int, int],
-    drop_path: float,
-    extra: dict[str, Any] | None,
-) -> Any:
+    name: str, in_channels: int, *, pretrained: bool, size: tuple[int, int], options: dict[str, Any]
+) -> tuple[Any, str]:
+    """Return a timm model without classifier and pooling, and the name of the pooling it had."""
     problem = check_backbone(name)
     if problem:
         raise ConfigError(problem, "a model of `timm.list_models()`", "correct model.backbone")
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    options |= extra or {}
     try:
-        body = timm.create_model(
-            name, pretrained=pretrained, in_chans=in_channels, num_classes=0, global_pool="", **options
-        )
-    except TypeError as error:
+        body: Any = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **options)
+        if hasattr(body, "set_input_size") and body.pretrained_cfg.get("fixed_input_size"):
+            body.set_input_size(img_size=size)
+        pool = getattr(body, "global_pool", "")
+        body.reset_classifier(0, "")  # not asked for at once: some models choose their last norm by the pooling
+    except Exception as error:  # timm asserts and raises many types; so does the hub's client
+        if pretrained and not isinstance(error, TypeError | AssertionError | AttributeError):
+            raise CheckpointError(
+                f"the pretrained weights of '{name}' cannot be fetched: {type(error).__name__}: {error}",
+                "a machine that reaches the model hub, or a weights file",
+                "download the weights elsewhere, set `model: {pretrained: false, weights: path/to/file.safetensors}`",
+            ) from error
         raise ConfigError(
-            f"timm's '{name}' does not take {options}: {error}",
-            "arguments of timm.create_model",
-            "correct model.options",
+            f"timm's '{name}' cannot be made for images of {size[0]} x {size[1]} with {options}: {error}",
+            "a backbone that takes this size, and arguments of timm.create_model",
+            "correct input.size, model.backbone or model.options",
         ) from error
-    except Exception as error:  # the hub's client raises many types: no network, no such file, no space
-        if not pretrained:
-            raise
-        raise CheckpointError(
-            f"the pretrained weights of '{name}' cannot be fetched: {type(error).__name__}: {error}",
-            "a machine that reaches the model hub, or a weights file",
-            "download the weights elsewhere and set `model: {pretrained: false, weights: path/to/file.safetensors}`",
-        ) from error
-    if hasattr(body, "set_input_size") and body.pretrained_cfg.get("fixed_input_size"):
-        body.set_input_size(img_size=size)
-    return body
+    return body, pool if isinstance(pool, str) else ""
 
 
 def _channels_first(body: Any, features: torch.Tensor) -> torch.Tensor:
@@ -205,14 +206,28 @@ def _channels_first(body: Any, features: torch.Tensor) -> torch.Tensor:
 def _feature_shape(body: nn.Module, in_channels: int, size: tuple[int, int]) -> torch.Size:
     was = body.training
     body.eval()
-    shape = _channels_first(body, body(torch.zeros(1, in_channels, *size))).shape
+    try:
+        made = body(torch.zeros(1, in_channels, *size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"the backbone does not take images of {size[0]} x {size[1]}: {error}",
+            "a size its layers can halve and cut",
+            "correct input.size, such as 224, or choose another model.backbone",
+        ) from error
     body.train(was)
-    return shape
+    if not isinstance(made, torch.Tensor) or made.ndim not in (3, 4):
+        raise ConfigError(
+            "the backbone gives neither feature maps nor tokens", "one that does", "choose another model.backbone"
+        )
+    return _channels_first(body, made).shape
 
 
 def _halves(body: Any) -> list[list[str]]:
     """Cut a timm body into two layer groups; for a ResNet these are the lesson's (F-12)."""
-    order = timm.models.group_parameters(body, body.group_matcher(coarse=True), reverse=False)
-    blocks = [list(names) for _, names in sorted(order.items())]
+    if hasattr(body, "group_matcher"):
+        order = timm.models.group_parameters(body, body.group_matcher(coarse=True), reverse=False)
+        blocks = [list(names) for _, names in sorted(order.items())]
+    else:
+        blocks = [[f"{name}."] for name, _ in body.named_children()]
     middle = math.ceil(len(blocks) / 2)
     return [[f"body.{name}" for block in part for name in block] for part in (blocks[:middle], blocks[middle:])]

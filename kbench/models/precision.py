@@ -1,8 +1,8 @@
 """Device, precision and memory format: chosen by what the hardware can, never by timing.
 
-On a CPU with bfloat16 instructions (AMX or AVX-512 BF16), channels-last in bfloat16 is the fastest of the four
-combinations for convolutional networks, for training and inference; `benchmarks/README.md` says how to repeat
-the measurement. On a GPU bfloat16 is taken where the hardware has it, else float16 with a gradient scaler.
+Channels-last is the faster memory format of convolutional networks everywhere. On a CPU models train in fp32 and, where
+the processor has bfloat16 instructions (AMX or AVX-512 BF16), predict in bfloat16. On a GPU bfloat16 is taken where the
+hardware has it, else float16 with a gradient scaler. `benchmarks/README.md` says how to repeat the measurements.
 """
 
 from __future__ import annotations
@@ -38,8 +38,18 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(setting: str, device: torch.device) -> Precision:
-    """Return the precision of a setting; `auto` takes what the hardware computes fast."""
+def choose_precision(setting: str, device: torch.device, *, training: bool) -> Precision:
+    """Return the precision of a setting; `auto` takes what the hardware computes fast and right.
+
+    Args:
+        setting: `auto`, `fp32`, `bf16` or `fp16`.
+        device: where the model is.
+        training: on a CPU `auto` trains in fp32: bf16 gains little there, and weight gradients of convolutions with
+            one-pixel maps were found to depend on stale memory (docs/adr/0007-bf16.md).
+
+    Raises:
+        ConfigError: fp16 on a CPU.
+    """
     if setting == "fp16" and device.type == "cpu":
         raise ConfigError(
             "fp16 on a CPU is not mixed precision: torch computes it in fp32 or very slowly",
@@ -52,7 +62,7 @@ def choose_precision(setting: str, device: torch.device) -> Precision:
         return setting  # type: ignore[return-value]
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and cpu_has_bfloat16():
+    if device.type == "cpu" and not training and cpu_has_bfloat16():
         return "bf16"
     return "fp32"
 

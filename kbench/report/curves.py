@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from kbench import files
 from kbench.report.figures import new_figure, save_figure
+from kbench.report.folds import read_epochs
 from kbench.training.lr_curve import LRCurve, shown
 from kbench.workspace import FoldPaths
 
@@ -17,7 +16,7 @@ from kbench.workspace import FoldPaths
 def draw_fold(paths: FoldPaths) -> list[Path]:
     """Draw everything there is to draw of a fold; return the pictures."""
     drawn = [draw_lr_find(path) for path in sorted(paths.root.glob("lr-find-*.csv"))]
-    epochs = [record for record in map(json.loads, files.read_lines(paths.log)) if record.get("event") == "epoch"]
+    epochs = read_epochs(paths)
     if epochs:
         drawn.append(draw_losses(epochs, paths.root / "losses.png"))
     return drawn
@@ -52,12 +51,4 @@ def draw_losses(epochs: list[dict[str, Any]], path: Path) -> Path:
     other.set(yscale="log", ylabel="learning rate")
     axes.set(xlabel="epoch", ylabel="loss")
     axes.legend()
-    return save_figure(figure, path)
-
-
-def draw_plan(rates: list[float], path: Path) -> Path:
-    """Draw a learning-rate plan before training: the rate of every update."""
-    figure, axes = new_figure()
-    axes.plot(rates)
-    axes.set(xlabel="update", ylabel="learning rate")
     return save_figure(figure, path)

@@ -58,8 +58,17 @@ class Source(Protocol):
     def solution(self, data: Path) -> Path | None:
         """Return the solution file for grading on this machine, or None when a service grades."""
 
+    def check_open(self) -> int | None:
+        """Return how many submissions are left today, if the service says; raise where none would be taken."""
+
     def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> Receipt:
         """Send a submission; only asked when `solution` is None."""
 
+    def find(self, tag: str) -> Receipt | None:
+        """Return the submission sent with a tag, or None when the service lists none."""
+
     def status(self, ref: str) -> Receipt:
         """Ask for the state and score of a sent submission."""
+
+    def wait(self, ref: str, *, limit: float, progress: Progress) -> Receipt:
+        """Ask until a submission is scored or failed, `limit` seconds at most."""

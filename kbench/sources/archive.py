@@ -248,18 +248,19 @@ def _settle(folder: Path, target: Path, *, only: Sequence[str], replace: bool, o
     return Fetched(files=count, bytes=size, new=_merge(folder, target, replace=replace, origin=origin))
 
 
-def merge(folder: Path, target: Path, *, replace: bool = False) -> int:
+def merge(folder: Path, target: Path, *, replace: bool = False, origin: str = "") -> int:
     """Move a folder's files into another on the same disk; return how many were moved.
 
     Args:
         folder: what is moved; files that are in the target already, with the same content, stay behind.
         target: made when it is missing.
         replace: overwrite files of the same name and other content.
+        origin: where they come from, for the message; the folder's name by default.
 
     Raises:
         DataError: a file is in the target with another content; nothing was moved.
     """
-    return _merge(folder, target, replace=replace, origin=folder)
+    return _merge(folder, target, replace=replace, origin=Path(origin) if origin else folder)
 
 
 def _merge(new: Path, target: Path, *, replace: bool, origin: Path) -> int:
@@ -267,9 +268,9 @@ def _merge(new: Path, target: Path, *, replace: bool, origin: Path) -> int:
     clashes = [str(path.relative_to(target)) for path in _clashes(new, target, replace=replace)]
     if clashes:
         raise DataError(
-            f"files in '{target}' differ from those of '{origin.name}': {first_names(clashes)} ({len(clashes):,} in all)",
+            f"{first_names(clashes)} in '{target}' differ from those of '{origin.name}' ({len(clashes):,} in all)",
             "files that are missing there, or the same; nothing was changed",
-            "move your own files away, or fetch with --force to overwrite files by files",
+            "move your own files away, or fetch with --force to overwrite them",
         )
     return _move_into(new, target, replace=replace)
 

@@ -42,8 +42,8 @@ class Client(Protocol):
     def call(self, method: str, request: str, *, doing: str, tries: int = faults.TRIES, **fields: Any) -> Any:
         """Make a call, repeated while it may succeed; raise `ServiceError`."""
 
-    def pages(self, method: str, request: str, *, doing: str, **fields: Any) -> Iterator[Any]:
-        """Yield every page of a listing."""
+    def pages(self, method: str, request: str, *, doing: str, numbered: bool = False, **fields: Any) -> Iterator[Any]:
+        """Yield every page of a listing, the first one asked for by its number too where the call has one."""
 
     def stream(
         self, method: str, request: str, headers: Mapping[str, str], *, doing: str, **fields: Any
@@ -147,10 +147,8 @@ class KaggleCompetition:
     def submissions(self) -> Iterator[Submission]:
         """Yield the account's submissions, newest first, page by page."""
         doing = f"list the submissions to '{self.slug}'"
-        name = self.slug
-        for page in self.client.pages(
-            "list_submissions", "ApiListSubmissionsRequest", doing=doing, competition_name=name
-        ):
+        method, request = "list_submissions", "ApiListSubmissionsRequest"
+        for page in self.client.pages(method, request, doing=doing, numbered=True, competition_name=self.slug):
             yield from (_submission(item) for item in page.submissions)
 
     def status(self, ref: str) -> Receipt:

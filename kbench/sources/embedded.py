@@ -7,7 +7,7 @@ competition would hand them out. To add one, write a function that returns `Rows
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -15,9 +15,10 @@ from typing import NoReturn
 import numpy as np
 
 from kbench import files
-from kbench.errors import DataError, SourceError, first_names, nearest
+from kbench.errors import SourceError, nearest
 from kbench.registry import register
 from kbench.sources import Fetched, Progress, Source
+from kbench.sources.archive import merge, walk
 
 _MANIFEST = ".kbench-manifest.json"
 _SOLUTION = ".solution/solution.csv"
@@ -83,7 +84,7 @@ class EmbeddedSource:
     def fetch(self, target: Path, *, files: Sequence[str], force: bool, progress: Progress) -> Fetched:
         """Write `train.csv`, `train/`, `test/`, `sample_submission.csv` and, kept apart, the solution.
 
-        A second fetch compares checksums and writes only what is missing.
+        A second fetch compares checksums and writes only what is missing or, with `force`, was changed.
 
         Raises:
             SourceError: only some files are asked for.
@@ -97,34 +98,39 @@ class EmbeddedSource:
             )
         _remove_link(target)
         known = _read_manifest(target / _MANIFEST)
-        missing, changed = _compare(target, known, progress)
-        if changed and not force:
-            raise DataError(
-                f"{len(changed)} files in '{target}' were changed: {first_names(changed)}",
-                f"the files as `kbench download {self.dataset}` wrote them",
-                "move your own files away, or write them again with --force",
-            )
-        new = _write(target, self.dataset, progress) if force or missing or not known else 0
-        return _count(target, new)
+        whole = bool(known) and all(_is(target / name, checksum) for name, checksum in known.items())
+        new = 0 if whole and not force else _write(target, self.dataset, progress, replace=force)
+        sizes = [size for _, size in walk(target)]
+        return Fetched(files=len(sizes), bytes=sum(sizes), new=new)
 
     def solution(self, data: Path) -> Path:
         """Return the file with the true labels of the test rows and their `Usage`."""
         return data / _SOLUTION
 
+    def check_open(self) -> NoReturn:
+        """Refuse: this competition is graded on this machine."""
+        raise self._no_service("a submission cannot be sent")
+
     def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> NoReturn:
         """Refuse: this competition is graded on this machine."""
-        raise SourceError(
-            f"'{file.name}' cannot be sent: '{self.dataset}' has no service",
-            "its solution file, which `kbench submit` grades with",
-            f"`kbench download {self.dataset} --force` writes the solution again",
-        )
+        raise self._no_service(f"'{file.name}' cannot be sent")
+
+    def find(self, tag: str) -> None:
+        """Return None: nothing was sent."""
 
     def status(self, ref: str) -> NoReturn:
         """Refuse: nothing was sent."""
-        raise SourceError(
-            f"there is no submission '{ref}': '{self.dataset}' has no service",
-            "a submission sent to a service",
-            "`kbench leaderboard` shows what was graded on this machine",
+        raise self._no_service(f"there is no submission '{ref}'")
+
+    def wait(self, ref: str, *, limit: float, progress: Progress) -> NoReturn:
+        """Refuse: nothing was sent."""
+        raise self._no_service(f"there is no submission '{ref}'")
+
+    def _no_service(self, what: str) -> SourceError:
+        return SourceError(
+            f"{what}: '{self.dataset}' has no service",
+            "its solution file, which `kbench submit` grades with",
+            f"`kbench download {self.dataset} --force` writes the solution again",
         )
 
 
@@ -136,22 +142,10 @@ def _remove_link(target: Path) -> None:
 
 def _read_manifest(path: Path) -> dict[str, str]:
     """Return name -> SHA-256 of the files written before; empty when there was no complete fetch."""
-    return dict(files.read_json(path)["sha256"]) if path.is_file() else {}
+    return dict(files.read_json(path).get("sha256", {})) if path.is_file() else {}
 
 
-def _compare(target: Path, known: dict[str, str], progress: Progress) -> tuple[list[str], list[str]]:
-    missing, changed = [], []
-    for done, (name, checksum) in enumerate(known.items(), start=1):
-        path = target / name
-        if not path.is_file():
-            missing.append(name)
-        elif files.sha256(path) != checksum:
-            changed.append(name)
-        progress("check files", done, len(known))
-    return missing, changed
-
-
-def _write(target: Path, dataset: str, progress: Progress) -> int:
+def _write(target: Path, dataset: str, progress: Progress, *, replace: bool) -> int:
     """Write every file beside the target, then move what is missing or differs; the manifest comes last."""
     contents = _contents(_DATASETS[dataset]())
     checksums: dict[str, str] = {}
@@ -161,21 +155,10 @@ def _write(target: Path, dataset: str, progress: Progress) -> int:
             files.write_new(folder / name, [content])
             checksums[name] = hashlib.sha256(content).hexdigest()
             progress(f"write {dataset}", done, len(contents))
-        files.sync_disk()
-        manifest = {"dataset": dataset, "sha256": checksums}
-        if not target.exists():
-            files.write_json(folder / _MANIFEST, manifest)
-            files.move(folder, target)
-            return _visible(contents)
-        new = [name for name in contents if not _is(target / name, checksums[name])]
-        for name in new:
-            files.move(folder / name, target / name)
-        files.write_json(target / _MANIFEST, manifest)
-    return _visible(new)
-
-
-def _visible(names: Iterable[str]) -> int:
-    return sum(not name.startswith(".") for name in names)
+        new = sum(not name.startswith(".") and not _is(target / name, checksums[name]) for name in contents)
+        merge(folder, target, replace=replace)
+    files.write_json(target / _MANIFEST, {"dataset": dataset, "sha256": checksums})
+    return new
 
 
 def _is(path: Path, checksum: str) -> bool:
@@ -229,10 +212,3 @@ def _png(image: np.ndarray) -> bytes:
     if not done:
         raise AssertionError("OpenCV encodes 8-bit grey PNGs")
     return bytes(encoded)
-
-
-def _count(target: Path, new: int) -> Fetched:
-    from kbench.sources.archive import walk
-
-    sizes = [size for _, size in walk(target)]
-    return Fetched(files=len(sizes), bytes=sum(sizes), new=new)

@@ -12,13 +12,14 @@ import glob
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from kbench import files
 from kbench.errors import DataError, ServiceError, SourceError, nearest
 from kbench.sources import Fetched, Progress, archive, transfer, zips
 from kbench.sources.manifest import Manifest
-from kbench.sources.service import DataFile, Service
+from kbench.sources.service import Connect, DataFile, Service
 
 REQUEST_BYTES = 2_000_000
 """One request costs about the time of so many bytes; many small files come faster in the archive of all."""
@@ -136,23 +137,43 @@ def _patterns_inside(chosen: list[DataFile], asked: tuple[str, ...]) -> tuple[st
     return (*patterns, *inner, *(f"{name}/*" for name in inner))
 
 
+@dataclass
+class _Bar:
+    """Tells the progress of one file among others, and why nothing happens while a service asks to wait."""
+
+    progress: Progress
+    what: str
+    before: int = 0
+    total: int = 0
+    last: tuple[int, int] = (0, 0)
+
+    def advance(self, done: int, total: int) -> None:
+        self.last = (self.before + done, max(self.total or total, self.before + done if total else 0))
+        self.progress(self.what, *self.last)
+
+    def telling(self, sleep: Sleep) -> Sleep:
+        def tell_and_sleep(seconds: float) -> None:
+            self.progress(f"{self.what}: again in {seconds:.0f} s", *self.last)
+            sleep(seconds)
+
+        return tell_and_sleep
+
+
 def _bring_bundle(
     service: Service, manifest: Manifest, only: tuple[str, ...], *, nested: bool, progress: Progress, sleep: Sleep
 ) -> str:
     bundle = manifest.got / f"{service.slug}.zip"
-    what = f"download {bundle.name}"
     checked = "nothing"  # known only of what is downloaded now
     if not bundle.exists():
-        checked = transfer.download(
-            bundle,
-            service.open_bundle(),
-            doing=what,
-            listed=0,
-            sleep=sleep,
-            progress=lambda done, total: progress(what, done, total),
-        ).checked
+        checked = _download(bundle, service.open_bundle(), _Bar(progress, f"download {bundle.name}"), sleep=sleep)
     _unpack(bundle, manifest.new, only, nested=nested, checked=checked, progress=progress)
     return checked
+
+
+def _download(path: Path, connect: Connect, bar: _Bar, *, sleep: Sleep, listed: int = 0) -> str:
+    """Download a file; return what vouches for it."""
+    tell = bar.telling(sleep)
+    return transfer.download(path, connect, doing=bar.what, listed=listed, sleep=tell, progress=bar.advance).checked
 
 
 def _bring_files(
@@ -160,17 +181,11 @@ def _bring_files(
 ) -> str:
     total, before, checks = sum(file.bytes for file in chosen), 0, []
     for file in _checked_names(chosen):
-        what = f"download {file.name}"
         staged, got = manifest.new / file.name, manifest.got / file.name
-
-        def told(done: int, _: int, base: int = before, what: str = what) -> None:
-            progress(what, base + done, max(total, base + done))
-
         checked = "nothing"  # known only of what is downloaded now
         if not staged.exists() and not got.exists():
-            connect = service.open_file(file.name)
-            arrived = transfer.download(got, connect, doing=what, listed=file.bytes, sleep=sleep, progress=told)
-            checked = arrived.checked
+            bar = _Bar(progress, f"download {file.name}", before, total)
+            checked = _download(got, service.open_file(file.name), bar, sleep=sleep, listed=file.bytes)
             checks.append(checked)
         if nested and file.name.lower().endswith(".zip"):
             files.remove(manifest.one)

@@ -86,8 +86,15 @@ class KaggleClient:
         with self._session() as once:
             return faults.persist(lambda: once(method, request, fields, doing), sleep=self.sleep, tries=tries)
 
-    def pages(self, method: str, request: str, *, doing: str, **fields: Any) -> Iterator[Any]:
+    def pages(self, method: str, request: str, *, doing: str, numbered: bool = False, **fields: Any) -> Iterator[Any]:
         """Yield every page of a listing, over one connection; an empty page is not the last one.
+
+        Args:
+            method: of the SDK's competition client.
+            request: class of its argument.
+            doing: what is being done, for messages.
+            numbered: the first page is asked for by number too, as the client's own commands do.
+            fields: of the request.
 
         Raises:
             ServiceError: a page cannot be had, or the pages go round in a circle.
@@ -96,7 +103,8 @@ class KaggleClient:
         with self._session() as once:
             while token not in seen:
                 seen.add(token)
-                asked = {**fields, "page_size": PAGE, "page_token": token}
+                first = {"page": 1} if numbered and not token else {}
+                asked = {**fields, **first, "page_size": PAGE, "page_token": token}
                 page = faults.persist(functools.partial(once, method, request, asked, doing), sleep=self.sleep)
                 yield page
                 token = page.next_page_token or ""

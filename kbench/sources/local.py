@@ -134,20 +134,30 @@ class LocalSource:
             )
         return self.solution_file
 
+    def check_open(self) -> NoReturn:
+        """Refuse: nobody takes submissions here."""
+        raise self._no_service("a submission cannot be sent")
+
     def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> NoReturn:
         """Refuse: nobody takes submissions here."""
-        raise SourceError(
-            f"'{file.name}' cannot be sent: the competition comes from '{self.path}', no service takes submissions",
-            "a solution file to grade with on this machine, or a source with a service",
-            "add `solution: FILE.csv` under `source:` in the YAML, or upload the file yourself",
-        )
+        raise self._no_service(f"'{file.name}' cannot be sent")
+
+    def find(self, tag: str) -> None:
+        """Return None: nothing was sent."""
 
     def status(self, ref: str) -> NoReturn:
         """Refuse: nothing was sent."""
-        raise SourceError(
-            f"there is no submission '{ref}': '{self.path}' has no service behind it",
-            "a submission sent to a service",
-            "`kbench leaderboard` shows what was graded on this machine",
+        raise self._no_service(f"there is no submission '{ref}'")
+
+    def wait(self, ref: str, *, limit: float, progress: Progress) -> NoReturn:
+        """Refuse: nothing was sent."""
+        raise self._no_service(f"there is no submission '{ref}'")
+
+    def _no_service(self, what: str) -> SourceError:
+        return SourceError(
+            f"{what}: the competition comes from '{self.path}', no service takes submissions",
+            "a solution file to grade with on this machine, or a source with a service",
+            "add `solution: FILE.csv` under `source:` in the YAML, or upload the file yourself",
         )
 
 

@@ -141,7 +141,9 @@ class Manifest:
         pending, before = self.read("pending"), self.read()
         if pending is None:
             return 0
-        new = archive.merge(self.new, self.folder, replace=replace) if self.new.exists() else 0
+        new = 0
+        if self.new.exists():
+            new = archive.merge(self.new, self.folder, replace=replace, origin=pending["source"])
         adds = before is not None and not pending["whole"]  # else the list replaces the old one
         found = files.write_chunks(self._list("manifest"), list(self._kept()) if adds else self._adopted())
         if adds and before is not None:

@@ -99,7 +99,6 @@ class FoldContext:
         workers: loader processes.
         valid_batch_size: images per batch when judging.
         checkpoint_s: seconds between resume points inside an epoch.
-        find_steps: updates of a learning-rate range test.
         limit: batches per stage of a smoke run, or None.
     """
 
@@ -120,7 +119,6 @@ class FoldContext:
     workers: int = 0
     valid_batch_size: int | None = None
     checkpoint_s: float = 300.0
-    find_steps: int = 100
     limit: int | None = None
     _opened: dict[Resize, Images] = field(default_factory=dict)
 

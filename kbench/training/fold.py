@@ -16,7 +16,7 @@ from torch import nn
 
 from kbench import files
 from kbench.data import seeds
-from kbench.errors import TrainingError
+from kbench.errors import CheckpointError, TrainingError
 from kbench.models.checkpoint import Tensors, read_tensors, write_tensors
 from kbench.training.context import FoldContext
 from kbench.training.recipe import StagePlan
@@ -79,7 +79,14 @@ def _start(context: FoldContext, stage: StagePlan, model: nn.Module, build: Call
             return model
         torch.manual_seed(seeds.number(seeds.MODEL, context.seed, context.number, stage.index))
         return build()
-    model.load_state_dict(read_tensors(_end_of(context.paths, stage.start)))
+    end = _end_of(context.paths, stage.start)
+    if not end.is_file():
+        raise CheckpointError(
+            f"stage {stage.name} starts from stage {stage.start}, and its end '{end}' is missing",
+            "the weights that stage left",
+            f"`kbench train --fold {context.fold} --force` trains the fold anew",
+        )
+    model.load_state_dict(read_tensors(end))
     return model
 
 
@@ -88,11 +95,22 @@ def _end_of(paths: FoldPaths, stage: str) -> Path:
 
 
 def begin(paths: FoldPaths, *, training: str) -> tuple[Progress, Tensors] | None:
-    """Return the resume point of this training hash; without one, clear what another training left."""
+    """Return the resume point of this training hash; without one, clear what another training left.
+
+    The caller holds the fold's lock.
+    """
+    files.remove_temporaries(paths.root)
     resumed = load_resume(paths, training=training)
     if resumed is None:
         clear_resume(paths)
     return resumed
+
+
+def clear(paths: FoldPaths) -> None:
+    """Remove everything of a fold but its lock, which the caller holds."""
+    for path in paths.root.iterdir():
+        if path != paths.lock:
+            files.remove(path)
 
 
 def mark(paths: FoldPaths, state: str, identity: dict[str, str], *, error: str = "") -> None:

@@ -89,11 +89,7 @@ class Meter:
         sums = torch.stack([torch.stack((made.loss.total, made.loss.count)) for made in self._pending]).double().cpu()
         for made, (total, count) in zip(self._pending, sums.tolist(), strict=True):
             if not math.isfinite(total):
-                raise TrainingError(
-                    f"the loss is {total} at step {made.step}, at a learning rate of {made.rate:.3g}",
-                    "a finite loss",
-                    "lower `lr`, set `clip: 1.0` or `precision: fp32`, then train this fold again",
-                )
+                raise diverged(f"the loss is {total}", step=made.step, rate=made.rate)
             self.total += total
             self.count += count
         self._pending = []
@@ -103,6 +99,21 @@ class Meter:
         """Mean loss so far."""
         self.flush()
         return self.total / self.count if self.count else 0.0
+
+
+def diverged(what: str, *, step: int, rate: float) -> TrainingError:
+    """Return the error that marks a fold failed.
+
+    Args:
+        what: what is not finite.
+        step: update of the stage after which it was seen.
+        rate: learning rate of that update.
+    """
+    return TrainingError(
+        f"{what} at step {step}, at a learning rate of {rate:.3g}",
+        "finite losses and weights",
+        "lower `lr`, set `clip: 1.0` or `precision: fp32`, then train this fold again",
+    )
 
 
 @dataclass(frozen=True)

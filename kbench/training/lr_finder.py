@@ -17,6 +17,7 @@ from kbench.data.dataset import Draw
 from kbench.models.groups import Layers, layer_groups
 from kbench.training.loop import Feed, train_epoch
 from kbench.training.lr_curve import LRCurve, Smoother, ramp, should_stop, track_best
+from kbench.training.recipe import RangeTest
 from kbench.training.schedules import Cycle, Schedule, keep_momentum
 from kbench.training.update import Learner, Rules
 
@@ -32,9 +33,7 @@ def find_lr(
     micro_batch: int,
     accumulate: int,
     key: tuple[int, ...],
-    start: float = 1e-5,
-    end: float = 10.0,
-    linear: bool = False,
+    rise: RangeTest,
 ) -> LRCurve:
     """Raise the rate until the loss diverges; return the curve and its suggestion.
 
@@ -48,9 +47,7 @@ def find_lr(
         micro_batch: images per forward pass.
         accumulate: batches per step.
         key: (seed, fold, stage) of the random numbers.
-        start: first rate of the last group.
-        end: last rate.
-        linear: raise it by equal steps instead of equal factors.
+        rise: first and last rate of the last group, and how it rises.
 
     Raises:
         TrainingError: the loss diverges at once.
@@ -60,7 +57,7 @@ def find_lr(
         epochs=1,
         steps=steps,
         cycles=(Cycle(0, 0, steps - 1),),
-        rate=lambda step, lr_max, history: lr_max * ramp(step, steps, start, end, linear=linear),
+        rate=lambda step, lr_max, history: lr_max * ramp(step, steps, rise.start, rise.end, linear=rise.linear),
         momentum=keep_momentum,
     )
     with untouched_random_state():
@@ -85,7 +82,7 @@ def find_lr(
             accumulate=accumulate,
             key=key,
         ):
-            rates.append(made.rate)
+            rates.append(schedule.rate(made.step, 1.0, ()))  # of the last layer group, even if it is frozen
             losses.append(float(made.loss.mean()))
             smoothed = smoother.add(losses[-1])
             if should_stop(smoothed, best, made.step):

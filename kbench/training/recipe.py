@@ -19,6 +19,23 @@ from kbench.training.step import Step
 
 
 @dataclass(frozen=True)
+class RangeTest:
+    """The learning-rate range test (F-14).
+
+    Attributes:
+        steps: updates, fewer where the loss diverges before.
+        start: first rate of the last layer group.
+        end: last rate.
+        linear: raise it by equal steps instead of equal factors.
+    """
+
+    steps: int = 100
+    start: float = 1e-5
+    end: float = 10.0
+    linear: bool = False
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """One stage; the fields are those of `stages:` in the YAML, names turned into parts.
 
@@ -28,6 +45,7 @@ class StagePlan:
         schedule: steps per epoch -> schedule.
         lr: highest rate of the last layer group, one per group, or `find`.
         lr_decay: each earlier group learns this many times slower.
+        range_test: how a rate is found.
         lr_from_fold: take the rate this fold found, or None.
         weight_decay: one, or one per group.
         optimizer: (layers, rates, decays) -> optimiser.
@@ -60,6 +78,7 @@ class StagePlan:
     schedule: Callable[[int], Schedule]
     lr: float | Sequence[float] | Literal["find"]
     lr_decay: float
+    range_test: RangeTest
     lr_from_fold: int | None
     weight_decay: float | Sequence[float]
     optimizer: Callable[..., torch.optim.Optimizer]
@@ -99,18 +118,21 @@ def for_full(stage: StagePlan, found: dict[str, Any]) -> StagePlan:
         stage: the fold's stage.
         found: `lr`, and `epochs` and `rates` where the folds stopped early or lowered the rate themselves.
     """
-    keep = frozenset("last" if name == "best" else name for name in stage.keep)
     return replace(
         stage,
         lr=found["lr"],
-        lr_decay=1.0,
         lr_from_fold=None,
         early_stop=None,
-        keep=keep,
+        keep=kept_without_scores(stage.keep),
         subset="full",
         stop_after=found.get("epochs"),
         rates=None if found.get("rates") is None else tuple(found["rates"]),
     )
+
+
+def kept_without_scores(keep: frozenset[str]) -> frozenset[str]:
+    """Return what a stage keeps that has no rows to be judged on: its end in place of its best epoch."""
+    return frozenset("last" if name == "best" else name for name in keep)
 
 
 def with_limit(stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:

@@ -114,11 +114,20 @@ def restore_learner(learner: Learner, tensors: Tensors) -> None:
     if state:
         groups = learner.optimizer.state_dict()["param_groups"]
         learner.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _lay_out(learner.optimizer)
     if "scaler/scale" in tensors:
         scaler = learner.scaler.state_dict()
         scaler["scale"] = float(tensors["scaler/scale"])
         scaler["_growth_tracker"] = int(tensors["scaler/growth"])
         learner.scaler.load_state_dict(scaler)
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser's state the memory layout of its parameters, as if it had never left: files have none."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def part(tensors: Tensors, prefix: str) -> Tensors:

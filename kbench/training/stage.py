@@ -5,6 +5,8 @@ Everything that happens between two updates or two epochs happens here, in the o
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +16,13 @@ import torch
 from torch import nn
 
 from kbench.data import seeds
-from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, chunks
+from kbench.data.dataset import Batches, Draw, ImageDataset, Loader, Normalise, cut
 from kbench.errors import ConfigError
 from kbench.models.checkpoint import Tensors, read_checkpoint, read_tensors, save_checkpoint
 from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
-from kbench.models.precision import choose_precision
+from kbench.models.precision import Precision, choose_precision, place
 from kbench.training.context import FoldContext
-from kbench.training.loop import Feed, Meter, Update, evaluate, train_epoch
+from kbench.training.loop import Feed, Meter, Update, diverged, evaluate, train_epoch
 from kbench.training.lr_curve import LRCurve
 from kbench.training.lr_finder import find_lr
 from kbench.training.optimizers import per_group, spread
@@ -28,6 +30,8 @@ from kbench.training.recipe import StagePlan
 from kbench.training.resume import Progress, learner_tensors, restore_learner, save_resume
 from kbench.training.schedules import Schedule
 from kbench.training.update import Learner, Rules, average_of
+
+_FIND_EPOCHS = 10**6  # orders of the range test are numbered from here
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,10 @@ class _Runner:
         targets = table.targets[self.rows] if table.targets is not None else None
         self.order = stage.sampler(targets, len(self.rows))
         self.key = (context.seed, context.number, stage.index)
-        precision = choose_precision(stage.precision, context.device)
+        self.channels_last = stage.channels_last is not False
+        precision = self._precision()
+        self.judged_in = choose_precision(stage.precision, context.device, training=False)
+        place(model, context.device, channels_last=self.channels_last)
         train_images, valid_images = context.images_for(stage.show), context.images_for(stage.valid_show)
         self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
         self.feed = self._feed(train_images, stage.show, mix=stage.mix)
@@ -139,8 +146,18 @@ class _Runner:
             optimizer=self._optimizer(layers, self.lr),
             scaler=torch.amp.GradScaler(context.device.type, enabled=precision == "fp16"),
             averaged=average_of(model) if stage.ema is not None else None,
-            micro_batch=stage.batch_size,
+            micro_batch=stage.batch_size + 1,  # a last batch may have one more
         )
+
+    def _precision(self) -> Precision:
+        """Return the precision; what a device type began with, it goes on with."""
+        plan, kind = self.context.plan, self.context.device.type
+        known = plan.get(f"precision/{self.stage.name}")
+        if known is None or known["device"] != kind:
+            known = {"device": kind, "precision": choose_precision(self.stage.precision, self.context.device, training=True)}
+            plan.set(f"precision/{self.stage.name}", known)
+        precision: Precision = known["precision"]
+        return precision
 
     def _feed(self, images: Any, show: Any, *, mix: Any) -> Feed:
         context = self.context
@@ -161,17 +178,16 @@ class _Runner:
             momentum=schedule.momentum,
         )
 
-    def _plan(self, epoch: int) -> list[list[Draw]]:
-        """Return the batches of an epoch; a last batch of one image joins the one before (batch norm needs two)."""
-        order = self.order(seeds.generator(seeds.ORDER, *self.key, epoch))
-        draws = [
-            Draw(int(self.rows[place]), (seeds.AUGMENT, *self.key, epoch, position))
-            for position, place in enumerate(order)
-        ]
-        batches = chunks(draws, self.stage.batch_size)
-        if len(batches) > 1 and len(batches[-1]) == 1:
-            batches[-2].extend(batches.pop())
-        return batches[: self.context.limit] if self.context.limit else batches
+    def _plan(self, epoch: int) -> Batches:
+        """Return the batches of an epoch."""
+        rows = self.rows[self.order(seeds.generator(seeds.ORDER, *self.key, epoch))]
+        key = (seeds.AUGMENT, *self.key, epoch)
+        batches = cut(len(rows), self.stage.batch_size, lambda place: Draw(int(rows[place]), (*key, place)), lone=False)
+        return self._limited(batches)
+
+    def _limited(self, batches: Batches) -> Batches:
+        limited: Batches = batches[: self.context.limit] if self.context.limit else batches
+        return limited
 
     def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
         decays = per_group(self.stage.weight_decay, len(layers), what="weight_decay")
@@ -212,20 +228,18 @@ class _Runner:
 
     def range_test(self) -> LRCurve:
         """Run the learning-rate range test on a copy of the model; write and return its curve."""
-        batches: list[list[Draw]] = []
-        epoch = 0
-        steps = self.context.find_steps * self.stage.accumulate
-        while len(batches) < steps:
-            batches += self._plan(10**6 + epoch)  # orders of its own
-            epoch += 1
+        steps = self.stage.range_test.steps * self.stage.accumulate
+        epochs = (self._plan(_FIND_EPOCHS + epoch) for epoch in itertools.count())
+        batches = list(itertools.islice(itertools.chain.from_iterable(epochs), steps))
         curve = find_lr(
             self.model,
             self.feed,
-            batches[:steps],
+            batches,
             optimizer=self._optimizer,
             ratios=spread(1.0, self.stage.lr_decay, self.n_groups),
-            rules=self.rules,
-            micro_batch=self.stage.batch_size,
+            rise=self.stage.range_test,
+            rules=replace(self.rules, said=[]),  # what it says is no part of the log: a resumed run does not repeat it
+            micro_batch=self.stage.batch_size + 1,
             accumulate=self.stage.accumulate,
             key=(*self.key, seeds.FIND),
         )
@@ -273,7 +287,7 @@ class _Runner:
                 saved = time.monotonic()
         speed = (meter.images - resumed_images) / max(meter.seconds, 1e-9)
         waiting = meter.waited / max(meter.seconds, 1e-9)
-        valid_loss, score, better = self._judge()
+        valid_loss, score, better = self._judge(last_rate)
         made_epoch = Epoch(
             self.stage.name, progress.epoch, self.epochs, progress.step, last_rate, meter.loss, valid_loss, score,
             better, speed, waiting, time.perf_counter() - started,
@@ -296,17 +310,18 @@ class _Runner:
             self.context.log.add({"event": "note", "stage": self.stage.name, "step": self.progress.step, "text": text})
             yield Note(text)
 
-    def _judge(self) -> tuple[float | None, float | None, bool]:
+    def _judge(self, rate: float) -> tuple[float | None, float | None, bool]:
         context, progress, stage = self.context, self.progress, self.stage
         if stage.subset == "full" or not len(context.valid_rows):
             return None, None, False
-        draws = [Draw(int(row)) for row in context.valid_rows]
-        plan = chunks(draws, context.valid_batch_size or 2 * stage.batch_size)
-        plan = plan[: context.limit] if context.limit else plan
+        rows, size = context.valid_rows, context.valid_batch_size or 2 * stage.batch_size
+        plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
         valid_loss, values = evaluate(
-            self.learner.judged, self.valid_feed, plan, loss=self.rules.loss, precision=self.rules.precision,
-            task=context.table.task,
+            self.learner.judged, self.valid_feed, self._limited(plan), loss=self.rules.loss,
+            precision=self.judged_in, task=context.table.task,
         )  # fmt: skip
+        if not math.isfinite(valid_loss):
+            raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
         if stage.monitor is None or context.limit:
             score = valid_loss
             signed = -valid_loss
@@ -347,15 +362,18 @@ class _Runner:
 
     def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool) -> None:
         context, stage = self.context, self.stage
+        weights = self.learner.judged.state_dict()
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
+            raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
         info: dict[str, Any] = {
             "fold": context.fold, "stage": stage.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
             "kept": kept, "subset": stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
             "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss",
             "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": context.scale_for(None),
-            "precision": self.rules.precision, "task": context.table.task,
+            "precision": self.judged_in, "channels_last": self.channels_last, "task": context.table.task,
             "names": list(context.table.target_names), **context.identity,
         }  # fmt: skip
-        save_checkpoint(context.paths.snapshot(stage.name, tag), self.learner.judged.state_dict(), info)
+        save_checkpoint(context.paths.snapshot(stage.name, tag), weights, info)
 
     def _checkpoint(self) -> None:
         self.progress.micro_batch = self.learner.micro_batch

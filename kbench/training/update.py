@@ -100,12 +100,16 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
         try:
             found = _gradients(learner, batches, rules=rules, seed=seed)
             break
-        except torch.OutOfMemoryError as error:
-            learner.optimizer.zero_grad(set_to_none=True)
-            with torch.no_grad():
-                for buffer, old in zip(learner.model.buffers(), buffers, strict=True):
-                    buffer.copy_(old)
-            _halve(learner, batches, rules, error)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0]
+        # the error is gone, and with it the tensors its traceback held
+        learner.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, old in zip(learner.model.buffers(), buffers, strict=True):
+                buffer.copy_(old)
+        _halve(learner, batches, rules, reason)
     if rules.clip is not None:
         torch.nn.utils.clip_grad_norm_(_trained(learner.optimizer), rules.clip)
     learner.scaler.step(learner.optimizer)
@@ -120,10 +124,10 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
     torch.manual_seed(seed)
     totals, counts = [], []
     for images, target in batches:
-        for first in range(0, len(images), learner.micro_batch):
-            part = slice(first, first + learner.micro_batch)
+        parts = -(-len(images) // learner.micro_batch)  # of even size: batch norm needs two images
+        for some, their in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True):
             with autocast(rules.device, rules.precision):
-                loss = rules.step(learner.model, images[part], target[part], rules.loss)
+                loss = rules.step(learner.model, some, their, rules.loss)
             learner.scaler.scale(loss.total / rules.nominal).backward()  # type: ignore[no-untyped-call]
             totals.append(loss.total.detach())
             counts.append(loss.count.detach())
@@ -140,14 +144,18 @@ def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _halve(learner: Learner, batches: Pairs, rules: Rules, error: Exception) -> None:
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # CUDA's, the CPU's
+
+
+def _halve(learner: Learner, batches: Pairs, rules: Rules, reason: str) -> None:
     largest = min(learner.micro_batch, max(len(images) for images, _ in batches))
     if largest <= 1:
         raise TrainingError(
-            f"memory ran out with a single image: {str(error).splitlines()[0]}",
+            f"memory ran out with a single image: {reason}",
             "a model and an image size that fit",
             "choose a smaller input.size or model.backbone",
-        ) from error
+        )
     learner.micro_batch = -(-largest // 2)
     if rules.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -160,9 +168,10 @@ def _halve(learner: Learner, batches: Pairs, rules: Rules, error: Exception) -> 
 
 @torch.no_grad()
 def _follow(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    slow = [value for value in averaged.state_dict().values() if value.is_floating_point()]
-    fast = [value for value in model.state_dict().values() if value.is_floating_point()]
+    old, new = ([*net.parameters(), *net.buffers()] for net in (averaged, model))
+    pairs = list(zip(old, new, strict=True))
+    slow, fast = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
     torch._foreach_lerp_(slow, fast, 1 - decay)
-    for old, new in zip(averaged.buffers(), model.buffers(), strict=True):
-        if not old.is_floating_point():
-            old.copy_(new)
+    for count, current in pairs:
+        if not count.is_floating_point():
+            count.copy_(current)

@@ -27,7 +27,7 @@ RECORDED = {
     "submissions": [
         (
             "competitions.CompetitionApiService/ListSubmissions",
-            {"competitionName": "tiny-images", "pageSize": 200, "pageToken": ""},
+            {"competitionName": "tiny-images", "page": 1, "pageSize": 200, "pageToken": ""},
         )
     ],
     "status": [("competitions.CompetitionApiService/GetSubmission", {"ref": 7})],

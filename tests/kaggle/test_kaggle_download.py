@@ -35,6 +35,7 @@ REFUSALS = {
     "404": (Fault(404, {"code": 404, "message": "Not found"}), "not_found", "knows nothing", "look the name up"),
     "404 page": (Fault(404, b"<html>nothing</html>"), "not_found", "404", "look the name up"),
     "400": (Fault(400, {"code": 400, "message": "Too late"}), "rejected", "Too late", "competitions/tiny-images"),
+    "400 nested": (Fault(400, {"error": {"code": 400, "message": "Too late"}}), "rejected", "Too late", "the reason"),
     "200 with a code": (Fault(200, {"code": 403, "message": "rules"}), "forbidden", "rules", "/rules"),
     "200 null": (Fault(200, b"null", {"Content-Type": "application/json"}), "protocol", "TypeError", "update"),
     "too long a wait": (
@@ -132,6 +133,7 @@ def test_a_resumed_download_asks_for_the_rest_at_a_fresh_address(standin, fetch)
     fetch("big.bin")
     first, expired, last = standin.calls("GET")
     assert "Range" not in first.headers
+    assert {seen.headers["Accept-Encoding"] for seen in (first, expired, last)} == {"identity"}
     begins = int(last.headers["Range"].removeprefix("bytes=").removesuffix("-"))
     assert 0 < begins <= HALF
     assert last.headers["If-Range"].startswith('"')
@@ -194,6 +196,7 @@ def test_a_rest_that_does_not_continue_is_thrown_away(standin, fetch, tmp_path):
     standin.plan("GET", Fault(close=HALF), Fault(headers={"Content-Range": "bytes 7-2999999/3000000"}))
     fetch("big.bin")
     assert (tmp_path / "data/big.bin").read_bytes() == BIG
+    assert ["Range" in seen.headers for seen in standin.calls("GET")] == [False, True, False]
 
 
 def test_without_a_validator_a_broken_download_starts_over(standin, fetch, tmp_path):
@@ -291,6 +294,15 @@ def test_progress_is_told_in_bytes_up_to_the_end(standin, source, tmp_path):
     downloads = [(done, total) for what, done, total in told if what == "download big.bin"]
     assert downloads[-1] == (len(BIG), len(BIG))
     assert downloads == sorted(downloads)
+
+
+def test_a_wait_is_told_while_it_lasts(standin, source, tmp_path):
+    told = []
+    standin.files["big.bin"] = BIG
+    standin.plan("GET", Fault(close=HALF))
+    standin.plan("DownloadDataFile", Fault(), Fault(429, {"code": 429}, {"Retry-After": "40"}))
+    source.fetch(tmp_path / "data", files=["big.bin"], force=False, progress=lambda *row: told.append(row))
+    assert ("download big.bin: again in 40 s", HALF, len(BIG)) in told
 
 
 def test_messages_hold_no_signed_address_and_no_secret(standin, fetch, capfd, caplog):

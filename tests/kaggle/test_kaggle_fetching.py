@@ -10,6 +10,7 @@ from standin import Fault
 from kbench.errors import ConfigError, DataError, KbenchError, ServiceError, SourceError
 from kbench.sources import Fetched
 from kbench.sources.kaggle import kaggle
+from kbench.sources.manifest import Manifest
 
 
 def zipped(**members: bytes) -> bytes:
@@ -109,6 +110,14 @@ def test_a_file_of_the_users_own_is_not_overwritten_and_the_download_not_lost(st
     assert (tmp_path / "data/train.csv").read_bytes() == standin.files["train.csv"]
 
 
+def test_files_the_user_had_already_are_kept_and_recorded_as_they_are(standin, fetch, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.csv").write_bytes(standin.files["train.csv"])
+    os.utime(tmp_path / "data/train.csv", ns=(1, 1))
+    assert fetch().new == 1
+    assert {row.name: row.mtime for row in Manifest(tmp_path / "data").rows()}["train.csv"] == 1
+
+
 def test_files_the_user_added_stay_and_do_not_count(standin, fetch, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/notes.txt").write_bytes(b"mine")
@@ -146,6 +155,14 @@ def test_many_small_files_come_faster_in_the_bundle(standin, fetch, tmp_path):
     assert len(standin.calls("DownloadDataFiles")) == 1
     assert not standin.calls("DownloadDataFile")
     assert tree(tmp_path / "data")[0].startswith("images/")
+
+
+def test_brackets_in_a_name_are_not_taken_for_a_pattern(standin, fetch, tmp_path):
+    standin.files |= {"a[1].csv": b"bracket", "a1.csv": b"plain"}
+    standin.zip()
+    fetch("a[1].csv", "train.csv")
+    assert len(standin.calls("DownloadDataFiles")) == 1
+    assert tree(tmp_path / "data") == ["a[1].csv", "train.csv"]
 
 
 def test_a_pattern_that_matches_nothing_names_the_nearest_file(fetch):

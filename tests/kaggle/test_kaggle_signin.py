@@ -15,12 +15,14 @@ PROBE = """
 import sys
 from kbench.errors import KbenchError
 from kbench.sources.kaggle import kaggle
-from kbench.sources.kaggle import KaggleClient
+source = kaggle(slug="tiny-images", _sleep=lambda s: None, _timeouts=(10.0, float(sys.argv[1])))
 try:
-    print(kaggle(slug="tiny-images", _sleep=lambda s: None).about().title, file=sys.stderr)
+    print(source.about().title, file=sys.stderr)
+    with source.open_file("train.csv")({}) as response:
+        response.raw.read()
 except KbenchError as error:
     print(getattr(error, "kind", ""), error, file=sys.stderr)
-for finding in KaggleClient(sleep=lambda s: None).probe():
+for finding in source.client.probe():
     print(finding.level, finding.what, file=sys.stderr)
 """
 
@@ -45,9 +47,9 @@ def variables(home, standin):
 def run(variables):
     """Ask for the competition in a process of its own, since signing in happens once per process."""
 
-    def ask(**more: str) -> str:
+    def ask(patience: float = 30.0, **more: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-W", "error::ResourceWarning", "-c", PROBE],
+            [sys.executable, "-W", "error::ResourceWarning", "-c", PROBE, str(patience)],
             env={**variables, **more},
             capture_output=True,
             text=True,
@@ -153,6 +155,11 @@ def test_a_rejected_key_points_to_the_doctor(run):
 def test_a_passing_fault_while_signing_in_is_waited_out(run, standin):
     standin.plan("IntrospectToken", Fault(500, {"code": 500}), Fault(reset=True))
     assert "Tiny Images" in run(KAGGLE_API_TOKEN=TOKEN)
+
+
+def test_signing_in_does_not_wait_for_ever(run, standin):
+    standin.plan("IntrospectToken", *[Fault(stall=0) for _ in range(9)])
+    assert "timeout sign in to Kaggle" in run(patience=0.1, KAGGLE_API_TOKEN=TOKEN)
 
 
 @pytest.mark.parametrize("name", ["VERBOSE", "VERBOSE_OUTPUT"])

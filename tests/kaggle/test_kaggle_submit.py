@@ -53,6 +53,7 @@ def test_the_tag_survives_a_long_message(source, standin, submission):
         ("PUT", Fault(500)),
         ("PUT", Fault(403)),
         ("PUT", Fault(308)),
+        ("PUT", Fault(302, headers={"Location": "/bundle/1/tiny-images.zip"})),
         ("PUT", Fault(503, b"", {"Retry-After": "9"})),
         ("PUT", Fault(reset=True)),
     ],
@@ -63,6 +64,13 @@ def test_an_upload_that_fails_starts_over_at_a_new_address(route, fault, standin
     assert list(standin.uploads.values()) == [submission.read_bytes()]
     assert len(standin.calls("StartSubmissionUpload")) == 2
     assert len(standin.calls("CreateSubmission")) == 1
+
+
+def test_storage_is_not_shown_a_sign_in_of_netrc_either(standin, send, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine localhost login someone password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    send()
+    assert "Authorization" not in standin.calls("PUT")[0].headers
 
 
 def test_an_upload_that_keeps_failing_submits_nothing(standin, send):

@@ -102,9 +102,9 @@ def test_the_sample_is_even_over_the_classes(digits: Path) -> None:
 
 def test_the_tables_are_the_same_everywhere(digits: Path) -> None:
     golden = {
-        "train.csv": "GOLDEN-TRAIN",
-        "sample_submission.csv": "GOLDEN-SAMPLE",
-        ".solution/solution.csv": "GOLDEN-SOLUTION",
+        "train.csv": "c9df1f7829a353ec",
+        "sample_submission.csv": "da0fc1df757d813c",
+        ".solution/solution.csv": "f5e53173b1f17dbc",
     }
     assert {name: sha256(digits / name)[:16] for name in golden} == golden
 
@@ -126,7 +126,7 @@ def test_missing_files_come_back_and_changed_ones_are_named(tmp_path: Path) -> N
     (target / "mine.txt").write_text("mine")
     assert fetch(target)[1] == 1
     (target / "train.csv").write_text("mine too")
-    with pytest.raises(DataError, match=r"1 files .* were changed: 'train\.csv'"):
+    with pytest.raises(DataError, match=r"'train\.csv' in .* differ"):
         fetch(target)
     assert (target / "train.csv").read_text() == "mine too"
     assert fetch(target, force=True)[1] == 1
@@ -140,6 +140,15 @@ def test_without_its_manifest_a_fetch_is_not_done(tmp_path: Path) -> None:
     (target / ".kbench-manifest.json").unlink()
     (target / "test" / sorted(path.name for path in (target / "test").iterdir())[0]).unlink()
     assert fetch(target) == (1799, 1)
+
+
+def test_files_of_the_users_own_are_never_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "digits"
+    target.mkdir()
+    (target / "train.csv").write_text("mine")
+    with pytest.raises(DataError, match="differ"):
+        fetch(target)
+    assert [path.name for path in target.iterdir()] == ["train.csv"]
 
 
 def test_a_link_made_for_another_source_is_replaced(tmp_path: Path) -> None:

@@ -1,0 +1,119 @@
+"""Build every part of an experiment once, so that a value out of range is found before anything trains.
+
+Names, types and parameters are checked by `binding.py` without building; what only the part itself can judge (a
+range, a combination, a number of weights) shows here. To check one more key of a stage, add a row to
+`_stage_trials`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from kbench import registry
+from kbench.commands import parts
+from kbench.config import Competition, Component, Stage
+from kbench.data.tables import Table
+from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problem
+from kbench.models.classifier import check_backbone
+from kbench.models.outputs import DEFAULT_LOSS
+from kbench.training.optimizers import apply_schedule
+
+Trial = tuple[str, Callable[[], Any]]
+_FEW = 1000  # rows a metric is tried on
+
+
+def part_problems(competition: Competition, table: Table | None) -> list[Problem]:
+    """Return what is wrong with the parts of an experiment.
+
+    Args:
+        competition: the validated YAML.
+        table: the training table; without it, what depends on the number of targets is tried on two.
+    """
+    found: list[Problem] = []
+    for where, build in _trials(competition, table):
+        try:
+            build()
+        except KbenchError as error:
+            found.append(as_problem(where, error))
+        except Exception as error:  # a part of a plug-in can fail in any way
+            found.append(Problem(where, f"fails: {type(error).__name__}: {error}"))
+    return list(dict.fromkeys(found))
+
+
+def _trials(competition: Competition, table: Table | None) -> Iterator[Trial]:
+    if competition.model.name == "timm":
+        yield "model.backbone", lambda: _check_backbone(competition.model.backbone)
+    yield "tta", lambda: parts.build_views(competition)
+    yield "metric", lambda: _try_metric(competition, table)
+    if table is not None:
+        component = competition.submission.format
+        yield "submission.format", lambda: _part("format", component, _names=table.target_names, _task=competition.task)
+    targets = _targets(competition.task) if table is None or table.targets is None else table.targets
+    outputs = 2 if table is None else len(table.target_names)
+    for name, stage in competition.stages.items():
+        for key, trial in _stage_trials(competition, stage, targets, outputs):
+            yield f"stages.{name}.{key}", trial
+
+
+def _stage_trials(competition: Competition, stage: Stage, targets: np.ndarray | None, outputs: int) -> Iterator[Trial]:
+    rows = 2 if targets is None else len(targets)
+    yield "schedule", lambda: _part("schedule", stage.schedule, 1)
+    yield "optimizer", lambda: _try_optimizer(stage)
+    yield "loss", lambda: _try_loss(competition, stage, targets, outputs)
+    yield "augment", lambda: _part("augmentation", stage.augment)
+    yield "crop", lambda: _part("crop", stage.crop)
+    yield "sampler", lambda: _part("sampler", stage.sampler, targets, rows)(np.random.default_rng(0))
+    yield "step", lambda: _part("step", stage.step)
+    if stage.mix is not None:
+        yield "mix", lambda: _part("mix", stage.mix)
+
+
+def _part(kind: str, component: Component | None, *given: Any, **injected: Any) -> Any:
+    assert component is not None, "asked only for parts that are there"
+    return registry.build(kind, component.name, component.params, *given, **injected)
+
+
+def _check_backbone(name: str) -> None:
+    if problem := check_backbone(name):
+        raise ConfigError(problem, "a model of timm", "correct it")
+
+
+def _targets(task: str) -> np.ndarray | None:
+    """Return targets of two rows, one per class or tag; None for tasks whose targets are numbers or images."""
+    if task == "single_label":
+        return np.array([0, 1])
+    return np.eye(2, dtype=np.float32) if task == "multi_label" else None
+
+
+def _try_optimizer(stage: Stage) -> None:
+    layers = [[("weight", torch.nn.Parameter(torch.zeros(1)))]]
+    optimizer = _part("optimizer", stage.optimizer, layers, [1e-3], [0.0])
+    try:
+        schedule = _part("schedule", stage.schedule, 1)
+    except KbenchError:
+        return  # said under `schedule`
+    apply_schedule(optimizer, schedule, 0)
+
+
+def _try_loss(competition: Competition, stage: Stage, targets: np.ndarray | None, outputs: int) -> None:
+    component = stage.loss or Component(name=DEFAULT_LOSS[competition.task])
+    single = targets is not None and targets.ndim == 1
+    loss = _part("loss", component, _counts=np.ones(outputs), _rows=outputs)
+    if targets is not None and (single or targets.shape[1] == outputs):
+        loss(torch.zeros(2, outputs), torch.as_tensor(np.asarray(targets[:2])))
+
+
+def _try_metric(competition: Competition, table: Table | None) -> None:
+    metric = parts.build_metric(competition)
+    if table is None or table.targets is None:
+        return
+    few = table.select(np.unique(np.linspace(0, len(table) - 1, min(_FEW, len(table))).astype(int)))
+    outputs = len(table.target_names)
+    try:
+        metric(few.targets, np.full((len(few), outputs), 1 / outputs, dtype=np.float32), few)
+    except DataError:
+        return  # a few rows may lack a class; the score of all rows says so

@@ -1,0 +1,256 @@
+"""`kbench inspect`: what there is to know before training: rows, balance, sizes, folds, rates, augmented images."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kbench import console, files
+from kbench.commands import parts
+from kbench.commands.samples import epoch_draws, file_images, label_text, shown_images, stage_named
+from kbench.commands.setup import Choice, Setup, open_setup
+from kbench.config import Stage
+from kbench.data.dataset import Draw
+from kbench.data.folds import describe
+from kbench.data.tables import Table
+from kbench.data.verify import ImageReport, look_at_images
+from kbench.report import balance
+from kbench.report.page import Fact, Grid, Page, Picture, Section, render
+from kbench.report.plan import StageRates, draw_stages
+from kbench.report.sheets import Group, Tile, draw_sheet
+from kbench.training.recipe import StagePlan
+from kbench.training.schedules import curve
+
+_AUGMENTED = 5  # draws shown of each sample
+
+
+def inspect(choice: Choice, *, fold: int = 0, samples: int = 6) -> dict[str, Any]:
+    """Look at a competition's data and recipe before training; write pictures and a page of them.
+
+    Args:
+        choice: competition and experiment.
+        fold: whose training rows the learning rates and augmented images are shown for.
+        samples: images per sheet of augmentations.
+
+    Returns:
+        `folder`, `page`, `files` written, and records: `rows` (of each split), `balance`, `sizes`, `missing`, `folds`
+        and `stages`; `warnings` are texts.
+
+    Raises:
+        FoldError: there is no such fold.
+    """
+    setup = open_setup(choice)
+    folder = setup.workspace.inspection(setup.competition.name)
+    setup.folds.valid(fold)  # says so when there is no such fold
+    found: dict[str, Any] = {"competition": setup.competition.name, "folder": str(folder), "files": [], "warnings": []}
+    sections = [
+        _rows(setup, found),
+        _targets(setup.train, folder, found),
+        _folds(setup, found),
+        _rates(setup, fold, folder, found),
+        _augmentations(setup, fold, samples, folder, found),
+    ]
+    page = _page(setup, sections, found)
+    found["page"] = str(files.write_text(folder / "inspect.html", render(page)))
+    return found
+
+
+def _drawn(found: dict[str, Any], path: Path, caption: str = "") -> Picture:
+    found["files"].append(str(path))
+    return Picture(path.name, caption)
+
+
+def _tables(setup: Setup) -> dict[str, Table]:
+    """Return the splits there are."""
+    tables = {"train": setup.train}
+    if setup.competition.data.test is not None:
+        tables["test"] = setup.test
+    return tables
+
+
+def _rows(setup: Setup, found: dict[str, Any]) -> Section:
+    tables = _tables(setup)
+    looks = {split: _look(table, split) for split, table in tables.items()}
+    found["rows"] = [
+        {"split": split, "rows": len(table), "images": sum(map(len, table.images)),
+         "sizes": len(looks[split].sizes), "unreadable": len(looks[split].rows),
+         "targets": len(table.target_names) if split == "train" else None}
+        for split, table in tables.items()
+    ]  # fmt: skip
+    sizes = {split: look.sizes for split, look in looks.items() if look.sizes}
+    found["sizes"] = balance.size_table(sizes)
+    found["missing"] = [
+        {"split": split, **row} for split, table in tables.items() for row in balance.missing_table(table)
+    ]
+    for split, look in looks.items():
+        for reason, paths in look.reasons.items():
+            found["warnings"].append(f"{split}: {len(paths):,} {reason}, such as '{paths[0]}'; `kbench check --images`")
+    found["warnings"] += _size_warnings(sizes)
+    shown: list[Picture | Grid] = [Grid(found["rows"], "rows")]
+    if found["missing"]:
+        shown.append(Grid(found["missing"], "missing values"))
+    if sizes:
+        path = balance.draw_sizes(sizes, setup.workspace.inspection(setup.competition.name) / "sizes.png")
+        shown += [_drawn(found, path, "image sizes"), Grid(found["sizes"], "the commonest sizes")]
+    return Section("Rows and images", "Training and test images should look alike.", shown)
+
+
+def _look(table: Table, split: str) -> ImageReport:
+    with console.bar(f"looking at {split} images") as advance:
+        return look_at_images(
+            table, jobs=2 * (os.cpu_count() or 1), progress=lambda what, done, total: advance(done, total)
+        )
+
+
+def _size_warnings(sizes: dict[str, Counter[tuple[int, int, int]]]) -> list[str]:
+    """Return what differs between training and test images."""
+    if len(sizes) < 2:
+        return []
+    channels = {split: sorted({size[2] for size in of_split}) for split, of_split in sizes.items()}
+    if channels["train"] != channels["test"]:
+        return [f"training images have {channels['train']} channels, test images {channels['test']}"]
+    return []
+
+
+def _targets(table: Table, folder: Path, found: dict[str, Any]) -> Section:
+    found["balance"] = balance.balance_table(table)
+    shown: list[Picture | Grid] = []
+    if table.targets is not None:
+        shown.append(_drawn(found, balance.draw_balance(table, folder / "balance.png")))
+        if table.task == "multi_label":
+            matrix = balance.cooccurrence(table.targets)
+            shown.append(_drawn(found, balance.draw_cooccurrence(matrix, table.target_names, folder / "together.png")))
+    if found["balance"]:
+        shown.append(Grid(found["balance"], "targets"))
+    return Section("Targets", "What is rare is learned last: a sampler or class weights may help.", shown)
+
+
+def _folds(setup: Setup, found: dict[str, Any]) -> Section:
+    records = describe(setup.folds, setup.train)
+    found["folds"] = records
+    found["warnings"] += setup.folds.manifest.get("warnings", [])
+    plain = [{key: value for key, value in record.items() if not isinstance(value, dict)} for record in records]
+    shown: list[Picture | Grid] = [Grid(plain, f"strategy {setup.folds.manifest['strategy']}, hash {setup.folds.hash}")]
+    for key in ("strata", "targets"):
+        if any(key in record for record in records) and len(records[0].get(key, {})) <= 30:
+            rows = [{"fold": record["fold"], **record.get(key, {})} for record in records]
+            shown.append(Grid(rows, f"{key} per fold"))
+    return Section("Folds", "Every fold should hold the same mixture; otherwise scores of folds differ by it.", shown)
+
+
+def _rates(setup: Setup, fold: int, folder: Path, found: dict[str, Any]) -> Section:
+    plans = parts.build_stages(setup.competition)
+    stages = list(setup.competition.stages.values())
+    rates = [_stage_rates(setup, plan, fold) for plan in plans]
+    found["stages"] = [
+        _stage_row(plan, stage, drawn, images=len(epoch_draws(setup, plan, fold)))
+        for plan, stage, drawn in zip(plans, stages, rates, strict=True)
+    ]
+    picture = _drawn(found, draw_stages(rates, folder / "plan.png"), f"learning rates of fold {fold}")
+    text = "Schedules are known before training; a rate that is still to be found is drawn relative to itself."
+    return Section("Recipe", text, [picture, Grid(found["stages"], "stages")])
+
+
+def _stage_rates(setup: Setup, plan: StagePlan, fold: int) -> StageRates:
+    images = len(epoch_draws(setup, plan, fold))
+    schedule = plan.schedule(updates_per_epoch(images, plan.batch_size, plan.accumulate))
+    if plan.lr == "find":
+        tops = [1.0]
+    else:
+        tops = [float(plan.lr)] if isinstance(plan.lr, int | float) else [float(value) for value in reversed(plan.lr)]
+    notes = ["follows the validation scores"] if plan.adaptive else []
+    if plan.lr_decay > 1:
+        notes.append(f"each earlier layer group: 1/{plan.lr_decay:g}")
+    return StageRates(
+        name=plan.name, rates=[curve(schedule, top) for top in tops], epochs=schedule.epochs,
+        relative=plan.lr == "find", cycle_ends=[cycle.last for cycle in schedule.cycles],
+        kept="cycles" in plan.keep, note=", ".join(notes),
+    )  # fmt: skip
+
+
+def updates_per_epoch(images: int, batch_size: int, accumulate: int) -> int:
+    """Return the updates of an epoch; a last batch of a single image joins the one before, as in training."""
+    batches = -(-images // batch_size)
+    if batches > 1 and images % batch_size == 1:
+        batches -= 1
+    return -(-batches // accumulate)
+
+
+def _stage_row(plan: StagePlan, stage: Stage, rates: StageRates, *, images: int) -> dict[str, Any]:
+    lr = plan.lr if isinstance(plan.lr, str) else " ".join(f"{value:g}" for value in _values(plan.lr))
+    return {
+        "stage": plan.name, "size": f"{plan.size[0]} x {plan.size[1]}", "groups": str(plan.groups), "lr": lr,
+        "schedule": stage.schedule.name, "epochs": rates.epochs, "updates": rates.updates, "images_per_epoch": images,
+        "batch": plan.batch_size * plan.accumulate, "augment": stage.augment.name, "rows": plan.subset,
+        "members": len(rates.cycle_ends) * rates.kept + len(plan.keep - {"cycles"}),
+    }  # fmt: skip
+
+
+def _values(lr: Any) -> list[float]:
+    return [lr] if isinstance(lr, int | float) else list(lr)
+
+
+def _augmentations(setup: Setup, fold: int, samples: int, folder: Path, found: dict[str, Any]) -> Section:
+    """Draw one sheet per stage that shows images differently: the file, how it is judged, and a few draws."""
+    shown: list[Picture | Grid] = []
+    known: list[Any] = []
+    for name, stage in setup.competition.stages.items():
+        looks = (stage.size, stage.crop, stage.augment)
+        if looks in known:
+            continue
+        known.append(looks)
+        path = folder / f"samples-{name}.png"
+        groups = _before_and_after(setup, stage_named(setup.competition, name), fold, samples)
+        title = f"stage {name}: the file, how it is judged, how it is trained on"
+        draw_sheet(groups, path, title=title, across=2 + _AUGMENTED, side=110)
+        shown.append(_drawn(found, path, f"stage {name}"))
+    return Section("Augmentation", "A person should still name every image; mixup and cutmix are not shown.", shown)
+
+
+def _before_and_after(setup: Setup, plan: StagePlan, fold: int, samples: int) -> list[Group]:
+    table, competition = setup.train, setup.competition
+    draws = _spread(epoch_draws(setup, plan, fold), table, samples)
+    whole = file_images(competition, table, np.array([draw.row for draw in draws]))
+    judged = shown_images(competition, table, [Draw(draw.row) for draw in draws], plan.valid_show)
+    groups = []
+    for place, draw in enumerate(draws):
+        again = [Draw(draw.row, (*draw.key, number)) for number in range(_AUGMENTED)]
+        image = whole[place]
+        lines: tuple[str, ...] = (str(table.ids[draw.row]), f"{image.shape[0]} x {image.shape[1]}")
+        if label := label_text(table, draw.row):
+            lines = (*lines, label)
+        tiles = [Tile(image, lines), Tile(judged[place], ("judged",))]
+        tiles += [Tile(shown, (f"draw {number + 1}",))
+                  for number, shown in enumerate(shown_images(competition, table, again, plan.show))]  # fmt: skip
+        groups.append(Group("", tiles))
+    return groups
+
+
+def _spread(draws: list[Draw], table: Table, count: int) -> list[Draw]:
+    """Return the first draws, one of every class before a second of any."""
+    targets = table.targets
+    if targets is None or targets.ndim != 1:
+        return draws[:count]
+    seen: Counter[int] = Counter()
+    turns = []
+    for place, draw in enumerate(draws):
+        turns.append((seen[int(targets[draw.row])], place))
+        seen[int(targets[draw.row])] += 1
+    return [draws[place] for _, place in sorted(turns)[:count]]
+
+
+def _page(setup: Setup, sections: list[Section], found: dict[str, Any]) -> Page:
+    competition = setup.competition
+    facts = [
+        *(Fact(f"{row['split']} rows", f"{row['rows']:,}", f"{row['images']:,} images") for row in found["rows"]),
+        Fact("task", competition.task.replace("_", " "), f"{len(setup.train.target_names):,} targets"),
+        Fact("folds", str(setup.folds.n), setup.folds.manifest["strategy"]),
+        Fact("model", competition.model.backbone or competition.model.name, f"{len(competition.stages)} stages"),
+        Fact("metric", competition.metric.name),
+    ]
+    subtitle = f"{competition.experiment} before training"
+    return Page(competition.title or competition.name, subtitle, facts, sections, found["warnings"])

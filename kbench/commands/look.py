@@ -1,0 +1,116 @@
+"""What a report is made of while it is being made: a run, its out-of-fold predictions, the files written so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kbench import registry
+from kbench.commands import parts
+from kbench.commands.score import OutOfFold
+from kbench.commands.setup import Setup
+from kbench.config import Competition
+from kbench.ensemble.average import aligned
+from kbench.metrics import Metric
+from kbench.report import tables
+from kbench.report.page import Grid, Picture
+from kbench.workspace import RunPaths
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report shows.
+
+    Attributes:
+        k: images per class of a sheet; six times as many where classes are not told apart.
+        by_class: whether sheets have a line per class; None where there are up to 20 of them.
+        slices: metadata columns of the slice tables; all that tell rows apart when empty.
+        solution: also grade growing ensembles of folds on the competition's local solution.
+        device: where models run, if something is not predicted yet.
+    """
+
+    k: int = 4
+    by_class: bool | None = None
+    slices: tuple[str, ...] = ()
+    solution: bool = False
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Look:
+    """A run and its out-of-fold predictions, while the report is made.
+
+    Attributes:
+        setup: the run's configuration.
+        paths: its files.
+        identity: its hashes.
+        oof: its predictions of the rows of its trained folds.
+        options: what is shown.
+        written: files so far.
+    """
+
+    setup: Setup
+    paths: RunPaths
+    identity: dict[str, str]
+    oof: OutOfFold
+    options: ReportOptions
+    written: list[str]
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """[N, K] predictions in the order of the rows."""
+        return aligned(self.oof.predictions, ids=self.oof.table.ids, names=self.oof.table.target_names)
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """Targets of the rows."""
+        return np.asarray(self.oof.table.targets)
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The competition's metric."""
+        return parts.build_metric(self.setup.competition)
+
+    @cached_property
+    def threshold(self) -> Any:
+        """Above which a label is predicted."""
+        return label_threshold(self.setup.competition)
+
+    @cached_property
+    def groups(self) -> np.ndarray | None:
+        """[N] labels that intervals draw, or None."""
+        groups = self.setup.groups()
+        return None if groups is None else groups[np.isin(self.setup.train.ids, self.oof.table.ids)]
+
+    @property
+    def folds(self) -> list[int]:
+        """The trained folds."""
+        return [int(fold) for fold in self.oof.score["folds"]]
+
+    def place(self, name: str) -> Path:
+        """Where a picture goes."""
+        return self.paths.pictures / name
+
+    def picture(self, path: Path, caption: str = "") -> Picture:
+        """Note a picture that was drawn; return it as part of the page."""
+        self.written.append(str(path))
+        return Picture(f"{path.parent.name}/{path.name}", caption)
+
+    def grid(self, rows: list[dict[str, Any]], name: str, caption: str) -> Grid:
+        """Write records as CSV; return them as part of the page."""
+        path = tables.write_table(rows, self.place(name))
+        self.written.append(str(path))
+        return Grid(rows, caption, f"{path.parent.name}/{path.name}")
+
+
+def label_threshold(competition: Competition) -> Any:
+    """Return the metric's threshold of labels, one or one per label; 0.5 where it has none."""
+    given = competition.metric.params.get("threshold")
+    if given is not None:
+        return given
+    parameter = registry.get("metric", competition.metric.name).parameters().get("threshold")
+    return 0.5 if parameter is None or parameter.default is parameter.empty else parameter.default

@@ -1,0 +1,175 @@
+"""`kbench report`: what a run learned and where it errs, as pictures, CSVs and one page.
+
+The page is a list of sections, each made by one function that draws its pictures. To add a chapter, write such a
+function, here or in `mistakes.py`, and name it in `report`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kbench import files
+from kbench.commands import mistakes
+from kbench.commands.look import Look, ReportOptions
+from kbench.commands.predict import members_of, predict_test
+from kbench.commands.runs import open_run_setup
+from kbench.commands.score import out_of_fold
+from kbench.commands.setup import Choice, Setup
+from kbench.ensemble.average import ensemble_run
+from kbench.errors import ConfigError
+from kbench.report import growth
+from kbench.report.folds import draw_range_tests, draw_training, read_epochs
+from kbench.report.page import Fact, Grid, Page, Picture, Section, render, shown
+from kbench.submission.check import read_sample, write_submission
+from kbench.submission.grading import grade
+
+
+def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
+    """Draw everything there is to see of a run and write its page.
+
+    Args:
+        choice: competition, experiment and run.
+        options: what is shown.
+
+    Returns:
+        `run`, `page`, `files` written, the `score`, and the records of `members`, `growth`, `classes` and `slices`.
+
+    Raises:
+        ConfigError: there is no such run, or a column that is no metadata.
+        PredictionError: no fold is trained.
+    """
+    setup, paths, identity = open_run_setup(choice)
+    _check_columns(setup, options.slices)
+    oof = out_of_fold(setup, paths, identity, device=options.device)
+    look = Look(setup, paths, identity, oof, options, [])
+    found: dict[str, Any] = {"run": paths.name, "score": oof.score}
+    sections = [
+        _members(look, found),
+        _training(look),
+        mistakes.confusions(look),
+        mistakes.classes(look, found),
+        mistakes.slices(look, found),
+        mistakes.sheets(look),
+    ]
+    page = files.write_text(paths.report, render(_page(look, sections)))
+    return {**found, "page": str(page), "files": look.written}
+
+
+def _check_columns(setup: Setup, columns: Sequence[str]) -> None:
+    meta = setup.train.meta
+    known = ["id"] if meta is None else ["id", *map(str, meta.columns)]
+    for name in columns:
+        if name not in [*known, "target"]:
+            raise ConfigError(
+                f"--slice '{name}' is no metadata column", f"one of {', '.join(known)}",
+                f"add '{name}' to data.metadata in the YAML if the CSV has it",
+            )  # fmt: skip
+
+
+def _page(look: Look, sections: list[Section]) -> Page:
+    score, competition = look.oof.score, look.setup.competition
+    low, high = shown(score["low"]), shown(score["high"])
+    facts = [
+        Fact(
+            f"{score['metric']}, out of fold", shown(score["score"]), f"{score['level']:.0%} interval {low} to {high}"
+        ),
+        Fact("spread of folds", shown(score["spread"]), f"{len(score['folds'])} of {look.setup.folds.n} folds"),
+        Fact("members", str(score["members"]), f"{competition.ensemble.mean} mean, views: {competition.tta.name}"),
+        Fact("rows", f"{score['rows']:,}", f"{len(look.oof.table.target_names):,} targets"),
+    ]
+    missing = score["missing"]
+    warnings = (
+        [f"Folds {', '.join(map(str, missing))} are not trained; every number is of the others."] if missing else []
+    )
+    title = f"{competition.title or competition.name}: {look.paths.name}"
+    better = "larger is better" if score["maximise"] else "smaller is better"
+    return Page(title, f"{competition.experiment}, {score['metric']} ({better})", facts, sections, warnings)
+
+
+# -- what the ensemble is made of ----------------------------------------------------------------------------------
+
+
+def _members(look: Look, found: dict[str, Any]) -> Section:
+    shown_parts: list[Picture | Grid] = []
+    if look.paths.foreign.is_file():
+        found["members"] = [{"fold": int(fold), "mean": value} for fold, value in look.oof.score["folds"].items()]
+        shown_parts.append(look.grid(found["members"], "members.csv", "score per fold"))
+        return Section(
+            "Folds", "Made of somebody else's predictions: there are no snapshots to look into.", shown_parts
+        )
+    members = {
+        fold: {
+            f"{one.source['stage']}-{one.source['tag']}": one
+            for one in members_of(look.setup, look.paths, look.identity, fold, "oof")
+        }
+        for fold in look.folds
+    }
+    judge = growth.Judge(look.metric, look.oof.table, look.groups, look.setup.competition.ensemble.mean)
+    found["members"] = growth.snapshot_scores(judge, members)
+    found["growth"] = growth.growing(judge, members) if growth.member_names(members) else []
+    found["adds"] = growth.contributions(judge, members)
+    shown_parts.append(look.grid(found["members"], "members.csv", "score of each snapshot alone and of their mean"))
+    if found["growth"]:
+        path = growth.draw_growth(found["growth"], look.metric, look.place("growth.png"))
+        shown_parts.append(look.picture(path, "the ensemble growing from its last snapshot"))
+        shown_parts.append(look.grid(found["growth"], "growth.csv", "the same as numbers"))
+    if found["adds"]:
+        shown_parts.append(look.grid(found["adds"], "adds.csv", "what each snapshot adds to the mean of the others"))
+    if look.options.solution:
+        found["test"] = _graded(look)
+        shown_parts.append(look.grid(found["test"], "test.csv", "folds added one by one, graded on the solution"))
+    text = (
+        "Out of fold: every row is predicted by models that did not train on it. A member whose gain has an interval "
+        "around 0 may as well be left out. What more folds add shows only on test rows."
+    )
+    return Section("Folds and members", text, shown_parts)
+
+
+def _graded(look: Look) -> list[dict[str, Any]]:
+    """Return the test score of one fold, two folds, and so on, from the competition's local solution."""
+    setup = look.setup
+    solution = setup.source().solution(setup.data)
+    if solution is None:
+        raise ConfigError(
+            f"--solution: '{setup.competition.name}' has no solution on this machine",
+            "a source that grades here", "leave out --solution, or name the file under `source: {solution: FILE}`",
+        )  # fmt: skip
+    predict_test(setup, look.paths, look.identity, look.folds, look.options.device)
+    sample, records = read_sample(setup.sample), []
+    by_fold = {fold: members_of(setup, look.paths, look.identity, fold, "test") for fold in look.folds}
+    steps = [(f"last snapshot of fold {look.folds[0]}", {0: by_fold[look.folds[0]][-1:]})]
+    for count in range(1, len(look.folds) + 1):
+        name = f"fold {look.folds[0]}" if count == 1 else f"{count} folds"
+        steps.append((name, {fold: by_fold[fold] for fold in look.folds[:count]}))
+    for name, chosen in steps:
+        mean = ensemble_run(chosen, mean=setup.competition.ensemble.mean)
+        with tempfile.TemporaryDirectory() as folder:
+            file = write_submission(
+                Path(folder) / f"trial{setup.format.suffix}", setup.format.build(mean, sample), sample=sample,
+                format=setup.format, gzip=False,
+            )  # fmt: skip
+            made = grade(file, solution, sample=sample, format=setup.format, metric=look.metric)
+        records.append({"ensemble": name, "members": sum(map(len, chosen.values())), "test": made.score})
+    return records
+
+
+# -- how it was trained --------------------------------------------------------------------------------------------
+
+
+def _training(look: Look) -> Section:
+    places = {f"fold {fold}": look.paths.fold(fold) for fold in look.folds}
+    shown_parts: list[Picture | Grid] = []
+    epochs = {name: found for name, place in places.items() if (found := read_epochs(place))}
+    if epochs:
+        path = draw_training(epochs, look.place("training.png"), metric=look.metric.name)
+        shown_parts.append(look.picture(path))
+    for stage in look.setup.competition.stages:
+        curves = {name: place.lr_find(stage) for name, place in places.items() if place.lr_find(stage).is_file()}
+        if curves:
+            path = draw_range_tests(curves, look.place(f"lr-find-{stage}.png"))
+            shown_parts.append(look.picture(path, f"stage {stage}: learning-rate range test"))
+    text = "Folds that learn alike can be trusted alike; one that stands out has odd rows or a bad rate."
+    return Section("Training", text, shown_parts)

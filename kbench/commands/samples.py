@@ -1,0 +1,107 @@
+"""A few images of a competition: as they lie in their files, and as a stage of training shows them.
+
+They are decoded one by one, whatever the cache holds, so that looking at sixteen of a million images takes a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kbench import registry
+from kbench.commands import parts
+from kbench.commands.setup import Setup
+from kbench.config import Competition
+from kbench.data import seeds
+from kbench.data.cache import DirectImages, Resize
+from kbench.data.dataset import Draw, Show
+from kbench.data.tables import Table
+from kbench.errors import ConfigError, nearest
+from kbench.training.recipe import StagePlan
+
+KEEP = Resize("keep", 0, 0)
+
+
+def stage_named(competition: Competition, name: str | None) -> StagePlan:
+    """Return a stage of the recipe, the last one by default.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    stages = parts.build_stages(competition)
+    for stage in stages:
+        if stage.name == name or (name is None and stage is stages[-1]):
+            return stage
+    names = [stage.name for stage in stages]
+    raise ConfigError(f"there is no stage '{name}'", f"one of {', '.join(names)}", nearest(str(name), names))
+
+
+def file_images(
+    competition: Competition, table: Table, rows: np.ndarray | None = None, *, resize: Resize = KEEP
+) -> DirectImages:
+    """Return images read with the competition's reader, decoded each time they are asked for.
+
+    Args:
+        competition: says how images are read.
+        table: the rows.
+        rows: [n] row numbers, the images' order; all rows by default.
+        resize: applied to each image.
+    """
+    reader = registry.build(
+        "reader", competition.input.reader.name, competition.input.reader.params, _channels=competition.input.channels
+    )
+    chosen = range(len(table)) if rows is None else rows
+    return DirectImages([tuple(table.root / path for path in table.images[row]) for row in chosen], reader, resize)
+
+
+def resize_of(show: Show) -> Resize:
+    """Return how images are resized before a way of showing takes its windows."""
+    return Resize(show.crop.resize, *(show.size if show.crop.resize != "keep" else (0, 0)))
+
+
+def shown_images(competition: Competition, table: Table, draws: Sequence[Draw], show: Show) -> list[np.ndarray]:
+    """Return the [height, width, C] images of draws, in the source's dtype, as training shows them.
+
+    Args:
+        competition: says how images are read.
+        table: the rows.
+        draws: rows with the keys of their random numbers.
+        show: how.
+    """
+    images = file_images(competition, table, np.array([draw.row for draw in draws]), resize=resize_of(show))
+    return [
+        show(images[place], seeds.generator(*draw.key, 0) if draw.key else seeds.generator(0))[0]
+        for place, draw in enumerate(draws)
+    ]
+
+
+def training_rows(setup: Setup, stage: StagePlan, fold: int) -> np.ndarray:
+    """Return the rows a stage of a fold trains on.
+
+    Raises:
+        FoldError: there is no such fold.
+    """
+    mask = setup.folds.train(fold)
+    return np.arange(len(setup.train)) if stage.subset == "full" else np.flatnonzero(mask)
+
+
+def epoch_draws(setup: Setup, stage: StagePlan, fold: int, *, epoch: int = 0) -> list[Draw]:
+    """Return the samples of an epoch in the order training visits them, with training's own random numbers."""
+    rows = training_rows(setup, stage, fold)
+    targets = None if setup.train.targets is None else setup.train.targets[rows]
+    key = (setup.competition.seed, fold, stage.index)
+    order = stage.sampler(targets, len(rows))(seeds.generator(seeds.ORDER, *key, epoch))
+    return [Draw(int(rows[place]), (seeds.AUGMENT, *key, epoch, position)) for position, place in enumerate(order)]
+
+
+def label_text(table: Table, row: int) -> str:
+    """Return the target of a row in words; empty for rows without one."""
+    if table.targets is None:
+        return ""
+    value = table.targets[row]
+    if table.task == "single_label":
+        return str(table.target_names[int(value)])
+    if table.task == "multi_label":
+        return ", ".join(name for name, has in zip(table.target_names, value > 0.5, strict=True) if has) or "no label"
+    return ", ".join(f"{number:.4g}" for number in value)

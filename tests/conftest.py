@@ -1,0 +1,53 @@
+"""What holds for every test: a home folder of its own, no settings of this machine, fixed seeds."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from kbench.workspace import Workspace
+
+settings.register_profile("kbench", deadline=None, derandomize=True, database=None)
+settings.load_profile("kbench")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home folder of the session; one for all tests, so that font and other caches are made once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide this machine's settings and sign-ins, and begin every test with the same random state."""
+    for name in list(os.environ):
+        if name.upper().startswith(("KBENCH_", "KAGGLE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """An empty workspace, and the current folder in it."""
+    root = tmp_path / "workspace"
+    (root / "competitions").mkdir(parents=True)
+    monkeypatch.chdir(root)
+    return Workspace(root)
+
+
+@pytest.fixture(scope="session")
+def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with three small competitions, trained; see `small_runs.py`."""
+    from small_runs import trained
+
+    return trained(tmp_path_factory.mktemp("small"))

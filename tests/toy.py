@@ -1,0 +1,104 @@
+"""Small real things that tests train and predict with: a tiny network, a stage, a fold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pictures import ArrayImages, drawn
+from torch import nn
+
+from kbench import registry
+from kbench.data.dataset import Show
+from kbench.data.normalise import Scale
+from kbench.data.tables import Table
+from kbench.training.context import FoldContext, Log, Plan
+from kbench.training.recipe import RangeTest, StagePlan
+from kbench.workspace import FoldPaths
+
+CPU = torch.device("cpu")
+IDENTITY = {"training": "t" * 16, "contract": "c" * 16, "folds": "f" * 16}
+
+
+def table(
+    rows: int, *, task: str = "single_label", targets: np.ndarray | None = None, names=("left", "right")
+) -> Table:
+    """A table whose classes are row modulo 2 unless targets are given."""
+    return Table(
+        ids=np.array([f"r{row:05d}" for row in range(rows)]),
+        root=Path(),
+        images=tuple((f"{row:04d}.png",) for row in range(rows)),
+        task=task,
+        target_names=tuple(names),
+        targets=np.arange(rows, dtype=np.int64) % 2 if targets is None else targets,
+    )
+
+
+class TinyNet(nn.Module):
+    """Two layer groups: a convolution with batch norm, and a linear head with dropout."""
+
+    def __init__(self, n_outputs: int = 2, *, channels: int = 3, norm: bool = True, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(4 * 4, n_outputs)
+        self.layer_prefixes = [["conv.", "norm."], ["fc."]]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = nn.functional.adaptive_avg_pool2d(self.norm(self.conv(images)).relu(), 2)
+        logits: torch.Tensor = self.fc(self.drop(features.flatten(1)))
+        return logits
+
+
+def stage(name: str = "only", **changes: Any) -> StagePlan:
+    """A stage of two epochs; parts may be given as `schedule=("constant", {"epochs": 3})`."""
+    size = changes.pop("size", (8, 8))
+    kinds = {"schedule": ("constant", {"epochs": 2}), "optimizer": ("sgd", {}), "loss": ("cross_entropy", {}),
+             "sampler": ("shuffle", {}), "augment": ("none", {}), "crop": ("random", {})}  # fmt: skip
+    named = {kind: changes.pop(kind, default) for kind, default in kinds.items()}
+    step = changes.pop("step", None) or registry.build("step", "supervised", {})
+    mix = changes.pop("mix", None)
+    schedule, optimizer, loss, sampler = (
+        partial(_build, kind, *named[kind]) for kind in ("schedule", "optimizer", "loss", "sampler")
+    )
+    show = Show(size, _build("crop", *named["crop"]), _build("augmentation", *named["augment"]))
+    plan = StagePlan(
+        name=name, index=0, schedule=schedule, lr=0.05, lr_decay=1.0, range_test=RangeTest(), lr_from_fold=None,
+        weight_decay=0.0, optimizer=optimizer, groups="all", show=show,
+        valid_show=Show(size, registry.build("crop", "centre", {})), batch_size=8, accumulate=1, clip=None,
+        loss=lambda counts, rows: loss(_counts=counts, _rows=rows), mix=_build("mix", *mix) if mix else None,
+        sampler=sampler, step=step, precision="fp32", channels_last=True, ema=None, early_stop=None, min_delta=0.0,
+        monitor=None, keep=frozenset({"last"}), subset="fold", start="previous", adaptive=False,
+    )  # fmt: skip
+    return replace(plan, **changes)
+
+
+def _build(kind: str, name: str, params: dict[str, Any], *given: Any, **injected: Any) -> Any:
+    return registry.build(kind, name, params, *given, **injected)
+
+
+def context(folder: Path, *, rows: int = 36, lines: int = 0, **changes: Any) -> FoldContext:
+    """A fold of drawn images: the last quarter of the rows is held out."""
+    images = changes.pop("arrays", None)
+    images = drawn(rows) if images is None else images
+    held_out = np.arange(rows - rows // 4, rows)
+    paths = FoldPaths(folder)
+    known = table(rows)
+    made = FoldContext(
+        fold=0, number=0, seed=0, table=known, train_rows=np.setdiff1d(np.arange(rows), held_out), valid_rows=held_out,
+        images=lambda resize: ArrayImages(images, resize),
+        scale=lambda _, __: Scale(1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        device=CPU, paths=paths, identity=IDENTITY, plan=Plan(paths, training=IDENTITY["training"]),
+        log=Log(paths, lines=lines), plan_of=lambda fold: Plan(paths, training=IDENTITY["training"]),
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def build() -> TinyNet:
+    """The tiny network with weights from torch's seed."""
+    return TinyNet()
