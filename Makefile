@@ -47,6 +47,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_startup.py
 
+results: $(STAMP)  ## the scores of the README
+	$(BIN)/python benchmarks/results.py
+
 schema: $(STAMP)  ## competitions/schema.json, for editors
 	$(BIN)/python -c "from kbench.commands.workspace import write_schema; from kbench.workspace import find_workspace; write_schema(find_workspace())"
 

@@ -9,7 +9,6 @@ sent. To add something a notebook needs, add a method to `Run` that calls the wi
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from kbench import registry
+from kbench import files, registry
 from kbench.commands import parts
 from kbench.commands.predict import checkpoints, member_of
 from kbench.commands.runs import open_run_setup, run_paths
@@ -194,7 +193,7 @@ class Run:
             A matplotlib Figure; `%matplotlib inline` lets a notebook show it.
         """
         plan = stage_named(self.config, stage)
-        draws = epoch_draws(self.setup, plan, fold)[:n]
+        draws = epoch_draws(self.setup, plan, fold, n)
         shown = shown_images(self.config, self.table, draws, plan.show)
         tiles = [
             Tile(image, (label_text(self.table, draw.row), str(self.table.ids[draw.row])))
@@ -255,10 +254,10 @@ class Run:
             views=parts.build_views(config), mean=config.ensemble.mean, device=choose_device(device), batch_size=64,
             seed=config.seed,
         )  # fmt: skip
-        with tempfile.TemporaryDirectory() as folder:
+        with files.scratch_folder() as folder:
             by_fold: dict[int, list[Member]] = {
                 fold: [
-                    self._member(checkpoint, Path(folder) / f"{fold}-{checkpoint.member}.json", job.device)
+                    self._member(checkpoint, folder / f"{fold}-{checkpoint.member}.json", job.device)
                     for checkpoint in self._checkpoints(fold)
                 ]
                 for fold in chosen

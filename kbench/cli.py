@@ -32,8 +32,21 @@ _Command = TypeVar("_Command", bound=Callable[..., None])
 _debug = False
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from kbench import __version__, console
+
+        console.result(f"kbench {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     """Set what holds for every command."""
     global _debug
     _debug = debug or bool(os.environ.get("KBENCH_DEBUG"))
@@ -76,6 +89,8 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
                 sys.exit(130)
             except (KbenchError, typer.Exit):
                 raise
+            except BrokenPipeError:  # `kbench list | head`: nobody reads on
+                os._exit(1)  # without the flush that would complain again
             except Exception as error:
                 if _debug:
                     raise
@@ -314,18 +329,23 @@ def submit(
     competition: Competition = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
     wait_s: Annotated[float, typer.Option("--wait-seconds", help="How long at most.")] = 900.0,
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Its outcome is unknown, and Kaggle's page does not list it: send again.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Check a submission and send it, or grade it here."""
     from kbench import console
     from kbench.commands.submit import submit as run_submit
 
-    found = run_submit(_choice(competition), file, wait=wait, wait_s=wait_s)
+    found = run_submit(_choice(competition), file, wait=wait, wait_s=wait_s, resend=resend)
     if json:
         console.show_json(found)
         return
     shown = {key: found[key] for key in ("status", "metric", "cv", "low", "high", "public", "private", "gap")}
     console.show_table([shown], title=found["file"])
+    if found.get("left") is not None:
+        console.note(f"submissions left today: {found['left']}")
     console.next_command("kbench leaderboard")
 
 
@@ -452,7 +472,7 @@ def import_(
 
 @command()
 def new(
-    name: Annotated[str, typer.Argument(help="Name of the new competition; with --kaggle its slug.")],
+    name: Annotated[str, typer.Argument(help="A Kaggle competition's slug or address; with --data any name.")],
     data: Annotated[str | None, typer.Option("--data", help="A folder or zip you already have.")] = None,
     solution: Annotated[str | None, typer.Option("--solution", help="A CSV of true targets, to grade here.")] = None,
     force: Force = False,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from kbench.errors import KbenchError
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 out = Console(highlight=False, soft_wrap=True)
+logging.getLogger("kbench").addHandler(logging.NullHandler())  # what our loggers say is shown as a note
 _WIDE = 200  # columns of a table that goes to a file or a pipe
 
 
@@ -52,6 +54,7 @@ def result(text: str) -> None:
 def show_json(content: Any) -> None:
     """Print one JSON object on stdout."""
     sys.stdout.write(json.dumps(content, ensure_ascii=False, indent=2, default=str, allow_nan=False) + "\n")
+    sys.stdout.flush()
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:

@@ -285,6 +285,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield an empty folder of the system's, removed when the block ends."""
+    with tempfile.TemporaryDirectory(prefix="kbench-") as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, held by one process at a time and removed afterwards.
 

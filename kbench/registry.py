@@ -52,6 +52,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.submission.probabilities",
         "kbench.submission.label",
         "kbench.submission.single_probability",
+        "kbench.submission.tags",
         "kbench.submission.value",
     ),
 }

@@ -81,6 +81,15 @@ class FoldPaths:
         """The JSON files of all snapshots, sorted by name."""
         return sorted(self.root.glob("snapshot-*.json"))
 
+    def end(self, stage: str) -> Path:
+        """The weights a stage left, where a later one starts from them."""
+        return self.root / f"end-{stage}.safetensors"
+
+    @property
+    def losses(self) -> Path:
+        """Plot of losses and scores."""
+        return self.root / "losses.png"
+
     def predictions(self, part: str, member: str) -> Path:
         """The JSON of a member's predictions; `part` is `oof`, `test` or another split's name."""
         return self.root / part / f"{member}.json"
@@ -136,6 +145,10 @@ class RunPaths:
     def report(self) -> Path:
         """The page that shows them."""
         return self.root / "report.html"
+
+    def trial(self, suffix: str) -> Path:
+        """The submission of a smoke run."""
+        return self.root / f"smoke{suffix}"
 
     def fold(self, fold: int | str) -> FoldPaths:
         """Files of one fold; `full` stands for all rows."""
@@ -210,6 +223,15 @@ class Workspace:
     def inspection(self, competition: str) -> Path:
         """The folder of pictures made before training."""
         return self.runs(competition) / "inspect"
+
+    def run_names(self, competition: str) -> list[str]:
+        """The names of a competition's runs, sorted."""
+        found = (RunPaths(path) for path in self.runs(competition).glob("*"))
+        return sorted(paths.name for paths in found if paths.manifest.is_file())
+
+    def own_file(self, text: str) -> Path:
+        """A file of the user's own, relative to the workspace; `~` is the home folder."""
+        return self.root / os.path.expanduser(text)
 
     def scratch(self, competition: str, what: str) -> RunPaths:
         """Files of a trial that is no run, such as `lr-find`."""

@@ -11,10 +11,10 @@ import numpy as np
 
 from kbench import console, files
 from kbench.commands import parts
-from kbench.commands.samples import epoch_draws, file_images, label_text, shown_images, stage_named
+from kbench.commands.samples import epoch_draws, epoch_rows, file_images, label_text, shown_images, stage_named
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.config import Stage
-from kbench.data.dataset import Draw
+from kbench.data.dataset import Draw, cut
 from kbench.data.folds import describe
 from kbench.data.tables import Table
 from kbench.data.verify import ImageReport, look_at_images
@@ -26,6 +26,7 @@ from kbench.training.recipe import StagePlan
 from kbench.training.schedules import curve
 
 _AUGMENTED = 5  # draws shown of each sample
+_TRIED = 1000  # rows among which one of every class is looked for
 
 
 def inspect(choice: Choice, *, fold: int = 0, samples: int = 6) -> dict[str, Any]:
@@ -145,18 +146,18 @@ def _folds(setup: Setup, found: dict[str, Any]) -> Section:
 def _rates(setup: Setup, fold: int, folder: Path, found: dict[str, Any]) -> Section:
     plans = parts.build_stages(setup.competition)
     stages = list(setup.competition.stages.values())
-    rates = [_stage_rates(setup, plan, fold) for plan in plans]
+    images = [len(epoch_rows(setup, plan, fold)) for plan in plans]
+    rates = [_stage_rates(plan, count) for plan, count in zip(plans, images, strict=True)]
     found["stages"] = [
-        _stage_row(plan, stage, drawn, images=len(epoch_draws(setup, plan, fold)))
-        for plan, stage, drawn in zip(plans, stages, rates, strict=True)
+        _stage_row(plan, stage, drawn, count)
+        for plan, stage, drawn, count in zip(plans, stages, rates, images, strict=True)
     ]
     picture = _drawn(found, draw_stages(rates, folder / "plan.png"), f"learning rates of fold {fold}")
     text = "Schedules are known before training; a rate that is still to be found is drawn relative to itself."
     return Section("Recipe", text, [picture, Grid(found["stages"], "stages")])
 
 
-def _stage_rates(setup: Setup, plan: StagePlan, fold: int) -> StageRates:
-    images = len(epoch_draws(setup, plan, fold))
+def _stage_rates(plan: StagePlan, images: int) -> StageRates:
     schedule = plan.schedule(updates_per_epoch(images, plan.batch_size, plan.accumulate))
     if plan.lr == "find":
         tops = [1.0]
@@ -173,14 +174,11 @@ def _stage_rates(setup: Setup, plan: StagePlan, fold: int) -> StageRates:
 
 
 def updates_per_epoch(images: int, batch_size: int, accumulate: int) -> int:
-    """Return the updates of an epoch; a last batch of a single image joins the one before, as in training."""
-    batches = -(-images // batch_size)
-    if batches > 1 and images % batch_size == 1:
-        batches -= 1
-    return -(-batches // accumulate)
+    """Return the updates of an epoch, its batches cut as training cuts them."""
+    return -(-len(cut(images, batch_size, Draw, lone=False)) // accumulate)
 
 
-def _stage_row(plan: StagePlan, stage: Stage, rates: StageRates, *, images: int) -> dict[str, Any]:
+def _stage_row(plan: StagePlan, stage: Stage, rates: StageRates, images: int) -> dict[str, Any]:
     lr = plan.lr if isinstance(plan.lr, str) else " ".join(f"{value:g}" for value in _values(plan.lr))
     return {
         "stage": plan.name, "size": f"{plan.size[0]} x {plan.size[1]}", "groups": str(plan.groups), "lr": lr,
@@ -213,7 +211,7 @@ def _augmentations(setup: Setup, fold: int, samples: int, folder: Path, found: d
 
 def _before_and_after(setup: Setup, plan: StagePlan, fold: int, samples: int) -> list[Group]:
     table, competition = setup.train, setup.competition
-    draws = _spread(epoch_draws(setup, plan, fold), table, samples)
+    draws = _spread(epoch_draws(setup, plan, fold, _TRIED), table, samples)
     whole = file_images(competition, table, np.array([draw.row for draw in draws]))
     judged = shown_images(competition, table, [Draw(draw.row) for draw in draws], plan.valid_show)
     groups = []

@@ -1,4 +1,4 @@
-"""`kbench new`: a draft of a competition's YAML, from its files."""
+"""`kbench new`: a draft of a competition's YAML, from its files and what its service says of it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import Any
 from kbench import console, files, registry
 from kbench.data.draft import draft
 from kbench.errors import ConfigError
-from kbench.workspace import find_workspace
+from kbench.sources.competition import slug_of
+from kbench.workspace import Workspace, find_workspace
 
 
 def new(name: str, *, data: str | None, solution: str | None, force: bool) -> dict[str, Any]:
     """Bring a competition's files here and draft its YAML from them.
 
     Args:
-        name: of the new competition.
-        data: a folder or zip the user already has; without it the name is Kaggle's slug.
+        name: of the new competition; without `data` Kaggle's slug, or an address of the competition.
+        data: a folder or zip the user already has.
         solution: a CSV of true targets, for grading on this machine.
         force: replace a YAML of this name.
 
@@ -24,25 +25,42 @@ def new(name: str, *, data: str | None, solution: str | None, force: bool) -> di
         The file, and what the draft could not tell.
 
     Raises:
-        ConfigError: there is a YAML of this name.
+        ConfigError: there is a YAML of this name, or the name is no competition's.
         SourceError: the files cannot be had.
     """
     workspace = find_workspace()
+    if data is None and solution is not None:
+        raise ConfigError(
+            f"--solution '{solution}' without --data", "a solution of files you have; Kaggle grades its own",
+            "add `--data FOLDER`, or leave out --solution",
+        )  # fmt: skip
+    name = slug_of(name) if data is None else name
     path = workspace.competition(name)
     if path.exists() and not force:
         raise ConfigError(
-            f"'{path}' exists", "a new name", "choose another name, or `--force` to replace it by a draft"
-        )
+            f"'{path}' exists", "a new name",
+            f"`kbench download {name}` works with it; choose another name, or `--force` to replace it by a draft",
+        )  # fmt: skip
     source: dict[str, Any] = {"name": "kaggle", "slug": name}
     if data is not None:
         source = {"name": "local", "path": str(Path(data).expanduser().absolute())}
         source |= {"solution": str(Path(solution).expanduser().absolute())} if solution else {}
-    params = {key: value for key, value in source.items() if key != "name"}
-    made = registry.build("source", source["name"], params, _root=workspace.root)
-    with console.bar(f"fetching {name}") as advance:
-        made.fetch(workspace.data(name), files=(), force=False, progress=lambda what, done, total: advance(done, total))
-    text = draft(workspace.data(name), name=name, source=source)
+    said = _bring(workspace, name, source)
+    text = draft(workspace.data(name), name=name, source=source, **said)
     files.write_text(path, text)
     workspace.choose(name)
     todo = [line.strip() for line in text.splitlines() if "TODO" in line and not line.startswith("# Drafted")]
     return {"file": str(path), "todo": todo}
+
+
+def _bring(workspace: Workspace, name: str, source: dict[str, Any]) -> dict[str, Any]:
+    """Fetch a competition's files; return what its service says of it."""
+    params = {key: value for key, value in source.items() if key != "name"}
+    made = registry.build("source", source["name"], params, _root=workspace.root)
+    said = {}
+    if source["name"] == "kaggle":
+        about = made.about()
+        said = {"title": about.title, "metric": about.metric, "code_only": about.code_only}
+    with console.bar(f"fetching {name}") as advance:
+        made.fetch(workspace.data(name), files=(), force=False, progress=lambda what, done, total: advance(done, total))
+    return said

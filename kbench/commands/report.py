@@ -6,9 +6,7 @@ function, here or in `mistakes.py`, and name it in `report`.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from kbench import files
@@ -146,9 +144,9 @@ def _graded(look: Look) -> list[dict[str, Any]]:
         steps.append((name, {fold: by_fold[fold] for fold in look.folds[:count]}))
     for name, chosen in steps:
         mean = ensemble_run(chosen, mean=setup.competition.ensemble.mean)
-        with tempfile.TemporaryDirectory() as folder:
+        with files.scratch_folder() as folder:
             file = write_submission(
-                Path(folder) / f"trial{setup.format.suffix}", setup.format.build(mean, sample), sample=sample,
+                folder / f"trial{setup.format.suffix}", setup.format.build(mean, sample), sample=sample,
                 format=setup.format, gzip=False,
             )  # fmt: skip
             made = grade(file, solution, sample=sample, format=setup.format, metric=look.metric)

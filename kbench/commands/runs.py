@@ -142,7 +142,7 @@ def _existing_run(workspace: Workspace, name: str, choice: Choice) -> RunPaths:
         document = read_document(workspace, name, choice.experiment, choice.assignments)
         paths = workspace.run(name, f"{choice.experiment or 'baseline'}-s{document.get('seed', 0)}")
     if not paths.manifest.is_file():
-        known = sorted(path.name for path in workspace.runs(name).glob("*") if (path / "run.json").is_file())
+        known = workspace.run_names(name)
         raise ConfigError(
             f"there is no run '{paths.name}' of '{name}'",
             f"one of {', '.join(known)}" if known else "a trained run",

@@ -86,13 +86,19 @@ def training_rows(setup: Setup, stage: StagePlan, fold: int) -> np.ndarray:
     return np.arange(len(setup.train)) if stage.subset == "full" else np.flatnonzero(mask)
 
 
-def epoch_draws(setup: Setup, stage: StagePlan, fold: int, *, epoch: int = 0) -> list[Draw]:
-    """Return the samples of an epoch in the order training visits them, with training's own random numbers."""
+def epoch_rows(setup: Setup, stage: StagePlan, fold: int) -> np.ndarray:
+    """Return [n] rows of the table in the order the first epoch of a stage visits them."""
     rows = training_rows(setup, stage, fold)
     targets = None if setup.train.targets is None else setup.train.targets[rows]
-    key = (setup.competition.seed, fold, stage.index)
-    order = stage.sampler(targets, len(rows))(seeds.generator(seeds.ORDER, *key, epoch))
-    return [Draw(int(rows[place]), (seeds.AUGMENT, *key, epoch, position)) for position, place in enumerate(order)]
+    key = (seeds.ORDER, setup.competition.seed, fold, stage.index, 0)
+    return np.asarray(rows[stage.sampler(targets, len(rows))(seeds.generator(*key))])
+
+
+def epoch_draws(setup: Setup, stage: StagePlan, fold: int, count: int) -> list[Draw]:
+    """Return the first samples of the first epoch of a stage, with training's own random numbers."""
+    key = (seeds.AUGMENT, setup.competition.seed, fold, stage.index, 0)
+    rows = epoch_rows(setup, stage, fold)[:count]
+    return [Draw(int(row), (*key, position)) for position, row in enumerate(rows)]
 
 
 def label_text(table: Table, row: int) -> str:

@@ -155,7 +155,7 @@ class Setup:
     def weights(self) -> Path | None:
         """Return the file of `model.weights`."""
         given = self.competition.model.weights
-        return None if given is None else (self.workspace.root / Path(given).expanduser())
+        return None if given is None else self.workspace.own_file(given)
 
     def groups(self) -> np.ndarray | None:
         """Return [N] groups that intervals resample, or None."""

@@ -37,7 +37,7 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
         sample = read_sample(setup.sample)
         few = sample[np.isin(texts(sample, id_column(sample)), test.ids)].reset_index(drop=True)
         file = write_submission(
-            paths.root / f"smoke{setup.format.suffix}", setup.format.build(test, few), sample=few, format=setup.format,
+            paths.trial(setup.format.suffix), setup.format.build(test, few), sample=few, format=setup.format,
             gzip=setup.competition.submission.gzip,
         )  # fmt: skip
         console.result(

@@ -8,7 +8,7 @@ from typing import Any
 from kbench import console
 from kbench.commands import parts
 from kbench.commands.setup import Choice, Setup, open_setup
-from kbench.errors import KbenchError, SubmissionError, UnknownOutcome
+from kbench.errors import KbenchError, ServiceError, SubmissionError, UnknownOutcome, counted
 from kbench.sources import Receipt, Source
 from kbench.submission.check import check_submission, read_sample
 from kbench.submission.grading import grade
@@ -26,7 +26,7 @@ from kbench.submission.ledger import (
 _STATUS: dict[str, Status] = {"pending": "sent", "complete": "complete", "error": "error"}
 
 
-def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float) -> dict[str, Any]:
+def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float, resend: bool = False) -> dict[str, Any]:
     """Check a submission, then send it, or grade it on this machine where the solution is at hand.
 
     Args:
@@ -34,9 +34,10 @@ def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float) -> di
         file: the file or its name; the newest unsent one by default.
         wait: wait for the score.
         wait_s: seconds to wait at most.
+        resend: the user looked: one whose outcome is unknown is not in the service's list, so send it again.
 
     Raises:
-        SubmissionError: there is nothing to send, or it would be refused.
+        SubmissionError: there is nothing to send, it would be refused, or the service could not score it.
         UnknownOutcome: it was sent and nobody knows whether it counted.
     """
     setup = open_setup(choice)
@@ -52,10 +53,16 @@ def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float) -> di
         public = scores.score if scores.public is None else scores.public
         entry = update_entry(entry.file, "complete", public=public, private=scores.private, message="graded here")
         return _report(entry, all_rows=scores.score)
-    entry = _send(source, entry)
+    entry, left = _send(source, entry, resend=resend)
     if wait and entry.status == "sent":
         entry = _await_score(source, entry, wait_s)
-    return _report(entry)
+    if entry.status == "error":
+        raise SubmissionError(
+            f"'{entry.name}' was sent, and it could not be scored: {entry.message or 'no reason given'}",
+            "a file the service can score",
+            "hold it against the competition's evaluation page; `kbench leaderboard` keeps the record",
+        )
+    return {**_report(entry), "left": left}
 
 
 def _entry(setup: Setup, file: str | None) -> Entry:
@@ -82,16 +89,24 @@ def _entry(setup: Setup, file: str | None) -> Entry:
     return named[0]
 
 
-def _send(source: Source, entry: Entry) -> Entry:
+def _send(source: Source, entry: Entry, *, resend: bool) -> tuple[Entry, int | None]:
+    """Send a submission, or find out what became of it; return how many are left after it, if that is known."""
     if entry.status in ("sending", "unknown"):
-        return _look_for(source, entry)
+        found = source.find(entry.tag)
+        if found is not None:
+            return _record(entry, found), None
+        entry = _cut_off(entry, resend=resend)
+    if entry.status == "sent":  # it waits for its score
+        return entry, None
     left = source.check_open()
     if left is not None:
-        console.note(f"{left} submissions left today")
+        console.note(f"{counted(left, 'submission')} left before this one")
+    if entry.status == "unknown":
+        entry = update_entry(entry.file, "written", message="not in the service's list, so sent again")
     lineage = entry.lineage
     score = "" if lineage.score is None else f", CV {lineage.metric} {lineage.score:.5f}"
     message = f"{', '.join(lineage.runs)}{score}"
-    update_entry(entry.file, "sending")
+    entry = update_entry(entry.file, "sending")  # one that could not be scored has a new tag from here on
     try:
         with console.bar("sending") as advance:
             receipt = source.send(
@@ -103,20 +118,20 @@ def _send(source: Source, entry: Entry) -> Entry:
     except KbenchError as error:
         update_entry(entry.file, "written", message=error.what)  # it never arrived; nothing was spent
         raise
-    return _record(entry, receipt)
+    return _record(entry, receipt), None if left is None else left - 1
 
 
-def _look_for(source: Source, entry: Entry) -> Entry:
-    """Find out what became of a submission whose answer was lost; never send it twice."""
-    found = source.find(entry.tag)
-    if found is None:
+def _cut_off(entry: Entry, *, resend: bool) -> Entry:
+    """Refuse to send a submission twice that may have counted, unless the user looked."""
+    if entry.status == "sending":  # whoever was sending it was killed, or is still at it
+        entry = update_entry(entry.file, "unknown", message="the sending was cut off")
+    if not resend:
         raise UnknownOutcome(
             f"'{entry.name}' was being sent before, and the service does not list it",
-            "its tag among your submissions",
-            f"look at the competition's page for '{entry.tag}'; if it is not there, write the file again with "
-            "`kbench ensemble --name NEW` and submit that",
+            f"a submission described with '[{entry.tag}]' among yours",
+            f"look for it on the competition's page; if it is not there, `kbench submit {entry.name} --resend`",
         )
-    return _record(entry, found)
+    return entry
 
 
 def _record(entry: Entry, receipt: Receipt) -> Entry:
@@ -149,16 +164,30 @@ def _report(entry: Entry, *, all_rows: float | None = None) -> dict[str, Any]:
 
 
 def leaderboard(choice: Choice) -> dict[str, Any]:
-    """Return the ledger's rows, after asking for what is not known yet, and the rank correlation of CV and public."""
+    """Return the ledger's rows, after asking for what is not known yet, and the rank correlation of CV and public.
+
+    The private score comes after the competition, so what has none is asked for every time: one look at the list.
+    Where the service cannot be asked, that is said and the ledger is shown as it is.
+    """
     setup = open_setup(choice)
     folder = setup.workspace.submissions(setup.competition.name)
     entries = read_ledger(folder)
-    waiting = [entry for entry in entries if entry.status in ("sent", "sending", "unknown")]
-    if waiting:
-        source = setup.source()
-        for entry in waiting:
-            receipt = source.status(entry.ref) if entry.ref else source.find(entry.tag)
-            if receipt is not None:
-                _record(entry, receipt)
+    open_ends = [entry for entry in entries if _is_open(entry)]
+    fresh = True
+    if open_ends:
+        try:
+            found = setup.source().find_all([entry.tag for entry in open_ends])
+        except ServiceError as error:
+            console.warn(f"the scores are those known before: {error.what}; {error.todo}")
+            found, fresh = {}, False
+        for entry in open_ends:
+            if entry.tag in found and (entry.status != "complete" or found[entry.tag].status == "complete"):
+                _record(entry, found[entry.tag])
         entries = read_ledger(folder)
-    return {"rows": leaderboard_rows(entries), "rank_correlation": rank_correlation(entries)}
+    return {"rows": leaderboard_rows(entries), "rank_correlation": rank_correlation(entries), "fresh": fresh}
+
+
+def _is_open(entry: Entry) -> bool:
+    """Return whether the service may know more of a submission than the ledger does."""
+    scored = entry.status == "complete" and entry.ref is not None and entry.private is None
+    return scored or entry.status in ("sent", "sending", "unknown")

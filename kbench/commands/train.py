@@ -30,8 +30,8 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
     Returns:
         `run`, and per fold its state and score; `failed` lists folds that could not be trained.
     """
-    paths, identity = prepare_run(setup, force=options.force and which in (None, "all"))
     wanted = _wanted(setup, which)
+    paths, identity = prepare_run(setup, force=options.force and which in (None, "all"))
     if options.force:
         for fold in wanted:
             with files.lock(paths.fold(fold).lock, waiting=_busy(fold)):

@@ -43,7 +43,7 @@ def shipped(name: str) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of a competition or experiment YAML as it is written, short forms and `train:` included."""
+    """Return the JSON schema of a competition or experiment YAML as it is written."""
     content = Competition.model_json_schema()
     definitions = content["$defs"]
     definitions["Component"] = {
@@ -88,7 +88,7 @@ def listing(kind: str | None, choice: Choice) -> dict[str, Any]:
     chosen = current(workspace, choice.competition)
     rows = []
     for name in workspace.competition_names():
-        runs = sorted(path.name for path in workspace.runs(name).glob("*") if (path / "run.json").is_file())
+        runs = workspace.run_names(name)
         experiments = sorted(path.stem for path in workspace.own(name).glob("*.yaml"))
         rows.append(
             {"competition": name, "current": "*" if name == chosen else "", "experiments": ", ".join(experiments),

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kbench import registry
 from kbench.data.discover import Facts, Images, discover
 from kbench.documents import parse_yaml
 
@@ -39,24 +40,51 @@ _METRICS = {
     "tags": "f2_samples",
     "value": "rmse",
 }
+_CALLED: dict[tuple[str, ...], str] = {
+    ("log_loss", "bce"): "logloss logarithmicloss multiclassloss multiclasslogloss binarylogloss crossentropy "
+    "multiclasslogarithmicloss binarycrossentropy categoricalcrossentropy",
+    ("auc",): "auc rocauc aucroc areaunderroc areaunderthecurve areaunderreceiveroperatingcharacteristiccurve "
+    "areaunderthereceiveroperatingcharacteristiccurve",
+    ("accuracy",): "accuracy categorizationaccuracy classificationaccuracy accuracyscore",
+    ("error",): "categorizationerror classificationerror misclassificationerror",
+    ("f2_samples",): "f2 f2score meanf2 meanf2score",
+    ("f1_macro",): "f1macro macrof1 f1scoremacro macrof1score macrofscore",
+    ("quadratic_kappa",): "quadraticweightedkappa quadraticweightkappa quadraticcohenskappa",
+    ("rmse",): "rmse rootmeansquarederror rootmeansquareerror",
+    ("mse",): "mse meansquarederror meansquareerror",
+    ("mae",): "mae meanabsoluteerror",
+    ("r2",): "r2 r2score rsquared coefficientofdetermination",
+}
+"""Registered metrics (the first one for the task counts) -> what services call them, letters and digits alone."""
 
 
-def draft(root: Path, *, name: str, source: Mapping[str, Any]) -> str:
+def draft(
+    root: Path,
+    *,
+    name: str,
+    source: Mapping[str, Any],
+    title: str = "",
+    metric: str = "",
+    code_only: bool = False,
+) -> str:
     """Return the text of a YAML for a competition: the contract and a first experiment.
 
     Args:
         root: its data folder.
         name: its name.
         source: the `source` component, such as `{"name": "local", "path": "my-zip.zip"}`.
+        title: its name for people; `name` by default.
+        metric: the score in the service's words; guessed from the submission's format by default.
+        code_only: whether the service takes notebooks instead of files.
 
     Raises:
         DataError: a CSV in the folder cannot be read.
     """
     facts = discover(root)
     lines = [
-        *_head(name, source, facts),
+        *_head(name, source, facts, title=title, code_only=code_only),
         *_data(facts),
-        *_contract(facts),
+        *_contract(facts, metric),
         "",
         "# the baseline experiment",
         "seed: 0",
@@ -65,11 +93,13 @@ def draft(root: Path, *, name: str, source: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _head(name: str, source: Mapping[str, Any], facts: Facts) -> list[str]:
+def _head(name: str, source: Mapping[str, Any], facts: Facts, *, title: str, code_only: bool) -> list[str]:
     todo = "  # TODO single_label, multi_label, regression, segmentation or dense_regression"
+    notebook = "# A code competition: no file is sent. A notebook runs `kbench predict --data DIR` and is submitted."
     return [
         f"# Drafted by `kbench new` from the competition's files. Look for {_TODO}, then run `kbench check -c {name}`.",
-        f"title: {_value(name)}",
+        *([notebook] if code_only else []),
+        f"title: {_value(title or name)}",
         f"task: {facts.task or _TODO}" + ("" if facts.task else todo),
         f"source: {_value(dict(source) if len(source) > 1 else source['name'])}",
     ]
@@ -124,22 +154,47 @@ def _mask_layout(masks: Images) -> dict[str, Any]:
     return {"name": "csv", "masks": masks.folder, **suffix}
 
 
-def _contract(facts: Facts) -> list[str]:
+def _contract(facts: Facts, words: str) -> list[str]:
     lines = [f"folds: {_value(_folds(facts))}"]
     if facts.group and not facts.valid:
         strategy = {"multi_label": "group", "segmentation": "group"}.get(facts.task or "", "stratified_group")
         grouped = {"strategy": strategy, "group": facts.group, "n": 5, "seed": 42}
         lines.append(f"# if images of one {facts.group} resemble each other, keep them in one fold:")
         lines.append(f"# folds: {_value(grouped)}")
-    metric = _METRICS.get(facts.format or "")
-    comment = "guessed; the evaluation page names it" if metric else "TODO the evaluation page names it"
-    lines.append(f"metric: {metric or _TODO}  # {comment}; `kbench list metric`")
+    lines.append(_metric(facts, words))
     lines.append(f"submission: {_value({'format': facts.format or _TODO, 'sample': facts.sample or _TODO})}")
     if not facts.format:
         lines[-1] += "  # TODO what the file must look like; `kbench list format`"
     elif not facts.sample:
         lines[-1] += "  # TODO where the sample submission is"
     return lines
+
+
+def _metric(facts: Facts, words: str) -> str:
+    """Return the line of the metric: the one the service names, or else what such submissions are usually scored by."""
+    words = "".join(char if char.isprintable() else " " for char in words)[:100].strip()
+    metric = named_metric(words, facts.task) if words else _METRICS.get(facts.format or "")
+    comment = f"the service says '{words}'" if words else "guessed; the evaluation page names it"
+    if not metric:
+        comment = f"{_TODO} {comment}" if words else f"{_TODO} the evaluation page names it"
+    return f"metric: {metric or _TODO}  # {comment}; `kbench list metric`"
+
+
+def named_metric(words: str, task: str | None) -> str | None:
+    """Return the registered metric a service means by its words, such as `Area Under the ROC`, or None.
+
+    Args:
+        words: the service's; "mean" or "mean columnwise" in front and what stands in brackets may be there.
+        task: the competition's task; a metric that cannot score it is none. None: not known.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", words.lower())
+    short = re.sub(r"[^a-z0-9]", "", re.sub(r"\(.*?\)", "", words.lower()))
+    spellings = {text.removeprefix("mean").removeprefix("columnwise") for text in (plain, short)} | {plain, short}
+    for names, called in _CALLED.items():
+        if spellings & set(called.split()):
+            fits = [name for name in names if task is None or task in registry.get("metric", name).meta["tasks"]]
+            return fits[0] if fits else None
+    return None
 
 
 def _folds(facts: Facts) -> dict[str, Any]:

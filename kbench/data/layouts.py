@@ -7,6 +7,7 @@ parameter and keyword-only parameters for what the YAML may set under `data: {la
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from kbench.data.targets import Targets, read_targets
 from kbench.errors import Problem, counted, first_names, nearest
 from kbench.registry import register
 
-__all__ = ["Request", "csv", "folders", "read_table", "without"]
+__all__ = ["Request", "csv", "folders", "pattern", "read_table", "without"]
 
 _DENSE = ("segmentation", "dense_regression")
 
@@ -166,19 +167,9 @@ def folders(request: Request, *, valid: str | None = None) -> Table:
 
     Source: F-01.
     """
-    problems = []
-    if request.csv is not None or request.where or request.target or request.id:
-        problems.append(Problem("data", "the layout 'folders' reads no CSV", "remove csv, id, where and target"))
+    problems = _no_csv_problems(request, "folders", {"split"} if valid else set())
     if request.task != "single_label":
         problems.append(Problem("task", f"folders give one class per image, not '{request.task}'", "single_label"))
-    if len(request.images) > 1:
-        problems.append(Problem("data.images", "the layout 'folders' reads one image folder", "name one"))
-    known = {"split"} if valid else set()
-    problems += [
-        Problem("data.metadata", f"folders have no column '{name}'", nearest(name, known))
-        for name in request.metadata
-        if name not in known
-    ]
     raise_problems(request, problems)
     if request.split == "test":
         return _images_alone(request)
@@ -213,3 +204,80 @@ def _classes(request: Request, valid: str | None) -> Table:
         meta=frame[["split"]] if valid else None,
         notes=(f"left out {counted(others, 'file')}, no image by name",) if others else (),
     )
+
+
+@register("layout")
+def pattern(request: Request, *, regex: str) -> Table:
+    r"""Read the target of each image from its name: `cat.0.jpg` by `(?P<label>[a-z]+)\.\d+`.
+
+    The id is the path below the image folder without suffix: `cat.0`. Other named groups are columns for
+    `data.metadata`, such as `(?P<patient>\d+)`. A test split is a folder of images.
+
+    Args:
+        request: which rows.
+        regex: matches a whole id, with the target in the group `label`.
+
+    Raises:
+        DataError: one error with every problem: a wrong expression, names it does not match, unusable targets.
+
+    Source: the Kaggle layout of dogs vs cats (F-30).
+    """
+    compiled, problems = _compiled(regex)
+    problems += _no_csv_problems(request, "pattern", set(compiled.groupindex) - {"label"})
+    if request.task in _DENSE:
+        problems.append(Problem("task", f"a name says no '{request.task}'", "the layout 'csv' with `masks:`"))
+    raise_problems(request, problems)
+    if request.split == "test":
+        return _images_alone(request)
+    folder = request.images[0] if request.images else "train"
+    names, paths, others = list_images(request.root, folder, suffix=request.suffix)
+    order = np.argsort(np.array(names, dtype=str), kind="stable") if names else np.empty(0, dtype=int)
+    matches = [(names[row], paths[row], compiled.fullmatch(names[row])) for row in order]
+    strange = [name for name, _, match in matches if match is None]
+    rows = [(name, path, match.groupdict(default="")) for name, path, match in matches if match is not None]
+    frame = pd.DataFrame([groups for *_, groups in rows], columns=list(compiled.groupindex), dtype=object)
+    ids = np.array([name for name, *_ in rows], dtype=str)
+    problems = id_problems("id", ids)
+    if not rows:
+        problems.append(Problem("data.train.images", f"no image of '{folder}' has a name the pattern matches"))
+    elif strange and request.on_problem == "error":
+        what = f"{counted(len(strange), 'name')} the pattern does not match: {first_names(strange)}"
+        problems.append(Problem("data.layout.regex", what, "correct it, or `data: {on_problem: drop}`"))
+    raise_problems(request, problems)
+    targets = read_targets(frame, ["label"], task=request.task, ids=ids, classes=request.classes)
+    raise_problems(request, list(targets.problems))
+    left_out = [(others, "no image by name"), (len(strange), "not matched by the pattern")]
+    return Table(
+        ids=ids,
+        root=request.root,
+        images=tuple((path,) for _, path, _ in rows),
+        task=request.task,
+        target_names=targets.names,
+        targets=targets.values,
+        meta=metadata(request, frame),
+        notes=tuple(f"left out {counted(count, 'file')}, {why}" for count, why in left_out if count),
+    )
+
+
+def _compiled(regex: str) -> tuple[re.Pattern[str], list[Problem]]:
+    try:
+        compiled = re.compile(regex)
+    except re.error as error:
+        return re.compile(""), [Problem("data.layout.regex", f"'{regex}' is no regular expression: {error}")]
+    if "label" in compiled.groupindex:
+        return compiled, []
+    return compiled, [Problem("data.layout.regex", f"'{regex}' has no group 'label'", "such as `(?P<label>[a-z]+)`")]
+
+
+def _no_csv_problems(request: Request, layout: str, columns: set[str]) -> list[Problem]:
+    """Return what a layout without a CSV cannot use; `columns` are those it has for metadata."""
+    problems = []
+    if request.csv is not None or request.where or request.target or request.id:
+        problems.append(Problem("data", f"the layout '{layout}' reads no CSV", "remove csv, id, where and target"))
+    if len(request.images) > 1:
+        problems.append(Problem("data.images", f"the layout '{layout}' reads one image folder", "name one"))
+    return problems + [
+        Problem("data.metadata", f"the layout '{layout}' has no column '{name}'", nearest(name, columns))
+        for name in request.metadata
+        if name not in columns
+    ]

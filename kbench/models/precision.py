@@ -19,13 +19,15 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of a name such as `cpu` or `cuda:1`; `auto` takes a GPU if there is one.
+    """Return the device of a name such as `cpu` or `cuda:1`; `auto` takes the accelerator that Accelerate finds.
 
     Raises:
         ConfigError: the device is not there.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        from accelerate.state import PartialState
+
+        name = str(PartialState().default_device)
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -67,14 +67,16 @@ def draw_balance(table: Table, path: Path) -> Path:
         counts, names = counts[order], [names[place] for place in order]
     line = min(0.3, max(0.13, _LARGEST / len(names)), _LARGEST / len(names))
     figure, axes = new_figure(width=7.5, height=len(names) * line + 1.2)
-    places = np.arange(len(names))
-    axes.barh(places, counts, color=SERIES[0], height=0.8)
     size = min(9.0, line * 52)
     if size >= 4:
+        places = np.arange(len(names))
+        axes.barh(places, counts, color=SERIES[0], height=0.8)
         axes.set_yticks(places, [shorten(name, 30) for name in names], fontsize=size)
         for place, count in zip(places, counts, strict=True):
             axes.text(count, place, f" {count:,}", va="center", fontsize=size, color="0.3")
     else:
+        edges = np.arange(len(names) + 1) - 0.5
+        axes.stairs(counts, edges, orientation="horizontal", fill=True, color=SERIES[0])
         axes.set(ylabel=f"{len(names):,} targets, the largest first")
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.margins(x=0.1)

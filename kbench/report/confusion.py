@@ -89,10 +89,11 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path, *, norm
     if np.count_nonzero(matrix) <= _NUMBERS and cell * 72 * 0.4 >= 4:
         _numbers(axes, matrix, share, cell, normalise=normalise)
     if cell >= 0.1:
-        axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(k + 1) - 0.5, minor=True)
-        axes.grid(which="minor", color="0.93" if k > 30 else "0.85", linewidth=0.5)
-    axes.tick_params(which="both", length=0)
+        between, colour = np.arange(k + 1) - 0.5, "0.93" if k > 30 else "0.85"
+        axes.hlines(between, -0.5, k - 0.5, color=colour, linewidth=0.5)
+        axes.vlines(between, -0.5, k - 0.5, color=colour, linewidth=0.5)
+    axes.tick_params(length=0)
+    axes.set(xlim=(-0.5, k - 0.5), ylim=(k - 0.5, -0.5))
     axes.set(xlabel="predicted", ylabel="true")
     rows = int(matrix.sum())
     right = int(np.trace(matrix))
@@ -117,12 +118,12 @@ def _rgb(colour: str) -> np.ndarray:
 
 def _names(axes: Any, names: Sequence[str], cell: float) -> None:
     size = min(9.0, 0.62 * cell * 72)
-    step = 1 if size >= 4 else int(np.ceil(4 / size))
+    step = 1 if size >= 4 else int(np.ceil(6 / size))
     places = list(range(0, len(names), step))
     shown = [shorten(names[place], 30) for place in places]
     upright = len(names) <= 30 and max(map(len, shown)) * 0.6 * size / 72 <= cell * 0.95
-    axes.set_xticks(places, shown, fontsize=max(size, 4), rotation=0 if upright else 90)
-    axes.set_yticks(places, shown, fontsize=max(size, 4))
+    axes.set_xticks(places, shown, fontsize=max(size, 5), rotation=0 if upright else 90)
+    axes.set_yticks(places, shown, fontsize=max(size, 5))
 
 
 def _numbers(axes: Any, matrix: np.ndarray, share: np.ndarray, cell: float, *, normalise: bool) -> None:

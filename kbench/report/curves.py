@@ -18,7 +18,7 @@ def draw_fold(paths: FoldPaths) -> list[Path]:
     drawn = [draw_lr_find(path) for path in sorted(paths.root.glob("lr-find-*.csv"))]
     epochs = read_epochs(paths)
     if epochs:
-        drawn.append(draw_losses(epochs, paths.root / "losses.png"))
+        drawn.append(draw_losses(epochs, paths.losses))
     return drawn
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from kbench import files
-from kbench.report.figures import SERIES, blank_figure, new_figure, save_figure, tidy
+from kbench.report.figures import MUTED, SERIES, blank_figure, new_figure, save_figure, tidy
 from kbench.training.lr_curve import LRCurve, shown
 from kbench.workspace import FoldPaths
 
@@ -46,6 +46,7 @@ def draw_training(folds: Mapping[str, Epochs], path: Path, *, metric: str) -> Pa
     longest = max(folds.values(), key=len)
     for axes, what in ((loss, "loss: dotted on training rows"), (score, f"validation score: {metric}"),
                        (rate, "learning rate at the end of the epoch")):  # fmt: skip
+        axes.set_xlim(0.5, len(longest) + 0.5)
         _stages(axes, longest)
         axes.set_title(what, fontsize=10, loc="left")
         axes.set(xlabel="epoch")
@@ -79,6 +80,7 @@ def _robust(axes: Any, columns: Sequence[np.ndarray]) -> None:
     values = np.concatenate(columns)
     values = values[np.isfinite(values)]
     if not len(values):
+        axes.text(0.5, 0.5, "no validation rows", transform=axes.transAxes, ha="center", color=MUTED)
         return
     if values.min() > 0 and values.max() > 10 * values.min():
         axes.set(yscale="log")

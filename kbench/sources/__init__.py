@@ -6,7 +6,7 @@ name it in `registry.MODULES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -66,6 +66,9 @@ class Source(Protocol):
 
     def find(self, tag: str) -> Receipt | None:
         """Return the submission sent with a tag, or None when the service lists none."""
+
+    def find_all(self, tags: Collection[str]) -> dict[str, Receipt]:
+        """Return the submissions sent with these tags, by tag, from one look at the service's list."""
 
     def status(self, ref: str) -> Receipt:
         """Ask for the state and score of a sent submission."""

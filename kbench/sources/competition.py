@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -95,6 +95,10 @@ class KaggleCompetition:
     def find(self, tag: str) -> Receipt | None:
         """Return the submission sent with a tag, or None."""
         return sending.find(self, tag)
+
+    def find_all(self, tags: Collection[str]) -> dict[str, Receipt]:
+        """Return the submissions sent with these tags, by tag (`sending.find_all`)."""
+        return sending.find_all(self, tags)
 
     def wait(self, ref: str, *, limit: float, progress: Progress) -> Receipt:
         """Wait until a submission is scored, at most `limit` seconds (`sending.wait`)."""

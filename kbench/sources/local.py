@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from kbench import files
 from kbench.errors import SourceError
 from kbench.registry import register
-from kbench.sources import Fetched, Progress, Source
+from kbench.sources import Fetched, Progress, Receipt, Source
 from kbench.sources.archive import copy_folder, unpack, walk
 
 _RECORD = ".kbench-source.json"
@@ -144,6 +144,10 @@ class LocalSource:
 
     def find(self, tag: str) -> None:
         """Return None: nothing was sent."""
+
+    def find_all(self, tags: Collection[str]) -> dict[str, Receipt]:
+        """Return nothing: nothing was sent."""
+        return {}
 
     def status(self, ref: str) -> NoReturn:
         """Refuse: nothing was sent."""

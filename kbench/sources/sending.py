@@ -8,7 +8,7 @@ unknown and said so. To support a service that scores otherwise, implement `Serv
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from kbench.errors import ServiceError, SubmissionError, UnknownOutcome
@@ -109,6 +109,16 @@ def describe(message: str, tag: str) -> str:
 def find(service: Service, tag: str) -> Receipt | None:
     """Return the submission sent with a tag, or None when the service lists none."""
     return next((item.receipt() for item in service.submissions() if _tagged(item, tag)), None)
+
+
+def find_all(service: Service, tags: Collection[str]) -> dict[str, Receipt]:
+    """Return the submissions sent with these tags, by tag; those the service does not list are left out."""
+    found: dict[str, Receipt] = {}
+    for item in service.submissions():  # newest first
+        found |= {tag: item.receipt() for tag in tags if tag not in found and _tagged(item, tag)}
+        if len(found) == len(set(tags)):
+            break
+    return found
 
 
 def _tagged(submission: Submission, tag: str) -> bool:

@@ -8,7 +8,6 @@ goes on from the last resume point.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,7 +59,7 @@ def train_fold(
             yield from run_stage(context, stage, model, progress=progress, tensors=tensors)
             tensors = None
             if stage.name in needed:
-                write_tensors(_end_of(context.paths, stage.name), model.state_dict())
+                write_tensors(context.paths.end(stage.name), model.state_dict())
             progress.next_stage()
     except TrainingError as error:
         mark(context.paths, "failed", context.identity, error=error.what)
@@ -79,7 +78,7 @@ def _start(context: FoldContext, stage: StagePlan, model: nn.Module, build: Call
             return model
         torch.manual_seed(seeds.number(seeds.MODEL, context.seed, context.number, stage.index))
         return build()
-    end = _end_of(context.paths, stage.start)
+    end = context.paths.end(stage.start)
     if not end.is_file():
         raise CheckpointError(
             f"stage {stage.name} starts from stage {stage.start}, and its end '{end}' is missing",
@@ -88,10 +87,6 @@ def _start(context: FoldContext, stage: StagePlan, model: nn.Module, build: Call
         )
     model.load_state_dict(read_tensors(end))
     return model
-
-
-def _end_of(paths: FoldPaths, stage: str) -> Path:
-    return paths.root / f"end-{stage}.safetensors"
 
 
 def begin(paths: FoldPaths, *, training: str) -> tuple[Progress, Tensors] | None:

@@ -19,7 +19,7 @@ import threading
 import zipfile
 from base64 import b64encode
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -91,6 +91,7 @@ class StandIn:
         self.limits: dict[str, Any] = {"numToday": 0, "numTotal": 0, "numAllowedNow": 5}
         self.submissions: list[dict[str, Any]] = []
         self.scores: deque[dict[str, str]] = deque()
+        self.grade: Callable[[bytes], float] | None = None
         self.uploads: dict[str, bytes] = {}
         self.page_size = 2
         self.empty_page = False
@@ -199,6 +200,9 @@ class StandIn:
         ref = 4000 + len(self.submissions)
         described = {"ref": ref, "date": "2026-01-02T03:04:05.678Z", "description": asked["submissionDescription"]}
         self.submissions.append({**SUBMISSION, **described, "fileName": "submission.csv"})
+        if self.grade is not None:
+            score = self.grade(self.uploads[asked["blobFileTokens"]])
+            self.scores.append({"status": "COMPLETE", "publicScore": f"{score:.5f}"})
         return {"message": "Successfully submitted", "ref": ref}
 
     def _GetSubmission(self, asked: dict[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import huggingface_hub
 import pytest
 import torch
 from torch import nn
 
 from kbench.errors import CheckpointError, ConfigError
 from kbench.models.classifier import (
-    Classifier, ConcatPool, backbone_statistics, check_backbone, concat_head, timm_classifier,
+    Classifier,
+    ConcatPool,
+    backbone_statistics,
+    check_backbone,
+    concat_head,
+    timm_classifier,
 )  # fmt: skip
+
+pytestmark = [  # timm resizes tables of positions by means torch has since renamed
+    pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning"),
+]
 
 
 def made(name: str = "resnet10t", **options) -> Classifier:
@@ -38,7 +49,6 @@ def test_a_transformer_is_judged_by_its_token() -> None:
     torch.testing.assert_close(model.head(features), model.head.fc(features[:, 0]))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:timm")
 def test_a_transformer_that_was_trained_with_mean_pooling_takes_the_mean_of_places_without_the_token() -> None:
     model = made("eva02_tiny_patch14_224", size=(28, 28))
     features = model.encode(torch.randn(2, 3, 28, 28))
@@ -127,14 +137,7 @@ def test_known_backbones_pass_with_and_without_a_tag() -> None:
 
 
 def test_weights_that_cannot_be_fetched_are_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError("no network")
-
-    for name in ("getaddrinfo", "create_connection"):
-        monkeypatch.setattr(socket, name, refuse)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="cannot be fetched") as caught:
         made(_pretrained=True)
     assert "weights:" in caught.value.todo

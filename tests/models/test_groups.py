@@ -26,7 +26,6 @@ def statistics(model: nn.Module, prefix: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.filterwarnings("ignore::UserWarning:timm")  # its own interpolation of positions
 def test_every_parameter_is_in_exactly_one_of_three_groups(name: str) -> None:
     model = timm_classifier(2, 3, _backbone=name, _size=(56, 56) if "14" in name else (64, 64))
     layers = layer_groups(model)
@@ -62,7 +61,7 @@ def test_groups_are_chosen_by_name_or_number() -> None:
     assert chosen("head", 3) == [2]
     assert chosen([-1, 0, 0], 3) == [0, 2]
     for wrong in ([3], [-4]):
-        with pytest.raises(ConfigError, match="this model has 3|names layer group"):
+        with pytest.raises(ConfigError, match="names layer group"):
             chosen(wrong, 3)
 
 

@@ -1,0 +1,78 @@
+"""The tags of an image in one cell: `image_name,tags`, the tags divided by spaces.
+
+To add another format, see `formats.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from kbench.data.frames import texts
+from kbench.errors import ConfigError, Problem, check_number, first_names, nearest
+from kbench.inference.predictions import Predictions
+from kbench.registry import register
+from kbench.submission.formats import Format, check_task, framed, one_column, predicted, values_for
+
+
+@register("format")
+def tags(*, threshold: float | list[float] = 0.2, _names: tuple[str, ...], _task: str) -> Format:
+    """Return the format with the names of the tags above a threshold in the sample's one target column.
+
+    Args:
+        threshold: a tag is written above it; one number, or one per tag in the order of the targets (row F-25).
+
+    Raises:
+        ConfigError: the task is not multi-label, a threshold is wrong, or a tag has a space in it.
+    """
+    check_task(_task, ("multi_label",), format="tags")
+    limits = _limits(threshold, _names)
+    spaced = [name for name in _names if name.split() != [name]]
+    if spaced:
+        raise ConfigError(
+            f"the submission format 'tags' with the tags {first_names(spaced)}",
+            "names without white space, which divides them",
+            "set submission.format in the YAML, perhaps to `probabilities`",
+        )
+
+    def build(predictions: Predictions, sample: pd.DataFrame) -> pd.DataFrame:
+        chosen = values_for(predictions, sample, names=_names).astype(np.float32) > limits  # as the metrics choose
+        names = np.asarray(_names, dtype=object)
+        cells = np.array([" ".join(names[row]) for row in chosen], dtype=object)
+        return framed(sample, {one_column(sample, format="tags"): cells})
+
+    def parse(frame: pd.DataFrame, sample: pd.DataFrame) -> Predictions:
+        index = {name: position for position, name in enumerate(_names)}
+        values = np.zeros((len(frame), len(_names)), dtype=np.float32)
+        for row, cell in enumerate(texts(frame, one_column(sample, format="tags"))):
+            values[row, [index[name] for name in cell.split()]] = 1
+        return predicted(frame, _names, values, _task)
+
+    def problems(frame: pd.DataFrame, sample: pd.DataFrame) -> list[Problem]:
+        column = one_column(sample, format="tags")
+        cells = [cell.split() for cell in texts(frame, column)]
+        known = set(_names)
+        strange = list(dict.fromkeys(name for cell in cells for name in cell if name not in known))
+        twice = [str(frame.iloc[row, 0]) for row, cell in enumerate(cells) if len(set(cell)) < len(cell)]
+        found = []
+        if strange:
+            what = f"{len(strange):,} words are no tag: {first_names(strange)}"
+            found.append(Problem(column, what, nearest(strange[0], _names)))
+        if twice:
+            found.append(Problem(column, f"{len(twice):,} cells have a tag twice, those of {first_names(twice)}"))
+        return found
+
+    return Format(".csv", build, parse, problems, text=True)
+
+
+def _limits(threshold: float | list[float], names: tuple[str, ...]) -> np.ndarray:
+    """Return one threshold, or [K] of them."""
+    for value in threshold if isinstance(threshold, list) else [threshold]:
+        check_number("submission.format.threshold", value, "[0, 1]")
+    if isinstance(threshold, list) and len(threshold) != len(names):
+        raise ConfigError(
+            f"{len(threshold)} thresholds for {len(names)} tags",
+            "one threshold, or one per tag",
+            "correct submission.format.threshold in the YAML",
+        )
+    return np.asarray(threshold, dtype=np.float32)

@@ -1,0 +1,545 @@
+"""The commands against the stand-in: what the user types, sees, and finds in the ledger."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lookalikes
+import numpy as np
+import pandas as pd
+import pytest
+from standin import KEY, SIGNATURE, TOKEN, Fault, StandIn, environment
+
+from kbench import cli
+from kbench.sources import sending
+from kbench.submission.check import read_sample
+from kbench.submission.ledger import Entry, Lineage, new_entry, read_ledger, update_entry
+from kbench.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+SECRETS = (KEY, TOKEN, SIGNATURE, "wrong-token", "Basic ", "Bearer ")
+
+YAML = """
+title: Tiny Images
+task: single_label
+source: {name: kaggle, slug: tiny-images}
+data:
+  train: {csv: train.csv, images: train, suffix: .png}
+  test: {images: test, suffix: .png}
+  target: label
+folds: {strategy: stratified, n: 5, seed: 1}
+metric: log_loss
+submission: {format: probabilities}
+input: {size: 16, channels: 1}
+model: {backbone: resnet10t}
+train: {batch_size: 64, optimizer: adamw, lr: 3e-3, precision: fp32}
+stages:
+  cycle: {schedule: {name: sgdr, cycles: 1, cycle_len: 1}, keep: [cycles]}
+"""
+
+WATCH = """
+import os, socket
+connect = socket.socket.connect
+def recorded(self, address):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        with open(os.environ["CONNECTIONS"], "a") as log:
+            log.write(f"{address[0]}\\n")
+    return connect(self, address)
+socket.socket.connect = recorded
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def kbench(
+    workspace: Workspace, standin: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Run a command in this process and return how it ended."""
+
+    def run(*words: str, code: int = 0) -> Done:
+        monkeypatch.setattr(sys, "argv", ["kbench", *words])
+        ended: int | str | None = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            ended = stop.code
+        captured = capsys.readouterr()
+        done = Done(int(ended or 0), captured.out, captured.err)
+        assert done.code == code, f"kbench {' '.join(words)} -> {done}"
+        assert "Traceback" not in done.err
+        for secret in SECRETS:
+            assert secret not in done.out + done.err
+        return done
+
+    return run
+
+
+@pytest.fixture
+def images(workspace: Workspace, standin: StandIn, kbench: Callable[..., Done]) -> Workspace:
+    """A workspace with a small competition of the stand-in, downloaded."""
+    standin.files, _ = lookalikes.digits(train=20, test=4)
+    standin.zip()
+    workspace.competition("tiny").write_text(YAML)
+    kbench("download", "tiny")
+    standin.seen.clear()
+    return workspace
+
+
+def written(workspace: Workspace, name: str, *, shift: float = 0.0, cv: float = 0.5) -> Entry:
+    """Write a submission and its record as `kbench ensemble` does."""
+    frame = read_sample(workspace.data("tiny") / "sample_submission.csv")
+    frame["0"] += shift
+    frame["1"] -= shift
+    file = workspace.submissions("tiny") / f"{name}.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(file, index=False)
+    lineage = Lineage("tiny", runs=["baseline-s0"], metric="log_loss", maximise=False, score=cv, low=0.4, high=0.6)
+    return new_entry(file, lineage)
+
+
+@pytest.fixture
+def entry(images: Workspace) -> Entry:
+    """One submission that was not sent."""
+    return written(images, "first")
+
+
+def ledger(workspace: Workspace) -> dict[str, Entry]:
+    return {entry.name: entry for entry in read_ledger(workspace.submissions("tiny"))}
+
+
+def scored(standin: StandIn, *, public: str = "0.55", private: str = "") -> None:
+    """Let the service score what it has, in its list too."""
+    for item in standin.submissions:
+        item.update(status="COMPLETE", publicScore=public, privateScore=private)
+
+
+# submit ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_submission_is_sent_with_its_run_and_cv_and_its_score_recorded(entry, images, standin, kbench):
+    standin.scores.append({"status": "COMPLETE", "publicScore": "0.55"})
+    found = kbench("submit", "--json").json()
+    assert (found["status"], found["cv"], found["public"], found["left"]) == ("complete", 0.5, 0.55, 4)
+    assert found["gap"] == pytest.approx(0.05)
+    said = standin.calls("CreateSubmission")[0].json()["submissionDescription"]
+    assert said == f"baseline-s0, CV log_loss 0.50000 [{entry.tag}]"
+    assert list(standin.uploads.values()) == [entry.file.read_bytes()]
+    assert ledger(images)["first"].ref == "4000"
+
+
+def test_what_is_left_is_shown(entry, kbench):
+    done = kbench("submit", "--no-wait")
+    assert "5 submissions left before this one" in done.err
+    assert "submissions left today: 4" in done.err
+
+
+@pytest.mark.parametrize(
+    ("about", "limits", "says", "todo"),
+    [
+        ({"isKernelsSubmissionsOnly": True}, {}, "takes notebooks, no files", "kbench predict --data DIR"),
+        ({"submissionsDisabled": True}, {}, "takes no submissions now", "kbench score"),
+        ({}, {"numToday": 5, "numAllowedNow": 0}, "no submission is left", "nothing was sent"),
+    ],
+    ids=["code competition", "closed", "limits at zero"],
+)
+def test_what_would_not_be_taken_is_not_sent(about, limits, says, todo, entry, images, standin, kbench):
+    standin.about |= about
+    standin.limits |= limits
+    done = kbench("submit", code=1)
+    assert says in done.err
+    assert todo in done.err
+    assert ledger(images)["first"] == entry
+    assert not standin.calls("StartSubmissionUpload")
+
+
+def test_a_file_that_does_not_fit_the_sample_never_meets_the_service(entry, standin, kbench):
+    frame = pd.read_csv(entry.file, dtype={"id": str})
+    frame.iloc[1:].to_csv(entry.file, index=False)
+    assert "ids are missing" in kbench("submit", code=1).err
+    assert not standin.seen
+
+
+def test_a_file_changed_since_it_was_written_is_not_sent(entry, images, standin, kbench):
+    frame = pd.read_csv(entry.file, dtype={"id": str})
+    frame["0"] += 0.01
+    frame["1"] -= 0.01
+    frame.to_csv(entry.file, index=False)
+    assert "is not what was written" in kbench("submit", code=1).err
+    assert not standin.calls("StartSubmissionUpload")
+
+
+def test_an_upload_that_fails_leaves_the_submission_unsent(entry, images, standin, kbench):
+    standin.plan("CreateSubmission", Fault(400, {"code": 400, "message": "no such file type"}))
+    kbench("submit", "--no-wait", code=1)
+    assert ledger(images)["first"].status == "written"
+    kbench("submit", "--no-wait")
+    assert ledger(images)["first"].status == "sent"
+
+
+@pytest.fixture
+def lost(entry, images, standin, kbench, monkeypatch) -> Entry:
+    """A submission whose answer was lost and which the service does not list."""
+    monkeypatch.setattr(sending, "LOOKS", (0.0,))
+    standin.plan("CreateSubmission", Fault(reset=True))
+    done = kbench("submit", code=3)
+    assert "whether it counted is not known" in done.err
+    assert ledger(images)["first"].status == "unknown"
+    return entry
+
+
+def test_an_unknown_outcome_is_looked_for_and_never_sent_twice(lost, images, standin, kbench):
+    written(images, "second")
+    done = kbench("submit", code=3)
+    assert lost.tag in done.err
+    assert "kbench submit first --resend" in done.err
+    assert len(standin.calls("CreateSubmission")) == 1
+    assert (ledger(images)["first"].status, ledger(images)["second"].status) == ("unknown", "written")
+
+
+def test_a_submission_that_turns_up_later_is_adopted(lost, images, standin, kbench):
+    described = {"ref": 4711, "date": "2026-01-02T03:04:05Z", "description": f"baseline [{lost.tag}]"}
+    standin.submissions = [{"publicScore": "0.6", "privateScore": "", "status": "COMPLETE", **described}]
+    found = kbench("submit", "--json").json()
+    assert (found["status"], found["public"]) == ("complete", 0.6)
+    assert ledger(images)["first"].ref == "4711"
+    assert len(standin.calls("CreateSubmission")) == 1
+
+
+def test_one_the_user_did_not_find_either_is_sent_again_on_demand(lost, images, standin, kbench):
+    assert kbench("submit", "first", "--resend", "--no-wait", "--json").json()["status"] == "sent"
+    assert [lost.tag in item["description"] for item in standin.submissions] == [True]
+
+
+def test_sending_again_looks_first(lost, images, standin, kbench):
+    described = {"ref": 4711, "date": "2026-01-02T03:04:05Z", "description": f"baseline [{lost.tag}]"}
+    standin.submissions = [{"publicScore": "", "privateScore": "", "status": "PENDING", **described}]
+    kbench("submit", "first", "--resend", "--no-wait")
+    assert ledger(images)["first"].ref == "4711"
+    assert len(standin.calls("CreateSubmission")) == 1
+
+
+def test_a_lost_answer_that_was_accepted_is_found_at_once(entry, images, standin, kbench, monkeypatch):
+    monkeypatch.setattr(sending, "LOOKS", (0.0,))
+    standin.plan("CreateSubmission", Fault(reset=True, done=True))
+    kbench("submit", "--no-wait")
+    assert (ledger(images)["first"].status, ledger(images)["first"].ref) == ("sent", "4000")
+    assert len(standin.submissions) == 1
+
+
+def test_a_killed_sending_is_looked_for(entry, images, standin, kbench):
+    update_entry(entry.file, "sending")
+    kbench("submit", code=3)
+    assert ledger(images)["first"].status == "unknown"
+    assert not standin.calls("StartSubmissionUpload")
+
+
+def test_a_file_the_service_cannot_score_says_why_and_may_be_sent_again_under_a_new_tag(entry, images, standin, kbench):
+    standin.scores.append({"status": "ERROR", "errorDescription": "Submission must have 4 rows"})
+    assert "Submission must have 4 rows" in kbench("submit", code=1).err
+    assert ledger(images)["first"].status == "error"
+    kbench("submit", "first", "--no-wait")
+    again = ledger(images)["first"]
+    assert again.status == "sent"
+    assert again.tag != entry.tag
+    assert again.tag in standin.submissions[1]["description"]
+
+
+def test_one_that_was_sent_waits_for_its_score_and_is_not_sent_twice(entry, images, standin, kbench):
+    kbench("submit", "--no-wait")
+    standin.scores.append({"status": "COMPLETE", "publicScore": "0.55"})
+    assert kbench("submit", "first", "--json").json()["public"] == 0.55
+    assert len(standin.calls("CreateSubmission")) == 1
+    assert "cannot become 'sending'" in kbench("submit", "first", code=1).err
+
+
+# leaderboard -----------------------------------------------------------------------------------------------------
+
+
+def test_the_leaderboard_asks_for_scores_first_the_public_then_the_private(entry, images, standin, kbench):
+    kbench("submit", "--no-wait")
+    row = kbench("leaderboard", "--json").json()["rows"][0]
+    assert (row["status"], row["public"]) == ("sent", None)
+    scored(standin)
+    row = kbench("leaderboard", "--json").json()["rows"][0]
+    assert (row["status"], row["cv"], row["public"], row["private"]) == ("complete", 0.5, 0.55, None)
+    assert row["gap"] == pytest.approx(0.05)
+    scored(standin, private="0.57")
+    assert kbench("leaderboard", "--json").json()["rows"][0]["private"] == 0.57
+    standin.seen.clear()
+    kbench("leaderboard")
+    assert not standin.seen
+
+
+def test_the_leaderboard_asks_once_for_all_and_ranks_cv_against_public(images, standin, kbench):
+    for number, cv in enumerate((0.5, 0.4, 0.3)):
+        written(images, f"sub{number}", shift=number / 100, cv=cv)
+        kbench("submit", "--no-wait")
+        standin.submissions[number].update(status="COMPLETE", publicScore=str(cv + 0.1))
+    standin.page_size = 200
+    standin.seen.clear()
+    found = kbench("leaderboard", "--json").json()
+    assert found["rank_correlation"] == pytest.approx(1.0)
+    assert [seen.route for seen in standin.seen] == ["ListSubmissions"]
+    lines = kbench("leaderboard", "--csv").out.splitlines()
+    assert lines[0].startswith("name,run,members,metric,cv,")
+    assert [line.partition(",")[0] for line in lines[1:]] == ["sub2", "sub1", "sub0"]
+    assert "rank correlation of CV and public score: 1.00" in kbench("leaderboard").out
+
+
+def test_the_leaderboard_finds_a_lost_submission(lost, images, standin, kbench):
+    assert kbench("leaderboard", "--json").json()["rows"][0]["status"] == "unknown"
+    described = {"ref": 4711, "date": "2026-01-02T03:04:05Z", "description": f"baseline [{lost.tag}]"}
+    standin.submissions = [{"publicScore": "0.6", "privateScore": "", "status": "COMPLETE", **described}]
+    assert kbench("leaderboard", "--json").json()["rows"][0]["public"] == 0.6
+
+
+def test_the_leaderboard_is_shown_as_known_where_the_service_cannot_be_asked(entry, standin, kbench):
+    kbench("submit", "--no-wait")
+    standin.plan("ListSubmissions", *[Fault(403, {"code": 403, "message": "no"}) for _ in range(9)])
+    done = kbench("leaderboard", "--json")
+    assert "the scores are those known before" in done.err
+    assert done.json()["fresh"] is False
+    assert done.json()["rows"][0]["status"] == "sent"
+
+
+# new -------------------------------------------------------------------------------------------------------------
+
+
+def drafted(workspace: Workspace, name: str = "tiny-images") -> str:
+    return workspace.competition(name).read_text()
+
+
+@pytest.fixture
+def offered(workspace: Workspace, standin: StandIn) -> StandIn:
+    """The stand-in with a small competition nobody has a YAML of."""
+    standin.files, _ = lookalikes.digits(train=20, test=4)
+    standin.zip()
+    return standin
+
+
+@pytest.mark.parametrize(
+    "words", ["tiny-images", "https://www.kaggle.com/competitions/tiny-images/overview", "kaggle.com/c/tiny-images"]
+)
+def test_a_new_competition_is_drafted_from_a_slug_or_a_pasted_address(words, workspace, offered, kbench):
+    offered.about["evaluationMetric"] = "Multiclass Loss"
+    assert "TODO" not in kbench("new", words).err
+    text = drafted(workspace)
+    assert "title: Tiny Images" in text
+    assert "metric: log_loss  # the service says 'Multiclass Loss'" in text
+    assert "source: {name: kaggle, slug: tiny-images}" in text
+    assert "code competition" not in text
+    assert workspace.chosen() == "tiny-images"
+    kbench("check")
+
+
+def test_a_metric_nobody_knows_is_left_open_and_check_says_so(workspace, offered, kbench):
+    offered.about["evaluationMetric"] = "Fancy\nScore"
+    assert "the service says 'Fancy Score'" in kbench("new", "tiny-images").err
+    assert "metric: TODO  # TODO the service says 'Fancy Score'" in drafted(workspace)
+    done = kbench("check", code=1)
+    assert "unknown metric 'TODO'" in done.err
+
+
+def test_a_code_competition_is_said_in_the_draft(workspace, offered, kbench):
+    offered.about["isKernelsSubmissionsOnly"] = True
+    kbench("new", "tiny-images")
+    assert "# A code competition: no file is sent." in drafted(workspace)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["tiny-imagse"], "tiny-imagse"),
+        (["tiny images!"], "names no Kaggle competition"),
+        (["tiny-images", "--solution", "x.csv"], "without --data"),
+    ],
+)
+def test_what_cannot_be_drafted_leaves_nothing_behind(words, says, workspace, offered, kbench):
+    assert says in kbench("new", *words, code=1).err
+    assert list(workspace.competitions.iterdir()) == []
+
+
+def test_a_yaml_that_exists_is_not_overwritten(images, kbench):
+    images.competition("tiny-images").write_text("mine: 1\n")
+    assert "kbench download tiny-images" in kbench("new", "tiny-images", code=1).err
+    assert drafted(images) == "mine: 1\n"
+
+
+# download --------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_download_fetches_nothing(images, standin, kbench):
+    assert kbench("download", "--json").json()["new"] == 0
+    assert not standin.calls("GET")
+
+
+def test_chosen_files_alone_are_fetched(workspace, offered, kbench):
+    workspace.competition("tiny").write_text(YAML)
+    found = kbench("download", "tiny", "--file", "*.csv", "--json").json()
+    assert found["files"] == 2
+    assert sorted(path.name for path in workspace.data("tiny").glob("*.csv")) == ["sample_submission.csv", "train.csv"]
+
+
+# doctor ----------------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A workspace and the processes that run in it, as a user's shell would."""
+
+    def __init__(self, root: Path, home: Path, url: str) -> None:
+        self.root, self.home = root, home
+        (root / "competitions").mkdir(parents=True)
+        home.mkdir()
+        (home / "watch").mkdir()
+        (home / "watch" / "sitecustomize.py").write_text(WATCH)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("KBENCH_", "KAGGLE_"))}
+        self.variables = kept | environment(home) | {
+            "KBENCH_KAGGLE_URL": url, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(home / "watch"),
+            "CONNECTIONS": str(home / "connections"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XDG_CACHE_HOME": str(home), "MPLCONFIGDIR": str(home),
+        }  # fmt: skip
+        del self.variables["KAGGLE_CONFIG_DIR"]
+
+    def run(self, line: str, code: int = 0, **more: str) -> Done:
+        """Run a line of the shell."""
+        ended = subprocess.run(
+            ["sh", "-ec", line], cwd=self.root, env=self.variables | more, capture_output=True, text=True, check=False
+        )
+        done = Done(ended.returncode, ended.stdout, ended.stderr)
+        assert done.code == code, f"{line} -> {done.code}\n{done.out}\n{done.err}"
+        assert "Traceback" not in done.err
+        for secret in SECRETS:
+            assert secret not in done.out + done.err
+        return done
+
+    def hosts(self) -> set[str]:
+        """Return the hosts its processes connected to."""
+        log = self.home / "connections"
+        return set(log.read_text().split()) if log.exists() else set()
+
+    def leaks(self) -> list[str]:
+        """Return the files of the workspace that hold a credential."""
+        files = [path for path in self.root.rglob("*") if path.is_file()]
+        return [str(path) for path in files if any(secret.encode() in path.read_bytes() for secret in SECRETS[:4])]
+
+
+@pytest.fixture
+def machine_of_mine(tmp_path: Path, standin: StandIn) -> Machine:
+    return Machine(tmp_path / "mine", tmp_path / "home", standin.url)
+
+
+def test_the_doctor_names_the_sign_in_that_works(machine_of_mine):
+    done = machine_of_mine.run("kbench doctor --json")
+    said = " ".join(row["what"] for row in done.json()["rows"])
+    assert "the key of KAGGLE_USERNAME and KAGGLE_KEY as 'tester'" in said
+    assert "Kaggle accepts the sign-in of 'tester'" in said
+    assert "GB free" in said
+
+
+@pytest.mark.parametrize("more", [{}, {"VERBOSE": "1"}, {"VERBOSE_OUTPUT": "1"}], ids=["plain", "VERBOSE", "OUTPUT"])
+def test_the_doctor_finds_a_rejected_token_that_hides_a_good_key_and_shows_no_secret(more, machine_of_mine):
+    done = machine_of_mine.run("kbench doctor", code=1, KAGGLE_API_TOKEN="wrong-token", **more)
+    said = " ".join(done.out.split())
+    assert "refused the token of KAGGLE_API_TOKEN, which hides the key" in said.replace("│", "").replace("  ", " ")
+    assert machine_of_mine.hosts() <= {"127.0.0.1"}
+
+
+def test_the_doctor_shows_no_secret_of_files_others_can_read(machine_of_mine):
+    folder = machine_of_mine.home / ".kaggle"
+    folder.mkdir()
+    (folder / "kaggle.json").write_text(json.dumps({"username": "tester", "key": KEY}))
+    (folder / "kaggle.json").chmod(0o644)
+    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY"):
+        del machine_of_mine.variables[name]
+    done = machine_of_mine.run("kbench doctor --json", VERBOSE="1")
+    levels = {row["level"] for row in done.json()["rows"]}
+    assert "warning" in levels
+    assert "chmod 600" in " ".join(row["todo"] for row in done.json()["rows"])
+
+
+# the whole job ---------------------------------------------------------------------------------------------------
+
+
+def log_loss(submission: bytes, answers: dict[str, int]) -> float:
+    """Return the score of a submission, computed apart from the package's own."""
+    frame = pd.read_csv(io.BytesIO(submission), dtype={"id": str}).set_index("id")
+    assert sorted(frame.index) == sorted(answers)
+    return float(np.mean([-np.log(frame.loc[name, str(label)]) for name, label in answers.items()]))
+
+
+@pytest.mark.slow
+def test_the_owners_lines_work_as_they_stand(machine_of_mine, standin):
+    standin.files, answers = lookalikes.digits()
+    standin.zip()
+    standin.grade = lambda submission: log_loss(submission, answers)
+    standin.page_size = 200
+    mine = machine_of_mine
+    (mine.root / "competitions" / "digits.yaml").write_text(YAML)
+    mine.run("kbench download")
+    mine.run("kbench train --fold 3")
+    done = mine.run("kbench ensemble && kbench submit")
+    assert "folds 0, 1, 2, 4 of 'baseline-s0' are not trained" in done.err
+    assert "submissions left today: 4" in done.err
+    mine.run("kbench ensemble --require-all", code=1)
+    (row,) = mine.run("kbench leaderboard --json").json()["rows"]
+    graded = log_loss(next(iter(standin.uploads.values())), answers)
+    assert (row["status"], row["members"], row["public"]) == ("complete", 1, pytest.approx(graded, abs=1e-5))
+    assert row["gap"] == pytest.approx(row["public"] - row["cv"])
+    shown = mine.run("kbench leaderboard").out
+    assert f"{row['cv']:.5g}" in shown
+    assert f"{row['public']:.5g}" in shown
+    assert len(standin.calls("CreateSubmission")) == 1
+    assert mine.hosts() <= {"127.0.0.1", "::1"}
+    assert mine.leaks() == []
+
+
+SMALL = "--set model.pretrained=false --set model.backbone=resnet10t --set input.size=32 --set tta=none"
+LOOKALIKES = {
+    "dogs-vs-cats-redux-kernels-edition": (lookalikes.dogs_vs_cats, ["head", "all"]),
+    "dog-breed-identification": (lookalikes.dog_breeds, ["start", "cycles"]),
+    "planet-understanding-the-amazon-from-space": (lookalikes.planet, ["head", "small", "middle", "full"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slug", LOOKALIKES)
+def test_a_shipped_competition_runs_end_to_end_on_its_layout(slug, machine_of_mine, standin):
+    make, stages = LOOKALIKES[slug]
+    standin.slug, standin.files = slug, make()
+    standin.zip()
+    mine = machine_of_mine
+    (mine.root / "competitions" / f"{slug}.yaml").write_text((ROOT / "competitions" / f"{slug}.yaml").read_text())
+    sizes = [f"--set stages.{name}.size=32" for name in stages]
+    short = [
+        f"--set stages.{name}.schedule='{{name: constant, epochs: 1}}' --set stages.{name}.lr=1e-3" for name in stages
+    ]
+    mine.run("kbench download")
+    assert "warning" not in mine.run("kbench check").err
+    line = shlex.split(SMALL)
+    assert line
+    mine.run(f"kbench train --smoke {SMALL} {' '.join(sizes)}")
+    mine.run(f"kbench train --fold 0 {SMALL} {' '.join(sizes)} {' '.join(short)}")
+    mine.run("kbench ensemble baseline-s0 && kbench submit --no-wait")
+    (sent,) = standin.uploads.values()
+    assert len(sent.splitlines()) == len((next(mine.root.glob("data/*/sample_*.csv"))).read_bytes().splitlines())
+    assert mine.leaks() == []
