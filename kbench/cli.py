@@ -620,6 +620,7 @@ def doctor(
     if json:
         console.show_json(found)
     else:
-        console.show_table(found["rows"])
+        for row in found["rows"]:  # no table: what is to be typed must not be cut
+            console.result(f"{row['level']}: {row['what']}" + (f"\n  next: {row['todo']}" if row["todo"] else ""))
     if not found["ok"]:
         raise typer.Exit(1)

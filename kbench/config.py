@@ -24,8 +24,9 @@ Task = Literal["single_label", "multi_label", "regression", "segmentation", "den
 Pixels = Annotated[int, Field(ge=1, le=32_000)]
 Size = Pixels | tuple[Pixels, Pixels]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=10_000)]
+Decay = Annotated[float, Field(ge=0, le=10_000)]
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 PluginFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.py$", max_length=100)]
 RESERVED = ("previous", "fresh")  # what `start:` may say instead of a stage's name
@@ -117,7 +118,7 @@ class Input(Section):
     mean: list[Finite] | None = Field(
         None, description="per channel, of values scaled by 1/255 if 8 bit; ImageNet's for 3 channels"
     )
-    std: list[Rate] | None = Field(None, description="per channel, like mean")
+    std: list[Positive] | None = Field(None, description="per channel, like mean")
     cache: Literal["auto", "on", "off"] = Field("auto", description="keep decoded images in one memory-mapped array")
 
 
@@ -160,7 +161,7 @@ class Stage(Section):
     size: Size | None = Field(None, description="image size of this stage; `input.size` by default")
     batch_size: int = Field(64, ge=1, description="images per batch")
     accumulate: int = Field(1, ge=1, description="batches per update")
-    clip: Rate | None = Field(None, description="largest gradient norm")
+    clip: Positive | None = Field(None, description="largest gradient norm")
     loss: Part | None = Field(None, description="by default the task's: cross_entropy, bce or mse")
     augment: Part = Field(Component(name="none"), description="see `kbench list augmentation`")
     crop: Part = Field(Component(name="random"), description="which window of a training image; `kbench list crop`")
@@ -171,7 +172,7 @@ class Stage(Section):
     channels_last: Literal["auto"] | bool = Field("auto", description="memory format of the images")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept")
     early_stop: int | None = Field(None, ge=1, description="epochs without a better score before the stage stops")
-    min_delta: Decay = Field(0.0, description="how much better counts as better")
+    min_delta: Finite = Field(0.0, ge=0, description="how much better counts as better")
     monitor: str | None = Field(None, description="what `best` means: `loss` or a metric; the competition's by default")
     keep: list[Literal["cycles", "best", "last"]] = Field(
         default_factory=list, description="which states become ensemble members"

@@ -178,7 +178,8 @@ def validate(
     raise_all(
         list(dict.fromkeys(problems)), error=ConfigError, subject=f"'{file}'",
         expected="a YAML that follows competitions/schema.json",
-        todo=f"correct the lines named above, then run `kbench check -c {name}`",
+        todo="correct the lines named above, then run `kbench check -c "
+        + (name if experiment == "baseline" else f"{name} -e {experiment}") + "`",
     )  # fmt: skip
     if competition is None:
         raise AssertionError("a validation error lists at least one problem")

@@ -74,6 +74,23 @@ def wing(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+def level(module: str) -> int:
+    """Return how deep a module stands; the package itself is below everything."""
+    return ORDER.index(wing(module)) if wing(module) else len(ORDER)
+
+
+def others(*but: str) -> list[str]:
+    """Return all modules but some."""
+    return [module for module in MODULES if module not in but]
+
+
+def constants(module: str) -> Iterator[tuple[str, ast.Constant]]:
+    """Yield every text of a module with its place."""
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value, node
+
+
 def calls(module: str) -> Iterator[tuple[ast.Call, str]]:
     """Yield every call with the text of what is called."""
     for node in ast.walk(tree(module)):
@@ -100,19 +117,13 @@ def test_every_part_of_the_house_has_its_place() -> None:
     assert {wing(module) for module in MODULES} - {""} == set(ORDER)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_below(module: str) -> None:
-    mine = wing(module)
-    level = ORDER.index(mine) if mine else len(ORDER)
-    up = [
-        target
+def test_a_module_imports_only_from_below() -> None:
+    assert [
+        f"{module} -> {target}"
+        for module in MODULES
         for target in imported(module)
-        if target in MODULES
-        and wing(target)
-        and ORDER.index(wing(target)) < level
-        and (mine, wing(target)) not in UPWARDS
-    ]
-    assert up == []
+        if target in MODULES and level(target) < level(module) and (wing(module), wing(target)) not in UPWARDS
+    ] == []
 
 
 def test_no_exception_to_the_order_is_left_over() -> None:
@@ -174,15 +185,16 @@ def temporaries(module: str) -> Iterator[tuple[ast.With, str]]:
                 yield node, ast.unparse(item.optional_vars) if item.optional_vars else ""
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "kbench.files"])
-def test_only_the_door_of_the_disk_writes(module: str) -> None:
-    allowed = {
-        id(call)
-        for block, name in temporaries(module)
-        for call in ast.walk(block)
-        if isinstance(call, ast.Call) and name and name in ast.unparse(call)
-    }
-    found = [at(module, call) for call, name in calls(module) if writes(call, name) and id(call) not in allowed]
+def test_only_the_door_of_the_disk_writes() -> None:
+    found = []
+    for module in others("kbench.files"):
+        allowed = {
+            id(call)
+            for block, name in temporaries(module)
+            for call in ast.walk(block)
+            if isinstance(call, ast.Call) and name and name in ast.unparse(call)
+        }
+        found += [at(module, call) for call, name in calls(module) if writes(call, name) and id(call) not in allowed]
     assert found == []
 
 
@@ -198,48 +210,50 @@ def test_the_test_of_the_door_finds_what_writes() -> None:
         assert not writes(call, ast.unparse(call.func)), line
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "kbench.workspace"])
-def test_only_the_workspace_joins_its_paths(module: str) -> None:
+def test_only_the_workspace_joins_its_paths() -> None:
     owners = re.compile(r"(?:^|\.)(?:workspace|paths|place|run|fold)(?:\(.*\))?\.(?:root|competitions)$")
-    joined = [
+    assert [
         at(module, node)
+        for module in others("kbench.workspace")
         for node in ast.walk(tree(module))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and owners.search(ast.unparse(node.left))
-    ]
-    assert joined == []
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "kbench.workspace"])
-def test_only_the_workspace_names_the_files_of_a_run(module: str) -> None:
-    named = {
-        node.value
-        for node in ast.walk(tree("kbench.workspace"))
-        if isinstance(node, ast.Constant)
-        and re.fullmatch(r"\.?[a-z]+\.(json|jsonl|yaml|log)|\.kbench", str(node.value))
-    }
-    assert {"run.json", "config.yaml", "log.jsonl", ".kbench"} <= named
-    nodes = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Constant)]
-    assert [at(module, node) for node in nodes if node.value in named] == []
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "kbench.sources.kaggle"])
-def test_only_one_module_imports_the_client_of_kaggle(module: str) -> None:
-    assert [name for name in imported(module) if name.split(".")[0] in ("kaggle", "kagglesdk")] == []
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "kbench.models.checkpoint"])
-def test_only_one_module_loads_weights(module: str) -> None:
-    loads = re.compile(r"(^|\.)(torch\.load|load_file|safe_open|load_state_dict_from_url|pickle\.loads?)$")
-    assert [
-        at(module, call) for call, name in calls(module) if loads.search(name) or name.startswith("torch.hub")
     ] == []
-    assert not any(name.startswith(("safetensors", "pickle", "joblib.numpy_pickle")) for name in imported(module))
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name not in ("kbench.cli", "kbench.console")])
-def test_only_the_console_prints(module: str) -> None:
+def test_only_the_workspace_names_the_files_of_a_run() -> None:
+    file = re.compile(r"\.?[a-z]+\.(json|jsonl|yaml|log)|\.kbench")
+    named = {text for text, _ in constants("kbench.workspace") if file.fullmatch(text)}
+    assert {"run.json", "config.yaml", "log.jsonl", ".kbench"} <= named
+    assert [
+        at(module, node) for module in others("kbench.workspace") for text, node in constants(module) if text in named
+    ] == []
+
+
+def test_only_one_module_imports_the_client_of_kaggle() -> None:
+    assert [
+        f"{module}: {name}"
+        for module in others("kbench.sources.kaggle")
+        for name in imported(module)
+        if name.split(".")[0] in ("kaggle", "kagglesdk")
+    ] == []
+
+
+def test_only_one_module_loads_weights() -> None:
+    loads = re.compile(r"(^|\.)(torch\.load|load_file|safe_open|load_state_dict_from_url|pickle\.loads?)$|^torch\.hub")
+    loaders = ("safetensors", "pickle", "joblib.numpy_pickle")
+    for module in others("kbench.models.checkpoint"):
+        assert [at(module, call) for call, name in calls(module) if loads.search(name)] == []
+        assert [name for name in imported(module) if name.startswith(loaders)] == []
+
+
+def test_only_the_console_prints() -> None:
     printed = re.compile(r"^print$|^pprint|sys\.(stdout|stderr)\.|^typer\.echo$|^warnings\.warn$")
-    assert [at(module, call) for call, name in calls(module) if printed.search(name)] == []
+    assert [
+        at(module, call)
+        for module in others("kbench.cli", "kbench.console")
+        for call, name in calls(module)
+        if printed.search(name)
+    ] == []
 
 
 # -- what stays light -------------------------------------------------------------------------------------------
@@ -286,20 +300,15 @@ def test_torch_is_loaded_only_where_tensors_are() -> None:
 # -- files ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_file_is_short_enough_to_be_read(module: str) -> None:
-    lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
-    assert lines <= 350 or module in LONG
+def test_a_file_is_short_enough_to_be_read() -> None:
+    lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert {module: lines for module, lines in lengths.items() if lines > 350 and module not in LONG} == {}
+    assert [module for module in LONG if lengths[module] <= 350] == [], "exceptions that are none any more"
 
 
-def test_no_exception_to_the_length_is_left_over() -> None:
-    assert [name for name in LONG if len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= 350] == []
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_says_what_it_is_for(module: str) -> None:
-    text = ast.get_docstring(tree(module)) or ""
-    assert text.splitlines()[0].endswith((".", ";", ":"))
+def test_a_module_says_what_it_is_for() -> None:
+    first = {module: (ast.get_docstring(tree(module)) or " ").splitlines()[0] for module in MODULES}
+    assert [module for module, text in first.items() if not text.endswith((".", ";", ":"))] == []
 
 
 def test_no_two_test_files_share_a_name() -> None:

@@ -4,19 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from yamls import digits
 
 from kbench import files
-from kbench.commands.workspace import shipped
 from kbench.config import Competition, Component, FoldSection, Input, ModelSection, Section, Stage
-from kbench.documents import merge, parse_yaml, validate
+from kbench.documents import merge, validate
 
 
 def made(change: dict[str, Any] | None = None) -> Competition:
     """Return the digits competition with a change merged over its YAML."""
-    content = merge(parse_yaml(shipped("digits"), name="digits"), change or {})
+    content = merge(digits(), change or {})
     return validate(content, file="digits.yaml", folder=Path("nowhere"), name="digits")
 
 
@@ -174,6 +174,7 @@ def test_every_setting_of_the_contract_is_in_the_contract_view() -> None:
 
 
 @given(data=st.data())
+@settings(max_examples=25)
 def test_hashes_do_not_depend_on_the_order_of_keys(data: st.DataObject) -> None:
     def shuffled(value: Any, path: str = "") -> Any:
         if not isinstance(value, dict):
@@ -181,18 +182,16 @@ def test_hashes_do_not_depend_on_the_order_of_keys(data: st.DataObject) -> None:
         keys = list(value) if path == ".stages" else data.draw(st.permutations(list(value)))
         return {key: shuffled(value[key], f"{path}.{key}") for key in keys}
 
-    content = shuffled(parse_yaml(shipped("digits"), name="digits"))
+    content = shuffled(digits())
     other = validate(content, file="x", folder=Path("nowhere"), name="digits")
     assert other.hashes(plugins=[], weights=None) == made().hashes(plugins=[], weights=None)
 
 
 def test_the_order_of_stages_counts() -> None:
-    first = merge({"stages": {"a": {}}}, stage())
-    content = parse_yaml(shipped("digits"), name="digits")
+    content = digits()
     own = content.pop("stages")
     there = validate({**content, "stages": {**own, "a": {}}}, file="x", folder=Path("nowhere"), name="digits")
     back = validate({**content, "stages": {"a": {}, **own}}, file="x", folder=Path("nowhere"), name="digits")
-    assert first["stages"].keys() == {"a", "cycles"}
     assert training(there) != training(back)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kbench import files
@@ -190,6 +190,7 @@ def test_a_copy_of_a_missing_file_names_that_file(tmp_path: Path) -> None:
 
 
 @given(content=JSON)
+@settings(max_examples=40)
 def test_json_is_read_back_as_it_was_written(content: object, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "round.json"
     assert files.read_json(files.write_json(path, content)) == content
@@ -412,6 +413,7 @@ def test_a_seal_that_was_not_written_by_kbench_does_not_exist(tmp_path: Path, te
 
 
 @given(position=st.integers(0, 400), length=st.integers(0, 400))
+@settings(max_examples=40)
 def test_a_seal_with_any_missing_piece_never_raises(
     position: int, length: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

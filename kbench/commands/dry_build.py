@@ -102,7 +102,8 @@ def _try_optimizer(stage: Stage) -> None:
 def _try_loss(competition: Competition, stage: Stage, targets: np.ndarray | None, outputs: int) -> None:
     component = stage.loss or Component(name=DEFAULT_LOSS[competition.task])
     single = targets is not None and targets.ndim == 1
-    loss = _part("loss", component, _counts=np.ones(outputs), _rows=outputs)
+    counts = None if targets is None or "regression" in competition.task else np.ones(outputs)
+    loss = _part("loss", component, _counts=counts, _rows=outputs)
     if targets is not None and (single or targets.shape[1] == outputs):
         loss(torch.zeros(2, outputs), torch.as_tensor(np.asarray(targets[:2])))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.frames import texts
-from kbench.errors import ConfigError, Problem, check_number, first_names, nearest
+from kbench.errors import ConfigError, Problem, check_number, counted, first_names, nearest
 from kbench.inference.predictions import Predictions
 from kbench.registry import register
 from kbench.submission.formats import Format, check_task, framed, one_column, predicted, values_for
@@ -56,10 +56,10 @@ def tags(*, threshold: float | list[float] = 0.2, _names: tuple[str, ...], _task
         twice = [str(frame.iloc[row, 0]) for row, cell in enumerate(cells) if len(set(cell)) < len(cell)]
         found = []
         if strange:
-            what = f"{len(strange):,} words are no tag: {first_names(strange)}"
+            what = f"{counted(len(strange), 'word')} that no tag is called: {first_names(strange)}"
             found.append(Problem(column, what, nearest(strange[0], _names)))
         if twice:
-            found.append(Problem(column, f"{len(twice):,} cells have a tag twice, those of {first_names(twice)}"))
+            found.append(Problem(column, f"{counted(len(twice), 'cell')} with a tag twice, of {first_names(twice)}"))
         return found
 
     return Format(".csv", build, parse, problems, text=True)

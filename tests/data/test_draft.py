@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kbench import registry
 from kbench.config import Competition
 from kbench.data.discover import Facts, discover
-from kbench.data.draft import _value, draft
+from kbench.data.draft import _CALLED, _value, draft, named_metric
 from kbench.data.layouts import Request, read_table
 from kbench.documents import parse_yaml, with_stage_defaults
 from kbench.sources.embedded import embedded
@@ -176,6 +176,53 @@ def test_a_column_with_one_value_a_row_is_no_target(tmp_path: Path) -> None:
     rows = "".join(f"{number},name{number}\n" for number in range(60))
     write(tmp_path, train=f"id,name\n{rows}", files=" ".join(f"train/{number}.jpg" for number in range(60)))
     assert discover(tmp_path).target == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "task", "name"),
+    [
+        ("Log Loss", "single_label", "log_loss"),
+        ("Multiclass Loss", "single_label", "log_loss"),
+        ("Multi Class Log Loss", "single_label", "log_loss"),
+        ("Mean Columnwise Logarithmic Loss", "multi_label", "bce"),
+        ("AUC", "multi_label", "auc"),
+        ("Area Under Receiver Operating Characteristic Curve", "single_label", "auc"),
+        ("Mean Columnwise Area Under Receiver Operating Characteristic Curve", "multi_label", "auc"),
+        ("Categorization Accuracy", "single_label", "accuracy"),
+        ("Mean F2 Score", "multi_label", "f2_samples"),
+        ("Quadratic Weighted Kappa", "regression", "quadratic_kappa"),
+        ("Root Mean Squared Error", "regression", "rmse"),
+        ("Mean Squared Error (MSE)", "regression", "mse"),
+        ("MAE", "regression", "mae"),
+        ("MAE", None, "mae"),
+        ("MAE", "single_label", None),
+        ("Root Mean Squared Logarithmic Error", "regression", None),
+        ("Mean Average Precision", "multi_label", None),
+    ],
+)
+def test_the_service_s_words_name_a_metric_only_where_they_are_sure(words: str, task: str, name: str | None) -> None:
+    assert named_metric(words, task) == name
+
+
+def test_every_metric_with_other_names_is_registered() -> None:
+    assert {name for names in _CALLED for name in names} <= set(registry.names("metric"))
+
+
+def test_a_draft_takes_title_and_metric_of_the_service(tmp_path: Path) -> None:
+    write(tmp_path, train="id,label\na,cat\nb,dog\n", sample_submission="id,label\nc,cat\n",
+          files="train/a.jpg train/b.jpg test/c.jpg")  # fmt: skip
+    text = draft(tmp_path, name="pets", source=LOCAL, title="Pets: a # test", metric="AUC", code_only=True)
+    content = parse_yaml(text, name="pets.yaml")
+    assert isinstance(content, dict)
+    assert (content["title"], content["metric"]) == ("Pets: a # test", "auc")
+    assert "# A code competition" in text
+
+
+def test_words_of_the_service_stay_in_their_comment(tmp_path: Path) -> None:
+    text = draft(tmp_path, name="pets", source=LOCAL, metric="Odd\nseed: 7\u2028task: x")
+    content = parse_yaml(text, name="pets.yaml")
+    assert isinstance(content, dict)
+    assert (content["metric"], content["seed"], content["task"]) == ("TODO", 0, "TODO")
 
 
 def test_a_draft_is_the_same_twice_and_writes_nothing(digits: Path) -> None:

@@ -445,7 +445,7 @@ def test_the_folder_layout_says_what_it_cannot_read(tmp_path: Path) -> None:
 
 
 def test_layouts_are_registered_with_what_a_yaml_may_set() -> None:
-    assert registry.names("layout") == ["csv", "folders"]
+    assert registry.names("layout") == ["csv", "folders", "pattern"]
     assert registry.bind("layout", "csv", {"masks": "m", "separator": "|"}, where="data.layout") == []
     assert registry.bind("layout", "folders", {"valid": 3, "root": "x"}, where="data.layout") != []
 
@@ -504,3 +504,68 @@ def test_camvid_has_tags_masks_and_routes() -> None:
     masks = read(root, csv="train.csv", images=("train/images",), task="segmentation", params={"masks": "train/masks"})
     assert masks.masks is not None
     assert all((root / path).is_file() for path in masks.masks)
+
+
+# Targets in file names -------------------------------------------------------------------------------------------
+
+CATS = r"(?P<label>cat|dog)\.[0-9]+"
+CAT_FILES = ["train/cat.0.jpg", "train/cat.10.jpg", "train/dog.0.jpg", "train/dog.2.jpg"]
+
+
+def from_names(root: Path, regex: str = CATS, split: str = "train", **request: Any) -> Table:
+    return read(root, split, layout="pattern", params={"regex": regex}, **{"images": ("train",), **request})
+
+
+def test_labels_are_read_from_file_names(tmp_path: Path) -> None:
+    table = from_names(write(tmp_path, "", CAT_FILES))
+    assert table.ids.tolist() == ["cat.0", "cat.10", "dog.0", "dog.2"]
+    assert table.target_names == ("cat", "dog")
+    assert table.targets is not None
+    assert table.targets.tolist() == [0, 0, 1, 1]
+    assert table.images[1] == ("train/cat.10.jpg",)
+
+
+def test_other_groups_of_a_pattern_are_metadata(tmp_path: Path) -> None:
+    write(tmp_path, "", ["faces/7_P1_a.jpg", "faces/30_P2_b.jpg"])
+    regex = r"(?P<label>\d+)_(?P<person>P\d)_."
+    table = from_names(tmp_path, regex, images=("faces",), task="regression", metadata=("person",))
+    assert table.targets is not None
+    assert table.targets[:, 0].tolist() == [30.0, 7.0]
+    assert table.column("person").tolist() == ["P2", "P1"]
+
+
+def test_a_test_split_beside_a_pattern_is_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, "", [*CAT_FILES, "test/1.jpg", "test/10.jpg"])
+    assert from_names(tmp_path, split="test", images=("test",)).ids.tolist() == ["1", "10"]
+
+
+def test_names_a_pattern_does_not_match_are_named_or_dropped(tmp_path: Path) -> None:
+    write(tmp_path, "", [*CAT_FILES, "train/cow.1.jpg", "train/notes.txt"])
+    with pytest.raises(DataError) as caught:
+        from_names(tmp_path)
+    assert problems_of(caught) == [
+        "data.layout.regex: 1 name the pattern does not match: 'cow.1' (correct it, or `data: {on_problem: drop}`)"
+    ]
+    table = from_names(tmp_path, on_problem="drop")
+    assert len(table) == 4
+    assert table.notes == ("left out 1 file, no image by name", "left out 1 file, not matched by the pattern")
+
+
+@pytest.mark.parametrize(
+    ("regex", "request_", "says"),
+    [
+        ("(?P<label>", {}, "is no regular expression"),
+        ("cat", {}, "has no group 'label'"),
+        ("(?P<label>cow)", {}, "has a name the pattern matches"),
+        ("(?P<label>cat).*", {"on_problem": "drop"}, "every row has the label 'cat'"),
+        (CATS, {"csv": "train.csv"}, "reads no CSV"),
+        (CATS, {"images": ("train", "more")}, "reads one image folder"),
+        (CATS, {"metadata": ("age",)}, "has no column 'age'"),
+        (CATS, {"task": "segmentation"}, "a name says no 'segmentation'"),
+        (CATS, {"classes": ("cat",)}, "unknown label"),
+    ],
+)
+def test_a_pattern_that_cannot_be_used_is_named(tmp_path: Path, regex: str, request_: Any, says: str) -> None:
+    write(tmp_path, "", CAT_FILES)
+    with pytest.raises(DataError, match=says):
+        from_names(tmp_path, regex, **request_)

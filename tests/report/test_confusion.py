@@ -62,6 +62,7 @@ def test_the_diagonal_is_green_and_mistakes_are_red(tmp_path: Path, normalise: b
     assert ((red > green + 30) & (red > blue + 30)).sum() > 500
 
 
+@pytest.mark.slow
 def test_names_of_120_classes_stay_readable(tmp_path: Path) -> None:
     matrix = np.diag(np.arange(1, 121))
     matrix[3, 7] = 5

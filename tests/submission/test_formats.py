@@ -45,6 +45,7 @@ CASES: dict[str, tuple[str, str, tuple[str, ...], dict[str, Any]]] = {
     "probabilities-labels": ("probabilities", "multi_label", NAMES, {}),
     "label": ("label", "single_label", ("breed",), {}),
     "single-probability": ("single_probability", "single_label", ("label",), {"target": "bee", "clip": 0.02}),
+    "tags": ("tags", "multi_label", ("tags",), {"threshold": [0.5, 0.25, 0.4]}),
     "value": ("value", "regression", ("bee", "ant", "cow"), {}),
 }
 
@@ -135,6 +136,44 @@ def test_a_single_probability_comes_back_as_two_classes(
     parsed = round_trip(format, predictions, sample_of("label", ids=ids), tmp_path_factory.mktemp("a"))
     assert parsed.names == ("cat", "dog")
     np.testing.assert_allclose(parsed.values, predictions.values, atol=1e-7)
+
+
+@given(data=st.data(), ids=ids_of)
+@laws
+def test_tags_come_back_as_what_is_above_the_threshold(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, ids: list[str]
+) -> None:
+    values = data.draw(arrays(np.float32, (len(ids), 3), elements=st.floats(0, 1, width=32)))
+    predictions = predictions_of(values, task="multi_label", ids=ids)
+    threshold = data.draw(st.floats(0, 1) | st.lists(st.floats(0, 1), min_size=3, max_size=3))
+    format = make("tags", task="multi_label", threshold=threshold)
+    parsed = round_trip(format, predictions, sample_of("tags", ids=ids), tmp_path_factory.mktemp("a"))
+    assert parsed.names == NAMES
+    assert (parsed.values == (predictions.values > np.float32(threshold))).all()
+
+
+def test_wrong_tags_are_found() -> None:
+    format, sample = make("tags", task="multi_label"), sample_of("tags")
+    frame = sample.assign(tags=["ant bee", "", "ant  bie", "cow cow", "cow"])
+    what = [str(problem) for problem in format.problems(frame, sample)]
+    assert what == [
+        "tags: 1 word that no tag is called: 'bie' (did you mean 'bee'?)",
+        "tags: 1 cell with a tag twice, of 'ä,x'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "task", "params", "says"),
+    [
+        (NAMES, "single_label", {}, "cannot write the task 'single_label'"),
+        (NAMES, "multi_label", {"threshold": 1.5}, "threshold is '1.5'"),
+        (NAMES, "multi_label", {"threshold": [0.2, 0.3]}, "2 thresholds for 3 tags"),
+        (("blue sky", "sea"), "multi_label", {}, "'blue sky'"),
+    ],
+)
+def test_tags_that_cannot_be_written_are_refused(names: Any, task: str, params: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        make("tags", task=task, names=names, **params)
 
 
 @given(data=st.data(), names=names_of, ids=ids_of)

@@ -214,9 +214,7 @@ def test_an_image_that_does_not_fit_alone_is_an_error_with_a_remedy() -> None:
 
 
 def test_memory_of_a_cpu_runs_out_too() -> None:
-    text = (
-        "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to"
-    )
+    text = "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to"
     made = learner(net())
     update(made, [(images(8), classes(8))], rules=rules(step=hungry(4, RuntimeError, text)), seed=0)
     assert made.micro_batch == 4
