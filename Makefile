@@ -20,10 +20,10 @@ demo: $(STAMP)  ## the whole job on the embedded competition
 	$(BIN)/kbench demo
 
 test: $(STAMP) lint type  ## all checks
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 quick: $(STAMP)  ## the fast tier
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import Dataset
 
 from kbench import files, registry
 from kbench.commands import parts
@@ -26,15 +25,14 @@ from kbench.commands.runs import open_run_setup, run_paths
 from kbench.commands.samples import epoch_draws, label_text, resize_of, shown_images, stage_named, training_rows
 from kbench.commands.score import out_of_fold, require_folds, trained_folds
 from kbench.commands.setup import Choice, Setup, open_setup
+from kbench.commands.tensors import GivenImages, Item, TensorDataset, given
 from kbench.config import Competition
 from kbench.data import seeds
-from kbench.data.cache import Images, Resize
-from kbench.data.dataset import Normalise, Show
+from kbench.data.cache import Images
 from kbench.data.folds import Folds
-from kbench.data.images import Reader
 from kbench.data.tables import Table
 from kbench.ensemble.average import ensemble_run
-from kbench.errors import DataError, PredictionError, nearest
+from kbench.errors import PredictionError, nearest
 from kbench.inference.predict import Job, Member, predict
 from kbench.inference.predictions import Predictions, load
 from kbench.models.checkpoint import Checkpoint
@@ -42,9 +40,6 @@ from kbench.models.precision import choose_device
 from kbench.report.sheets import Group, Tile, sheet
 from kbench.training.context import Plan
 from kbench.workspace import RunPaths
-
-Item = str | Path | Sequence[str | Path] | np.ndarray
-"""An image to predict: a path, several paths whose channels are stacked, or an array [H, W] or [H, W, C]."""
 
 
 def open_run(
@@ -245,12 +240,12 @@ class Run:
         reader = registry.build(
             "reader", config.input.reader.name, config.input.reader.params, _channels=config.input.channels
         )
-        given = [_given(item, place, config.input.channels) for place, item in enumerate(items)]
-        if not given:
+        handed = [given(item, place, config.input.channels) for place, item in enumerate(items)]
+        if not handed:
             return pd.DataFrame(columns=list(self.table.target_names), dtype=np.float32)
         job = Job(
-            ids=np.array([f"{place:09d}" for place in range(len(given))]), rows=np.arange(len(given)),
-            images=lambda resize: _Given(given, reader, resize), names=self.table.target_names, task=config.task,
+            ids=np.array([f"{place:09d}" for place in range(len(handed))]), rows=np.arange(len(handed)),
+            images=lambda resize: GivenImages(handed, reader, resize), names=self.table.target_names, task=config.task,
             views=parts.build_views(config), mean=config.ensemble.mean, device=choose_device(device), batch_size=64,
             seed=config.seed,
         )  # fmt: skip
@@ -266,7 +261,7 @@ class Run:
                 pass
             made = {fold: [load(member.out) for member in members] for fold, members in by_fold.items()}
             values = np.array(ensemble_run(made, mean=config.ensemble.mean).values)
-        names = [place if isinstance(item, np.ndarray) else item[0].name for place, item in enumerate(given)]
+        names = [place if isinstance(item, np.ndarray) else item[0].name for place, item in enumerate(handed)]
         return pd.DataFrame(values, index=pd.Index(names), columns=list(self.table.target_names))
 
     def _trained(self) -> dict[str, str]:
@@ -292,63 +287,3 @@ class Run:
         stages = {stage.name: stage for stage in parts.build_stages(self.config)}
         source = {key: checkpoint.info[key] for key in ("fold", "stage", "tag")}
         return member_of(self.setup, checkpoint, out, source, stages, device)
-
-
-class TensorDataset(Dataset):
-    """Rows of a table as normalised tensors with their targets; made by `Run.dataset`.
-
-    Attributes:
-        ids: [n] text.
-        rows: [n] rows of the run's table.
-        epoch: augmentations are drawn for it; set it before each epoch to see new ones.
-    """
-
-    def __init__(
-        self, images: Images, show: Show, scale: dict[str, Any], table: Table, rows: np.ndarray, key: tuple[int, ...]
-    ) -> None:
-        self.rows, self.ids, self.epoch = rows, table.ids[rows], 0
-        self._images, self._show, self._key = images, show, key
-        self._targets = None if table.targets is None else table.targets[rows]
-        self._normalise = Normalise(**scale)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image [C, H, W] float32 and target, int64 [] or float32 [K]; NaN [] without targets."""
-        index = range(len(self))[index]  # negative numbers count from the end, others than there are end a loop
-        rng = seeds.generator(*self._key, self.epoch, index) if self._key else seeds.generator(0)
-        shown, _ = self._show(self._images[int(self.rows[index])], rng)
-        image = self._normalise(torch.from_numpy(np.array(shown))[None])[0].contiguous()
-        target = np.float32("nan") if self._targets is None else self._targets[index]
-        return image, torch.as_tensor(target)
-
-
-class _Given:
-    """Images handed over by the user, brought to a size when they are asked for."""
-
-    def __init__(self, items: Sequence[Any], reader: Reader, resize: Resize) -> None:
-        self._items, self._reader, self._resize = items, reader, resize
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        item = self._items[row]
-        return self._resize(item if isinstance(item, np.ndarray) else self._reader(item))
-
-
-def _given(item: Item, place: int, channels: int) -> np.ndarray | tuple[Path, ...]:
-    """Return an array [H, W, C] or a tuple of paths."""
-    if isinstance(item, str | Path):
-        return (Path(item),)
-    if not isinstance(item, np.ndarray):
-        return tuple(Path(path) for path in item)
-    image = item[:, :, None] if item.ndim == 2 else item
-    if image.ndim != 3 or image.shape[2] != channels or not image.size:
-        raise DataError(
-            f"image {place} has the shape {item.shape}",
-            f"[height, width, {channels}]" + (" or [height, width]" if channels == 1 else ""),
-            "hand over images as the competition's files hold them, channels last",
-        )
-    return np.ascontiguousarray(image)

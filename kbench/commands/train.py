@@ -51,6 +51,7 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
         console.show_error(error)
     for fold in done:
         console.note(f"fold {fold} is trained already")
+        _finish(setup, paths, identity, fold, options)  # a process killed after training did not
     failed += _train_here(setup, paths, identity, todo, options) if _in_this_process(todo, options) else run_commands(
         [_command(setup, fold, options) for fold in todo], jobs=options.jobs, paths=paths
     )  # fmt: skip
@@ -117,6 +118,11 @@ def train_one(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int
         job = prepare_fold(setup, paths, identity, fold, options)
         _watch(train_fold(job.context, job.stages, job.build, resumed=job.resumed), fold)
     draw_fold(paths.fold(fold))
+    _finish(setup, paths, identity, fold, options)
+
+
+def _finish(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions) -> None:
+    """Predict the rows a trained fold did not train on, where they are not predicted yet, and score them."""
     if fold != FULL:
         predict_out_of_fold(setup, paths, identity, [int(fold)], options.device, limit=options.limit)
         if options.limit is None:
