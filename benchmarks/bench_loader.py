@@ -53,7 +53,7 @@ def main() -> None:
                 folder=folder / "cache",
                 mode=mode,
                 progress=lambda done, total: None,
-            )  # fmt: skip
+            )
             for mode in ("off", "on")
         }
 

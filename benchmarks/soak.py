@@ -35,7 +35,7 @@ input: {size: 16, channels: 1}
 model: {backbone: test_resnet, options: {head: concat, hidden: [32], dropout: 0.2}}
 train: {batch_size: 80, augment: {name: basic, rotate: 12}}
 stages:
-  head: {groups: head, lr: find, range_test: {steps: 40}, schedule: {name: constant, epochs: 1}}
+  head: {groups: head, lr: find, range_test: {steps: 24}, schedule: {name: constant, epochs: 1}}
   all:
     lr: 0.05
     lr_decay: 3
@@ -67,7 +67,8 @@ def kbench(root: Path, runs: Path, *words: str) -> subprocess.Popen[bytes]:
     runs.mkdir(exist_ok=True)
     with open(runs / "said.txt", "ab") as said:
         return subprocess.Popen(
-            [sys.executable, "-m", "kbench", *words], cwd=root, env={**kept, "KBENCH_RUNS": str(runs)},
+            [sys.executable, "-m", "kbench", *words], cwd=root,
+            env={**kept, "KBENCH_RUNS": str(runs), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
         )  # fmt: skip
 

@@ -25,8 +25,8 @@ Pixels = Annotated[int, Field(ge=1, le=32_000)]
 Size = Pixels | tuple[Pixels, Pixels]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=10_000)]
-Decay = Annotated[float, Field(ge=0, le=10_000)]
+Rate = Annotated[float, Field(gt=0, le=1e30)]  # finite in float32
+Decay = Annotated[float, Field(ge=0, le=1e30)]
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 PluginFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.py$", max_length=100)]
 RESERVED = ("previous", "fresh")  # what `start:` may say instead of a stage's name

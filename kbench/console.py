@@ -21,9 +21,9 @@ from rich.table import Table
 from kbench.errors import KbenchError
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-out = Console(highlight=False, soft_wrap=True)
 logging.getLogger("kbench").addHandler(logging.NullHandler())  # what our loggers say is shown as a note
 _WIDE = 200  # columns of a table that goes to a file or a pipe
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def note(text: str) -> None:
@@ -67,7 +67,7 @@ def show_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         table.add_column(escape(str(name)), justify="right" if number else "left", no_wrap=number)
     for row in rows:
         table.add_row(*(escape(_cell(row.get(name))) for name in rows[0]))
-    out.print(table, width=None if out.is_terminal else _WIDE)
+    out.print(table)
 
 
 def _cell(value: Any) -> str:
@@ -104,7 +104,7 @@ def bar(what: str) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(escape(what), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
@@ -113,7 +113,7 @@ class Status:
     """One line on stderr that is rewritten: what is going on right now. Silent when stderr is no terminal."""
 
     def __init__(self) -> None:
-        self._status = err.status("") if err.is_terminal else None
+        self._status = err.status("") if sys.stderr.isatty() else None
 
     def __enter__(self) -> Status:
         if self._status:

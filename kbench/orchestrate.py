@@ -115,7 +115,7 @@ def live_table(folds: Sequence[int | str], paths: RunPaths, running: dict[Any, A
     """Show on stderr where each fold is, from the folds' logs, until the block ends."""
     from kbench import console
 
-    if not console.err.is_terminal:
+    if not sys.stderr.isatty():
         yield
         return
     from rich.live import Live

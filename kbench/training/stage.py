@@ -154,7 +154,10 @@ class _Runner:
         plan, kind = self.context.plan, self.context.device.type
         known = plan.get(f"precision/{self.stage.name}")
         if known is None or known["device"] != kind:
-            known = {"device": kind, "precision": choose_precision(self.stage.precision, self.context.device, training=True)}
+            known = {
+                "device": kind,
+                "precision": choose_precision(self.stage.precision, self.context.device, training=True),
+            }
             plan.set(f"precision/{self.stage.name}", known)
         precision: Precision = known["precision"]
         return precision
