@@ -150,6 +150,10 @@ class RunPaths:
         """The submission of a smoke run."""
         return self.root / f"smoke{suffix}"
 
+    def fold_locks(self) -> list[Path]:
+        """The lock files of the folds that were ever trained."""
+        return sorted(self.root.glob("*/.lock"))
+
     def fold(self, fold: int | str) -> FoldPaths:
         """Files of one fold; `full` stands for all rows."""
         return FoldPaths(self.root / (fold if isinstance(fold, str) else f"fold-{fold}"))

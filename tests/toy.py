@@ -29,7 +29,7 @@ def table(
 ) -> Table:
     """A table whose classes are row modulo 2 unless targets are given."""
     return Table(
-        ids=np.array([f"r{row:05d}" for row in range(rows)]),
+        ids=np.array([f"r{row:07d}" for row in range(rows)]),
         root=Path(),
         images=tuple((f"{row:04d}.png",) for row in range(rows)),
         task=task,

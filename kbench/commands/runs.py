@@ -67,6 +67,9 @@ def prepare_run(setup: Setup, *, force: bool) -> tuple[RunPaths, dict[str, str]]
         if before["training"] != known["training"]:
             if not force:
                 raise _trained_otherwise(setup, paths, before)
+            for lock in paths.fold_locks():
+                with files.lock(lock, waiting="wait until the run is trained, or stop it, then type this again"):
+                    pass
             console.warn(f"training '{paths.name}' anew: what it held is removed")
             files.remove(paths.root)
     if not paths.manifest.is_file():

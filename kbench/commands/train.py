@@ -52,10 +52,20 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
     for fold in done:
         console.note(f"fold {fold} is trained already")
         _finish(setup, paths, identity, fold, options)  # a process killed after training did not
-    failed += _train_here(setup, paths, identity, todo, options) if _in_this_process(todo, options) else run_commands(
-        [_command(setup, fold, options) for fold in todo], jobs=options.jobs, paths=paths
-    )  # fmt: skip
+    for some in _rounds(setup, todo):
+        if len(some) == 1 or options.jobs == 1:
+            failed += _train_here(setup, paths, identity, some, options, alone=len(wanted) == 1)
+        else:
+            commands = [_command(setup, fold, options) for fold in some]
+            failed += run_commands(commands, jobs=options.jobs, paths=paths)
     return {"run": paths.name, "trained": [fold for fold in todo if fold not in failed], "done": done, "failed": failed}
+
+
+def _rounds(setup: Setup, todo: Sequence[int | str]) -> list[list[int | str]]:
+    """Return the folds in two rounds: the others take rates from the first ones (`lr_from_fold`)."""
+    asked = {stage.lr_from_fold for stage in setup.competition.stages.values() if stage.lr == "find"}
+    rounds = [[fold for fold in todo if (fold in asked) == first] for first in (True, False)]
+    return [folds for folds in rounds if folds]
 
 
 def _option(fold: int | str) -> str:
@@ -81,19 +91,16 @@ def _wanted(setup: Setup, which: str | None) -> list[int | str]:
     return [fold]
 
 
-def _in_this_process(todo: Sequence[int | str], options: TrainOptions) -> bool:
-    return len(todo) <= 1 or options.jobs == 1
-
-
 def _train_here(
-    setup: Setup, paths: RunPaths, identity: dict[str, str], todo: Sequence[int | str], options: TrainOptions
-) -> list[int | str]:
+    setup: Setup, paths: RunPaths, identity: dict[str, str], todo: Sequence[int | str], options: TrainOptions, *,
+    alone: bool,
+) -> list[int | str]:  # fmt: skip
     failed: list[int | str] = []
     for fold in todo:
         try:
             train_one(setup, paths, identity, fold, options)
         except TrainingError as error:
-            if len(todo) == 1:
+            if alone:
                 raise
             console.show_error(error)
             failed.append(fold)

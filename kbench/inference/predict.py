@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.errors import PredictionError
 from kbench.inference.predictions import Predictions, array_path, create_array, save
 from kbench.inference.views import Load, View
+from kbench.models.memory import in_parts
 from kbench.models.outputs import probabilities
 from kbench.models.precision import Precision, autocast
 
@@ -166,7 +168,8 @@ def _one_pass(job: Job, loaded: list[tuple[Member, nn.Module]]) -> Iterator[int]
         tensors = [images.to(job.device, non_blocking=True) for images in batch.images]
         for position, (member, model) in enumerate(loaded):
             normalised = [normalisers[position](images) for images in tensors]
-            values = _mean_over_views(job, model, normalised, loads, member.precision).cpu().numpy()
+            mean = partial(_mean_over_views, job, model, loads, member.precision)
+            values = in_parts(mean, normalised).cpu().numpy()
             array = arrays[position]
             if array is None:
                 files.remove(member.out)  # what lies there counts no longer, even if this is not finished
@@ -185,7 +188,7 @@ def _draw(job: Job, row: int) -> Draw:
 
 @torch.inference_mode()
 def _mean_over_views(
-    job: Job, model: nn.Module, images: list[torch.Tensor], loads: list[Load], precision: Precision
+    job: Job, model: nn.Module, loads: list[Load], precision: Precision, images: list[torch.Tensor]
 ) -> torch.Tensor:
     total: torch.Tensor | None = None
     weight = sum(view.weight for view in job.views)

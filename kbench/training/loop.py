@@ -19,6 +19,7 @@ from kbench.data import seeds
 from kbench.data.dataset import Batch, Draw, Loader
 from kbench.errors import TrainingError
 from kbench.models.groups import train_mode
+from kbench.models.memory import in_parts
 from kbench.models.outputs import probabilities
 from kbench.models.precision import Precision, autocast
 from kbench.training.losses import Loss, LossSum
@@ -196,6 +197,8 @@ def evaluate(
 ) -> tuple[float, np.ndarray]:
     """Judge a model on planned batches.
 
+    All predictions are held in memory, since a metric may need them at once.
+
     Returns:
         The mean loss over valid targets, and [N, K, ...] float32 probabilities (target units for regression) in
         the order of the plan.
@@ -206,10 +209,15 @@ def evaluate(
     for batch in feed.load(batches):
         images = feed.normalise(batch.images[0].to(feed.device, non_blocking=True))
         assert batch.target is not None, "validation rows have targets"
-        with autocast(feed.device, precision):
-            logits = model(images)
+        logits = in_parts(lambda parts: _logits(model, parts[0], feed.device, precision), [images])
         found = loss(logits.float(), batch.target.to(feed.device))
         total += float(found.total)
         count += float(found.count)
         parts.append(probabilities(logits, task).cpu().numpy())
     return (total / count if count else 0.0), np.concatenate(parts)
+
+
+def _logits(model: nn.Module, images: torch.Tensor, device: torch.device, precision: Precision) -> torch.Tensor:
+    with autocast(device, precision):
+        logits: torch.Tensor = model(images)
+    return logits

@@ -32,6 +32,7 @@ from kbench.training.schedules import Schedule
 from kbench.training.update import Learner, Rules, average_of
 
 _FIND_EPOCHS = 10**6  # orders of the range test are numbered from here
+_SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,7 @@ class _Runner:
         self.order = stage.sampler(targets, len(self.rows))
         self.key = (context.seed, context.number, stage.index)
         self.channels_last = stage.channels_last is not False
-        precision = self._precision()
-        self.judged_in = choose_precision(stage.precision, context.device, training=False)
+        precision, self.judged_in = self._precisions()
         place(model, context.device, channels_last=self.channels_last)
         train_images, valid_images = context.images_for(stage.show), context.images_for(stage.valid_show)
         self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
@@ -149,18 +149,15 @@ class _Runner:
             micro_batch=stage.batch_size + 1,  # a last batch may have one more
         )
 
-    def _precision(self) -> Precision:
-        """Return the precision; what a device type began with, it goes on with."""
-        plan, kind = self.context.plan, self.context.device.type
-        known = plan.get(f"precision/{self.stage.name}")
-        if known is None or known["device"] != kind:
-            known = {
-                "device": kind,
-                "precision": choose_precision(self.stage.precision, self.context.device, training=True),
-            }
-            plan.set(f"precision/{self.stage.name}", known)
-        precision: Precision = known["precision"]
-        return precision
+    def _precisions(self) -> tuple[Precision, Precision]:
+        """Return the precisions of training and judging; what a device type began with, it goes on with."""
+        plan, device, key = self.context.plan, self.context.device, f"precision/{self.stage.name}"
+        known = plan.get(key)
+        if known is None or known["device"] != device.type:
+            training, judging = (choose_precision(self.stage.precision, device, training=way) for way in (True, False))
+            known = {"device": device.type, "training": training, "judging": judging}
+            plan.set(key, known)
+        return known["training"], known["judging"]
 
     def _feed(self, images: Any, show: Any, *, mix: Any) -> Feed:
         context = self.context
@@ -207,7 +204,7 @@ class _Runner:
             return per_group(list(value), self.n_groups, what="lr")
         found = plan.get(f"lr/{stage.name}")
         if found is None:
-            found = self._found_elsewhere() or self._find()
+            found = _SMOKE_LR if self.context.limit else self._found_elsewhere() or self.range_test().suggestion
             plan.set(f"lr/{stage.name}", found)
         return spread(float(found), stage.lr_decay, self.n_groups)
 
@@ -223,11 +220,6 @@ class _Runner:
                 f"`kbench train --fold {fold}` first, or remove `lr_from_fold`",
             )
         return float(found)
-
-    def _find(self) -> float:
-        if self.context.limit:
-            return 1e-4  # a smoke run has too few batches to find one
-        return self.range_test().suggestion
 
     def range_test(self) -> LRCurve:
         """Run the learning-rate range test on a copy of the model; write and return its curve."""
@@ -325,7 +317,7 @@ class _Runner:
         )  # fmt: skip
         if not math.isfinite(valid_loss):
             raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
-        if stage.monitor is None or context.limit:
+        if stage.monitor is None or context.limit:  # the few rows of a smoke run may lack what a metric needs
             score = valid_loss
             signed = -valid_loss
         else:

@@ -16,6 +16,7 @@ from torch import nn
 
 from kbench.errors import TrainingError
 from kbench.models.groups import has_batch_norm
+from kbench.models.memory import out_of_memory
 from kbench.models.precision import Precision, autocast
 from kbench.training.losses import Loss, LossSum
 from kbench.training.step import Step
@@ -101,7 +102,7 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
             found = _gradients(learner, batches, rules=rules, seed=seed)
             break
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         # the error is gone, and with it the tensors its traceback held
@@ -142,10 +143,6 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
 
 def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # CUDA's, the CPU's
 
 
 def _halve(learner: Learner, batches: Pairs, rules: Rules, reason: str) -> None:

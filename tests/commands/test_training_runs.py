@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import written
+
+from kbench import files
+from kbench.commands import parts
+from kbench.commands.fold_job import TrainOptions
+from kbench.commands.predict import predict_out_of_fold, predict_test
+from kbench.commands.runs import run_paths
+from kbench.commands.setup import Choice, Setup, open_setup
+from kbench.commands.smoke import smoke
+from kbench.commands.train import train
+from kbench.errors import ConfigError, KbenchError, TrainingError
+from kbench.inference.predictions import load
+from kbench.models.checkpoint import read_checkpoint
+from kbench.training.fold import state_of
+from kbench.workspace import FoldPaths
+
+CPU = TrainOptions(device="cpu")
+FORCE = replace(CPU, force=True)
+NAN = ("stages.all.lr=1e30",)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    monkeypatch.setattr("os.sync", lambda: None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return written(tmp_path)
+
+
+def opened(root: Path, *assignments: str, name: str = "labels", run: str | None = None) -> Setup:
+    return open_setup(Choice(name, run=run, assignments=assignments, workspace=root))
+
+
+def fold(setup: Setup, number: int | str = 0) -> FoldPaths:
+    return run_paths(setup).fold(number)
+
+
+def log(paths: FoldPaths) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in paths.log.read_text().splitlines()]
+
+
+def written_at(paths: FoldPaths) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in paths.root.glob("snapshot-*")}
+
+
+# -- failure -------------------------------------------------------------------------------------------------------
+
+
+def test_a_fold_whose_loss_becomes_nan_is_failed_and_a_second_call_refuses(root: Path) -> None:
+    setup = opened(root, *NAN)
+    with pytest.raises(TrainingError, match=r"at step \d+, at a learning rate of \d\S*e\+\d+"):
+        train(setup, "0", CPU)
+    assert state_of(fold(setup), training=files.read_json(run_paths(setup).manifest)["training"])["state"] == "failed"
+    before = fold(setup).log.read_bytes()
+    with pytest.raises(TrainingError, match="failed before: the loss is nan") as caught:
+        train(opened(root, *NAN), "0", CPU)
+    assert "kbench train --fold 0 --force" in caught.value.todo
+    assert fold(setup).log.read_bytes() == before
+
+
+def test_a_failed_fold_does_not_stop_the_others_now_or_later(root: Path) -> None:
+    setup = opened(root, *NAN)
+    for _ in range(2):
+        found = train(setup, "all", CPU)
+        assert (found["failed"], found["trained"], found["done"]) == ([0, 1], [], [])
+    healthy = opened(root, run="mixed")
+    train(healthy, "1", CPU)
+    files.write_json(fold(healthy, 0).status, {"state": "failed", **_identity(healthy), "error": "x"})
+    found = train(healthy, None, CPU)
+    assert (found["failed"], found["trained"], found["done"]) == ([0], [], [1])
+
+
+def _identity(setup: Setup) -> dict[str, str]:
+    manifest = files.read_json(run_paths(setup).manifest)
+    return {key: manifest[key] for key in ("training", "contract", "folds")}
+
+
+def test_a_failed_fold_is_tried_again_by_force(root: Path) -> None:
+    setup = opened(root)
+    train(setup, "0", CPU)
+    files.write_json(fold(setup).status, {"state": "failed", **_identity(setup), "error": "x"})
+    assert train(setup, "0", FORCE)["trained"] == [0]
+
+
+# -- work that exists ----------------------------------------------------------------------------------------------
+
+
+def test_a_trained_fold_is_trained_again_only_by_force(root: Path) -> None:
+    setup = opened(root)
+    train(setup, "0", CPU)
+    before = written_at(fold(setup))
+    assert train(setup, "0", CPU)["done"] == [0]
+    assert written_at(fold(setup)) == before
+    checksum = files.sha256(fold(setup).root / "snapshot-all-1.safetensors")
+    assert train(setup, "0", FORCE)["trained"] == [0]
+    assert written_at(fold(setup)) != before
+    assert files.sha256(fold(setup).root / "snapshot-all-1.safetensors") == checksum
+
+
+@pytest.mark.parametrize("which", [None, pytest.param("all", marks=pytest.mark.slow)])
+def test_force_trains_every_fold_again(root: Path, which: str | None) -> None:
+    setup = opened(root)
+    train(setup, "all", CPU)
+    before = [written_at(fold(setup, number)) for number in range(2)]
+    assert train(setup, which, FORCE)["trained"] == [0, 1]
+    assert all(written_at(fold(setup, number)) != before[number] for number in range(2))
+
+
+def test_a_run_of_another_training_is_not_removed_by_force_while_a_fold_of_it_is_trained(root: Path) -> None:
+    setup = opened(root)
+    train(setup, "0", CPU)
+    other = opened(root, "stages.all.lr=0.01")
+    with files.lock(fold(setup).lock), pytest.raises(KbenchError, match="another kbench process"):
+        train(other, None, FORCE)
+    assert written_at(fold(setup))
+    assert train(other, None, FORCE)["trained"] == [0, 1]
+
+
+def test_a_fold_that_is_being_trained_elsewhere_is_left_alone_by_force_too(root: Path) -> None:
+    setup = opened(root)
+    train(setup, "0", CPU)
+    before = written_at(fold(setup))
+    with files.lock(fold(setup).lock), pytest.raises(KbenchError, match="another kbench process"):
+        train(setup, "0", FORCE)
+    assert written_at(fold(setup)) == before
+
+
+def test_predictions_a_killed_process_did_not_make_are_made_by_the_same_command(root: Path) -> None:
+    setup = opened(root)
+    train(setup, "0", CPU)
+    path = fold(setup).predictions("oof", "all-1")
+    expected, before = np.array(load(path).values), written_at(fold(setup))
+    files.remove(path.parent)
+    assert train(setup, "0", CPU)["done"] == [0]
+    np.testing.assert_array_equal(load(path).values, expected)
+    assert written_at(fold(setup)) == before
+
+
+def test_a_fold_killed_and_started_again_by_the_same_command_ends_the_same(root: Path) -> None:
+    whole, stopped = opened(root, run="whole"), opened(root, run="stopped")
+    train(whole, "0", CPU)
+
+    class Killed(BaseException):
+        pass
+
+    class Killer:
+        """Raises in the middle of the run, as a signal would."""
+
+        def __init__(self) -> None:
+            self.left = 6
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
+            return STEP(*args, **kwargs)
+
+    STEP = torch.optim.AdamW.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", Killer())
+        with pytest.raises(Killed):
+            train(stopped, "0", CPU)
+    train(stopped, "0", CPU)
+    for name in ("snapshot-all-0.safetensors", "snapshot-all-1.safetensors", "oof/all-1.npy"):
+        assert (fold(stopped).root / name).read_bytes() == (fold(whole).root / name).read_bytes()
+
+
+# -- all rows ------------------------------------------------------------------------------------------------------
+
+
+def test_all_rows_train_with_the_plan_of_the_folds_and_keep_their_ends(root: Path) -> None:
+    setup = opened(root, "stages.all.keep=[best]", name="classes")
+    with pytest.raises(ConfigError, match="no fold of"):
+        train(setup, "full", CPU)
+    train(setup, "all", CPU)
+    rates = [files.read_json(fold(setup, number).plan)["lr/first"] for number in range(2)]
+    found = train(setup, "full", CPU)
+    assert found["trained"] == ["full"]
+    stages = [line for line in log(fold(setup, "full")) if line["event"] == "stage"]
+    assert stages[0]["lr"][-1] == pytest.approx(float(np.sqrt(rates[0] * rates[1])))
+    assert stages[1]["lr"] == pytest.approx([0.02 / 3, 0.02])
+    assert {line["rows"] for line in stages} == {48}
+    kept = [read_checkpoint(path) for path in fold(setup, "full").snapshots()]
+    assert [(one.info["tag"], one.info["subset"], one.info["score"]) for one in kept if one] == [("last", "full", None)]
+    assert train(setup, "full", CPU)["done"] == ["full"]
+    assert train(setup, "full", FORCE)["trained"] == ["full"]
+
+
+def test_a_stage_of_all_rows_keeps_its_end_in_place_of_a_best_epoch(root: Path) -> None:
+    setup = opened(root, "stages.all.subset=full", "stages.all.keep=[best]", "stages.first.keep=[last]")
+    assert [stage.keep for stage in parts.build_stages(setup.competition)] == [{"last"}, {"last"}]
+    train(setup, "0", CPU)
+    found = [read_checkpoint(path) for path in fold(setup).snapshots()]
+    assert [(one.member, one.info["subset"]) for one in found if one] == [("all-last", "full"), ("first-last", "fold")]
+
+
+# -- predictions ---------------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_made_again_when_the_views_change_and_only_then(root: Path) -> None:
+    setup = opened(root)
+    train(setup, "0", CPU)
+    identity = _identity(setup)
+
+    def made(setup: Setup) -> int:
+        predict_out_of_fold(setup, run_paths(setup), identity, [0], "cpu")
+        return fold(setup).predictions("oof", "all-1").stat().st_mtime_ns
+
+    first = made(setup)
+    assert made(setup) == first
+    assert made(opened(root, "tta=d4")) > first
+    assert load(fold(setup).predictions("oof", "all-1")).source["views"] == {"name": "d4"}
+
+
+def test_half_made_predictions_are_made_again(root: Path) -> None:
+    setup = opened(root)
+    train(setup, "0", CPU)
+    identity, path = _identity(setup), fold(setup).predictions("test", "all-1")
+    predict_test(setup, run_paths(setup), identity, [0], "cpu")
+    expected = np.array(load(path).values)
+    files.remove(path)  # what a killed process leaves: an array, and nothing that seals it
+    predict_test(setup, run_paths(setup), identity, [0], "cpu")
+    np.testing.assert_array_equal(load(path).values, expected)
+
+
+def test_one_image_is_decoded_once_for_every_model_and_view(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = opened(root, "tta={name: five_crop}")
+    train(setup, "0", CPU)
+    reads: list[str] = []
+    read = np.fromfile
+    monkeypatch.setattr(np, "fromfile", lambda path, **more: (reads.append(str(path)), read(path, **more))[1])
+    predict_test(setup, run_paths(setup), _identity(setup), [0], "cpu")
+    assert len(reads) == len(set(reads)) == len(setup.test)
+
+
+# -- smoke ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["labels", pytest.param("classes", marks=pytest.mark.slow)])
+def test_a_smoke_run_goes_through_every_step_and_leaves_nothing(root: Path, name: str) -> None:
+    train(opened(root, name=name), "0", CPU)
+    before = {path: path.read_bytes() for path in (root / "runs").rglob("*") if path.is_file()}
+    found = smoke(Choice(name, workspace=root), device="cpu")
+    assert found["stages"] == ["first", "all"]
+    assert found["rows"] > 0
+    assert {path: path.read_bytes() for path in (root / "runs").rglob("*") if path.is_file()} == before
+    assert not list((root / "runs" / name).glob("*smoke*"))
+
+
+def test_a_smoke_run_finds_what_would_fail_after_hours(root: Path) -> None:
+    with pytest.raises(KbenchError):
+        smoke(Choice("labels", assignments=("submission.sample=missing.csv",), workspace=root), device="cpu")
+    assert not list((root / "runs" / "labels").glob("*smoke*"))
