@@ -207,6 +207,19 @@ def test_a_stage_of_all_rows_keeps_its_end_in_place_of_a_best_epoch(root: Path) 
     assert [(one.member, one.info["subset"]) for one in found if one] == [("all-last", "full"), ("first-last", "fold")]
 
 
+def test_folds_whose_rate_others_take_are_trained_first(root: Path) -> None:
+    setup = opened(root, "stages.first.lr_from_fold=1", name="classes")
+    assert train(setup, "all", CPU)["trained"] == [0, 1]
+    plans = [files.read_json(fold(setup, number).plan) for number in range(2)]
+    assert plans[0]["lr/first"] == plans[1]["lr/first"]
+    assert not (fold(setup, 0).root / "lr-find-first.csv").exists()
+    assert (fold(setup, 1).root / "lr-find-first.csv").exists()
+
+
+def test_a_smoke_run_needs_no_rate_of_another_fold(root: Path) -> None:
+    smoke(Choice("classes", assignments=("stages.first.lr_from_fold=1",), workspace=root), device="cpu")
+
+
 # -- predictions ---------------------------------------------------------------------------------------------------
 
 

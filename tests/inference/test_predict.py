@@ -285,6 +285,23 @@ def test_the_number_of_loader_workers_changes_nothing(tmp_path: Path, workers: i
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["none", "d4", "five_crop"])
+def test_a_batch_that_does_not_fit_into_memory_is_predicted_in_parts(tmp_path: Path, name: str) -> None:
+    class Hungry(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = network(0)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.model(images)
+
+    (expected,) = done(job(name), [member(tmp_path / "whole")])
+    (values,) = done(job(name), [member(tmp_path / "parts", load=Hungry)])
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
 # -- where predictions go ------------------------------------------------------------------------------------------
 
 

@@ -157,6 +157,22 @@ def test_judging_leaves_the_model_alone() -> None:
     assert state(model) == before
 
 
+def test_a_model_that_is_short_of_memory_is_judged_in_parts() -> None:
+    model = same_model()
+    expected, whole = evaluate(model, feed(), plan(20), loss=rules().loss, precision="fp32", task="single_label")
+    forward = model.forward
+
+    def hungry(images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(images)
+
+    model.forward = hungry
+    loss, values = evaluate(model, feed(), plan(20), loss=rules().loss, precision="fp32", task="single_label")
+    np.testing.assert_allclose(values, whole, atol=1e-6)
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
 # -- the meter -----------------------------------------------------------------------------------------------------
 
 
