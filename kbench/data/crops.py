@@ -126,7 +126,7 @@ def googlenet(
             if 0 < width <= image[1] and 0 < height <= image[0]:
                 return _anywhere(image, (height, width), rng)
         side = min(image[0] / size[0], image[1] / size[1])
-        return centred(image, (int(size[0] * side), int(size[1] * side)))
+        return centred(image, (max(1, int(size[0] * side)), max(1, int(size[1] * side))))
 
     return Crop("keep", window)
 

@@ -280,6 +280,7 @@ class _Runner:
                 progress.meter = [meter.total, meter.count, meter.images]
                 self._checkpoint()
                 saved = time.monotonic()
+        meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
         speed = (meter.images - resumed_images) / max(meter.seconds, 1e-9)
         waiting = meter.waited / max(meter.seconds, 1e-9)
         valid_loss, score, better = self._judge(last_rate)

@@ -189,6 +189,7 @@ def test_googlenet_shows_the_centre_where_no_window_fits() -> None:
     crop = googlenet(area=(1.0, 1.0), aspect=(1.0, 1.0))
     assert crop.window((100, 400), (16, 16), rng()) == Window(0, 150, 100, 100)
     assert googlenet(tries=0).window((100, 100), (16, 32), rng()) == Window(25, 0, 50, 100)
+    assert googlenet(tries=0).window((10, 10), (4, 3000), rng()) == Window(4, 0, 1, 10)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import subprocess
-import sys
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from kbench import files
-from kbench.errors import CheckpointError
+from kbench.errors import CheckpointError, DataError
 from kbench.models.checkpoint import (
     load_pretrained,
     load_strict,
@@ -87,23 +86,19 @@ def test_tensors_that_share_memory_or_lie_channels_last_are_written_whole(tmp_pa
         assert torch.equal(found[name], value)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_full_disk_is_an_error_and_the_older_weights_stay(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_tensors(path, {"w": torch.ones(10)})
-    program = f"""
-import resource, sys, torch
-from pathlib import Path
-from kbench.errors import DataError
-from kbench.models.checkpoint import write_tensors
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-try:
-    write_tensors(Path({str(path)!r}), {{"w": torch.zeros(100_000)}})
-except DataError as error:
-    assert error.what and error.expected and error.todo
-    sys.exit(7)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 7, done.stderr
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+        try:
+            write_tensors(path, {"w": torch.zeros(100_000)})
+        except DataError as error:
+            os._exit(7 if error.what and error.expected and error.todo else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     assert torch.equal(read_tensors(path)["w"], torch.ones(10))
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -14,6 +15,7 @@ import torch
 import toy
 
 from kbench import files
+from kbench.errors import KbenchError
 from kbench.models.checkpoint import read_checkpoint, read_tensors
 from kbench.training.context import TIMES
 from kbench.training.fold import begin, state_of, train_fold
@@ -263,7 +265,7 @@ def killed_before(operation: int, folder: Path, stages: Sequence[StagePlan]) -> 
 
 @pytest.mark.parametrize(
     ("name", "first", "every"),
-    [("everything", 3, 17), ("adaptive", 5, 29), ("finding", 1, 5),
+    [("everything", 3, 17), ("adaptive", 5, 29), ("finding", 1, 13),
      pytest.param("everything", 0, 1, marks=pytest.mark.slow), pytest.param("adaptive", 0, 1, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_fold_killed_at_any_file_operation_ends_as_if_it_had_not_been(
@@ -279,6 +281,23 @@ def test_a_fold_killed_at_any_file_operation_ends_as_if_it_had_not_been(
         assert_same(result(folder), expected)
         operation += every
     assert operation > first
+
+
+@pytest.mark.parametrize("most", [100, 1_000, 3_000])
+def test_a_full_disk_stops_a_fold_with_a_message_and_costs_nothing(tmp_path: Path, most: int) -> None:
+    stages = everything()
+    assert child(lambda: session(tmp_path / "whole", stages) and None) == 0
+
+    def short_of_space() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        try:
+            session(tmp_path / "short", stages)
+        except KbenchError as error:
+            os._exit(7 if "cannot write" in error.what and error.expected and error.todo else 1)
+
+    assert os.waitstatus_to_exitcode(child(short_of_space)) == 7
+    assert child(lambda: session(tmp_path / "short", stages) and None) == 0
+    assert_same(result(tmp_path / "short"), result(tmp_path / "whole"))
 
 
 # -- resume points -------------------------------------------------------------------------------------------------
