@@ -51,3 +51,19 @@ def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from small_runs import trained
 
     return trained(tmp_path_factory.mktemp("small"))
+
+
+_SLOW = (  # whole trainings or many processes; not in `make quick`
+    "tests/commands/",
+    "tests/kaggle/test_kaggle_commands.py",
+    "tests/test_api.py",
+    "tests/training/test_fold.py",
+    "tests/training/test_resume.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of some files slow."""
+    for item in items:
+        if any(part in item.path.as_posix() for part in _SLOW):
+            item.add_marker(pytest.mark.slow)

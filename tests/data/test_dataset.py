@@ -19,7 +19,10 @@ from kbench.data.dataset import Draw, ImageDataset, Loader, Show, auto_workers, 
 from kbench.data.images import image
 from kbench.errors import DataError, KbenchError
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # fork, 3.12
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # fork, Python 3.12
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # two workers on one core
+]
 
 
 def keyed(position: int) -> Draw:

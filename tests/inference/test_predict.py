@@ -26,6 +26,10 @@ from kbench.inference.predict import Job, Member, corner_window, grouped, predic
 from kbench.inference.predictions import array_path, load
 from kbench.inference.views import Load
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # fork, Python 3.12
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # two workers on one core
+]
 ROWS, SIZE = 11, (8, 8)
 SCALE = {"scale": 1 / 255, "mean": [0.5] * 3, "std": [0.25] * 3}
 SETS = registry.names("views")
@@ -278,7 +282,6 @@ def test_free_memory_is_known() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_number_of_loader_workers_changes_nothing(tmp_path: Path, workers: int) -> None:
     (one,) = done(job("random"), [member(tmp_path / "a")])
     (other,) = done(job("random", workers=workers), [member(tmp_path / "b")])
@@ -341,7 +344,6 @@ def test_older_predictions_do_not_count_once_new_ones_are_begun(tmp_path: Path) 
         load(tmp_path / "m0.json")
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_killed_prediction_leaves_nothing_that_counts(tmp_path: Path) -> None:
     done(job(), [member(tmp_path)])
     pid = os.fork()
