@@ -20,7 +20,7 @@ from bench_step import SIZE, photographs
 from kbench.data.augment import NO_AUGMENTATION, side_on
 from kbench.data.cache import Resize, open_images
 from kbench.data.crops import centre, random
-from kbench.data.dataset import Draw, ImageDataset, Loader, Show, chunks
+from kbench.data.dataset import Draw, ImageDataset, Loader, Show, cut
 from kbench.data.images import image
 
 
@@ -59,7 +59,7 @@ def main() -> None:
 
         def load(mode: str, show: Show) -> Callable[[], int]:
             loader = Loader(ImageDataset([opened[mode]], [show], None))
-            plan = chunks([Draw(row, (0, row)) for row in range(len(rows))], 32)
+            plan = cut(len(rows), 32, lambda row: Draw(row, (0, row)))
             return lambda: sum(len(batch.rows) for batch in loader(plan))
 
         def decode() -> int:

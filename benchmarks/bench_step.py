@@ -21,7 +21,7 @@ import torch
 from kbench.data.augment import side_on
 from kbench.data.cache import Resize, open_images
 from kbench.data.crops import random
-from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, chunks
+from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.data.images import image
 from kbench.models.classifier import timm_classifier
 from kbench.models.groups import layer_groups, train_mode
@@ -80,11 +80,11 @@ def main() -> None:
         bare_optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
         def through_kbench() -> float:
-            draws = [Draw(step % len(rows), (0, step)) for step in range(options.steps * BATCH)]
+            plan = cut(options.steps * BATCH, BATCH, lambda step: Draw(step % len(rows), (0, step)))
             started = time.perf_counter()
             for made in train_epoch(
-                learner, feed, chunks(draws, BATCH), rules=rules, schedule=schedule, history=(), first_step=0,
-                accumulate=1, key=(0, 0, 0),
+                learner, feed, plan, rules=rules, schedule=schedule, history=(), first_step=0, accumulate=1,
+                key=(0, 0, 0),
             ):  # fmt: skip
                 float(made.loss.total)
             return options.steps * BATCH / (time.perf_counter() - started)
