@@ -98,7 +98,7 @@ def main() -> None:
                 value = torch.nn.functional.cross_entropy(logits.float(), target)
                 value.backward()
                 bare_optimizer.step()
-                float(value)
+                value.item()
             return options.steps * BATCH / (time.perf_counter() - started)
 
         through_kbench(), bare()
