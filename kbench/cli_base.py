@@ -1,0 +1,125 @@
+"""What every command of the command line shares: the application, its options, its ends.
+
+A command's function stands in `cli_data.py` (workspaces, data, pictures) or in `cli.py` (the job).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from kbench.errors import KbenchError
+
+if TYPE_CHECKING:
+    from kbench.commands.choice import Choice
+
+app = typer.Typer(
+    name="kbench",
+    help="The workbench for image competitions: download, folds, train, ensemble, submit.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Competition = Annotated[str | None, typer.Option("-c", "--competition", help="Competition; default: the chosen one.")]
+Experiment = Annotated[str | None, typer.Option("-e", "--experiment", help="Experiment; default: the baseline.")]
+Run = Annotated[str | None, typer.Option("--run", help="Run; default: <experiment>-s<seed>.")]
+Assign = Annotated[list[str] | None, typer.Option("--set", help="PATH=VALUE: one value of the YAML, for this run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Do again what is done.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Folds at once.")]
+_Command = TypeVar("_Command", bound=Callable[..., None])
+_debug = False
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from kbench import __version__, console
+
+        console.result(f"kbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Set what holds for every command."""
+    global _debug
+    _debug = debug or bool(os.environ.get("KBENCH_DEBUG"))
+
+
+def main() -> None:
+    """Run the command line; turn every error into a message and an exit code."""
+    try:
+        app()
+    except KbenchError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        from kbench import console
+
+        console.note("stopped; the same command goes on from the last resume point")
+        sys.exit(130)
+
+
+def _fail(error: KbenchError) -> None:
+    if _debug:
+        raise error
+    from kbench import console
+
+    console.show_error(error)
+    sys.exit(error.exit_code)
+
+
+def command(name: str | None = None) -> Callable[[_Command], _Command]:
+    """Register a command whose interruptions and defects end in a message."""
+
+    def add(function: _Command) -> _Command:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except KeyboardInterrupt:
+                from kbench import console
+
+                console.note(f"stopped; `{' '.join(['kbench', *sys.argv[1:]])}` goes on from the last resume point")
+                sys.exit(130)
+            except (KbenchError, typer.Exit):
+                raise
+            except BrokenPipeError:  # `kbench list | head`: nobody reads on
+                os._exit(1)  # without the flush that would complain again
+            except Exception as error:
+                if _debug:
+                    raise
+                raise KbenchError(
+                    f"a defect of kbench: {type(error).__name__}: {error}",
+                    "no such error; your files are as they were before the command",
+                    "`kbench --debug` before the same command shows where; please report it",
+                ) from error
+
+        app.command(name)(guarded)
+        return function
+
+    return add
+
+
+def choose(
+    competition: str | None,
+    experiment: str | None = None,
+    run: str | None = None,
+    assign: list[str] | None = None,
+) -> Choice:
+    """Return what the common options chose."""
+    from kbench.commands.choice import Choice
+
+    return Choice(competition, experiment, run, tuple(assign or ()))
