@@ -17,12 +17,15 @@ from kbench.errors import Problem
 _PARTS = (  # kind, where its name stands, where its parameters stand
     ("source", ("source",), ("source",)),
     ("layout", ("data", "layout"), ("data", "layout")),
+    ("mask", ("data", "masks"), ("data", "masks")),
     ("fold strategy", ("folds", "strategy"), ("folds", "options")),
     ("metric", ("metric",), ("metric",)),
     ("format", ("submission", "format"), ("submission", "format")),
     ("reader", ("input", "reader"), ("input", "reader")),
     ("model", ("model", "name"), ("model", "options")),
     ("views", ("tta",), ("tta",)),
+    ("windows", ("maps", "windows"), ("maps", "windows")),
+    ("postprocess", ("maps", "postprocess"), ("maps", "postprocess")),
 )
 _STAGE_PARTS = {"schedule": "schedule", "optimizer": "optimizer", "loss": "loss", "augment": "augmentation",
                 "crop": "crop", "mix": "mix", "sampler": "sampler", "step": "step"}  # fmt: skip

@@ -20,7 +20,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from kbench.errors import Problem, nearest
 from kbench.files import digest, sha256
 
-Task = Literal["single_label", "multi_label", "regression", "segmentation", "dense_regression"]
+Task = Literal[
+    "single_label", "multi_label", "regression", "segmentation", "multi_label_segmentation", "dense_regression"
+]
 Pixels = Annotated[int, Field(ge=1, le=32_000)]
 Size = Pixels | tuple[Pixels, Pixels]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -83,6 +85,7 @@ class Data(Section):
     classes: list[str] | None = Field(
         None, description="class names in the order of the outputs; sorted labels by default"
     )
+    masks: Part | None = Field(None, description="how the targets of dense tasks are written; `kbench list mask`")
     metadata: list[str] = Field(default_factory=list, description="columns kept for folds, groups and reports")
     on_problem: Literal["error", "drop"] = Field("error", description="rows with a missing or unreadable image")
 
@@ -190,6 +193,19 @@ class EnsembleSection(Section):
     )
 
 
+class Maps(Section):
+    """How dense tasks predict whole images. None of it changes weights."""
+
+    windows: Part = Field(Component(name="full"), description="what the network sees at once")
+    postprocess: Part = Field(
+        Component(name="none"), description="from probabilities to masks; `kbench list postprocess`"
+    )
+    keep: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="keep probability maps as 8 bits; `auto`: where they need less than a tenth of the free disk",
+    )
+
+
 class Loader(Section):
     """How batches are made ready; none of it changes a result."""
 
@@ -215,6 +231,7 @@ class Competition(Section):
     stages: dict[StageName, Stage] = Field(min_length=1, description="the recipe, in order")
     tta: Part = Field(Component(name="none"), description="views of an image that are averaged; `kbench list views`")
     ensemble: EnsembleSection = Field(EnsembleSection(), description="how members become one prediction")
+    maps: Maps = Field(Maps(), description="how dense tasks predict whole images")
     loader: Loader = Field(Loader(), description="how batches are made ready")
     name: str = Field("", exclude=True, description="set from the file's name")
     experiment: str = Field("baseline", exclude=True, description="set from the experiment's name")
@@ -248,6 +265,7 @@ class Competition(Section):
             "model": self.model.model_dump(mode="json"),
             "stages": [[name, stage.model_dump(mode="json")] for name, stage in self.stages.items()],
             "monitored": self.metric.model_dump(mode="json") if selects else None,
+            "windows": self.maps.windows.model_dump(mode="json") if selects else None,
         }
 
     def hashes(self, *, plugins: list[Path], weights: Path | None) -> dict[str, str]:

@@ -36,6 +36,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "source": ("kbench.sources.embedded", "kbench.sources.local", "kbench.sources.kaggle"),
     "layout": ("kbench.data.layouts",),
     "reader": ("kbench.data.images",),
+    "mask": ("kbench.data.masks",),
     "fold strategy": ("kbench.data.fold_strategies",),
     "augmentation": ("kbench.data.augment",),
     "crop": ("kbench.data.crops",),
@@ -48,6 +49,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "step": ("kbench.training.step",),
     "mix": ("kbench.training.mix",),
     "views": ("kbench.inference.views",),
+    "windows": ("kbench.inference.windows",),
+    "postprocess": ("kbench.ensemble.postprocess",),
     "format": (
         "kbench.submission.probabilities",
         "kbench.submission.label",

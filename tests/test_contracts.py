@@ -32,12 +32,13 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
     ("source", "local"): {"path": "files"},
     ("source", "kaggle"): {"slug": "a-competition"},
     ("layout", "pattern"): {"regex": "(?P<id>.+)"},
+    ("mask", "index"): {"folder": "masks"},
     ("augmentation", "pipeline"): {"transforms": ["HorizontalFlip"]},
     ("fold strategy", "predefined"): {"column": "fold"},  # one of two, so neither has to be given
 }
 TESTED = {
     "source", "layout", "reader", "fold strategy", "augmentation", "crop", "sampler", "metric", "model", "schedule",
-    "optimizer", "loss", "step", "mix", "views", "format",
+    "optimizer", "loss", "step", "mix", "views", "windows", "mask", "postprocess", "format",
 }  # fmt: skip
 PARTS = [registry.get(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 
@@ -241,6 +242,33 @@ def test_the_first_view_is_the_plain_one_and_every_view_can_be_undone(name: str)
     assert len({view.name for view in views}) == len(views)
     assert all(view.weight > 0 for view in views)
     assert all(torch.equal(view.inverse(view.forward(batch)), batch) for view in views)
+
+
+@of("windows")
+def test_windows_give_back_a_constant_map_of_the_image_size(name: str) -> None:
+    windows = build("windows", name)
+    images = torch.zeros(2, 3, 70, 45)
+    maps = windows.predict(lambda batch: torch.full((len(batch), 4, *batch.shape[-2:]), 0.25), images)
+    assert maps.shape == (2, 4, 70, 45)
+    assert maps.dtype == torch.float32
+    torch.testing.assert_close(maps, torch.full_like(maps, 0.25))
+
+
+@of("mask")
+def test_a_mask_kind_names_its_classes(name: str) -> None:
+    kind = build("mask", name, _classes=("a", "b"))
+    assert kind.names == ("a", "b")
+
+
+@of("postprocess")
+@pytest.mark.parametrize("task", ["segmentation", "multi_label_segmentation"])
+def test_a_postprocess_takes_what_is_certain(name: str, task: str) -> None:
+    rule = build("postprocess", name, _names=("a", "b"), _task=task)
+    sure = np.zeros((2, 40, 40), dtype=np.float32)
+    sure[0, :, :20], sure[1, :, 20:] = 1, 1
+    mask = rule.apply(sure)
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, sure.argmax(0) if task == "segmentation" else sure.astype(np.uint8))
 
 
 # -- training ---------------------------------------------------------------------------------------------------

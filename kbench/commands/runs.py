@@ -13,7 +13,16 @@ from kbench.documents import dump_yaml, read_document, read_yaml, validate, with
 from kbench.errors import ConfigError, raise_all
 from kbench.workspace import RunPaths, Workspace, find_workspace
 
-_FREE = ("tta", "ensemble", "submission", "loader", "metric", "source", "title")  # may change without retraining
+_FREE = (
+    "tta",
+    "ensemble",
+    "maps",
+    "submission",
+    "loader",
+    "metric",
+    "source",
+    "title",
+)  # may change without retraining
 
 
 def run_name(setup: Setup) -> str:
