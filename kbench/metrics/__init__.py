@@ -14,13 +14,16 @@ intervals are then vectorised. Targets are those of `Table.targets`: [N] int64 c
 units for regression. A metric that has no value on some rows (AUC where one class is absent) returns NaN;
 `Metric` turns that into an error.
 
-To add one, write a function in `classification.py` or `regression.py`, or in a competition's plug-in.
-Keyword-only parameters may be set in the YAML.
+Segmentations are scored by counts of pixels: targets are [N, K] pixels of each class, predictions are [N, K, 3]
+true positive, false positive and false negative pixels (`pixels.py` counts them, one image at a time).
+
+To add one, write a function in `classification.py`, `regression.py` or `segmentation.py`, or in a competition's
+plug-in. Keyword-only parameters may be set in the YAML.
 """
 
 from __future__ import annotations
 
-from kbench.metrics import classification, regression
+from kbench.metrics import classification, regression, segmentation
 from kbench.metrics.metric import Metric, Rows, make_metric, mean_of_known, ranks, row_mean
 
 __all__ = [
@@ -32,4 +35,5 @@ __all__ = [
     "ranks",
     "regression",
     "row_mean",
+    "segmentation",
 ]

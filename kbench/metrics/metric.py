@@ -14,6 +14,7 @@ import numpy as np
 
 from kbench import registry
 from kbench.errors import ConfigError, DataError, PredictionError, first_names
+from kbench.tasks import is_dense
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +62,7 @@ class Metric:
     per_row: Callable[[np.ndarray, np.ndarray, Rows], np.ndarray] | None = None
 
     def __call__(self, targets: np.ndarray | None, predictions: np.ndarray, table: Rows) -> float:
-        """Return the score of [N, K] predictions.
+        """Return the score of [N, K] predictions, or of [N, K, 3] counts of pixels (segmentations).
 
         Raises:
             ConfigError: the metric cannot score this task.
@@ -127,6 +128,11 @@ def _mean_over_rows(
 
 
 def _why_undefined(targets: np.ndarray, table: Rows) -> str:
+    if is_dense(table.task):
+        empty = [
+            name for name, seen in zip(table.target_names, np.any(targets, axis=0).tolist(), strict=True) if not seen
+        ]
+        return f"no pixel of {first_names(empty)} in the true masks" if empty else "they cannot be told apart"
     if table.task == "single_label":
         absent = [name for k, name in enumerate(table.target_names) if not (targets == k).any()]
         return f"no row of {first_names(absent)}" if absent else "they cannot be told apart"

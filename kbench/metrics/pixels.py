@@ -1,0 +1,100 @@
+"""Counts of pixels: all that a segmentation metric needs to know of an image.
+
+Per image and class there are tp, fp and fn: predicted pixels that are of the class, predicted pixels that are not,
+and pixels of the class that are not predicted. Pixels whose truth is ignored count nowhere. Counts of images add up,
+so a score of a data set never needs two masks at once.
+
+To count something else of masks, add a function here; what becomes of counts is in `segmentation.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kbench.tasks import IGNORED
+
+if TYPE_CHECKING:
+    import torch
+
+
+def image_counts(mask: np.ndarray, truth: np.ndarray, *, n_classes: int) -> np.ndarray:
+    """Return [K, 3] int64 tp, fp and fn of one image's mask.
+
+    Args:
+        mask: as a `MaskSet` has it: [H, W] uint8 class index (255: of no class), or [K, H, W] 0 or 1.
+        truth: as a `MaskKind` reads it: [H, W, 1] uint8 class index or [H, W, K] 0 or 1; 255 where ignored.
+        n_classes: K.
+    """
+    if mask.ndim == 2:
+        return counts_of(_index_table(mask, truth), n_classes)
+    assert mask.shape == (n_classes, *truth.shape[:2]), f"a mask of {mask.shape} for a truth of {truth.shape}"
+    counts = np.empty((n_classes, 3), dtype=np.int64)
+    for k in range(n_classes):
+        real = truth[:, :, k]
+        seen = mask[k] != 0
+        is_one = real == 1
+        hits = np.count_nonzero(seen & is_one)
+        counts[k] = hits, np.count_nonzero(seen & (real == 0)), np.count_nonzero(is_one) - hits
+    return counts
+
+
+def image_confusion(mask: np.ndarray, truth: np.ndarray, *, n_classes: int) -> np.ndarray:
+    """Return [K, K] int64 pixels of one image by true class (rows) and predicted class; those of images add up.
+
+    Args:
+        mask: [H, W] uint8 class index; 255 (of no class) counts nowhere.
+        truth: [H, W, 1] uint8 class index, 255 where ignored.
+        n_classes: K.
+    """
+    return _index_table(mask, truth)[:n_classes, :n_classes]
+
+
+def _index_table(mask: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return [256, 256] pixels by true and predicted value: one pass, nothing is sorted or picked out."""
+    real = truth.reshape(truth.shape[:2])
+    assert mask.shape == real.shape, f"a mask of {mask.shape} for a truth of {truth.shape}"
+    codes = real.astype(np.uint16) * np.uint16(IGNORED + 1) + mask
+    return np.bincount(codes.ravel(), minlength=(IGNORED + 1) ** 2).reshape(IGNORED + 1, IGNORED + 1)
+
+
+def counts_of(table: np.ndarray, n_classes: int) -> np.ndarray:
+    """Return [K, 3] tp, fp and fn of pixels by true and predicted value; values of K and more are no class."""
+    hits = np.diagonal(table)[:n_classes]
+    return np.stack([hits, table[:n_classes, :n_classes].sum(0) - hits, table[:n_classes].sum(1) - hits], axis=1)
+
+
+def batch_counts(scores: torch.Tensor, target: torch.Tensor, *, threshold: float = 0.5) -> torch.Tensor:
+    """Return [B, K, 3] int64 tp, fp and fn of a batch, on its device and without waiting for it.
+
+    Args:
+        scores: [B, K, H, W] probabilities or logits where classes exclude one another, else probabilities.
+        target: as training has it: [B, H, W] int64 class index, -100 where ignored; or [B, K, H, W] float 0 or 1,
+            NaN where ignored.
+        threshold: overlapping classes are predicted above it.
+    """
+    if target.ndim == 3:  # `max` gives the first of equals, as `argmax` does, and is three times faster
+        return _exclusive_counts(scores.max(1).indices, target, scores.shape[1])
+    seen, real = scores > threshold, target > 0.5
+    hits, false = seen & real, seen & (target <= 0.5)  # NaN is neither
+    return _summed(hits, false, real & ~seen)
+
+
+def _summed(*layers: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.stack([layer.flatten(2).sum(2, dtype=torch.int64) for layer in layers], dim=2)
+
+
+def _exclusive_counts(index: torch.Tensor, target: torch.Tensor, n_classes: int) -> torch.Tensor:
+    import torch
+
+    batch = len(index)
+    images = torch.arange(batch, device=index.device).view(-1, 1, 1)
+    real = torch.where(target < 0, n_classes, target)  # ignored pixels go to a row of their own
+    codes = (images * (n_classes + 1) + real) * n_classes + index
+    table = torch.bincount(codes.flatten(), minlength=batch * (n_classes + 1) * n_classes)
+    table = table.view(batch, n_classes + 1, n_classes)[:, :n_classes]
+    hits = table.diagonal(dim1=1, dim2=2)
+    return torch.stack([hits, table.sum(1) - hits, table.sum(2) - hits], dim=2)
