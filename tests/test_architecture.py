@@ -287,7 +287,7 @@ def test_the_ground_floor_loads_neither_numpy_nor_torch() -> None:
 
 def test_torch_is_loaded_only_where_tensors_are() -> None:
     light = {"sources", "metrics", "ensemble", "submission"}
-    with_tensors = {"kbench.data.dataset", "kbench.data.seeds"}
+    with_tensors = {"kbench.data.dataset", "kbench.data.seeds", "kbench.data.whole"}
     names = [name for name in MODULES if wing(name) in light or (wing(name) == "data" and name not in with_tensors)]
     code = f"import sys, {', '.join(names)}; print([name for name in ('torch', 'timm') if name in sys.modules])"
     assert run(code) == "[]\n"

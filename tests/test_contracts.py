@@ -35,6 +35,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
     ("source", "kaggle"): {"slug": "a-competition"},
     ("layout", "pattern"): {"regex": "(?P<id>.+)"},
     ("mask", "index"): {"folder": "masks"},
+    ("windows", "resized"): {"scale": 0.5},  # one of two, so neither has to be given
     ("augmentation", "pipeline"): {"transforms": ["HorizontalFlip"]},
     ("fold strategy", "predefined"): {"column": "fold"},  # one of two, so neither has to be given
 }

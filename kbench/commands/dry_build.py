@@ -19,7 +19,7 @@ from kbench.config import Competition, Component, Stage
 from kbench.data.tables import Table
 from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problem
 from kbench.models.classifier import check_backbone
-from kbench.models.outputs import DEFAULT_LOSS
+from kbench.models.outputs import default_loss
 from kbench.training.optimizers import apply_schedule
 
 Trial = tuple[str, Callable[[], Any]]
@@ -100,9 +100,9 @@ def _try_optimizer(stage: Stage) -> None:
 
 
 def _try_loss(competition: Competition, stage: Stage, targets: np.ndarray | None, outputs: int) -> None:
-    component = stage.loss or Component(name=DEFAULT_LOSS[competition.task])
+    component = stage.loss or Component(name=default_loss(competition.task, outputs))
     single = targets is not None and targets.ndim == 1
-    counts = None if targets is None or "regression" in competition.task else np.ones(outputs)
+    counts = None if "regression" in competition.task else np.ones(outputs)
     loss = _part("loss", component, _counts=counts, _rows=outputs)
     if targets is not None and (single or targets.shape[1] == outputs):
         loss(torch.zeros(2, outputs), torch.as_tensor(np.asarray(targets[:2])))

@@ -23,7 +23,7 @@ from kbench.inference.views import View
 from kbench.metrics import Metric, make_metric
 from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
-from kbench.models.outputs import DEFAULT_LOSS
+from kbench.models.outputs import default_loss
 from kbench.models.precision import place
 from kbench.training.losses import Loss
 from kbench.training.recipe import RangeTest, StagePlan, crop_for_validation, kept_without_scores
@@ -57,7 +57,6 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         centre=registry.build("crop", "centre", {}),
         squash=registry.build("crop", "squash", {}),
     )
-    loss = stage.loss or Component(name=DEFAULT_LOSS[competition.task])
     keep: frozenset[str] = frozenset(stage.keep)
     keep = kept_without_scores(keep) if stage.subset == "full" else keep
     return StagePlan(
@@ -69,7 +68,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         groups=stage.groups,
         show=Show(size, crop, augmentation), valid_show=Show(size, judged),
         batch_size=stage.batch_size, accumulate=stage.accumulate, clip=stage.clip,
-        loss=partial(_loss, loss),
+        loss=partial(_loss, stage.loss, competition.task),
         mix=_part("mix", stage.mix) if stage.mix else None,
         sampler=partial(_part, "sampler", stage.sampler),
         step=_part("step", stage.step),
@@ -80,7 +79,8 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
     )  # fmt: skip
 
 
-def _loss(component: Component, counts: np.ndarray | None, rows: int) -> Loss:
+def _loss(component: Component | None, task: str, counts: np.ndarray | None, rows: int) -> Loss:
+    component = component or Component(name=default_loss(task, 2 if counts is None else len(counts)))
     loss: Loss = _part("loss", component, _counts=counts, _rows=rows)
     return loss
 

@@ -20,6 +20,7 @@ from kbench.data import seeds
 from kbench.data.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.cache import Images
 from kbench.data.crops import Crop, Geometry, Size, Window, before_turns, warp
+from kbench.data.images import nearest
 from kbench.errors import DataError, KbenchError
 
 
@@ -68,13 +69,18 @@ class Batch(NamedTuple):
 
     Attributes:
         images: one tensor per way of showing, each [B, H, W, C] in the source's dtype.
-        target: [B] int64, [B, K] float32, or None.
+        target: [B] int64, [B, K] float32, [B, H, W, M] of dense tasks (`kbench/data/masks.py`), or None.
         rows: [B] int64 rows of the table.
     """
 
     images: tuple[torch.Tensor, ...]
     target: torch.Tensor | None
     rows: torch.Tensor
+
+
+def fitted(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """Return a mask [H, W, M] at the size its image was brought to; the nearest pixel is taken."""
+    return mask if mask.shape[:2] == image.shape[:2] else nearest(mask, image.shape[:2])
 
 
 class ImageDataset(Dataset):
@@ -84,20 +90,31 @@ class ImageDataset(Dataset):
         images: one source per way of showing; the same source is decoded once per row.
         shows: the ways of showing.
         targets: [N] int64 or [N, K] float32 of the whole table, or None.
+        masks: of dense tasks, shown as the first way shows the image; the target is then the mask.
     """
 
-    def __init__(self, images: Sequence[Images], shows: Sequence[Show], targets: np.ndarray | None) -> None:
-        self._images, self._shows, self._targets = list(images), list(shows), targets
+    def __init__(
+        self,
+        images: Sequence[Images],
+        shows: Sequence[Show],
+        targets: np.ndarray | None,
+        masks: Images | None = None,
+    ) -> None:
+        self._images, self._shows, self._targets, self._masks = list(images), list(shows), targets, masks
 
     def __getitem__(self, draw: Draw) -> Sample:
         decoded: dict[int, np.ndarray] = {}
         shown = []
+        target = None if self._targets is None else self._targets[draw.row]
         for position, (source, show) in enumerate(zip(self._images, self._shows, strict=True)):
             if id(source) not in decoded:
                 decoded[id(source)] = source[draw.row]
             rng = seeds.generator(*draw.key, position) if draw.key else seeds.generator(0)
-            shown.append(show(decoded[id(source)], rng)[0])
-        target = None if self._targets is None else self._targets[draw.row]
+            image = decoded[id(source)]
+            mask = None if self._masks is None or position else fitted(self._masks[draw.row], image)
+            view, view_mask = show(image, rng, mask)
+            shown.append(view)
+            target = target if view_mask is None else view_mask
         return shown, target, draw.row
 
 
@@ -122,10 +139,10 @@ def collate(samples: Sequence[Sample | KbenchError]) -> Batch | KbenchError:
 class _Carried(Dataset):
     """A dataset whose errors travel from a worker as they are; torch would make them text."""
 
-    def __init__(self, dataset: ImageDataset) -> None:
+    def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
 
-    def __getitem__(self, draw: Draw) -> Sample | KbenchError:
+    def __getitem__(self, draw: Draw) -> Any:
         try:
             return self._dataset[draw]
         except KbenchError as error:
@@ -152,9 +169,12 @@ class Loader:
         dataset: what is indexed by a `Draw`.
         workers: number of processes; 0 loads in this one.
         pin: page-locked memory, for copies to a GPU that do not block.
+        collate: samples of a batch, or errors in their place -> the batch, or the first error.
     """
 
-    def __init__(self, dataset: ImageDataset, *, workers: int = 0, pin: bool = False) -> None:
+    def __init__(
+        self, dataset: Dataset, *, workers: int = 0, pin: bool = False, collate: Callable[..., Any] = collate
+    ) -> None:
         self._plan = _Plan()
         self._loader = DataLoader(
             _Carried(dataset),
@@ -166,8 +186,8 @@ class Loader:
             multiprocessing_context="fork" if workers else None,  # readers and augmentations are closures
         )
 
-    def __call__(self, batches: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
-        """Yield the planned batches in order.
+    def __call__(self, batches: Sequence[Sequence[Draw]]) -> Iterator[Any]:
+        """Yield the planned batches in order, each a `Batch` unless `collate` makes something else.
 
         Raises:
             DataError: an image cannot be read, or a loader process was killed.
@@ -180,7 +200,7 @@ class Loader:
             yield batch
 
 
-def _next(loaded: Iterator[Batch | KbenchError]) -> Batch | KbenchError | None:
+def _next(loaded: Iterator[Any]) -> Any:
     try:
         return next(loaded, None)
     except RuntimeError as error:

@@ -6,14 +6,21 @@ A kind of windows is a registered factory that returns a `Windows`. To add one, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 
+from kbench.data.crops import Size
+from kbench.errors import ConfigError, check_number
+from kbench.models.padding import padded
 from kbench.registry import register
 
-Model = Callable[[torch.Tensor], torch.Tensor]
+Model = Callable[[Tensor], Tensor]
+Pixels = int | tuple[int, int]
+_AT_ONCE = 1 << 22  # pixels of windows in one forward pass
 
 
 @dataclass(frozen=True)
@@ -25,10 +32,149 @@ class Windows:
             probabilities, images are normalised [B, C, H, W].
     """
 
-    predict: Callable[[Model, torch.Tensor], torch.Tensor]
+    predict: Callable[[Model, Tensor], Tensor]
 
 
 @register("windows")
 def full() -> Windows:
     """Show whole images; models pad them to what their layers can halve."""
     return Windows(lambda model, images: model(images))
+
+
+@register("windows")
+def resized(*, size: Pixels | None = None, scale: float | None = None) -> Windows:
+    """Show whole images at another size; probabilities, not classes, are brought back bilinearly.
+
+    Args:
+        size: side in pixels, or [height, width].
+        scale: or their size over the image's, such as 0.5.
+
+    Raises:
+        ConfigError: neither or both are given, or out of range.
+    """
+    if (size is None) == (scale is None):
+        raise ConfigError(
+            f"windows 'resized' with size '{size}' and scale '{scale}'", "one of the two", "write `scale: 0.5`"
+        )
+    if scale is not None:
+        check_number("maps.windows.scale", scale, "(0, 4]")
+
+    def predict(model: Model, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        wanted = _size(size) if scale is None else (max(1, round(height * scale)), max(1, round(width * scale)))
+        shown = interpolate(images, wanted, mode="bilinear", antialias=True)
+        return interpolate(model(shown), (height, width), mode="bilinear")
+
+    return Windows(predict)
+
+
+@register("windows")
+def grid(*, size: Pixels = 512) -> Windows:
+    """Cut the image into windows side by side; each pixel is seen once, the last ones are moved inwards.
+
+    Args:
+        size: side of a window in pixels, or [height, width]; smaller images are reflected to it.
+    """
+    return _tiles(size, None, smooth=False)
+
+
+@register("windows")
+def overlap(*, size: Pixels = 512, stride: Pixels | None = None, smooth: bool = True, vote: bool = False) -> Windows:
+    """Blend overlapping windows by the mean of their probabilities.
+
+    Args:
+        size: side of a window in pixels, or [height, width].
+        stride: distance of neighbours in pixels, or [down, across]; half the size by default.
+        smooth: weigh a window's middle more than its border, by a raised cosine, so that no seam shows.
+        vote: count each window's most probable class instead (S-09, the original's way).
+
+    Raises:
+        ConfigError: the stride is longer than the window.
+    """
+    height, width = _size(size)
+    steps = _size(stride) if stride is not None else (max(1, height // 2), max(1, width // 2))
+    if steps[0] > height or steps[1] > width:
+        raise ConfigError(
+            f"windows of {height} x {width} pixels every {steps[0]} x {steps[1]} leave pixels out",
+            "a stride no longer than the window",
+            "correct maps.windows.stride",
+        )
+    tiles = _tiles(size, steps, smooth=smooth)
+    return Windows(lambda model, images: tiles.predict(lambda cut: _vote(model(cut)), images)) if vote else tiles
+
+
+def _size(size: Pixels | None) -> Size:
+    assert size is not None, "asked only where it is given"
+    height, width = (size, size) if isinstance(size, int) else size
+    check_number("maps.windows.size", height, "[1, 32000]", whole=True)
+    check_number("maps.windows.size", width, "[1, 32000]", whole=True)
+    return height, width
+
+
+def starts(length: int, window: int, step: int) -> list[int]:
+    """Return where windows begin that cover a length: every `step`, the last one moved inwards to end at the end."""
+    if window >= length:
+        return [0]
+    found = list(range(0, length - window, step))
+    return [*found, length - window]
+
+
+def _tiles(size: Pixels, stride: Size | None, *, smooth: bool) -> Windows:
+    height, width = _size(size)
+    steps = stride or (height, width)
+
+    def predict(model: Model, images: Tensor) -> Tensor:
+        area, place = padded(images, (max(height, images.shape[-2]), max(width, images.shape[-1])))
+        corners = [
+            (top, left)
+            for top in starts(area.shape[-2], height, steps[0])
+            for left in starts(area.shape[-1], width, steps[1])
+        ]
+        weight = _hill(height, width, area) if smooth else torch.ones(height, width, device=area.device)
+        total: Tensor | None = None
+        weights = torch.zeros(area.shape[-2:], device=area.device)
+        for some in _together(corners, height * width * len(area)):
+            cut = torch.cat([area[..., top : top + height, left : left + width] for top, left in some])
+            answers = model(cut)
+            answers = answers.view(len(some), len(area), *answers.shape[1:])  # [windows, B, K, h, w]
+            if total is None:
+                total = torch.zeros(len(area), answers.shape[2], *area.shape[-2:], device=area.device)
+            for (top, left), answer in zip(some, answers, strict=True):
+                spot = (..., slice(top, top + height), slice(left, left + width))
+                if stride is None:  # a pixel is one window's: the last one that shows it
+                    total[spot], weights[spot[1:]] = answer, 1
+                else:
+                    total[spot] += answer * weight
+                    weights[spot[1:]] += weight
+        assert total is not None, "an image has a window"
+        return (total / weights)[place]
+
+    return Windows(predict)
+
+
+def _together(corners: list[tuple[int, int]], pixels: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield as many windows at a time as go through the network at once."""
+    count = max(1, _AT_ONCE // pixels)
+    for first in range(0, len(corners), count):
+        yield corners[first : first + count]
+
+
+def _hill(height: int, width: int, like: Tensor) -> Tensor:
+    """Return [h, w] weights above 0: a raised cosine, largest in the middle."""
+    down, across = (
+        torch.sin((torch.arange(count, device=like.device) + 0.5) * (torch.pi / count)) ** 2
+        for count in (height, width)
+    )
+    return (down[:, None] * across[None]).clamp_min(1e-4).float()
+
+
+def _arch(count: int, device: torch.device) -> Tensor:
+    middle = (torch.arange(count, device=device) + 0.5) * (torch.pi / count)
+    return torch.sin(middle) ** 2
+
+
+def _vote(values: Tensor) -> Tensor:
+    """Return 1 for the most probable of K maps [b, K, h, w] and 0 for the others; above one half where K is 1."""
+    if values.shape[1] == 1:
+        return (values > 0.5).float()
+    return torch.zeros_like(values).scatter_(1, values.argmax(1, keepdim=True), 1.0)

@@ -20,8 +20,9 @@ from kbench.data.dataset import Batch, Draw, Loader
 from kbench.errors import TrainingError
 from kbench.models.groups import train_mode
 from kbench.models.memory import in_parts
-from kbench.models.outputs import probabilities
+from kbench.models.outputs import dense_target, probabilities
 from kbench.models.precision import Precision, autocast
+from kbench.tasks import is_dense
 from kbench.training.losses import Loss, LossSum
 from kbench.training.optimizers import apply_schedule
 from kbench.training.schedules import Schedule
@@ -126,7 +127,8 @@ class Feed:
         normalise: [B, H, W, C] of any dtype -> [B, C, H, W] float32, on the device.
         device: where to.
         mix: mixup or cutmix, or None.
-        n_outputs: width of one-hot targets.
+        n_outputs: number of targets.
+        task: the competition's task.
     """
 
     load: Loader
@@ -134,12 +136,15 @@ class Feed:
     device: torch.device
     mix: Mix | None = None
     n_outputs: int = 0
+    task: str = "single_label"
 
     def ready(self, batch: Batch, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Move, normalise and mix one batch."""
         images = self.normalise(batch.images[0].to(self.device, non_blocking=True))
         assert batch.target is not None, "training rows have targets"
         target = batch.target.to(self.device, non_blocking=True)
+        if is_dense(self.task):
+            target = dense_target(target, self.task, self.n_outputs)
         if self.mix is not None:
             images, target = self.mix(images, target, seeds.generator(*key), self.n_outputs)
         return images, target

@@ -1,0 +1,76 @@
+"""Windows cover the image, blend without seams, and give back what one look would give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kbench import registry
+from kbench.errors import ConfigError
+from kbench.inference.windows import starts
+
+SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+def softened(batch: torch.Tensor) -> torch.Tensor:
+    """Return probabilities that depend on each pixel alone: what windows show changes nothing."""
+    return torch.stack([batch[:, 0].sigmoid(), 1 - batch[:, 0].sigmoid()], 1)
+
+
+@given(length=st.integers(1, 200), window=st.integers(1, 60), data=st.data())
+def test_starts_leave_no_pixel_out(length: int, window: int, data: st.DataObject) -> None:
+    step = data.draw(st.integers(1, window))
+    found = starts(length, window, step)
+    assert found == sorted(set(found))
+    assert {place for start in found for place in range(start, start + window)} >= set(range(length))
+    assert window >= length or found[-1] + window == length
+
+
+@given(shape=SHAPES, size=SHAPES, data=st.data())
+def test_a_pixelwise_model_is_the_same_through_any_windows(
+    shape: tuple[int, int], size: tuple[int, int], data: st.DataObject
+) -> None:
+    images = torch.randn(2, 3, *shape, generator=torch.Generator().manual_seed(0))
+    stride = tuple(data.draw(st.integers(1, side)) for side in size)
+    for name, params in (
+        ("full", {}),
+        ("grid", {"size": size}),
+        ("overlap", {"size": size, "stride": stride}),
+        ("overlap", {"size": size, "stride": stride, "smooth": False}),
+    ):
+        made = registry.build("windows", name, params).predict(softened, images)
+        torch.testing.assert_close(made, softened(images), rtol=1e-4, atol=1e-5)
+
+
+def test_votes_count_the_most_probable_class() -> None:
+    images = torch.randn(1, 3, 30, 20)
+    windows = registry.build("windows", "overlap", {"size": 8, "vote": True})
+    made = windows.predict(softened, images)
+    assert torch.equal(made.argmax(1), softened(images).argmax(1))
+    torch.testing.assert_close(made.amax(1), torch.ones(1, 30, 20))
+
+
+def test_probabilities_are_resized_not_classes() -> None:
+    images = torch.zeros(1, 3, 4, 8)
+    images[..., 4:] = 4.0
+    made = registry.build("windows", "resized", {"scale": 0.5}).predict(softened, images)
+    assert made.shape == (1, 2, 4, 8)
+    torch.testing.assert_close(made.sum(1), torch.ones(1, 4, 8))
+    assert len(made[0, 0, 0].unique()) > 2  # between the two sides lie values that neither has
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("resized", {}),
+        ("resized", {"size": 32, "scale": 0.5}),
+        ("resized", {"scale": 0}),
+        ("overlap", {"size": 8, "stride": 9}),
+        ("grid", {"size": 0}),
+    ],
+)
+def test_what_cannot_be_is_said(name: str, params: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        registry.build("windows", name, params)
