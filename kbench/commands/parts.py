@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from kbench import registry
+from kbench.commands.setup import mask_kind
 from kbench.config import Competition, Component, Stage
 from kbench.console import bar
 from kbench.data.cache import Images, Resize, RowPaths, open_images
 from kbench.data.dataset import Show
 from kbench.data.images import remembering
+from kbench.data.mask_cache import open_masks, sizes_of
 from kbench.data.normalise import Scale, choose
 from kbench.data.tables import Table
 from kbench.inference.views import View
@@ -167,6 +169,36 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
         return opened[resize]
 
     return images
+
+
+def opened_masks(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
+    """Return a function from a resizing to the table's masks; each is opened once.
+
+    Args:
+        competition: says how masks are written and images read.
+        table: rows with masks.
+        cache: the cache folder.
+        what: name of the split, for the progress bar.
+    """
+    kind, section = mask_kind(competition, table.root), competition.input
+    assert kind is not None, "rows have masks because the YAML says how they are written"
+    assert competition.data.masks is not None, "as above"
+    reader = None  # the header of a file tells the size `image` reads
+    if section.reader.name != "image":
+        reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    key = [competition.task, competition.data.masks.model_dump()]
+    opened: dict[Resize, Images] = {}
+
+    def masks(resize: Resize) -> Images:
+        if resize not in opened:
+            with bar(f"decoding {what} masks") as advance:
+                opened[resize] = open_masks(
+                    table, kind=kind, kind_key=key, size_of=sizes_of(table, reader), resize=resize, folder=cache,
+                    mode=section.cache, progress=advance,
+                )  # fmt: skip
+        return opened[resize]
+
+    return masks
 
 
 def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:

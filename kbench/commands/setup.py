@@ -17,7 +17,7 @@ from kbench.data.cache import memoised
 from kbench.data.fold_files import read_folds, write_folds
 from kbench.data.folds import Cut, Folds, make_folds
 from kbench.data.layouts import Request, read_table
-from kbench.data.rows import without
+from kbench.data.rows import MaskKind, without
 from kbench.data.tables import Table
 from kbench.data.verify import look_at_images
 from kbench.documents import load_competition
@@ -86,8 +86,8 @@ class Setup:
         request = Request(
             root=data, split=split, task=competition.task, csv=part.csv, images=_texts(part.images), suffix=part.suffix,
             id=part.id, where=dict(part.where), target=_texts(section.target),
-            classes=None if section.classes is None else tuple(section.classes), metadata=tuple(section.metadata),
-            on_problem=section.on_problem,
+            classes=None if section.classes is None else tuple(section.classes), mask=mask_kind(competition, data),
+            metadata=tuple(section.metadata), on_problem=section.on_problem,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)
         if section.on_problem == "drop":
@@ -98,7 +98,8 @@ class Setup:
 
     def _readable(self, table: Table) -> Table:
         """Leave out rows whose images cannot be decoded; every file is looked at once until it changes."""
-        rows = [tuple(table.root / path for path in paths) for paths in table.images]
+        files = [*table.images, *((table.masks or ()) if not table.encoded else ())]
+        rows = [tuple(table.root / path for path in paths if path) for paths in files]
 
         def look() -> list[int]:
             with console.bar("looking for unreadable images") as advance:
@@ -161,6 +162,27 @@ class Setup:
         """Return [N] groups that intervals resample, or None."""
         group = self.competition.folds.group
         return None if group is None else self.train.column(group)
+
+
+def mask_kind(competition: Competition, data: Path) -> MaskKind | None:
+    """Return how a competition's masks are written, or None.
+
+    Args:
+        competition: the validated YAML.
+        data: the data folder.
+    """
+    part = competition.data.masks
+    if part is None:
+        return None
+    kind: MaskKind = registry.build(
+        "mask",
+        part.name,
+        part.params,
+        _classes=tuple(competition.data.classes or ()),
+        _task=competition.task,
+        _root=data,
+    )
+    return kind
 
 
 def _texts(value: str | list[str] | None) -> tuple[str, ...]:

@@ -44,8 +44,13 @@ class Resize:
     height: int
     width: int
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Resize [H, W, C]; area averaging downwards, bilinear upwards."""
+    @property
+    def key(self) -> list[Any]:
+        """The three as a list, for a cache's key."""
+        return [self.how, self.height, self.width]
+
+    def __call__(self, image: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+        """Resize [H, W, C]; area averaging downwards and bilinear upwards, or the nearest pixel (masks)."""
         height, width = image.shape[:2]
         if self.how == "keep":
             return image
@@ -54,7 +59,7 @@ class Resize:
         else:
             scale = max(self.height / height, self.width / width)
             new = (max(self.height, round(height * scale)), max(self.width, round(width * scale)))
-        return resized(image, new)
+        return resized(image, new, nearest=nearest)
 
 
 class RowPaths(Sequence[tuple[Path, ...]]):
@@ -169,22 +174,46 @@ def open_images(
     """
     if mode == "off" or not rows:
         return DirectImages(rows, reader, resize)
-    key = files.digest([_VERSION, content_key(rows, folder), reader_key, [resize.how, resize.height, resize.width]])
+    key = files.digest([_VERSION, content_key(rows, folder), reader_key, resize.key])
+    return cached(
+        lambda: DirectImages(rows, reader, resize), key=key, resize=resize, folder=folder, mode=mode, progress=progress
+    )
+
+
+def cached(
+    make: Callable[[], Images],
+    *,
+    key: str,
+    resize: Resize,
+    folder: Path,
+    mode: Literal["auto", "on"],
+    progress: Progress,
+) -> Images:
+    """Return images from the cache, built once; as they are where there is no room for it.
+
+    Args:
+        make: returns the images, decoded each time they are asked for.
+        key: what identifies their pixels.
+        resize: how they are resized.
+        folder: the cache folder.
+        mode: `auto` caches when the images need less than half of the free disk.
+        progress: called as `progress(done, total)` while the cache is built.
+    """
     description = folder / "images" / f"{key}.json"
     if files.read_seal(description, verify=False) is None:
-        if mode == "auto" and not _has_room(rows, reader, resize, folder):
-            return DirectImages(rows, reader, resize)
+        if mode == "auto" and not _has_room(direct := make(), folder):
+            return direct
         with files.lock(folder / "images" / f"{key}.lock"):
             if files.read_seal(description, verify=False) is None:
                 files.remove_temporaries(description.with_suffix(".bin"))
-                _build(description, DirectImages(rows, reader, resize), resize=resize, progress=progress)
+                _build(description, make(), resize=resize, progress=progress)
     return CachedImages(description)
 
 
-def _has_room(rows: Rows, reader: Reader, resize: Resize, folder: Path) -> bool:
-    probes = [rows[round(position)] for position in np.linspace(0, len(rows) - 1, min(8, len(rows)))]
-    largest = max(resize(reader(paths)).nbytes for paths in probes)
-    return largest * len(rows) < files.free_bytes(folder) / 2
+def _has_room(images: Images, folder: Path) -> bool:
+    probes = np.linspace(0, len(images) - 1, min(8, len(images)))
+    largest = max(images[round(position)].nbytes for position in probes)
+    return largest * len(images) < files.free_bytes(folder) / 2
 
 
 def stat_key(rows: Rows) -> tuple[str, bool]:
@@ -254,7 +283,7 @@ def _ordered(items: Iterator[Any], function: Callable[[Any], Any], *, threads: i
             yield future.result()
 
 
-def _build(description: Path, images: DirectImages, *, resize: Resize, progress: Progress) -> None:
+def _build(description: Path, images: Images, *, resize: Resize, progress: Progress) -> None:
     index = np.zeros((len(images), 4), dtype=np.int64)
 
     def chunks() -> Iterator[bytes]:
@@ -273,7 +302,7 @@ def _build(description: Path, images: DirectImages, *, resize: Resize, progress:
         {
             "dtype": images[0].dtype.str,
             "rows": len(images),
-            "resize": [resize.how, resize.height, resize.width],
+            "resize": resize.key,
             "made": time.time(),
         },
         files={"index": description.with_suffix(".npy")},

@@ -111,9 +111,9 @@ def _data(facts: Facts) -> list[str]:
         layout = {"name": "folders", **({"valid": facts.valid} if facts.valid else {})}
         lines.append(f"  layout: {_value(layout if facts.valid else 'folders')}")
     elif facts.masks:
-        lines.append(f"  layout: {_value(_mask_layout(facts.masks))}")
+        lines += [f"  masks: {_value(_masks(facts.masks))}", f"  classes: [{_TODO}]  # TODO their names, in order"]
     elif facts.task == "segmentation":
-        lines.append(f"  layout: {{name: csv, masks: {_TODO}}}  # TODO the folder of the target images")
+        lines += [f"  masks: {{name: {_TODO}}}  # TODO how masks are written; `kbench list mask`"]
     lines.append(
         f"  train: {_value(_train(facts))}" + ("" if facts.train else "  # TODO where the training images are")
     )
@@ -149,9 +149,8 @@ def _test_comment(facts: Facts) -> str:
     return "" if facts.test else "  # TODO where the test images are; remove the line if there are none"
 
 
-def _mask_layout(masks: Images) -> dict[str, Any]:
-    suffix = {"mask_suffix": masks.suffix} if masks.suffix else {}
-    return {"name": "csv", "masks": masks.folder, **suffix}
+def _masks(masks: Images) -> dict[str, Any]:
+    return {"name": "index", "folder": masks.folder, **({"suffix": masks.suffix} if masks.suffix else {})}
 
 
 def _contract(facts: Facts, words: str) -> list[str]:

@@ -95,11 +95,12 @@ def _unreadable(path: Path, size: int, why: str = "") -> DataError:
     )
 
 
-def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize [H, W, C] to a height and width: averaging areas downwards, bilinear upwards."""
+def resized(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) -> np.ndarray:
+    """Resize [H, W, C] to a height and width: averaging areas downwards and bilinear upwards, or the nearest pixel."""
     if size == image.shape[:2]:
         return image
     flag = cv2.INTER_AREA if size[0] * size[1] < image.shape[0] * image.shape[1] else cv2.INTER_LINEAR
+    flag = cv2.INTER_NEAREST_EXACT if nearest else flag
     parts = [
         cv2.resize(image[:, :, first : first + 4], size[::-1], interpolation=flag).reshape(*size, -1)
         for first in range(0, image.shape[2], 4)  # OpenCV averages at most four channels at once

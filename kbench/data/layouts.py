@@ -15,16 +15,24 @@ import numpy as np
 import pandas as pd
 
 from kbench import registry
-from kbench.data.listings import find_files, list_folders, list_images, stem
-from kbench.data.rows import Request, file_problems, id_problems, metadata, raise_problems, read_rows, without
+from kbench.data.listings import find_files, list_folders, list_images
+from kbench.data.rows import (
+    MaskRows,
+    Request,
+    file_problems,
+    id_problems,
+    metadata,
+    raise_problems,
+    read_rows,
+    without,
+)
 from kbench.data.tables import Table
 from kbench.data.targets import Targets, read_targets
 from kbench.errors import Problem, counted, first_names, nearest
 from kbench.registry import register
+from kbench.tasks import is_dense
 
 __all__ = ["Request", "csv", "folders", "pattern", "read_table", "without"]
-
-_DENSE = ("segmentation", "dense_regression")
 
 
 def read_table(layout: str, params: Mapping[str, Any], request: Request) -> Table:
@@ -48,17 +56,15 @@ def csv(
     *,
     separator: str = " ",
     empty_tags: bool = False,
-    masks: str | None = None,
-    mask_suffix: str | None = None,
 ) -> Table:
-    """Read ids, targets and metadata from a CSV, and find each id's image; a test split may be a folder alone.
+    """Read ids, targets and metadata from a CSV, and find each id's image; a folder alone will do without targets.
+
+    Masks are found as `data.masks` says.
 
     Args:
         request: which rows.
         separator: between the tags of one cell (`multi_label`).
         empty_tags: whether an empty cell means no tag rather than a missing target.
-        masks: folder of the target images of dense tasks.
-        mask_suffix: what their names have after the id, such as `_mask.png`; found by default.
 
     Raises:
         DataError: one error with every problem: columns that are not there, repeated or unusable ids, missing
@@ -71,16 +77,11 @@ def csv(
     frame, id_column, target = read_rows(request)
     ids = np.array(frame[id_column].tolist(), dtype=str)
     problems = id_problems(id_column, ids)
-    targets = Targets(request.classes or (), None)
+    targets, masks = _without_targets(request), _find_masks(request, frame, ids)
     found = [
         find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images or ("",)
     ]
-    images = len(found)
-    if request.split == "train" and request.task in _DENSE:
-        problems += _mask_problems(request, masks)
-        if masks is not None:
-            found.append(find_files(request.root, masks, [stem(name) for name in ids], suffix=mask_suffix))
-    elif request.split == "train":
+    if request.split == "train" and not is_dense(request.task):
         problems += _target_problems(request, target)
         if target:
             targets = read_targets(
@@ -88,19 +89,42 @@ def csv(
                 separator=separator, empty_tags=empty_tags,
             )  # fmt: skip
     lacking, missing = file_problems(request, found, ids)
-    raise_problems(request, [*problems, *targets.problems, *missing])
+    raise_problems(request, [*problems, *targets.problems, *masks.problems, *missing])
     table = Table(
         ids=ids,
         root=request.root,
-        images=tuple(zip(*(part.paths for part in found[:images]), strict=True)),
+        images=tuple(zip(*(part.paths for part in found), strict=True)),
         task=request.task,
         target_names=targets.names,
         targets=targets.values,
-        masks=tuple(found[images].paths) if len(found) > images else None,
+        masks=masks.cells or None,
+        encoded=request.mask is not None and request.mask.encoded,
         meta=metadata(request, frame),
         notes=targets.notes,
     )
-    return without(table, lacking, "without an image")
+    return without(table, lacking | masks.lacking, "without an image or a mask" if masks.cells else "without an image")
+
+
+def _without_targets(request: Request) -> Targets:
+    """Return the targets of a test split, or of rows whose targets are masks: names alone."""
+    return Targets(request.mask.names if request.mask else request.classes or (), None)
+
+
+def _find_masks(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
+    """Return the masks of the training rows of dense tasks, or none."""
+    nothing = MaskRows((), np.zeros(len(ids), dtype=bool), [])
+    if request.split != "train" or not is_dense(request.task):
+        return nothing
+    if request.target:
+        nothing.problems.append(
+            Problem("data.target", f"the targets of '{request.task}' are its masks", "remove data.target")
+        )
+    if request.mask is None:
+        hint = "say how they are written: `data: {masks: {name: index, folder: FOLDER}}`, see `kbench list mask`"
+        nothing.problems.append(Problem("data.masks", f"'{request.task}' needs masks", hint))
+        return nothing
+    found = request.mask.find(request, frame, ids)
+    return MaskRows(found.cells, found.lacking, [*nothing.problems, *found.problems])
 
 
 def _target_problems(request: Request, target: Sequence[str]) -> list[Problem]:
@@ -111,43 +135,38 @@ def _target_problems(request: Request, target: Sequence[str]) -> list[Problem]:
     return []
 
 
-def _mask_problems(request: Request, masks: str | None) -> list[Problem]:
-    if masks is None:
-        hint = "name their folder: `data: {layout: {name: csv, masks: FOLDER}}`"
-        return [Problem("data.layout.masks", f"'{request.task}' needs target images", hint)]
-    if request.target:
-        return [Problem("data.target", f"the targets of '{request.task}' are its masks", "remove data.target")]
-    return []
-
-
 def _images_alone(request: Request) -> Table:
-    """Return a test split that is a folder of images: the ids are the paths in it, without suffix."""
-    if request.split == "train":
+    """Return a split that is a folder of images: the ids are the paths in it, without suffix."""
+    where = f"data.{request.split}"
+    if request.split == "train" and not is_dense(request.task):
         hint = "name the CSV with ids and targets, or use the layout 'folders'"
-        raise_problems(request, [Problem("data.train.csv", "the layout 'csv' needs a CSV", hint)])
-    if not request.images or request.where or request.id:
-        problem = Problem("data.test", "a test split without a CSV is a folder of images", "name `images:` alone")
-        raise_problems(request, [problem])
+        raise_problems(request, [Problem(f"{where}.csv", "the layout 'csv' needs a CSV", hint)])
+    if not request.images or request.where or request.id or (request.split == "train" and request.metadata):
+        hint = "name `images:` alone, without id, where and metadata"
+        raise_problems(request, [Problem(where, "a split without a CSV is a folder of images", hint)])
     names, paths, others = list_images(request.root, request.images[0], suffix=request.suffix)
     order = np.argsort(np.array(names, dtype=str), kind="stable") if names else np.empty(0, dtype=int)
     ids = np.array([names[row] for row in order], dtype=str)
     columns = [[paths[row] for row in order]]
     problems = id_problems("id", ids)
     if not names:
-        problems.append(Problem("data.test.images", f"'{request.images[0]}' has no images", "`kbench download`"))
+        problems.append(Problem(f"{where}.images", f"'{request.images[0]}' has no images", "`kbench download`"))
+    masks = _find_masks(request, pd.DataFrame({"id": ids}, dtype=object), ids)
     found = [find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images[1:]]
     lacking, missing = file_problems(request, found, ids)
-    raise_problems(request, [*problems, *missing])
+    raise_problems(request, [*problems, *masks.problems, *missing])
     note = f"left out {counted(others, 'file')} in '{request.images[0]}', no image by name"
     table = Table(
         ids=ids,
         root=request.root,
         images=tuple(zip(*columns, *(part.paths for part in found), strict=True)),
         task=request.task,
-        target_names=request.classes or (),
+        target_names=_without_targets(request).names,
+        masks=masks.cells or None,
+        encoded=request.mask is not None and request.mask.encoded,
         notes=(note,) if others else (),
     )
-    return without(table, lacking, "without an image")
+    return without(table, lacking | masks.lacking, "without an image or a mask" if masks.cells else "without an image")
 
 
 @register("layout")
@@ -224,8 +243,8 @@ def pattern(request: Request, *, regex: str) -> Table:
     """
     compiled, problems = _compiled(regex)
     problems += _no_csv_problems(request, "pattern", set(compiled.groupindex) - {"label"})
-    if request.task in _DENSE:
-        problems.append(Problem("task", f"a name says no '{request.task}'", "the layout 'csv' with `masks:`"))
+    if is_dense(request.task):
+        problems.append(Problem("task", f"a name says no '{request.task}'", "the layout 'csv' with `data.masks`"))
     raise_problems(request, problems)
     if request.split == "test":
         return _images_alone(request)

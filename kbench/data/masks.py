@@ -14,7 +14,6 @@ To add a way masks are written, write a factory here with `@register("mask")`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +21,26 @@ import pandas as pd
 
 from kbench.data.images import decode
 from kbench.data.listings import find_files, stem
-from kbench.data.rows import Request
-from kbench.errors import DataError, Problem, counted, first_names
+from kbench.data.rows import Cells, MaskKind, MaskRows, Request, Size, file_problems
+from kbench.errors import DataError
 from kbench.registry import register
 from kbench.tasks import IGNORED
 
-Size = tuple[int, int]
-Cells = tuple[str, ...]
+__all__ = ["MaskKind"]
 
 
-@dataclass(frozen=True)
-class MaskKind:
-    """How a competition writes its masks.
+def one_file(request: Request, ids: np.ndarray, folder: str, *, suffix: str | None) -> MaskRows:
+    """Find the one mask file of each row.
 
-    Attributes:
-        names: K class names (or names of dense targets) in the order of the outputs.
-        find: (request, rows of the CSV sorted by id, ids) -> the cells of each row (paths below the root, or encoded
-            texts), and the problems.
-        read: (root, cells of a row, size of its image asked for when it is needed) -> the row's array as above.
+    Args:
+        request: which rows.
+        ids: [N] ids.
+        folder: of the masks, below the root.
+        suffix: what their names have after the id; None finds it.
     """
-
-    names: tuple[str, ...]
-    find: Callable[[Request, pd.DataFrame, np.ndarray], tuple[tuple[Cells, ...], list[Problem]]]
-    read: Callable[[Path, Cells, Callable[[], Size]], np.ndarray]
+    found = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
+    lacking, problems = file_problems(request, [found], ids)
+    return MaskRows(tuple((path,) for path in found.paths), lacking, problems)
 
 
 @register("mask", tasks=("segmentation",))
@@ -67,13 +63,8 @@ def index(
     for value in ignore or ():
         table[value], known[value] = IGNORED, True
 
-    def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> tuple[tuple[Cells, ...], list[Problem]]:
-        found = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
-        missing = [found.paths[row] for row in found.missing]
-        problems = [
-            Problem("data.masks", f"{counted(len(missing), 'missing mask')}: {first_names(missing)}", found.example)
-        ]
-        return tuple((path,) for path in found.paths), problems if missing else []
+    def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
+        return one_file(request, ids, folder, suffix=suffix)
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         import cv2

@@ -7,10 +7,10 @@ check, return its problems from a function here and add it to a layout.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ from kbench.data.listings import Found
 from kbench.data.tables import Table
 from kbench.errors import DataError, Problem, counted, first_names, nearest, raise_all
 
+Size = tuple[int, int]
+Cells = tuple[str, ...]
 _UNSAFE = re.compile(r"(^|/)\.\.?(/|$)|^/|//|/$|^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
@@ -30,7 +32,7 @@ class Request:
     Attributes:
         root: the competition's data folder.
         split: `train` or `test`; a test split has no targets.
-        task: `single_label`, `multi_label`, `regression`, `segmentation` or `dense_regression`.
+        task: a task of `config.Task`.
         csv: table of ids, below the root; None for a folder alone.
         images: image folders below the root; several are stacked along the channels.
         suffix: what the image files end with; None finds it.
@@ -38,6 +40,7 @@ class Request:
         where: keep rows whose column has this value, or one of these.
         target: target columns; the first one that is not the id by default.
         classes: class names in the order of the outputs; the sorted labels by default.
+        mask: how the masks of a dense task are written; it names the classes.
         metadata: columns kept as text; in a test split those of them it has.
         on_problem: whether rows without an image are an error or dropped (and noted).
     """
@@ -52,8 +55,43 @@ class Request:
     where: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     target: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
+    mask: MaskKind | None = None
     metadata: tuple[str, ...] = ()
     on_problem: Literal["error", "drop"] = "error"
+
+
+@dataclass(frozen=True)
+class MaskRows:
+    """The masks of a split's rows.
+
+    Attributes:
+        cells: per row, paths below the root (an empty one where nothing is there) or encoded texts.
+        lacking: [N] bool, rows whose mask is missing.
+        problems: what is wrong; missing masks only where such rows are not dropped.
+    """
+
+    cells: tuple[Cells, ...]
+    lacking: np.ndarray
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class MaskKind:
+    """How a competition writes its masks; see `masks.py`.
+
+    Attributes:
+        names: K class names (or names of dense targets) in the order of the outputs.
+        find: (request, rows of the CSV sorted by id, ids) -> their masks.
+        read: (root, cells of a row, size of its image asked for when it is needed) -> the row's array.
+        encoded: whether cells are texts rather than paths.
+        facts: what `read` depends on beside the YAML, such as a colour table; JSON-like.
+    """
+
+    names: tuple[str, ...]
+    find: Callable[[Request, pd.DataFrame, np.ndarray], MaskRows]
+    read: Callable[[Path, Cells, Callable[[], Size]], np.ndarray]
+    encoded: bool = False
+    facts: Any = None
 
 
 def raise_problems(request: Request, problems: Sequence[Problem]) -> None:

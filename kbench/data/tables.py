@@ -24,11 +24,13 @@ class Table:
         ids: [N] text, unique and sorted.
         root: the folder image paths are relative to.
         images: N tuples of paths: one image, several whose channels are stacked, or one per band and date.
-        task: `single_label`, `multi_label`, `regression`, `segmentation` or `dense_regression`.
+        task: a task of `config.Task`.
         target_names: K names: classes, tags, or regression targets.
         targets: [N] int64 class index (`single_label`), [N, K] float32 (`multi_label`: 0 or 1; `regression`:
             target units; NaN where unknown), or None for rows without targets.
-        masks: N paths of target images of dense tasks, or None.
+        masks: N tuples of the cells that hold a row's mask (dense tasks), or None: paths relative to the root, an
+            empty one where nothing is there, or encoded texts. A mask kind reads them.
+        encoded: whether the cells of `masks` are texts rather than paths.
         meta: [N] rows of text columns kept for folds, groups and reports, in the order of `ids`.
         notes: what was left out or is unknown, for the user.
     """
@@ -39,7 +41,8 @@ class Table:
     task: str
     target_names: tuple[str, ...]
     targets: np.ndarray | None = None
-    masks: tuple[str, ...] | None = None
+    masks: tuple[tuple[str, ...], ...] | None = None
+    encoded: bool = False
     meta: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
 
@@ -96,14 +99,14 @@ class Table:
         )
 
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that identify ids, target names, targets and metadata."""
+        """Return 16 hexadecimal digits that identify ids, target names, targets or masks, and metadata."""
         state = hashlib.sha256()
         for texts in (self.ids, self.target_names):
             state.update("\n".join(map(str, texts)).encode() + b"\0")
         if self.targets is not None:
             state.update(np.ascontiguousarray(self.targets).tobytes())
         if self.masks is not None:
-            state.update("\n".join(self.masks).encode())
+            state.update("\n".join("\t".join(cells) for cells in self.masks).encode() + b"\0")
         if self.meta is not None:
             for column in sorted(map(str, self.meta.columns)):
                 state.update("\n".join([column, *self.column(column)]).encode() + b"\0")

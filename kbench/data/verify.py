@@ -31,6 +31,7 @@ from kbench.sources import Progress
 
 _BATCH = 64  # files a thread takes at a time
 _MOST_PIXELS = 1 << 30  # OpenCV's own limit
+_ORIENTATION = 0x112
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 Size = tuple[int, int, int]
 """Height, width and channels."""
@@ -77,7 +78,7 @@ def look_at_images(table: Table, *, progress: Progress, jobs: int | None = None,
         deep: decode the files too, which finds truncated ones.
     """
     report = ImageReport()
-    total = sum(len(paths) for paths in table.images) + len(table.masks or ())
+    total = sum(len(paths) for paths in [*table.images, *_mask_files(table)])
     done, work, jobs = 0, _batches(table), jobs or os.cpu_count() or 1
     with _quiet_pillow(), ThreadPoolExecutor(max_workers=jobs) as pool:
         while window := list(islice(work, jobs * 4)):  # so many batches are in memory, however many rows there are
@@ -95,13 +96,20 @@ def without_unreadable(table: Table, report: ImageReport) -> Table:
     return without(table, bad, "with an unreadable image")
 
 
+def _mask_files(table: Table) -> tuple[tuple[str, ...], ...]:
+    """Return the mask files of each row; nothing where masks are no files."""
+    if table.encoded or table.masks is None:
+        return ()
+    return tuple(tuple(filter(None, cells)) for cells in table.masks)
+
+
 def _batches(table: Table) -> Iterator[list[tuple[int, str, bool]]]:
     """Yield lists of (row number, path, whether it is an image rather than a mask)."""
-    masks = table.masks or ()
+    masks = _mask_files(table) or ((),) * len(table)
     files = (
         item
         for row, paths in enumerate(table.images)
-        for item in [*((row, path, True) for path in paths), *((row, path, False) for path in masks[row : row + 1])]
+        for item in [*((row, path, True) for path in paths), *((row, path, False) for path in masks[row])]
     )
     while batch := list(islice(files, _BATCH)):
         yield batch
@@ -154,7 +162,9 @@ def _look_at_image(path: Path, deep: bool) -> Size | str:
                 return f"with more than {_MOST_PIXELS:,} pixels"
             if deep:
                 image.load()
-            return image.height, image.width, 3 if image.mode == "P" else len(image.getbands())
+            channels = 3 if image.mode == "P" else len(image.getbands())
+            lying = channels != 4 and image.getexif().get(_ORIENTATION, 1) > 4  # decoders turn it upright
+            return *((image.width, image.height) if lying else (image.height, image.width)), channels
     except UnidentifiedImageError:
         return "of no known image format"
 

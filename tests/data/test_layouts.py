@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kbench import registry
 from kbench.data.layouts import Request, read_table
+from kbench.data.masks import index
 from kbench.data.tables import Table
 from kbench.errors import DataError
 
@@ -328,9 +329,10 @@ def test_classes_say_nothing_where_columns_do(tmp_path: Path) -> None:
 
 def test_masks_are_found_by_id(tmp_path: Path) -> None:
     write(tmp_path, "id,site\na.jpg,1\nb.jpg,2\n", ["i/a.jpg", "i/b.jpg", "m/a_mask.png", "m/b_mask.png"])
-    params = {"masks": "m", "mask_suffix": "_mask.png"}
-    table = read(tmp_path, csv="train.csv", images=("i",), task="segmentation", params=params, classes=("sky", "road"))
-    assert table.masks == ("m/a_mask.png", "m/b_mask.png")
+    mask = index(folder="m", suffix="_mask.png", _classes=("sky", "road"))
+    table = read(tmp_path, csv="train.csv", images=("i",), task="segmentation", mask=mask)
+    assert table.masks == (("m/a_mask.png",), ("m/b_mask.png",))
+    assert not table.encoded
     assert table.targets is None
     assert table.target_names == ("sky", "road")
 
@@ -338,16 +340,35 @@ def test_masks_are_found_by_id(tmp_path: Path) -> None:
 def test_missing_masks_are_listed_or_dropped(tmp_path: Path) -> None:
     write(tmp_path, "id,site\na,1\nb,2\n", ["i/a.jpg", "i/b.jpg", "m/b.png"])
     with pytest.raises(DataError, match=r"1 missing file: 'm/a\.png'"):
-        read(tmp_path, csv="train.csv", images=("i",), task="segmentation", params={"masks": "m"})
+        read(tmp_path, csv="train.csv", images=("i",), task="segmentation", mask=index(folder="m"))
     table = read(
-        tmp_path, csv="train.csv", images=("i",), task="segmentation", params={"masks": "m"}, on_problem="drop"
+        tmp_path, csv="train.csv", images=("i",), task="segmentation", mask=index(folder="m"), on_problem="drop"
     )
-    assert (table.ids.tolist(), table.masks) == (["b"], ("m/b.png",))
+    assert (table.ids.tolist(), table.masks) == (["b"], (("m/b.png",),))
+    assert "without an image or a mask" in table.notes[0]
+
+
+def test_masks_need_no_csv(tmp_path: Path) -> None:
+    write(tmp_path, "", ["i/a.jpg", "i/b.jpg", "m/a.png", "m/b.png"])
+    mask = index(folder="m", _classes=("sky", "road"))
+    table = read(tmp_path, images=("i",), task="segmentation", mask=mask)
+    assert (table.ids.tolist(), table.masks) == (["a", "b"], (("m/a.png",), ("m/b.png",)))
+    assert table.target_names == read(tmp_path, "test", images=("i",), task="segmentation", mask=mask).target_names
+
+
+def test_the_fingerprint_covers_masks_and_their_classes(tmp_path: Path) -> None:
+    write(tmp_path, "", ["i/a.jpg", "i/b.jpg", "m/a.png", "m/b.png", "n/a.png", "n/b.png"])
+    prints = {
+        read(tmp_path, images=("i",), task="segmentation", mask=index(folder=folder, _classes=names)).fingerprint()
+        for folder in "mn"
+        for names in [("sky", "road"), ("road", "sky")]
+    }
+    assert len(prints) == 4
 
 
 def test_dense_tasks_need_masks(tmp_path: Path) -> None:
     write(tmp_path, "id,site\na,1\n", ["i/a.jpg"])
-    with pytest.raises(DataError, match="'dense_regression' needs target images"):
+    with pytest.raises(DataError, match="'dense_regression' needs masks"):
         read(tmp_path, csv="train.csv", images=("i",), task="dense_regression")
 
 
@@ -446,7 +467,7 @@ def test_the_folder_layout_says_what_it_cannot_read(tmp_path: Path) -> None:
 
 def test_layouts_are_registered_with_what_a_yaml_may_set() -> None:
     assert registry.names("layout") == ["csv", "folders", "pattern"]
-    assert registry.bind("layout", "csv", {"masks": "m", "separator": "|"}, where="data.layout") == []
+    assert registry.bind("layout", "csv", {"empty_tags": True, "separator": "|"}, where="data.layout") == []
     assert registry.bind("layout", "folders", {"valid": 3, "root": "x"}, where="data.layout") != []
 
 
@@ -501,9 +522,10 @@ def test_camvid_has_tags_masks_and_routes() -> None:
     assert tags.targets.shape == (247, 9)
     assert set(tags.column("route")) >= {"0001TP"}
     root = SHARED / "camvid"
-    masks = read(root, csv="train.csv", images=("train/images",), task="segmentation", params={"masks": "train/masks"})
+    mask = index(folder="train/masks")
+    masks = read(root, csv="train.csv", images=("train/images",), task="segmentation", mask=mask)
     assert masks.masks is not None
-    assert all((root / path).is_file() for path in masks.masks)
+    assert all((root / path).is_file() for (path,) in masks.masks)
 
 
 # Targets in file names -------------------------------------------------------------------------------------------

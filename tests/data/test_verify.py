@@ -112,7 +112,7 @@ def test_rows_with_a_bad_image_or_mask_can_be_left_out(tmp_path: Path) -> None:
     table = make(tmp_path, a__png=good, b__png=b"bad", c__png=good)
     (tmp_path / "m.png").write_bytes(good)
     (tmp_path / "n.png").write_bytes(b"bad")
-    masked = Table(**{**table.__dict__, "masks": ("m.png", "m.png", "n.png")})
+    masked = Table(**{**table.__dict__, "masks": (("m.png",), ("m.png", ""), ("m.png", "n.png"))})
     report = look_at_images(masked, progress=quiet)
     left = without_unreadable(masked, report)
     assert left.ids.tolist() == ["a.png"]
