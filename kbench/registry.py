@@ -57,6 +57,9 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.submission.single_probability",
         "kbench.submission.tags",
         "kbench.submission.value",
+        "kbench.submission.rle",
+        "kbench.submission.runs_json",
+        "kbench.submission.mask_zip",
     ),
 }
 

@@ -21,12 +21,13 @@ from kbench import registry
 from kbench.data.crops import Geometry
 from kbench.data.folds import Cut, make_folds
 from kbench.data.tables import Table
+from kbench.inference.mask_set import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.inference.views import PLAIN
 from kbench.metrics import make_metric
 from kbench.models.groups import layer_groups
 from kbench.registry import Part
-from kbench.submission.check import write_submission
+from kbench.submission.check import check_submission, write_submission
 from kbench.tasks import is_dense
 from kbench.training.losses import LossSum
 
@@ -417,3 +418,21 @@ def test_a_format_writes_what_it_finds_no_fault_with(name: str, task: str, tmp_p
     assert made.problems(frame, sample) == []
     assert write_submission(tmp_path / f"s{made.suffix}", frame, sample=sample, format=made, gzip=False).is_file()
     assert made.parse(frame, sample).ids.tolist() == rows.ids.tolist()
+
+
+@of("format")
+@pytest.mark.parametrize("task", ["segmentation", "multi_label_segmentation"])
+def test_a_format_of_masks_gives_back_what_it_was_given(name: str, task: str, tmp_path: Path) -> None:
+    names, size = ("one",), (9, 14)
+    try:
+        made = build("format", name, _names=names, _task=task, _sizes=lambda image: size)
+    except Exception as error:
+        assert f"cannot write the task '{task}'" in str(error)  # noqa: PT017
+        return
+    layers = np.random.default_rng(0).integers(0, 2, (3, 1, *size)).astype(np.uint8)
+    masks = MaskSet(np.array(["a", "b", "c"]), names, task, {}, lambda row: layers[row])
+    sample = pd.DataFrame({"id": ["b", "c", "a"], "x": ""})
+    file = write_submission(tmp_path / f"s{made.suffix}", made.build(masks, sample), sample=sample, format=made)
+    read = made.parse(check_submission(file, sample, format=made), sample)
+    assert read.ids.tolist() == ["a", "b", "c"]
+    assert np.array_equal(np.stack([read[row] for row in range(3)]), layers)

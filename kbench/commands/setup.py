@@ -19,9 +19,9 @@ from kbench.data.folds import Cut, Folds, make_folds
 from kbench.data.layouts import Request, read_table
 from kbench.data.rows import MaskKind, without
 from kbench.data.tables import Table
-from kbench.data.verify import look_at_images
+from kbench.data.verify import look, look_at_images
 from kbench.documents import load_competition
-from kbench.errors import ConfigError, SourceError
+from kbench.errors import ConfigError, DataError, SourceError
 from kbench.submission.formats import Format
 from kbench.workspace import Workspace, find_workspace
 
@@ -44,6 +44,7 @@ class Setup:
     choice: Choice
     plugins: Path
     _folds: Folds | None = field(default=None, repr=False)
+    _sizes: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
     @property
     def data(self) -> Path:
@@ -139,9 +140,27 @@ class Setup:
         """The submission format."""
         part = self.competition.submission.format
         made: Format = registry.build(
-            "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task
-        )
+            "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
+            _sizes=self.test_size,
+        )  # fmt: skip
         return made
+
+    def test_size(self, name: str) -> tuple[int, int]:
+        """Return height and width of a test image, read from the head of its file once.
+
+        Raises:
+            DataError: there is no such image, or it cannot be read.
+        """
+        if name not in self._sizes:
+            row = int(np.searchsorted(self.test.ids, name))
+            known = row < len(self.test) and self.test.ids[row] == name
+            found = look(self.test.root / self.test.images[row][0], deep=False) if known else "not in the test set"
+            if isinstance(found, str):
+                raise DataError(
+                    f"the image of '{name}' is {found}", "an image of every test row", "`kbench check --images`"
+                )
+            self._sizes[name] = found[:2]
+        return self._sizes[name]
 
     @property
     def sample(self) -> Path:

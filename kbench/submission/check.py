@@ -7,6 +7,8 @@ To add a rule for one format, add it to that format's `problems`.
 from __future__ import annotations
 
 import gzip as gz
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +17,20 @@ import pandas as pd
 from kbench import files
 from kbench.data.frames import read_frame, texts
 from kbench.errors import Problem, SubmissionError, first_names, nearest
+from kbench.submission.files_of_masks import keys_of, names_in
 from kbench.submission.formats import Format, id_column, near_id, refuse
 
 
 def read_sample(path: Path) -> pd.DataFrame:
     """Read the sample submission; its ids are text.
 
+    Of a JSON object the keys are the ids, of a zip the names of its files.
+
     Raises:
-        SubmissionError: it is missing, is no CSV, is empty, or has an id twice.
+        SubmissionError: it is missing, cannot be read, is empty, or has an id twice.
     """
-    sample = read_frame(path, error=SubmissionError)
+    read = {".json": keys_of, ".zip": names_in}.get(path.suffix.lower())
+    sample = read_frame(path, error=SubmissionError) if read is None else pd.DataFrame({"id": read(path)}, dtype=str)
     ids, counts = np.unique(texts(sample, id_column(sample)), return_counts=True)
     if len(ids) == 0 or (counts > 1).any():
         raise SubmissionError(
@@ -39,6 +45,7 @@ def read_sample(path: Path) -> pd.DataFrame:
 
 def find_problems(frame: pd.DataFrame, sample: pd.DataFrame, *, format: Format) -> list[Problem]:
     """Return everything that is wrong with the rows of a submission; cells only where the columns are right."""
+    sample = wanted(sample, format)
     problems = _column_problems([str(name) for name in frame.columns], [str(name) for name in sample.columns])
     if id_column(sample) in frame.columns:
         problems += id_problems(texts(frame, id_column(sample)), texts(sample, id_column(sample)), id_column(sample))
@@ -47,23 +54,39 @@ def find_problems(frame: pd.DataFrame, sample: pd.DataFrame, *, format: Format) 
     return problems
 
 
+def wanted(sample: pd.DataFrame, format: Format) -> pd.DataFrame:
+    """Return the sample as the format's rows look: with its own columns after the id where the file is no CSV."""
+    if format.columns is None:
+        return sample
+    return pd.DataFrame({id_column(sample): texts(sample, id_column(sample)), **dict.fromkeys(format.columns, "")})
+
+
 def check_submission(source: Path | pd.DataFrame, sample: pd.DataFrame, *, format: Format) -> pd.DataFrame:
     """Return a submission's rows if nothing is wrong with them.
 
     Args:
-        source: a CSV, plain or gzip, or its rows.
+        source: the file (a CSV plain or gzip), or its rows.
         sample: the sample submission.
         format: the competition's format.
 
     Raises:
         SubmissionError: the file cannot be read, or has problems; all of them are listed.
     """
-    if isinstance(source, pd.DataFrame):
-        frame, subject = source, "the submission"
-    else:
-        frame, subject = read_frame(source, text=format.text, error=SubmissionError), f"'{source}'"
-    refuse(subject, find_problems(frame, sample, format=format), sample)
+    frame = source if isinstance(source, pd.DataFrame) else read_rows(source, sample, format=format)
+    subject = "the submission" if isinstance(source, pd.DataFrame) else f"'{source}'"
+    refuse(subject, find_problems(frame, sample, format=format), wanted(sample, format))
     return frame
+
+
+def read_rows(path: Path, sample: pd.DataFrame, *, format: Format) -> pd.DataFrame:
+    """Return the rows of a submission's file, unchecked.
+
+    Raises:
+        SubmissionError: it cannot be read.
+    """
+    if format.decode is not None:
+        return format.decode(path, sample)
+    return read_frame(path, text=format.text, error=SubmissionError)
 
 
 def write_submission(
@@ -71,7 +94,8 @@ def write_submission(
 ) -> Path:
     r"""Check rows, write them, read them back and check again; return the file.
 
-    The same rows give the same bytes: numbers have nine digits, lines end in `\n`, and the gzip header holds no
+    Of masks every cell must come back as it was written; that cells say what the masks say was seen when they were
+    made. The same rows give the same bytes: numbers have nine digits, lines end in `\n`, and the gzip header holds no
     time and no name. When a check fails nothing is written and a file that was there stays.
 
     Args:
@@ -82,16 +106,33 @@ def write_submission(
         gzip: whether to compress.
 
     Raises:
-        SubmissionError: the rows have problems.
+        SubmissionError: the rows have problems, or the format cannot be compressed.
         DataError: the disk is full.
     """
+    if gzip and format.encode is not None:
+        raise SubmissionError(
+            f"submission.gzip for a '{format.suffix}' file", "gzip for CSV files", "set `submission: {gzip: false}`"
+        )
     check_submission(frame, sample, format=format)
-    content = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode()
     target = path.with_name(f"{path.name}.gz") if gzip and path.suffix != ".gz" else path
     with files.replacing(target) as temporary:
-        files.write_bytes(temporary, gz.compress(content, compresslevel=6, mtime=0) if gzip else content)
-        check_submission(temporary, sample, format=format)
+        files.write_new(temporary, (format.encode or partial(_csv, gzip=gzip))(frame))
+        written = check_submission(temporary, sample, format=format)
+        if format.exact and not _same_cells(frame, written):
+            raise SubmissionError(
+                f"'{target}' does not hold what was written to it", "the same cells when the file is read back",
+                "look at the disk, then write it again",
+            )  # fmt: skip
     return target
+
+
+def _csv(frame: pd.DataFrame, *, gzip: bool) -> Iterator[bytes]:
+    content = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode()
+    yield gz.compress(content, compresslevel=6, mtime=0) if gzip else content
+
+
+def _same_cells(frame: pd.DataFrame, written: pd.DataFrame) -> bool:
+    return all(frame[name].tolist() == written[name].tolist() for name in frame.columns)
 
 
 def _column_problems(have: list[str], want: list[str]) -> list[Problem]:

@@ -12,8 +12,10 @@ The sample submission rules: its columns, its ids and their order are what is wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,13 +35,23 @@ class Format:
         parse: (rows, sample) -> the predictions they hold, of rows without problems.
         problems: (rows, sample) -> what is wrong with the targets' cells; columns and ids are checked before.
         text: whether every column is read as text, for class names such as `0012`.
+        exact: whether a file read back must hold the very cells that were written, as those of masks.
+        columns: names after the id, where the file is no CSV and the sample's columns do not say.
+        encode: rows -> the file, in pieces; a CSV by default.
+        decode: (file, sample) -> rows, in the order of the file; raises `SubmissionError`.
+
+    For segmentations `build` takes, and `parse` returns, a `MaskSet` instead of `Predictions`.
     """
 
     suffix: str
-    build: Callable[[Predictions, pd.DataFrame], pd.DataFrame]
-    parse: Callable[[pd.DataFrame, pd.DataFrame], Predictions]
+    build: Callable[[Any, pd.DataFrame], pd.DataFrame]
+    parse: Callable[[pd.DataFrame, pd.DataFrame], Any]
     problems: Callable[[pd.DataFrame, pd.DataFrame], list[Problem]]
     text: bool = False
+    exact: bool = False
+    columns: tuple[str, ...] | None = None
+    encode: Callable[[pd.DataFrame], Iterable[bytes]] | None = None
+    decode: Callable[[Path, pd.DataFrame], pd.DataFrame] | None = None
 
 
 def id_column(sample: pd.DataFrame) -> str:

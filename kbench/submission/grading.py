@@ -1,7 +1,9 @@
 """Grading on this machine, where the solution is at hand.
 
 The solution is a CSV with the sample's ids and one of: the sample's own columns filled with the truth, one column of
-class names, or one column per target. A column `Usage` (Public, Private, Ignored) splits it as Kaggle does.
+class names, or one column per target. A column `Usage` (Public, Private, Ignored) splits it as Kaggle does. That of
+masks is a file in the competition's own format.
+
 To grade another kind of solution, let the competition's format `parse` it.
 """
 
@@ -17,10 +19,12 @@ from kbench.data.frames import numbers, read_frame, texts
 from kbench.data.tables import Table
 from kbench.ensemble.average import aligned
 from kbench.errors import Problem, SubmissionError, first_names
+from kbench.inference.mask_set import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.metrics import Metric
 from kbench.submission.check import check_submission, id_problems
 from kbench.submission.formats import Format, id_column, refuse, target_columns
+from kbench.submission.mask_grading import mask_counts, score_counts, table_of
 
 _USAGES = ("public", "private", "ignored")
 
@@ -55,6 +59,8 @@ def grade(submission: Path, solution: Path, *, sample: pd.DataFrame, format: For
         DataError: the metric has no value on the solution's rows.
     """
     predictions = format.parse(check_submission(submission, sample, format=format), sample)
+    if isinstance(predictions, MaskSet):
+        return _grade_masks(predictions, solution, sample, format=format, metric=metric)
     answers, usage = _read_solution(solution, sample)
     table = Table(
         ids=texts(answers, id_column(sample)),
@@ -68,6 +74,33 @@ def grade(submission: Path, solution: Path, *, sample: pd.DataFrame, format: For
     whole = table.select(usage != "ignored")
     values = aligned(predictions, ids=whole.ids, names=whole.target_names)
     return Scores(metric(whole.targets, values, whole), **parts)
+
+
+def _grade_masks(masks: MaskSet, solution: Path, sample: pd.DataFrame, *, format: Format, metric: Metric) -> Scores:
+    if format.decode is not None:
+        answers = check_submission(solution, sample, format=format)
+        usage = np.full(len(answers), "", dtype=object)
+    else:
+        answers, usage = _read_solution(solution, sample)
+        if len(target_columns(answers)) == len(target_columns(sample)) == 1:
+            answers.columns = sample.columns
+        refuse(f"the solution '{solution}'", format.problems(answers, sample), sample)
+    truth = format.parse(answers, sample)
+    counts, table = mask_counts(masks, truth), table_of(truth)
+    of_part = {part: format.parse(answers[usage == part], sample).ids for part in _USAGES if (usage == part).any()}
+    split = [name for ids in of_part.values() for name in ids.tolist()]
+    if len(set(split)) < len(split):
+        raise SubmissionError(
+            f"the solution '{solution}' has rows of one image in two parts", "one usage per image", "correct `Usage`"
+        )
+    parts = {
+        part: score_counts(metric, counts, table, np.isin(table.ids, of_part.get(part, [])).tolist())
+        for part in ("public", "private")
+    }
+    whole = score_counts(metric, counts, table, (~np.isin(table.ids, of_part.get("ignored", []))).tolist())
+    if whole is None:
+        raise SubmissionError(f"the solution '{solution}' ignores every row", "rows that count", "correct `Usage`")
+    return Scores(whole, **parts)
 
 
 def _score(metric: Metric, table: Table, predictions: Predictions) -> float | None:

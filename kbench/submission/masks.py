@@ -1,0 +1,130 @@
+"""What the formats of masks share: which rows a sample asks for, and that what is written is what was predicted.
+
+Their rows hold one encoded mask per cell, so that only one decoded mask is in memory. `build` decodes every cell it
+has made and compares it with the mask; `write_submission` reads the file back and compares the cells. To add such a
+format, see `formats.py`; `rle.py` is the shortest one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kbench.errors import ConfigError, Problem, SubmissionError, first_names, nearest, raise_all
+from kbench.inference.mask_set import MaskSet
+from kbench.submission.formats import near_id
+from kbench.tasks import IGNORED, exclusive
+
+Size = tuple[int, int]
+Sizes = Callable[[str], Size]
+CELL = "mask"  # column of the encoded masks where the file is no CSV
+
+
+def chosen_names(classes: Sequence[str] | None, names: Sequence[str]) -> tuple[str, ...]:
+    """Return the classes a format writes: all, or those of `submission.format.classes`.
+
+    Raises:
+        ConfigError: one of them is no class of the competition.
+    """
+    strange = [name for name in classes or () if name not in names]
+    if strange:
+        raise ConfigError(
+            f"submission.format.classes names {first_names(strange)}",
+            f"some of {first_names(list(names), 30)}",
+            nearest(strange[0], names),
+        )
+    return tuple(names) if classes is None else tuple(classes)
+
+
+def no_sizes(name: str) -> Size:
+    """Refuse to decode what only the image says the size of."""
+    raise ConfigError(
+        f"the size of the image '{name}' is not known here",
+        "a competition whose test images are at hand",
+        "`kbench download`, and `data: {test: {images: FOLDER}}` in the YAML",
+    )
+
+
+def lacking(ids: Sequence[str], masks: MaskSet, *, where: str) -> list[Problem]:
+    """Return a problem when some images have no mask."""
+    missing = [name for name in ids if not len(masks) or not _has(masks.ids, name)]
+    if not missing:
+        return []
+    what = f"{len(missing):,} of {len(ids):,} images are not predicted: {first_names(missing)}"
+    return [Problem(where, what, near_id(missing[0], masks.ids) if len(masks) else "")]
+
+
+def _has(ids: np.ndarray, name: str) -> bool:
+    return bool(ids[min(int(np.searchsorted(ids, name)), len(ids) - 1)] == name)
+
+
+def refuse_masks(problems: Sequence[Problem]) -> None:
+    """Raise one error that says all that keeps masks from being written; do nothing when there is nothing.
+
+    Raises:
+        SubmissionError: there are problems.
+    """
+    raise_all(
+        problems[:20], error=SubmissionError, subject="the masks do not cover the sample submission",
+        expected="a mask for every image, and a class for every row, that the sample asks for",
+        todo="`kbench predict` makes masks; data.classes and submission.format in the YAML say how they are written",
+    )  # fmt: skip
+
+
+def check_written(name: str, mask: np.ndarray, read: np.ndarray) -> None:
+    """Hold a mask that was decoded again against the one that was encoded.
+
+    Raises:
+        SubmissionError: they differ.
+    """
+    if mask.shape != read.shape or not np.array_equal(mask, read):
+        differ = int((mask != read).sum()) if mask.shape == read.shape else mask.size
+        raise SubmissionError(
+            f"the mask of '{name}' is not what its encoding says: {differ:,} pixels differ",
+            "a mask that is the same after encoding and decoding",
+            "look at submission.format in the YAML: classes, colours and values must be apart",
+        )
+
+
+def shown(masks: MaskSet, row: int, written: Sequence[int]) -> np.ndarray:
+    """Return a row's mask with only the written classes: [H, W] uint8, 255 elsewhere, or [k, H, W] 0 and 1.
+
+    Args:
+        masks: the masks.
+        row: which.
+        written: the classes' numbers among the names of the masks; they are numbered from 0 in the result.
+    """
+    mask = masks[row]
+    if not exclusive(masks.task, len(masks.names)):
+        return np.asarray(mask[list(written)] != 0).astype(np.uint8)
+    renamed = np.full(IGNORED + 1, IGNORED, dtype=np.uint8)
+    renamed[list(written)] = np.arange(len(written), dtype=np.uint8)
+    return np.asarray(renamed[mask])
+
+
+def read_masks(
+    ids: Sequence[str], written: Sequence[str], read: Callable[[str], np.ndarray], *, names: Sequence[str], task: str
+) -> MaskSet:
+    """Return the masks of a file.
+
+    Where it holds all of a competition's exclusive classes, a pixel of no class is one that is ignored. Where it holds
+    some of them, such a pixel is of another class, so the file is read as layers.
+
+    Args:
+        ids: of the images, in any order.
+        written: the classes of the file.
+        read: image id -> mask, as `shown` has it.
+        names: the competition's classes.
+        task: its task.
+    """
+    order = np.array(sorted(ids), dtype=str)
+    whole = tuple(written) == tuple(names)
+    if whole or not exclusive(task, len(names)):
+        return MaskSet(order, tuple(written), task, {"file": True}, lambda row: read(str(order[row])))
+
+    def layers(row: int) -> np.ndarray:
+        mask = read(str(order[row]))
+        return np.asarray(mask[None] == np.arange(len(written))[:, None, None]).astype(np.uint8)
+
+    return MaskSet(order, tuple(written), "multi_label_segmentation", {"file": True}, layers)
