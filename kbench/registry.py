@@ -42,7 +42,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "crop": ("kbench.data.crops",),
     "sampler": ("kbench.data.samplers",),
     "metric": ("kbench.metrics",),
-    "model": ("kbench.models.classifier",),
+    "model": ("kbench.models.classifier", "kbench.models.segmenter"),
     "schedule": ("kbench.training.schedules",),
     "optimizer": ("kbench.training.optimizers",),
     "loss": ("kbench.training.losses",),

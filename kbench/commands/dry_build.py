@@ -45,7 +45,7 @@ def part_problems(competition: Competition, table: Table | None) -> list[Problem
 
 
 def _trials(competition: Competition, table: Table | None) -> Iterator[Trial]:
-    if competition.model.name == "timm":
+    if registry.get("model", competition.model.name).meta.get("backbone") == "timm":
         yield "model.backbone", lambda: _check_backbone(competition.model.backbone)
     yield "tta", lambda: parts.build_views(competition)
     yield "metric", lambda: _try_metric(competition, table)

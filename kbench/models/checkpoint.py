@@ -143,13 +143,15 @@ def load_pretrained(body: nn.Module, tensors: Mapping[str, torch.Tensor], *, fil
     """Load foreign weights into a backbone; return the names that were left out.
 
     What a file has beyond the backbone (its classifier) is left out and named; what the backbone needs and the
-    file lacks is an error. A stem for 3 channels is adapted to another number by timm's rule.
+    file lacks is an error. A stem for 3 channels is adapted to another number by timm's rule. Names that timm joins
+    differently where it makes a feature extractor (`stages.0.x` becomes `stages_0.x`) are the same.
 
     Raises:
         CheckpointError: names or shapes do not fit.
     """
     own = body.state_dict()
     given = {name.removeprefix("module.").removeprefix("body."): tensor for name, tensor in tensors.items()}
+    given = _as_named(given, own)
     given = _adapt_stem(body, given, own)
     missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
     shapes = [name for name in own if name in given and given[name].shape != own[name].shape]
@@ -168,13 +170,24 @@ def load_pretrained(body: nn.Module, tensors: Mapping[str, torch.Tensor], *, fil
     return sorted(set(given) - set(own))
 
 
+def joined(name: str) -> str:
+    """Return a name as timm's feature extractors and classifiers have it in common."""
+    return name.removeprefix("model.").replace(".", "_")
+
+
+def _as_named(given: Tensors, own: Tensors) -> Tensors:
+    names = {joined(name): name for name in own}
+    return {name if name in own else names.get(joined(name), name): tensor for name, tensor in given.items()}
+
+
 def _adapt_stem(body: nn.Module, given: Tensors, own: Tensors) -> Tensors:
     from timm.models import adapt_input_conv
 
     config = getattr(body, "pretrained_cfg", {})
     stems = config.get("first_conv") or ()
+    names = {joined(name): name for name in own}
     for stem in (stems,) if isinstance(stems, str) else stems:
-        name = f"{stem}.weight"
+        name = names.get(joined(f"{stem}.weight"), "")
         if name in given and name in own and given[name].shape[1:2] == (3,) and own[name].shape[1] != 3:
             given = {**given, name: adapt_input_conv(own[name].shape[1], given[name])}
     return given

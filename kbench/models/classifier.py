@@ -7,16 +7,17 @@ with `@register("model")`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import timm
 import torch
 from torch import nn
 
-from kbench.errors import CheckpointError, ConfigError, check_number, nearest
+from kbench.errors import CheckpointError, ConfigError, KbenchError, check_number, nearest
 from kbench.registry import register
 
 
@@ -105,7 +106,7 @@ class _LinearHead(nn.Module):
         return logits
 
 
-@register("model", "timm")
+@register("model", "timm", tasks=("single_label", "multi_label", "regression"), backbone="timm")
 def timm_classifier(
     n_outputs: int,
     in_channels: int,
@@ -176,12 +177,29 @@ def _create_body(
     problem = check_backbone(name)
     if problem:
         raise ConfigError(problem, "a model of `timm.list_models()`", "correct model.backbone")
-    try:
+    with making(name, pretrained=pretrained, size=size, options=options):
         body: Any = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **options)
         if hasattr(body, "set_input_size") and body.pretrained_cfg.get("fixed_input_size"):
             body.set_input_size(img_size=size)
         pool = getattr(body, "global_pool", "")
         body.reset_classifier(0, "")  # not asked for at once: some models choose their last norm by the pooling
+    return body, pool if isinstance(pool, str) else ""
+
+
+@contextlib.contextmanager
+def making(name: str, *, pretrained: bool, size: tuple[int, int], options: dict[str, Any]) -> Iterator[None]:
+    """Turn what timm and those who build on it raise into errors that say what to do.
+
+    Args:
+        name: of the backbone.
+        pretrained: whether its weights are fetched.
+        size: height and width of the images.
+        options: what it was asked for.
+    """
+    try:
+        yield
+    except KbenchError:
+        raise
     except Exception as error:  # timm asserts and raises many types; so does the hub's client
         if pretrained and not isinstance(error, TypeError | AssertionError | AttributeError):
             raise CheckpointError(
@@ -194,7 +212,6 @@ def _create_body(
             "a backbone that takes this size, and arguments of timm.create_model",
             "correct input.size, model.backbone or model.options",
         ) from error
-    return body, pool if isinstance(pool, str) else ""
 
 
 def _channels_first(body: Any, features: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,290 @@
+"""Networks that judge every pixel: decoders of segmentation_models_pytorch on any timm backbone.
+
+`Segmenter` makes a network that wants sides divisible by 32 or so take images of any size: it mirrors the borders
+outwards and cuts the result back. To add another network, wrap it in a `Segmenter`; see `unets.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import segmentation_models_pytorch
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kbench.errors import ConfigError, check_number
+from kbench.models.checkpoint import joined
+from kbench.models.classifier import check_backbone, making
+from kbench.registry import register
+from kbench.tasks import DENSE
+
+Decoder = Literal[
+    "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet",
+    "segformer", "dpt",
+]  # fmt: skip
+
+
+class Segmenter(nn.Module):
+    """A network of images [B, C, H, W] to logits [B, K, H, W], for any H and W.
+
+    Args:
+        net: takes images whose sides are multiples of `divisor`.
+        body: name of its submodule that pretrained weights are for.
+        marks: names of the submodules of the body that its feature maps come from, first to last.
+        divisor: what both sides must be multiples of.
+        least: shortest side the network can do with.
+        config: mean and std the backbone was trained with.
+    """
+
+    def __init__(
+        self, net: nn.Module, *, body: str, marks: Sequence[str], divisor: int, least: int, config: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.net, self._body = net, body
+        self.divisor, self.least = divisor, max(least, divisor)
+        self.config = config
+        self.layer_prefixes = [*_halves(self.body, f"net.{body}.", marks), ["net."]]
+
+    @property
+    def body(self) -> nn.Module:
+        """The encoder; its names are those of timm's weights files."""
+        return self.net.get_submodule(self._body)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, K, H, W] of normalised [B, C, H, W] images."""
+        height, width = images.shape[-2:]
+        tall, wide = (max(self.least, -(-side // self.divisor) * self.divisor) for side in (height, width))
+        logits: torch.Tensor = self.net(mirrored(images, tall, wide))
+        top, left = (tall - height) // 2, (wide - width) // 2
+        return logits[..., top : top + height, left : left + width]
+
+
+def mirrored(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return images [B, C, height, width] with the given ones in the middle, mirrored at their borders.
+
+    Where there is more to fill than an image has, it is mirrored again; a single row or column is repeated.
+    """
+    while (tall := height - images.shape[-2]) + (wide := width - images.shape[-1]) > 0:
+        size = images.shape[-2:]
+        mode = "replicate" if (tall and size[0] == 1) or (wide and size[1] == 1) else "reflect"
+        top, left = tall // 2, wide // 2
+        most = [side if mode == "replicate" else side - 1 for side in (size[1], size[1], size[0], size[0])]
+        amounts = [min(*pair) for pair in zip((left, wide - left, top, tall - top), most, strict=True)]
+        if amounts[0] < left or amounts[2] < top:  # equal on both sides, so that the middle stays the middle
+            amounts[1], amounts[3] = min(amounts[:2]), min(amounts[2:])
+        images = F.pad(images, amounts, mode=mode)
+    return images
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What an architecture calls its options.
+
+    Attributes:
+        channels: its number, or list, of channels; empty where it has none to choose.
+        dropout: its dropout; empty where it has none of its own.
+        attention: whether its blocks may have attention.
+        interpolation: whether its upsampling can be chosen.
+        depth: stages of the encoder it uses by default.
+        cells: smallest side of the maps it begins with.
+        multiple: of how many cells that side must be.
+    """
+
+    channels: str = "decoder_channels"
+    dropout: str = ""
+    attention: bool = False
+    interpolation: bool = False
+    depth: int = 5
+    cells: int = 1
+    multiple: int = 1
+
+
+_DECODERS: dict[str, _Facts] = {
+    "unet": _Facts(attention=True, interpolation=True),
+    "unetplusplus": _Facts(attention=True, interpolation=True),
+    "manet": _Facts(interpolation=True),
+    "linknet": _Facts(""),
+    "fpn": _Facts("decoder_pyramid_channels", "decoder_dropout", interpolation=True),
+    "pspnet": _Facts("psp_out_channels", "psp_dropout", depth=3),
+    "deeplabv3": _Facts(dropout="decoder_aspp_dropout"),
+    "deeplabv3plus": _Facts(dropout="decoder_aspp_dropout"),
+    "pan": _Facts(interpolation=True, cells=8),  # it halves them three times more
+    "upernet": _Facts(),
+    "segformer": _Facts("decoder_segmentation_channels"),
+    "dpt": _Facts("decoder_fusion_channels", depth=4, multiple=2),
+}
+_WIDTHS = (256, 128, 64, 32, 16)  # of U-Nets, deepest block first
+_SQUEEZE = 16  # by how much scSE reduces channels
+
+
+@register("model", tasks=DENSE, backbone="timm")
+def smp(
+    n_outputs: int,
+    in_channels: int,
+    *,
+    _backbone: str,
+    _pretrained: bool = False,
+    _size: tuple[int, int] = (224, 224),
+    decoder: Decoder = "unet",
+    decoder_attention: Literal["scse"] | None = None,
+    decoder_channels: int | list[int] | None = None,
+    depth: int | None = None,
+    dropout: float | None = None,
+    interpolation: Literal["nearest", "bilinear"] | None = None,
+    decode: dict[str, Any] | None = None,
+    create: dict[str, Any] | None = None,
+) -> Segmenter:
+    """Return a decoder of segmentation_models_pytorch on a timm backbone (B-04, D-06, S-20, S-22).
+
+    Args:
+        n_outputs: number of maps.
+        in_channels: channels of the images; a pretrained stem is adapted to them.
+        _backbone: name of a timm model; `dpt` takes vision transformers, the others models with feature maps.
+        _pretrained: fetch timm's weights from their hub.
+        _size: image height and width, for the messages; images may have any size.
+        decoder: the architecture.
+        decoder_attention: `scse` puts squeeze and excitation of channels and places into every block (U-Nets).
+        decoder_channels: a width per block, deepest first (U-Nets, `manet`); a single width elsewhere.
+        depth: stages of the encoder that are used; 5 by default, 3 for `pspnet`, 4 for `dpt`.
+        dropout: of the decoder; where it has none of its own, whole maps are dropped before the last layer.
+        interpolation: how the decoder enlarges maps.
+        decode: further keyword arguments of the architecture, such as `decoder_use_norm: identity`.
+        create: further keyword arguments of `timm.create_model`, such as `pad_type: same`.
+
+    Raises:
+        ConfigError: the decoder has no such option, or does not go with the backbone.
+        CheckpointError: the backbone's weights cannot be fetched.
+    """
+    if problem := check_backbone(_backbone):
+        raise ConfigError(problem, "a model of `timm.list_models()`", "correct model.backbone")
+    facts = _DECODERS[decoder]
+    depth = depth or facts.depth
+    options = _options(
+        decoder, depth, attention=decoder_attention, channels=decoder_channels, dropout=dropout,
+        interpolation=interpolation,
+    )  # fmt: skip
+    given = {**options, **(decode or {}), **(create or {})}
+    with making(_backbone, pretrained=_pretrained, size=_size, options={"decoder": decoder, **given}):
+        build = segmentation_models_pytorch.MODEL_ARCHITECTURES_MAPPING[decoder]
+        net: Any = build(
+            f"tu-{_backbone}", encoder_depth=depth, encoder_weights=True if _pretrained else None,
+            in_channels=in_channels, classes=n_outputs,
+            **{**_any_size(_backbone), **({"num_classes": 0, "global_pool": ""} if decoder == "dpt" else {}), **given},
+        )  # fmt: skip
+        if dropout and not facts.dropout:
+            net.segmentation_head = nn.Sequential(nn.Dropout2d(dropout), net.segmentation_head)
+        stride, body = int(net.encoder.output_stride), net.encoder.model
+        if decoder == "dpt":
+            body.norm = nn.Identity()  # behind the last maps it takes
+        marks = _marks(body)
+        _cut(body, marks[-1])
+        model = Segmenter(
+            net, body="encoder.model", marks=marks, divisor=stride * facts.multiple, least=stride * facts.cells,
+            config=dict(body.pretrained_cfg),
+        )  # fmt: skip
+        _try(model, in_channels, n_outputs)
+    return model
+
+
+def _options(
+    decoder: str,
+    depth: int,
+    *,
+    attention: str | None,
+    channels: int | list[int] | None,
+    dropout: float | None,
+    interpolation: str | None,
+) -> dict[str, Any]:
+    """Return the keyword arguments of an architecture."""
+    facts, options = _DECODERS[decoder], dict[str, Any]()
+    check_number("depth", depth, "[1, 5]", whole=True)
+    if attention is not None:
+        _need(decoder, "decoder_attention", facts.attention)
+        options["decoder_attention_type"] = attention
+    if interpolation is not None:
+        _need(decoder, "interpolation", facts.interpolation)
+        options["decoder_interpolation"] = interpolation
+    if decoder in ("unet", "unetplusplus", "manet"):
+        options["decoder_channels"] = list(_WIDTHS[:depth])
+    if decoder == "pspnet":
+        options["upsampling"] = 2**depth
+    if channels is not None:
+        _need(decoder, "decoder_channels", bool(facts.channels))
+        options[facts.channels] = channels
+    if attention is not None and min(options["decoder_channels"]) < _SQUEEZE:
+        raise ConfigError(
+            f"decoder_channels is '{options['decoder_channels']}' with decoder_attention",
+            f"widths of {_SQUEEZE} or more: a {_SQUEEZE}th of them is what the attention works with",
+            "correct model.options.decoder_channels",
+        )
+    if dropout is not None:
+        check_number("dropout", dropout, "[0, 1)")
+        options |= {facts.dropout: dropout} if facts.dropout else {}
+    return options
+
+
+def _need(decoder: str, option: str, there: bool) -> None:
+    if not there:
+        raise ConfigError(
+            f"the decoder '{decoder}' has no {option}",
+            "options of this decoder; `kbench list model` names them",
+            f"remove model.options.{option} or choose another decoder",
+        )
+
+
+def _any_size(backbone: str) -> dict[str, Any]:
+    """Return the option by which timm lets a backbone of fixed image size take any; empty where there is none."""
+    config = timm.get_pretrained_cfg(backbone)
+    if config is None or not config.fixed_input_size:
+        return {}
+    ways: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
+    for option in ways:
+        try:
+            with torch.device("meta"):
+                timm.create_model(backbone, **option)
+        except TypeError:
+            continue
+        return option
+    return {}
+
+
+def _marks(body: Any) -> list[str]:
+    """Return the names of the submodules that feature maps come from."""
+    info = body.feature_info
+    return list(info.module_name()) if hasattr(info, "module_name") else [str(stage["module"]) for stage in info]
+
+
+def _cut(body: Any, last: str) -> None:
+    """Take off the blocks behind the last feature map, which timm's EfficientNets keep and compute."""
+    kind, _, number = last.partition(".")
+    if kind == "blocks" and number.isdigit() and isinstance(getattr(body, "blocks", None), nn.Sequential):
+        body.blocks = body.blocks[: int(number) + 1]
+
+
+@torch.no_grad()
+def _try(model: Segmenter, in_channels: int, n_outputs: int) -> None:
+    """Hold the logits of one small image against what was asked for."""
+    was, side = model.training, model.least
+    model.eval()
+    shape = model.net(torch.zeros(1, in_channels, side, side)).shape
+    model.train(was)
+    if shape != (1, n_outputs, side, side):
+        raise ConfigError(
+            f"the decoder gives maps of {shape[-2]} x {shape[-1]} for images of {side} x {side}",
+            "maps as large as the image",
+            "correct model.options.depth or `decode: {upsampling: N}`",
+        )
+
+
+def _halves(body: nn.Module, prefix: str, marks: Sequence[str]) -> list[list[str]]:
+    """Cut the parameters of an encoder behind the middle one of its stages; return their full names."""
+    names = [name for name, _ in body.named_parameters()]
+    early = tuple(f"{joined(mark)}_" for mark in marks[: math.ceil(len(marks) / 2)])
+    places = [place for place, name in enumerate(names) if joined(name).startswith(early)]
+    end = places[-1] + 1 if places and places[-1] + 1 < len(names) else len(names) // 2
+    return [[f"{prefix}{name}" for name in part] for part in (names[:end], names[end:])]
