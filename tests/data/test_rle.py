@@ -67,7 +67,7 @@ def test_counts_may_leave_out_what_follows_the_last_run_and_be_written_as_a_list
         ("5 4", "columns_ends", "a run without pixels"),
         ("4 3 6", "coco", "'6', number 3"),
         ("4 0 5", "coco", "'0', number 2"),
-        ("99999999999999999999 1", "tgs", "no whole number"),
+        ("99999999999999999999 1", "tgs", "pixels outside"),
     ],
 )
 def test_a_wrong_text_is_refused_with_its_run(text: str, name: str, message: str) -> None:
