@@ -1,0 +1,300 @@
+"""Choose the numbers of a post-process on out-of-fold maps, and say honestly what that gains.
+
+In the YAML a parameter of `standard` says `tuned` (one number for all classes) or `tuned_per_class`:
+
+    maps:
+      postprocess: {name: standard, min_object: tuned, threshold: tuned_per_class, grid: {min_object: [0, 20, 80]}}
+
+Every candidate is counted image by image, one image in memory at a time; then each fold is scored with what was best
+on the other folds (nested), and what is sent is what was best on all of them. The gain of the nested choice over the
+post-process without tuned parameters is the one to believe.
+
+To make another parameter tunable, add it to `postprocess.NEUTRAL` and `GRID`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from kbench import registry
+from kbench.data.tables import Table
+from kbench.ensemble.bootstrap import Interval, paired
+from kbench.ensemble.postprocess import NEUTRAL, Rule
+from kbench.errors import ConfigError, first_names
+from kbench.metrics import Metric
+from kbench.metrics.pixels import image_counts
+from kbench.tasks import exclusive
+
+Params = dict[str, Any]
+Advance = Callable[[int, int], None]
+GRID: dict[str, tuple[float | bool, ...]] = {
+    "threshold": (0.5, 0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7),
+    "bias": (0.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0),
+    "min_object": (0, 10, 30, 100, 300),
+    "min_hole": (0, 10, 30, 100, 300),
+    "largest": (False, True),
+    "empty": (0, 10, 30, 100, 300),
+}
+"""Values that are tried where the YAML names none; areas in pixels."""
+_MOST = 600  # candidates
+_ROUNDS = 3  # of the search over classes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was chosen and what it is worth.
+
+    Attributes:
+        params: parameters of the rule, numbers only, chosen on all folds: what is sent.
+        by_fold: fold -> parameters chosen on the other folds.
+        plain: score without the tuned parameters.
+        chosen: score of `params` on the very rows they were chosen on.
+        nested: score where every fold has the parameters chosen on the others; None with one fold.
+        gain: nested minus plain with its interval, turned so that more is better; None with one fold.
+        candidates: how many were tried.
+    """
+
+    params: Params
+    by_fold: dict[int, Params]
+    plain: float
+    chosen: float
+    nested: float | None
+    gain: Interval | None
+    candidates: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, for a lineage or a score file."""
+        return {**asdict(self), "by_fold": {str(fold): params for fold, params in self.by_fold.items()}}
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The candidates of a grid.
+
+    Attributes:
+        params: C sets of parameters; the first one is that without tuned ones.
+        blocks: numbers of candidates: each block has, first, one with all classes alike, then those that differ from
+            it in one class, as (class, value, number).
+    """
+
+    params: list[Params]
+    blocks: list[tuple[int, list[tuple[int, Any, int]]]]
+
+
+def tunes(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters that are to be tuned, and how."""
+    return {key: value for key, value in params.items() if value in ("tuned", "tuned_per_class")}
+
+
+def neutral(params: Mapping[str, Any]) -> Params:
+    """Return parameters where those that are to be tuned change nothing: for what is judged before."""
+    return {key: NEUTRAL[key] if key in tunes(params) else value for key, value in params.items() if key != "grid"}
+
+
+def tune(
+    maps: Callable[[int], np.ndarray],
+    truth: Callable[[int], np.ndarray],
+    *,
+    fold_of: np.ndarray,
+    metric: Metric,
+    table: Table,
+    params: Mapping[str, Any],
+    groups: np.ndarray | None = None,
+    most: int = 400,
+    advance: Advance = lambda done, total: None,
+) -> Outcome:
+    """Choose the tuned parameters of `standard` and score the choice nested.
+
+    Args:
+        maps: row -> [K, H, W] float32 out-of-fold probabilities.
+        truth: row -> the true mask as a `MaskKind` reads it.
+        fold_of: [N] fold of each row.
+        metric: the competition's, of counts.
+        table: the N rows.
+        params: those of the YAML, `tuned` where it says so.
+        groups: [N] labels of what the interval resamples.
+        most: candidates are tried on so many rows at most, evenly drawn from each fold; scores are those of all rows.
+        advance: is told how many of how many images are done.
+
+    Raises:
+        ConfigError: the grid is too large, or a value is wrong.
+    """
+    names, n_rows = table.target_names, len(table)
+    apart = exclusive(table.task, len(names))
+    search = _candidates(params, names, apart=apart)
+    rows = _some(fold_of, most)
+    total = len(rows) + n_rows
+    first = _count(search.params, rows, maps=maps, truth=truth, table=table, advance=lambda done: advance(done, total))
+    turned = _turned(metric)
+    judge = _scorer(turned, table)
+
+    def best(chosen: np.ndarray) -> Params:
+        """Return the best parameters on some of the rows that were counted."""
+        return _choose(search, first[:, chosen], lambda counts: judge(counts, rows[chosen]), params, names, apart=apart)
+
+    folds = sorted(set(fold_of.tolist()))
+    final = best(np.ones(len(rows), dtype=bool))
+    by_fold = {fold: best(fold_of[rows] != fold) for fold in folds} if len(folds) > 1 else {}
+    finals = [search.params[0], final, *by_fold.values()]
+    second = _count(finals, np.arange(n_rows), maps=maps, truth=truth, table=table,
+                    advance=lambda done: advance(len(rows) + done, total))  # fmt: skip
+    every, score = np.arange(n_rows), _scorer(metric, table)
+    plain, chosen = score(second[0], every), score(second[1], every)
+    if not by_fold:
+        return Outcome(final, {}, plain, chosen, None, None, len(search.params))
+    place = np.searchsorted(folds, fold_of)
+    nested = second[2:][place, every]
+    gain = paired(turned, _real(second[0]), nested, second[0], table, groups=groups)
+    return Outcome(final, by_fold, plain, chosen, score(nested, every), gain, len(search.params))
+
+
+def _turned(metric: Metric) -> Metric:
+    """Return the metric with more for better."""
+    if metric.maximise:
+        return metric
+    per_row = metric.per_row
+    return Metric(
+        metric.name, True, metric.tasks, lambda *given: -metric.function(*given),
+        None if per_row is None else lambda *given: -per_row(*given),
+    )  # fmt: skip
+
+
+def _candidates(params: Mapping[str, Any], names: Sequence[str], *, apart: bool) -> _Search:
+    wanted = tunes(params)
+    given = params.get("grid") or {}
+    fixed = neutral(params)
+    idle = [key for key in given if key not in wanted]
+    if idle:
+        raise ConfigError(
+            f"maps.postprocess.grid for {first_names(idle)}", f"parameters that are tuned: {first_names(list(wanted))}",
+            f"write `{idle[0]}: tuned`, or remove it from the grid",
+        )  # fmt: skip
+    grids = {key: [NEUTRAL[key], *(v for v in given.get(key, GRID[key]) if v != NEUTRAL[key])] for key in wanted}
+    alone = [key for key, how in wanted.items() if how == "tuned_per_class" and apart]
+    shared = [key for key in wanted if key not in alone]
+    found: list[Params] = []
+    blocks: list[tuple[int, list[tuple[int, Any, int]]]] = []
+    for values in itertools.product(*(grids[key] for key in shared)):
+        base = {**fixed, **dict(zip(shared, values, strict=True))}
+        found.append(base)
+        deviations: list[tuple[int, Any, int]] = []
+        blocks.append((len(found) - 1, deviations))
+        for key in alone:
+            for k, value in itertools.product(range(len(names)), grids[key][1:]):
+                deviations.append((k, (key, value), len(found)))
+                found.append({**base, key: {names[k]: value}})
+    if len(found) > _MOST:
+        raise ConfigError(
+            f"{len(found):,} candidates for maps.postprocess with {', '.join(wanted)} tuned",
+            f"at most {_MOST}", "tune fewer parameters at once, or name fewer values in maps.postprocess.grid",
+        )  # fmt: skip
+    return _Search(found, blocks)
+
+
+def _some(fold_of: np.ndarray, most: int) -> np.ndarray:
+    """Return row numbers, evenly drawn from each fold, at most so many in all."""
+    folds = np.unique(fold_of)
+    if len(fold_of) <= most:
+        return np.arange(len(fold_of))
+    share = max(1, most // len(folds))
+    picked = [np.flatnonzero(fold_of == fold) for fold in folds]
+    return np.sort(np.concatenate([own[np.unique(np.linspace(0, len(own) - 1, share).astype(int))] for own in picked]))
+
+
+def _count(
+    candidates: Sequence[Params],
+    rows: np.ndarray,
+    *,
+    maps: Callable[[int], np.ndarray],
+    truth: Callable[[int], np.ndarray],
+    table: Table,
+    advance: Callable[[int], None],
+) -> np.ndarray:
+    """Return [C, N, K, 3] int32 counts of every candidate on some rows; one image is in memory at a time."""
+    names = table.target_names
+    rules = {repr(one): _rule(one, table) for one in candidates}
+    place = {key: number for number, key in enumerate(rules)}
+    counts = np.zeros((len(rules), len(rows), len(names), 3), dtype=np.int32)
+    for number, row in enumerate(rows.tolist()):
+        values, real = maps(row), truth(row)
+        for key, rule in rules.items():
+            counts[place[key], number] = image_counts(rule.apply(values), real, n_classes=len(names))
+        advance(number + 1)
+    return counts[[place[repr(one)] for one in candidates]]
+
+
+def _rule(params: Params, table: Table) -> Rule:
+    rule: Rule = registry.build("postprocess", "standard", params, _names=table.target_names, _task=table.task)
+    return rule
+
+
+def _real(counts: np.ndarray) -> np.ndarray:
+    """Return [N, K] pixels of each class in the truth."""
+    return np.asarray(counts[..., 0].astype(np.int64) + counts[..., 2])
+
+
+def _scorer(metric: Metric, table: Table) -> Callable[[np.ndarray, np.ndarray], float]:
+    def score(counts: np.ndarray, rows: np.ndarray) -> float:
+        return metric(_real(counts), counts, table.select(rows))
+
+    return score
+
+
+def _choose(
+    search: _Search,
+    counts: np.ndarray,
+    score: Callable[[np.ndarray], float],
+    params: Mapping[str, Any],
+    names: Sequence[str],
+    *,
+    apart: bool,
+) -> Params:
+    """Return the best parameters on the rows of [C, N, K, 3] counts; of equals the first, which changes less."""
+    if apart:
+        return _choose_exclusive(search, counts, score, names)
+    values = [score(part) for part in counts]
+    best = int(np.argmax(values))
+    single = [key for key, how in tunes(params).items() if how == "tuned_per_class"]
+    if not single:
+        return search.params[best]
+    shared = [key for key in tunes(params) if key not in single]
+    allowed = [number for number, one in enumerate(search.params)
+               if all(one[key] == search.params[best][key] for key in shared)]  # fmt: skip
+    picked = [best] * len(names)
+    for _, k in itertools.product(range(_ROUNDS), range(len(names))):
+        trials = {number: _mixed(counts, [*picked[:k], number, *picked[k + 1 :]]) for number in [picked[k], *allowed]}
+        results = {number: score(mixed) for number, mixed in trials.items()}
+        picked[k] = max(results, key=lambda number: results[number])
+    chosen = dict(search.params[best])
+    for key in single:
+        chosen[key] = {name: search.params[number][key] for name, number in zip(names, picked, strict=True)}
+    return chosen
+
+
+def _mixed(counts: np.ndarray, picked: Sequence[int]) -> np.ndarray:
+    """Return [N, K, 3] counts where each class is that of its own candidate: exact, since classes stand alone."""
+    return np.stack([counts[number, :, k] for k, number in enumerate(picked)], axis=1)
+
+
+def _choose_exclusive(
+    search: _Search, counts: np.ndarray, score: Callable[[np.ndarray], float], names: Sequence[str]
+) -> Params:
+    """Return the best block with, for each class and parameter, the change that helps most by itself."""
+    found: list[tuple[float, Params]] = []
+    for base, deviations in search.blocks:
+        start = score(counts[base])
+        gains: dict[tuple[str, int], tuple[float, Any]] = {}
+        for k, (key, value), number in deviations:
+            gain = score(counts[number]) - start
+            if gain > gains.get((key, k), (0.0, None))[0]:
+                gains[key, k] = gain, value
+        changes: dict[str, dict[str, Any]] = {}
+        for (key, k), (_, value) in gains.items():
+            changes.setdefault(key, {})[names[k]] = value
+        found.append((start + sum(gain for gain, _ in gains.values()), {**search.params[base], **changes}))
+    return max(found, key=lambda pair: pair[0])[1]
