@@ -24,6 +24,8 @@ _PARTS = (  # kind, where its name stands, where its parameters stand
     ("reader", ("input", "reader"), ("input", "reader")),
     ("model", ("model", "name"), ("model", "options")),
     ("views", ("tta",), ("tta",)),
+    ("combiner", ("ensemble", "combine"), ("ensemble", "combine")),
+    ("decision", ("ensemble", "decision"), ("ensemble", "decision")),
     ("windows", ("maps", "windows"), ("maps", "windows")),
     ("postprocess", ("maps", "postprocess"), ("maps", "postprocess")),
 )

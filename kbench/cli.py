@@ -70,14 +70,11 @@ def score(
     if json:
         console.show_json(found)
         return
-    console.show_table(
-        [{"fold": fold, found["metric"]: value} for fold, value in found["folds"].items()],
-        title=f"{found['run']}: {found['members']} members",
-    )
-    console.result(
-        f"{found['metric']} {found['score']:.5f} [{found['low']:.5f}, {found['high']:.5f}] over {found['rows']:,} "
-        f"rows, spread of folds {found['spread']:.5f}"
-    )
+    rows = found.get("table") or [{"fold": fold, "mean": value} for fold, value in found["folds"].items()]
+    if "cv_mean" in found and len(rows) > 1:
+        rows = [*rows, {"fold": "mean", "rows": None, **found["cv_mean"]}]
+    console.show_table(rows, title=f"{found['run']}: {found['metric']}, {found['members']} members")
+    console.show_score(found, f"over {found['rows']:,} rows, spread of folds {found['spread']:.5f}")
     console.next_command("kbench ensemble")
 
 
@@ -92,6 +89,10 @@ def ensemble(
         bool, typer.Option("--mixed-folds", help="Let runs on other folds join a plain mean.")
     ] = False,
     weight: Annotated[list[float] | None, typer.Option("--weight", help="One per run.")] = None,
+    combine: Annotated[
+        str | None, typer.Option("--combine", help="mean, greedy, weights or rank; default: the YAML's.")
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Leave out members whose gain is inside the noise.")] = False,
     name: Annotated[str | None, typer.Option("--name", help="Name of the submission.")] = None,
     device: Device = "auto",
     json: Json = False,
@@ -103,18 +104,16 @@ def ensemble(
 
     chosen = EnsembleOptions(
         full=full, require_all=require_all, mixed_folds=mixed_folds, name=name, device=device,
-        weights=tuple(weight) if weight else None,
+        weights=tuple(weight) if weight else None, combine=combine, prune=prune,
     )  # fmt: skip
     found = run_ensemble(choose(competition, experiment), runs or [], chosen)
     if json:
         console.show_json(found)
         return
+    console.show_table(found["gains"], title="what each member adds (larger is better; an interval around 0: chance)")
     console.wrote(found["file"])
     if found["score"] is not None:
-        console.result(
-            f"{found['members']} members, out of fold {found['metric']} {found['score']:.5f} "
-            f"[{found['low']:.5f}, {found['high']:.5f}]"
-        )
+        console.show_score(found, f"out of fold, {found['members']} members")
     for text in found["notes"]:
         console.note(text)
     console.next_command("kbench submit")

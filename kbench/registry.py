@@ -50,6 +50,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "mix": ("kbench.training.mix",),
     "views": ("kbench.inference.views",),
     "windows": ("kbench.inference.windows",),
+    "combiner": ("kbench.ensemble.combiners",),
+    "decision": ("kbench.ensemble.decisions",),
     "postprocess": ("kbench.ensemble.postprocess",),
     "format": (
         "kbench.submission.probabilities",

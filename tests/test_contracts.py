@@ -21,6 +21,7 @@ from kbench import registry
 from kbench.data.crops import Geometry
 from kbench.data.folds import Cut, make_folds
 from kbench.data.tables import Table
+from kbench.ensemble.stack import Stack
 from kbench.inference.mask_set import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.inference.views import PLAIN
@@ -42,7 +43,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
 }
 TESTED = {
     "source", "layout", "reader", "fold strategy", "augmentation", "crop", "sampler", "metric", "model", "schedule",
-    "optimizer", "loss", "step", "mix", "views", "windows", "mask", "postprocess", "format",
+    "optimizer", "loss", "step", "mix", "views", "combiner", "decision", "windows", "mask", "postprocess", "format",
 }  # fmt: skip
 PARTS = [registry.get(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 
@@ -251,6 +252,47 @@ def test_the_first_view_is_the_plain_one_and_every_view_can_be_undone(name: str)
     assert len({view.name for view in views}) == len(views)
     assert all(view.weight > 0 for view in views)
     assert all(torch.equal(view.inverse(view.forward(batch)), batch) for view in views)
+
+
+@of("combiner")
+@pytest.mark.parametrize("task", ["single_label", "multi_label", "regression"])
+def test_a_combiner_finds_weights_that_sum_to_one_and_none_is_negative(name: str, task: str) -> None:
+    tasks = registry.get("combiner", name).meta.get("tasks", (task,))
+    if task not in tasks:
+        return
+    rows = table(task)
+    if task == "single_label":
+        rows = replace(rows, target_names=("a", "b"), targets=np.arange(60) % 2)
+    metric = {"single_label": "auc", "multi_label": "auc", "regression": "rmse"}[task]
+    rng = np.random.default_rng(0)
+    values = rng.random((3, 60, len(rows.target_names))).astype(np.float32)
+    if task == "single_label":
+        values /= values.sum(axis=2, keepdims=True)
+    stack = Stack(("x", "y", "z"), values, np.full(3, 1 / 3), rows, np.arange(60) % 3, make_metric(metric))
+    weights = build("combiner", name).weights(stack)
+    assert weights.shape == (3,)
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1)
+    np.testing.assert_array_equal(weights, build("combiner", name).weights(stack))
+
+
+@of("decision")
+def test_a_decision_is_found_on_rows_kept_as_json_and_applied_to_others(name: str) -> None:
+    (task,) = registry.get("decision", name).meta["tasks"]
+    rows = table(task)
+    if task == "regression":
+        rows = replace(rows, targets=np.rint(rows.targets))  # type: ignore[arg-type]
+    metric = make_metric({"multi_label": "f2_samples", "regression": "quadratic_kappa"}[task])
+    values = np.random.default_rng(1).random((60, 3)).astype(np.float32)
+    decision = build("decision", name)
+    found = decision.fit(metric, rows.targets, values, rows)
+    again = json.loads(json.dumps(found))
+    decided = decision.apply(values, again)
+    assert decided.shape == values.shape
+    assert decided.dtype == np.float32
+    assert np.array_equal(decided, np.rint(decided))
+    assert metric(rows.targets, decided, rows) >= metric(rows.targets, values, rows) - 1e-9
+    np.testing.assert_array_equal(decision.apply(values[:7], again), decided[:7])
 
 
 @of("windows")

@@ -6,43 +6,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from kbench import console
-from kbench.commands.predict import checkpoints, members_of, predict_test
+from kbench.commands.blending import (
+    Blend,
+    RunPart,
+    Sent,
+    blend_fitted,
+    blend_plain,
+    combiner_name,
+    is_plain,
+    predict_blend,
+    recipe_of,
+)
+from kbench.commands.predict import checkpoints
 from kbench.commands.runs import commit, open_run_setup
-from kbench.commands.score import OutOfFold, out_of_fold, require_folds, score_predictions
+from kbench.commands.score import out_of_fold, require_folds
 from kbench.commands.setup import Choice, Setup
-from kbench.data.tables import Table
-from kbench.ensemble.average import average, ensemble_run
 from kbench.errors import PredictionError
-from kbench.inference.predictions import Predictions, load
 from kbench.submission.check import read_sample, write_submission
 from kbench.submission.ledger import Lineage, free_name, new_entry
 from kbench.workspace import RunPaths
-
-
-@dataclass(frozen=True)
-class RunPart:
-    """One run's share of an ensemble.
-
-    Attributes:
-        setup: the run's own configuration.
-        paths: its files.
-        identity: its hashes.
-        oof: its out-of-fold predictions.
-        test: its test predictions.
-        members: one record per member.
-        missing: folds that are not trained.
-    """
-
-    setup: Setup
-    paths: RunPaths
-    identity: dict[str, str]
-    oof: OutOfFold | None
-    test: Predictions
-    members: list[dict[str, Any]]
-    missing: list[int]
 
 
 @dataclass(frozen=True)
@@ -56,6 +39,8 @@ class EnsembleOptions:
         name: of the submission.
         device: where models run.
         weights: one number per run.
+        combine: another combiner than the YAML's, with its defaults.
+        prune: leave out members whose gain is inside the noise, though the YAML does not say so.
     """
 
     full: bool = False
@@ -64,10 +49,12 @@ class EnsembleOptions:
     name: str | None = None
     device: str = "auto"
     weights: tuple[float, ...] | None = None
+    combine: str | None = None
+    prune: bool = False
 
 
 def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> dict[str, Any]:
-    """Predict what is not predicted yet, average, check and write a submission with its lineage.
+    """Predict what is not predicted yet, combine, check and write a submission with its lineage.
 
     Args:
         choice: competition and experiment.
@@ -75,18 +62,16 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
         options: how.
 
     Returns:
-        The submission's file, the out-of-fold score with its interval, runs, members and missing folds.
+        The submission's file, the out-of-fold score with its interval (nested, if anything is fitted; then also
+        `plain` and `optimism`), runs, members, `weights` and `gains` of the members, and missing folds.
     """
     choices = [Choice(choice.competition, choice.experiment, run, choice.assignments) for run in runs] or [choice]
-    made = [run_part(one, options) for one in choices]
-    first = made[0]
-    _same_folds(made, options)
-    test = made[0].test if len(made) == 1 else average([part.test for part in made], mean="arithmetic",
-                                                       weights=options.weights)  # fmt: skip
-    score = _score(made, options)
-    setup = first.setup
+    made = [open_part(one, options) for one in choices]
+    blend = _blend(made, options)
+    sent = predict_blend(made, blend, device=options.device, weights=options.weights)
+    setup = made[0].setup
     sample = read_sample(setup.sample)
-    frame = setup.format.build(test, sample)
+    frame = setup.format.build(sent.predictions, sample)
     folder = setup.workspace.submissions(setup.competition.name)
     name = free_name(
         folder, options.name or "+".join(part.paths.name for part in made) + ("-full" if options.full else "")
@@ -96,21 +81,19 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
         gzip=setup.competition.submission.gzip,
     )  # fmt: skip
     notes = _notes(made, options)
-    new_entry(file, _lineage(made, options, score, notes))
+    new_entry(file, _lineage(made, blend, sent, notes))
     return {
-        "file": str(file), "runs": [part.paths.name for part in made],
-        "members": sum(len(part.members) for part in made),
-        "missing": {part.paths.name: part.missing for part in made if part.missing}, "notes": notes, **score,
+        "file": str(file), "runs": [part.paths.name for part in made], "members": len(sent.members),
+        "missing": {part.paths.name: part.missing for part in made if part.missing}, "notes": notes,
+        "weights": blend.weights, "gains": blend.gains, **_score(made[0].setup, blend),
     }  # fmt: skip
 
 
-def run_part(choice: Choice, options: EnsembleOptions) -> RunPart:
-    """Return one run's predictions, made where they are missing."""
+def open_part(choice: Choice, options: EnsembleOptions) -> RunPart:
+    """Return one run with its out-of-fold predictions, made where they are missing."""
     setup, paths, identity = open_run_setup(choice)
     if paths.foreign.is_file():
-        test = load(paths.predictions("test"))
-        members = [{"run": paths.name, "foreign": True, **test.source}]
-        return RunPart(setup, paths, identity, out_of_fold(setup, paths, identity), test, members, [])
+        return RunPart(setup, paths, identity, out_of_fold(setup, paths, identity), [], "fold", [])
     folds: Sequence[int | str] = (
         _full_folds(setup, paths, identity) if options.full else require_folds(setup, paths, identity)
     )
@@ -129,17 +112,7 @@ def run_part(choice: Choice, options: EnsembleOptions) -> RunPart:
         if not options.full or _has_oof(setup, paths, identity)
         else None
     )
-    predict_test(setup, paths, identity, folds, options.device, subset=subset)
-    by_fold = {
-        index: members_of(setup, paths, identity, fold, "test", subset=subset) for index, fold in enumerate(folds)
-    }
-    test = ensemble_run(by_fold, mean=setup.competition.ensemble.mean)
-    members = [
-        {"run": paths.name, **{key: member.source[key] for key in ("fold", "stage", "tag", "weights")}}
-        for fold in by_fold.values()
-        for member in fold
-    ]
-    return RunPart(setup, paths, identity, oof, test, members, missing)
+    return RunPart(setup, paths, identity, oof, list(folds), subset, missing)
 
 
 def _full_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[int | str]:
@@ -157,38 +130,36 @@ def _has_oof(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> bool:
     return any(checkpoints(setup, paths, identity, fold) for fold in range(setup.folds.n))
 
 
-def _same_folds(made: Sequence[RunPart], options: EnsembleOptions) -> None:
-    hashes = {part.identity["folds"] for part in made}
-    if len(hashes) > 1 and not options.mixed_folds:
+def _blend(made: Sequence[RunPart], options: EnsembleOptions) -> Blend:
+    """Return how the runs' members are combined, and the score of that where there is one."""
+    name = combiner_name(made[0].setup, options.combine)
+    recipe = recipe_of(made[0].setup, combine=options.combine, prune=options.prune)
+    mixed = len({part.identity["folds"] for part in made}) > 1
+    if mixed and not options.mixed_folds:
         raise PredictionError(
             "the runs were trained on different folds: "
             + ", ".join(f"{p.paths.name} ({p.identity['folds']})" for p in made),
             "runs on the same folds: only then is the ensemble's score honest",
             "leave out one of them, or `--mixed-folds` for a plain mean without a score",
         )
+    without = [part.paths.name for part in made if part.oof is None]
+    if mixed or without:
+        if recipe.fitted or recipe.combiner.ranks:
+            reason = "runs on other folds" if mixed else f"'{without[0]}' without out-of-fold predictions"
+            raise PredictionError(
+                f"{reason}: weights and thresholds cannot be found there", "runs on the same folds, all out of fold",
+                "leave out one of them, or set ensemble.combine: mean, no ensemble.prune and no ensemble.decision",
+            )  # fmt: skip
+        return Blend(name, recipe, None, None, None, [])
+    make = blend_plain if is_plain(recipe) else blend_fitted
+    return make(made, recipe, combiner=name, weights=options.weights)
 
 
-def _score(made: Sequence[RunPart], options: EnsembleOptions) -> dict[str, Any]:
-    """Return the out-of-fold score of the ensemble, over the rows all its runs have out of fold."""
-    parts = [part.oof for part in made if part.oof is not None]
-    empty = {"metric": made[0].setup.competition.metric.name, "score": None, "low": None, "high": None}
-    if len(parts) < len(made) or (options.mixed_folds and len({part.identity["folds"] for part in made}) > 1):
-        return empty
-    if len(parts) == 1:
-        return {key: parts[0].score[key] for key in ("metric", "maximise", "rows", "score", "low", "high")}
-    shared = parts[0].predictions.ids
-    for part in parts[1:]:
-        shared = np.intersect1d(shared, part.predictions.ids)
-    if not len(shared):
-        return empty
-    setup = made[0].setup
-    mean = average([part.predictions.select(shared) for part in parts], mean="arithmetic", weights=options.weights)
-    rows = np.isin(setup.train.ids, shared)
-    groups = setup.groups()
-    table: Table = setup.train.select(rows)
-    score = score_predictions(setup, mean, table, groups=None if groups is None else groups[rows])
-    score.pop("interval")
-    return score
+def _score(setup: Setup, blend: Blend) -> dict[str, Any]:
+    """Return the score as it is printed; None for what is not known."""
+    if blend.score is None:
+        return {"metric": setup.competition.metric.name, "score": None, "low": None, "high": None}
+    return {key: value for key, value in blend.score.items() if key not in ("interval", "level")}
 
 
 def _notes(made: Sequence[RunPart], options: EnsembleOptions) -> list[str]:
@@ -200,14 +171,16 @@ def _notes(made: Sequence[RunPart], options: EnsembleOptions) -> list[str]:
     return notes
 
 
-def _lineage(made: Sequence[RunPart], options: EnsembleOptions, score: dict[str, Any], notes: list[str]) -> Lineage:
+def _lineage(made: Sequence[RunPart], blend: Blend, sent: Sent, notes: list[str]) -> Lineage:
     competition = made[0].setup.competition
+    score = blend.score or {}
     return Lineage(
-        competition=competition.name, runs=[part.paths.name for part in made],
-        members=[member for part in made for member in part.members],
-        weights=list(options.weights or [1.0] * len(made)), mean=competition.ensemble.mean,
-        views=competition.tta.model_dump(), folds=made[0].identity["folds"],
+        competition=competition.name, runs=[part.paths.name for part in made], members=sent.members,
+        weights=sent.weights, mean=competition.ensemble.mean,
+        combine={"name": blend.combiner, "weights": blend.weights},
+        thresholds=score.get("decision", {}), views=competition.tta.model_dump(),
+        format=competition.submission.format.model_dump(), folds=made[0].identity["folds"],
         hashes={part.paths.name: part.identity["training"] for part in made}, commit=commit(),
-        metric=score["metric"], maximise=bool(score.get("maximise", True)), score=score["score"], low=score["low"],
-        high=score["high"], notes=notes,
+        metric=competition.metric.name, maximise=bool(score.get("maximise", True)), score=score.get("score"),
+        low=score.get("low"), high=score.get("high"), optimism=score.get("optimism"), notes=notes,
     )  # fmt: skip

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from kbench import registry
 from kbench.commands import parts
 from kbench.commands.score import OutOfFold
-from kbench.commands.setup import Setup
-from kbench.config import Competition
+from kbench.commands.setup import Setup, label_threshold
 from kbench.ensemble.average import aligned
 from kbench.metrics import Metric
 from kbench.report import tables
@@ -77,8 +75,11 @@ class Look:
 
     @cached_property
     def threshold(self) -> Any:
-        """Above which a label is predicted."""
-        return label_threshold(self.setup.competition)
+        """Above which a label is predicted; one, or a list of one per label."""
+        found = self.oof.score.get("decision", {}).get("found", {})
+        if "thresholds" in found:
+            return list(found["thresholds"].values())
+        return found.get("threshold", label_threshold(self.setup.competition))
 
     @cached_property
     def groups(self) -> np.ndarray | None:
@@ -105,12 +106,3 @@ class Look:
         path = tables.write_table(rows, self.place(name))
         self.written.append(str(path))
         return Grid(rows, caption, f"{path.parent.name}/{path.name}")
-
-
-def label_threshold(competition: Competition) -> Any:
-    """Return the metric's threshold of labels, one or one per label; 0.5 where it has none."""
-    given = competition.metric.params.get("threshold")
-    if given is not None:
-        return given
-    parameter = registry.get("metric", competition.metric.name).parameters().get("threshold")
-    return 0.5 if parameter is None or parameter.default is parameter.empty else parameter.default

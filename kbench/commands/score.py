@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kbench import files
 from kbench.commands import parts
+from kbench.commands.judging import cv_means, cv_table, fold_of, judge, score_record, snapshot_name
 from kbench.commands.predict import fold_mean, members_of, predict_out_of_fold
 from kbench.commands.setup import Setup
 from kbench.data.tables import Table
-from kbench.ensemble.average import aligned, concat
-from kbench.ensemble.bootstrap import interval
+from kbench.ensemble.average import concat
 from kbench.errors import PredictionError
 from kbench.inference.predictions import Predictions, load
 from kbench.training.fold import state_of
@@ -68,45 +68,35 @@ def out_of_fold(setup: Setup, paths: RunPaths, identity: dict[str, str], *, devi
     """
     if paths.foreign.is_file():
         predictions = load(paths.predictions("oof"))
-        return _scored(setup, paths, predictions, folds=list(range(setup.folds.n)), members=1)
+        return _scored(setup, paths, predictions, members={}, folds=list(range(setup.folds.n)))
     folds = require_folds(setup, paths, identity)
     predict_out_of_fold(setup, paths, identity, folds, device)
     mean = setup.competition.ensemble.mean
     members = {fold: members_of(setup, paths, identity, fold, "oof") for fold in folds}
     merged = concat([fold_mean(members[fold], mean) for fold in folds], out=paths.predictions("oof"))
-    return _scored(setup, paths, merged, folds=folds, members=sum(map(len, members.values())))
+    return _scored(setup, paths, merged, members=members, folds=folds)
 
 
-def _scored(setup: Setup, paths: RunPaths, predictions: Predictions, *, folds: list[int], members: int) -> OutOfFold:
-    chosen = np.isin(setup.folds.fold, folds)
-    table = setup.train.select(chosen)
-    groups = setup.groups()
-    score = score_predictions(setup, predictions, table, groups=None if groups is None else groups[chosen])
-    of_fold = setup.folds.fold[chosen]
-    metric = parts.build_metric(setup.competition)
-    values = aligned(predictions, ids=table.ids, names=table.target_names)
+def _scored(
+    setup: Setup, paths: RunPaths, predictions: Predictions, *, members: dict[int, list[Predictions]], folds: list[int]
+) -> OutOfFold:
+    table = setup.train.select(np.isin(setup.folds.fold, folds))
+    outcome = judge(setup, predictions, table)
+    score = score_record(setup, outcome, table)
+    of_fold, metric = fold_of(setup, table), parts.build_metric(setup.competition)
+    assert table.targets is not None, "training rows have targets"
     per_fold = {}
     for fold in folds:
         rows = of_fold == fold
-        assert table.targets is not None, "training rows have targets"
-        per_fold[str(fold)] = metric(table.targets[rows], values[rows], table.select(rows))
+        per_fold[str(fold)] = metric(table.targets[rows], outcome.values[rows], table.select(rows))
     score |= {
         "run": paths.name, "folds": per_fold, "spread": float(np.std(list(per_fold.values()))),
-        "missing": [fold for fold in range(setup.folds.n) if fold not in folds], "members": members,
+        "missing": [fold for fold in range(setup.folds.n) if fold not in folds],
+        "members": max(1, sum(map(len, members.values()))),
     }  # fmt: skip
+    if members:
+        named = {fold: {snapshot_name(one): one for one in of_fold} for fold, of_fold in members.items()}
+        score["table"] = cv_table(setup, named, outcome, table)
+        score["cv_mean"] = cv_means(score["table"])
     files.write_json(paths.score, score)
     return OutOfFold(paths.name, predictions, table, score)
-
-
-def score_predictions(
-    setup: Setup, predictions: Predictions, table: Table, *, groups: np.ndarray | None
-) -> dict[str, Any]:
-    """Return metric, direction, score and interval of predictions of a table's rows."""
-    metric = parts.build_metric(setup.competition)
-    values = aligned(predictions, ids=table.ids, names=table.target_names)
-    assert table.targets is not None, "training rows have targets"
-    found = interval(metric, table.targets, values, table, groups=groups)
-    return {
-        "metric": metric.name, "maximise": metric.maximise, "rows": len(table), "score": found.value,
-        "low": found.low, "high": found.high, "level": found.level, "interval": asdict(found),
-    }  # fmt: skip

@@ -25,7 +25,7 @@ from kbench.errors import ConfigError, DataError, SourceError
 from kbench.submission.formats import Format
 from kbench.workspace import Workspace, find_workspace
 
-__all__ = ["Choice", "Setup", "choose", "open_setup"]
+__all__ = ["Choice", "Setup", "choose", "label_threshold", "open_setup"]
 
 
 @dataclass
@@ -142,6 +142,7 @@ class Setup:
         made: Format = registry.build(
             "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
             _sizes=self.test_size,
+            _threshold=label_threshold(self.competition, default=0.2),
         )  # fmt: skip
         return made
 
@@ -202,6 +203,15 @@ def mask_kind(competition: Competition, data: Path) -> MaskKind | None:
         _root=data,
     )
     return kind
+
+
+def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
+    """Return the metric's threshold of labels, one or one per label; the default where it has none."""
+    given = competition.metric.params.get("threshold")
+    if given is not None:
+        return given
+    parameter = registry.get("metric", competition.metric.name).parameters().get("threshold")
+    return default if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
 def _texts(value: str | list[str] | None) -> tuple[str, ...]:

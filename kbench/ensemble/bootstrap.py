@@ -9,7 +9,7 @@ Percentile intervals: Efron and Tibshirani, An Introduction to the Bootstrap (19
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -96,9 +96,28 @@ def paired(
 
     Args and Raises are those of `interval`; `a` and `b` are [N, K] predictions.
     """
-    value = metric(targets, a, table) - metric(targets, b, table)
-    first, second = _resample(metric, targets, [a, b], table, groups=groups, draws=draws, seed=seed)
-    return _percentiles(value, first - second, level)
+    return contrasts(metric, targets, a, [b], table, groups=groups, draws=draws, seed=seed, level=level)[0]
+
+
+def contrasts(
+    metric: Metric,
+    targets: np.ndarray,
+    a: np.ndarray,
+    others: Sequence[np.ndarray],
+    table: Rows,
+    *,
+    groups: np.ndarray | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Interval]:
+    """Return the differences `score(a) - score(b)` for each `b` of others, all scored on the same draws.
+
+    Args and Raises are those of `interval`; `a` and the others are [N, K] predictions.
+    """
+    values = [metric(targets, one, table) for one in (a, *others)]
+    first, *rest = _resample(metric, targets, [a, *others], table, groups=groups, draws=draws, seed=seed)
+    return [_percentiles(values[0] - value, first - one, level) for value, one in zip(values[1:], rest, strict=True)]
 
 
 def _percentiles(value: float, scores: np.ndarray, level: float) -> Interval:
@@ -179,7 +198,7 @@ def _resample_rows(
     order, sizes = np.argsort(codes, kind="stable"), np.bincount(codes, minlength=count)
     starts = np.cumsum(sizes) - sizes
     scores = []
-    for picks in _picks(rng, count, _affordable(draws, members[0].size, _VALUES)):
+    for picks in _picks(rng, count, _affordable(draws, members[0].size * len(members) // 2, _VALUES)):
         for pick in picks:
             lengths = sizes[pick]
             ends = np.cumsum(lengths)

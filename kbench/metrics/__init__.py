@@ -18,7 +18,8 @@ Segmentations are scored by counts of pixels: targets are [N, K] pixels of each 
 true positive, false positive and false negative pixels (`pixels.py` counts them, one image at a time).
 
 To add one, write a function in `classification.py`, `regression.py` or `segmentation.py`, or in a competition's
-plug-in. Keyword-only parameters may be set in the YAML.
+plug-in. Keyword-only parameters may be set in the YAML. `by_rank=True` says that only the order of each target's
+predictions counts, so that members of an ensemble may be averaged by their ranks.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def error(targets: np.ndarray, predictions: np.ndarray, table: Rows) -> np.ndarr
     return 1.0 - accuracy(targets, predictions, table)
 
 
-@register("metric", maximise=True, tasks=(SINGLE, MULTI))
+@register("metric", maximise=True, tasks=(SINGLE, MULTI), by_rank=True)
 def auc(targets: np.ndarray, predictions: np.ndarray, table: Rows) -> float:
     """Return the area under the ROC curve.
 

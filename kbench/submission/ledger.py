@@ -45,17 +45,21 @@ class Lineage:
         runs: the runs it was made from.
         members: one record per member, such as run, fold, stage and cycle.
         weights: one number per member.
-        mean: how members were combined.
-        thresholds: thresholds and cut points that were applied.
+        mean: how folds, snapshots and views were averaged.
+        combine: how members were weighed: the combiner's name, and the weight of each member if any was found.
+        thresholds: thresholds and cut points that were applied: the decision's name, what was found on all rows, and
+            without each fold's.
         views: the test-time views.
+        format: the submission format with its parameters, such as `clip` (row F-29).
         folds: the fold file's hash.
         hashes: run -> training hash.
         commit: the git commit.
         metric: name of the metric of the scores.
         maximise: its direction.
-        score: out-of-fold score.
+        score: out-of-fold score; nested, if anything was fitted.
         low: lower end of its interval.
         high: upper end of its interval.
+        optimism: how much better what was fitted scores on the rows it was fitted on; None if nothing was.
         notes: marks such as mixed folds, or that what is sent is not what was scored.
     """
 
@@ -64,8 +68,10 @@ class Lineage:
     members: list[dict[str, Any]] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     mean: str = "arithmetic"
+    combine: dict[str, Any] = field(default_factory=dict)
     thresholds: dict[str, Any] = field(default_factory=dict)
     views: dict[str, Any] = field(default_factory=dict)
+    format: dict[str, Any] = field(default_factory=dict)
     folds: str = ""
     hashes: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
@@ -74,6 +80,7 @@ class Lineage:
     score: float | None = None
     low: float | None = None
     high: float | None = None
+    optimism: float | None = None
     notes: list[str] = field(default_factory=list)
 
 

@@ -16,17 +16,25 @@ from kbench.submission.formats import Format, check_task, framed, one_column, pr
 
 
 @register("format")
-def tags(*, threshold: float | list[float] = 0.2, _names: tuple[str, ...], _task: str) -> Format:
+def tags(
+    *,
+    threshold: float | list[float] | None = None,
+    _names: tuple[str, ...],
+    _task: str,
+    _threshold: float | list[float] = 0.2,
+) -> Format:
     """Return the format with the names of the tags above a threshold in the sample's one target column.
 
     Args:
-        threshold: a tag is written above it; one number, or one per tag in the order of the targets (row F-25).
+        threshold: a tag is written above it; one number, or one per tag in the order of the targets (row F-25); the
+            metric's own by default. With `ensemble.decision` labels are decided already, and any threshold keeps
+            them as they are.
 
     Raises:
         ConfigError: the task is not multi-label, a threshold is wrong, or a tag has a space in it.
     """
     check_task(_task, ("multi_label",), format="tags")
-    limits = _limits(threshold, _names)
+    limits = _limits(_threshold if threshold is None else threshold, _names)
     spaced = [name for name in _names if name.split() != [name]]
     if spaced:
         raise ConfigError(

@@ -9,11 +9,11 @@ import cv2
 import pandas as pd
 import pytest
 
-from kbench.commands.look import ReportOptions, label_threshold
+from kbench.commands.look import ReportOptions
 from kbench.commands.report import report
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import out_of_fold
-from kbench.commands.setup import Choice, open_setup
+from kbench.commands.setup import Choice, label_threshold, open_setup
 from kbench.errors import ConfigError, PredictionError
 
 DRAWN = {

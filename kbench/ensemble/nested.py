@@ -1,0 +1,232 @@
+"""Honest scores of what is fitted on out-of-fold rows: weights, members left out, thresholds, cut points.
+
+    plain  = fitted on all rows, scored on all rows                       what a leaderboard will not repeat
+    nested = each fold's rows with what was fitted on the other folds     what it may
+
+Their difference is the optimism of fitting. To have something else fitted, add it to `Fit`, `fit` and `applied`.
+
+Stone, "Cross-validatory choice and assessment of statistical predictions" (1974); row F-25's held-out thresholds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from kbench.ensemble.bootstrap import Interval, contrasts, interval
+from kbench.ensemble.combiners import Combiner
+from kbench.ensemble.decisions import Decision
+from kbench.ensemble.stack import Stack, ranked_by_fold
+
+_DRAWS = 1000  # of a bootstrap that is reported
+_TRIAL_DRAWS = 200  # of one that decides about a member
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is fitted to make one prediction of members.
+
+    Attributes:
+        combiner: how they are weighed.
+        decision: how probabilities become labels or numbers grades, or None.
+        prune: whether members whose gain is inside the noise are left out.
+    """
+
+    combiner: Combiner
+    decision: Decision | None = None
+    prune: bool = False
+
+    @property
+    def fitted(self) -> bool:
+        """Whether anything depends on out-of-fold rows."""
+        return self.combiner.fitted or self.prune or self.decision is not None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What was found.
+
+    Attributes:
+        weights: [M], which sum to 1.
+        decided: what the decision found, or None.
+    """
+
+    weights: np.ndarray
+    decided: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe gives on a stack.
+
+    Attributes:
+        fit: found on all rows; it is what is sent.
+        plain: score of that fit on the same rows; optimistic when something is fitted.
+        nested: score of each fold's rows with the fit of the others; the plain one when nothing is fitted.
+        values: [N, K] float32 nested predictions, decided where there is a decision.
+        parts: [N] int, the part each row was judged in: its fold, or a fifth of the only fold there is.
+        by_part: part -> what the other parts found; empty when nothing is fitted.
+    """
+
+    fit: Fit
+    plain: Interval
+    nested: Interval
+    values: np.ndarray
+    parts: np.ndarray
+    by_part: dict[int, Fit]
+
+
+def fit(stack: Stack, recipe: Recipe) -> Fit:
+    """Return what a recipe finds on a stack's rows."""
+    weights = recipe.combiner.weights(stack)
+    if recipe.prune:
+        weights = pruned(stack, weights)
+    if recipe.decision is None:
+        return Fit(weights)
+    return Fit(weights, recipe.decision.fit(stack.metric, stack.targets, stack.mixed(weights), stack.table))
+
+
+def applied(stack: Stack, recipe: Recipe, found: Fit) -> np.ndarray:
+    """Return [N, K] float32 predictions of a stack's rows by what was found, perhaps on other rows."""
+    mixed = stack.mixed(found.weights)
+    if recipe.decision is None or found.decided is None:
+        return mixed
+    return recipe.decision.apply(mixed, found.decided)
+
+
+def evaluate(stack: Stack, recipe: Recipe) -> Outcome:
+    """Fit a recipe, and score it plain and nested.
+
+    Where only one fold is trained, fifths of its rows (or groups) take the place of folds.
+
+    Raises:
+        DataError: there is only one row or group.
+    """
+    if recipe.combiner.ranks:
+        stack = ranked_by_fold(stack)
+    whole = fit(stack, recipe)
+    values = applied(stack, recipe, whole)
+    plain = _interval(stack, values)
+    if not recipe.fitted:
+        return Outcome(whole, plain, plain, values, stack.fold, {})
+    parts = stack.fold if len(np.unique(stack.fold)) > 1 else _fifths(stack)
+    nested = np.empty_like(values)
+    by_part = {}
+    for part in map(int, np.unique(parts)):
+        rows = parts == part
+        by_part[part] = fit(stack.select(~rows), recipe)
+        nested[rows] = applied(stack.select(rows), recipe, by_part[part])
+    return Outcome(whole, plain, _interval(stack, nested), nested, parts, by_part)
+
+
+def _fifths(stack: Stack) -> np.ndarray:
+    """Return [N] int, five parts of the rows by lot; a group is in one of them."""
+    units = np.arange(len(stack.fold)) if stack.groups is None else np.unique(stack.groups, return_inverse=True)[1]
+    count = int(units.max()) + 1  # two or more, or there were no interval
+    order = np.random.default_rng(0).permutation(count)
+    return np.asarray((order % min(5, count))[units])
+
+
+def decided_by_part(recipe: Recipe, outcome: Outcome, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return other predictions of some of the rows, each decided by what the parts it is not in found.
+
+    Args:
+        recipe: its decision is used.
+        outcome: of the recipe.
+        values: [n, K] predictions.
+        rows: [n] int, which of the outcome's rows they are.
+    """
+    if recipe.decision is None:
+        return values
+    made = np.empty(values.shape, dtype=np.float32)
+    for part, found in outcome.by_part.items():
+        inside = outcome.parts[rows] == part
+        assert found.decided is not None, "every part decided"
+        made[inside] = recipe.decision.apply(values[inside], found.decided)
+    return made
+
+
+def _interval(stack: Stack, values: np.ndarray) -> Interval:
+    return interval(stack.metric, stack.targets, values, stack.table, groups=stack.groups)
+
+
+# -- what each member adds ---------------------------------------------------------------------------------------
+
+
+def _adds(stack: Stack, whole: np.ndarray, without: list[np.ndarray], *, draws: int) -> list[Interval]:
+    """Return how much better the whole is than each of [N, K] mixtures, larger is better whatever the metric."""
+    found = contrasts(stack.metric, stack.targets, whole, without, stack.table, groups=stack.groups, draws=draws)
+    if stack.metric.maximise:
+        return found
+    return [replace(one, value=-one.value, low=-one.high, high=-one.low) for one in found]
+
+
+def gains(stack: Stack, recipe: Recipe, outcome: Outcome) -> list[dict[str, Any]]:
+    """Return what each member adds: `member`, `weight`, `alone`, `adds`, `low`, `high`; the heaviest first.
+
+    `adds` is the nested score less that of the same mixtures without the member (the others keep their weights, and
+    each fold its thresholds), larger is better whatever the metric. An interval around 0 says that it may be chance.
+    Members without weight add nothing; a single one has nothing to be left out of.
+    """
+    if recipe.combiner.ranks:
+        stack = ranked_by_fold(stack)
+    weights = outcome.fit.weights
+    fits = outcome.by_part or {int(part): outcome.fit for part in np.unique(outcome.parts)}
+    order = [int(member) for member in np.argsort(-weights, kind="stable")]
+    used = [member for member in order if weights[member] > 0]
+    without = [_nested(stack, recipe, outcome.parts, fits, leave_out=member) for member in used]
+    adds = _adds(stack, outcome.values, without, draws=_DRAWS) if len(used) > 1 else []
+    found = dict(zip(used, adds, strict=False))
+    records = []
+    for member in order:
+        alone = np.zeros(len(weights))
+        alone[member] = 1
+        values = _nested(stack, recipe, outcome.parts, fits, only=alone)
+        gain = found.get(member)
+        records.append(
+            {"member": stack.names[member], "weight": float(weights[member]), "alone": stack.score(values),
+             "adds": gain and gain.value, "low": gain and gain.low, "high": gain and gain.high}
+        )  # fmt: skip
+    return records
+
+
+def _nested(
+    stack: Stack,
+    recipe: Recipe,
+    parts: np.ndarray,
+    fits: dict[int, Fit],
+    *,
+    only: np.ndarray | None = None,
+    leave_out: int | None = None,
+) -> np.ndarray:
+    """Return nested predictions with other weights: those given, or the fitted ones less a member."""
+    values = np.empty(stack.values.shape[1:], dtype=np.float32)
+    for part, found in fits.items():
+        rows = parts == part
+        weights = found.weights.copy() if only is None else only
+        if leave_out is not None and weights.sum() > weights[leave_out]:
+            weights[leave_out] = 0
+        values[rows] = applied(stack.select(rows), recipe, replace(found, weights=weights))
+    return values
+
+
+def pruned(stack: Stack, weights: np.ndarray) -> np.ndarray:
+    """Return weights without the members whose gain is inside the noise.
+
+    Of those whose interval holds 0 or lies below, the member that adds least goes first; then the gains of the others
+    are taken anew, since of two alike members only one may go. One member always stays. Gains are of the metric on
+    probabilities, before any decision.
+    """
+    weights = weights.copy()
+    while int((weights > 0).sum()) > 1:
+        used = np.flatnonzero(weights > 0)
+        without = [stack.mixed(np.where(np.arange(len(weights)) == member, 0, weights)) for member in used]
+        adds = _adds(stack, stack.mixed(weights), without, draws=_TRIAL_DRAWS)
+        noise = [place for place, one in enumerate(adds) if one.low <= 0]
+        if not noise:
+            break
+        weights[used[min(noise, key=lambda place: adds[place].value)]] = 0
+        weights /= weights.sum()
+    return weights
