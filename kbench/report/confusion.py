@@ -68,7 +68,9 @@ def confused_pairs(matrix: np.ndarray, names: Sequence[str], *, limit: int = 20)
     ]  # fmt: skip
 
 
-def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path, *, normalise: bool = False) -> Path:
+def draw_confusion(
+    matrix: np.ndarray, names: Sequence[str], path: Path, *, normalise: bool = False, unit: str = "rows"
+) -> Path:
     """Draw a confusion matrix; return the picture.
 
     The colour of a cell is its share of the true class: green where it is right, red where it is wrong, red on a
@@ -79,6 +81,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path, *, norm
         names: K class names.
         path: the PNG.
         normalise: write shares of the true class, in per cent, instead of counts.
+        unit: what was counted.
     """
     k = len(matrix)
     cell = min(0.55, max(0.15, 9 / k), _LARGEST / k)
@@ -97,7 +100,7 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path, *, norm
     axes.set(xlabel="predicted", ylabel="true")
     rows = int(matrix.sum())
     right = int(np.trace(matrix))
-    what = "per cent of the true class" if normalise else "rows"
+    what = "per cent of the true class" if normalise else unit
     axes.set_title(f"{right:,} of {rows:,} right ({right / max(rows, 1):.2%}); {what}", fontsize=10, loc="left")
     return save_figure(figure, path)
 
@@ -135,13 +138,14 @@ def _numbers(axes: Any, matrix: np.ndarray, share: np.ndarray, cell: float, *, n
         axes.text(said, true, text, ha="center", va="center", fontsize=size, color="white" if dark else "0.15")
 
 
-def draw_label_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -> Path:
+def draw_label_confusion(counts: np.ndarray, names: Sequence[str], path: Path, *, unit: str = "rows") -> Path:
     """Draw for each label how often it was found, missed, and said where it is not; return the picture.
 
     Args:
         counts: [K, 2, 2] of `label_confusion`.
         names: K labels.
         path: the PNG.
+        unit: what was counted.
     """
     k = len(counts)
     line = min(0.28, _LARGEST / k)
@@ -155,7 +159,7 @@ def draw_label_confusion(counts: np.ndarray, names: Sequence[str], path: Path) -
     axes.set_yticks(places, [shorten(name, 30) for name in names], fontsize=min(9.0, line * 60))
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
-    axes.set(xlabel="rows")
+    axes.set(xlabel=unit)
     tidy(axes)
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)

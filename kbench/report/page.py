@@ -129,7 +129,7 @@ td.share { background: linear-gradient(var(--bar), var(--bar)) no-repeat left / 
 footer { color: var(--soft); font-size: 13px; padding-bottom: 40px; }
 @media print { body { background: #fff; } section { break-inside: avoid; } }
 """
-_SHARES = ("share", "recall", "precision", "f1", "auc", "accuracy")  # 0..1, shown with a bar
+_SHARES = ("share", "recall", "precision", "f1", "auc", "accuracy", "iou", "dice")  # 0..1, shown with a bar
 
 
 def render(page: Page) -> str:
