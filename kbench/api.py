@@ -24,6 +24,7 @@ from kbench.commands.predict import checkpoints, member_of
 from kbench.commands.runs import open_run_setup, run_paths
 from kbench.commands.samples import epoch_draws, label_text, resize_of, shown_images, stage_named, training_rows
 from kbench.commands.score import out_of_fold, require_folds, trained_folds
+from kbench.commands.score_maps import score_run
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.commands.tensors import GivenImages, Item, TensorDataset, given
 from kbench.config import Competition
@@ -138,7 +139,7 @@ class Run:
         Raises:
             PredictionError: no fold is trained.
         """
-        return out_of_fold(self.setup, self.paths, self._trained(), device=device).score
+        return score_run(self.setup, self.paths, self._trained(), device=device)
 
     def dataset(self, fold: int, stage: str | None = None, *, training: bool = False) -> TensorDataset:
         """Return the rows of a fold as the network sees them.

@@ -63,10 +63,10 @@ def score(
     """Score the rows a run did not train on: per fold, overall, with an interval."""
     from kbench import console
     from kbench.commands.runs import open_run_setup
-    from kbench.commands.score import out_of_fold
+    from kbench.commands.score_maps import score_run
 
     setup, paths, identity = open_run_setup(choose(competition, experiment, run))
-    found = out_of_fold(setup, paths, identity, device=device).score
+    found = score_run(setup, paths, identity, device=device)
     if json:
         console.show_json(found)
         return

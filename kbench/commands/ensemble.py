@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kbench import console
+from kbench.commands import parts
 from kbench.commands.blending import (
     Blend,
     RunPart,
@@ -18,6 +19,7 @@ from kbench.commands.blending import (
     predict_blend,
     recipe_of,
 )
+from kbench.commands.ensemble_maps import MapRun, masks_of_runs, open_map_run, score_maps
 from kbench.commands.predict import checkpoints
 from kbench.commands.runs import commit, open_run_setup
 from kbench.commands.score import out_of_fold, require_folds
@@ -25,6 +27,7 @@ from kbench.commands.setup import Choice, Setup
 from kbench.errors import PredictionError
 from kbench.submission.check import read_sample, write_submission
 from kbench.submission.ledger import Lineage, free_name, new_entry
+from kbench.tasks import is_dense
 from kbench.workspace import RunPaths
 
 
@@ -66,7 +69,10 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
         `plain` and `optimism`), runs, members, `weights` and `gains` of the members, and missing folds.
     """
     choices = [Choice(choice.competition, choice.experiment, run, choice.assignments) for run in runs] or [choice]
-    made = [open_part(one, options) for one in choices]
+    opened = [open_run_setup(one) for one in choices]
+    if is_dense(opened[0][0].competition.task):
+        return _ensemble_maps(opened, options)
+    made = [open_part(one, options) for one in opened]
     blend = _blend(made, options)
     sent = predict_blend(made, blend, device=options.device, weights=options.weights)
     setup = made[0].setup
@@ -89,15 +95,33 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
     }  # fmt: skip
 
 
-def open_part(choice: Choice, options: EnsembleOptions) -> RunPart:
-    """Return one run with its out-of-fold predictions, made where they are missing."""
-    setup, paths, identity = open_run_setup(choice)
+def open_part(opened: tuple[Setup, RunPaths, dict[str, str]], options: EnsembleOptions) -> RunPart:
+    """Return an opened run with its out-of-fold predictions, made where they are missing."""
+    setup, paths, identity = opened
     if paths.foreign.is_file():
         return RunPart(setup, paths, identity, out_of_fold(setup, paths, identity), [], "fold", [])
-    folds: Sequence[int | str] = (
-        _full_folds(setup, paths, identity) if options.full else require_folds(setup, paths, identity)
+    folds, missing = _sent_folds(setup, paths, identity, options)
+    subset = "full" if options.full else "fold"
+    oof = (
+        out_of_fold(setup, paths, identity, device=options.device)
+        if not options.full or _has_oof(setup, paths, identity)
+        else None
     )
-    missing = [] if options.full else [fold for fold in range(setup.folds.n) if fold not in folds]
+    return RunPart(setup, paths, identity, oof, list(folds), subset, missing)
+
+
+def _sent_folds(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], options: EnsembleOptions
+) -> tuple[Sequence[int | str], list[int]]:
+    """Return the folds whose models are sent, and those that are not trained.
+
+    Raises:
+        PredictionError: nothing is trained, or not all that was asked for.
+    """
+    if options.full:
+        return _full_folds(setup, paths, identity), []
+    folds = require_folds(setup, paths, identity)
+    missing = [fold for fold in range(setup.folds.n) if fold not in folds]
     if missing:
         names = ", ".join(map(str, missing))
         if options.require_all:
@@ -106,13 +130,46 @@ def open_part(choice: Choice, options: EnsembleOptions) -> RunPart:
                 f"`kbench train --fold {missing[0]}`, or leave out --require-all",
             )  # fmt: skip
         console.warn(f"folds {names} of '{paths.name}' are not trained; the ensemble uses the others")
-    subset = "full" if options.full else "fold"
-    oof = (
-        out_of_fold(setup, paths, identity, device=options.device)
-        if not options.full or _has_oof(setup, paths, identity)
-        else None
-    )
-    return RunPart(setup, paths, identity, oof, list(folds), subset, missing)
+    return folds, missing
+
+
+def _ensemble_maps(
+    opened: Sequence[tuple[Setup, RunPaths, dict[str, str]]], options: EnsembleOptions
+) -> dict[str, Any]:
+    """Do the same for a dense task, whose maps are never all in memory."""
+    runs: list[MapRun] = []
+    missing: dict[str, list[int]] = {}
+    for setup, paths, identity in opened:
+        folds, left = _sent_folds(setup, paths, identity, options)
+        runs.append(open_map_run(setup, paths, identity, folds, "full" if options.full else "fold", options.device))
+        missing |= {paths.name: left} if left else {}
+    setup = runs[0].setup
+    rule = parts.build_rule(setup.competition, setup.train.target_names)
+    score = score_maps(runs, rule, weights=options.weights)
+    masks = masks_of_runs(runs, rule, weights=options.weights)
+    sample = read_sample(setup.sample)
+    folder = setup.workspace.submissions(setup.competition.name)
+    name = options.name or "+".join(run.paths.name for run in runs) + ("-full" if options.full else "")
+    file = write_submission(
+        folder / f"{free_name(folder, name)}{setup.format.suffix}", setup.format.build(masks, sample), sample=sample,
+        format=setup.format, gzip=setup.competition.submission.gzip,
+    )  # fmt: skip
+    notes = [f"{run} without folds {', '.join(map(str, left))}" for run, left in missing.items()]
+    notes += ["trained on all rows: what is sent is not what was scored"] if options.full else []
+    members = [{"run": run.paths.name, **member} for run in runs for member in run.test().source()["members"]]
+    competition = setup.competition
+    lineage = Lineage(
+        competition=competition.name, runs=[run.paths.name for run in runs], members=members,
+        weights=list(options.weights or [1.0] * len(runs)), mean=competition.ensemble.mean,
+        views=competition.tta.model_dump(), folds=runs[0].identity["folds"],
+        hashes={run.paths.name: run.identity["training"] for run in runs}, commit=commit(),
+        metric=score["metric"], maximise=bool(score.get("maximise", True)), score=score["score"], low=score["low"],
+        high=score["high"], notes=notes,
+    )  # fmt: skip
+    new_entry(file, lineage)
+    return {
+        "file": str(file), "runs": lineage.runs, "members": len(members), "missing": missing, "notes": notes, **score
+    }  # fmt: skip
 
 
 def _full_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[int | str]:

@@ -91,6 +91,8 @@ def prepare_fold(
         workers=auto_workers(competition.loader.workers, device=device.type, jobs=options.jobs),
         valid_batch_size=competition.loader.valid_batch_size,
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
+        masks=parts.masks_of(competition, setup.train, setup.workspace.cache(), what="training"),
+        windows=parts.build_windows(competition),
     )  # fmt: skip
     return FoldJob(context, stages, build, resumed)
 

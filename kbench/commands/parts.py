@@ -21,12 +21,15 @@ from kbench.data.images import remembering
 from kbench.data.mask_cache import open_masks, sizes_of
 from kbench.data.normalise import Scale, choose
 from kbench.data.tables import Table
+from kbench.ensemble.postprocess import Rule
 from kbench.inference.views import View
+from kbench.inference.windows import Windows
 from kbench.metrics import Metric, make_metric
 from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.outputs import default_loss
 from kbench.models.precision import place
+from kbench.tasks import is_dense
 from kbench.training.losses import Loss
 from kbench.training.recipe import RangeTest, StagePlan, crop_for_validation, kept_without_scores
 
@@ -199,6 +202,25 @@ def opened_masks(competition: Competition, table: Table, cache: Path, *, what: s
         return opened[resize]
 
     return masks
+
+
+def masks_of(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images] | None:
+    """Return `opened_masks` of rows that have masks, else None."""
+    return None if table.masks is None else opened_masks(competition, table, cache, what=what)
+
+
+def build_windows(competition: Competition) -> Windows | None:
+    """Return what the network sees of whole images at once; None where tasks are not dense."""
+    if not is_dense(competition.task):
+        return None
+    windows: Windows = _part("windows", competition.maps.windows)
+    return windows
+
+
+def build_rule(competition: Competition, names: tuple[str, ...]) -> Rule:
+    """Return the way from probability maps to masks."""
+    rule: Rule = _part("postprocess", competition.maps.postprocess, _names=names, _task=competition.task)
+    return rule
 
 
 def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:

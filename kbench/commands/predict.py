@@ -73,14 +73,19 @@ def predict_out_of_fold(
         rows = np.flatnonzero(setup.folds.valid(fold))
         members = [
             (checkpoint, paths.fold(fold).predictions("oof", checkpoint.member))
-            for checkpoint in _needed(setup, paths, identity, fold)
+            for checkpoint in needed_checkpoints(setup, paths, identity, fold)
         ]
         _predict(setup, setup.train, rows, members, device, what=f"fold {fold}", limit=limit, force=force)
 
 
-def _needed(
+def needed_checkpoints(
     setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, *, subset: str = "fold"
 ) -> list[Checkpoint]:
+    """Return `checkpoints`, of which there must be one.
+
+    Raises:
+        PredictionError: the fold has no snapshot to predict with.
+    """
     found = checkpoints(setup, paths, identity, fold, subset=subset)
     if not found:
         kept = [name for name, stage in setup.competition.stages.items() if stage.keep and stage.subset == subset]
@@ -123,7 +128,7 @@ def predict_test(
     members = [
         (checkpoint, paths.fold(fold).predictions(part, checkpoint.member))
         for fold in folds
-        for checkpoint in _needed(setup, paths, identity, fold, subset=subset)
+        for checkpoint in needed_checkpoints(setup, paths, identity, fold, subset=subset)
     ]
     _predict(setup, table, np.arange(len(table)), members, device, what=part, limit=limit, force=force)
 
@@ -229,7 +234,7 @@ def members_of(
     """Return the predictions of a fold's snapshots; they must have been made."""
     return [
         load(paths.fold(fold).predictions(part, checkpoint.member))
-        for checkpoint in _needed(setup, paths, identity, fold, subset=subset)
+        for checkpoint in needed_checkpoints(setup, paths, identity, fold, subset=subset)
     ]
 
 

@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 
 from kbench import console, files
+from kbench.commands import parts
 from kbench.commands.fold_job import TrainOptions
 from kbench.commands.predict import fold_mean, members_of, predict_test
+from kbench.commands.predict_maps import masks_of, rows_of_test
 from kbench.commands.runs import prepare_run, run_name
 from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train_one
 from kbench.data.frames import texts
+from kbench.inference.mask_set import MaskSet
+from kbench.inference.predictions import Predictions
 from kbench.submission.check import read_sample, write_submission
 from kbench.submission.formats import id_column
+from kbench.tasks import is_dense
 
 _BATCHES = 2
 
@@ -32,8 +37,13 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
     try:
         files.remove(paths.fold(0).root)
         train_one(setup, paths, identity, 0, TrainOptions(device=device, limit=_BATCHES))
-        predict_test(setup, paths, identity, [0], device, limit=_BATCHES)
-        test = fold_mean(members_of(setup, paths, identity, 0, "test"), setup.competition.ensemble.mean)
+        test: Predictions | MaskSet
+        if is_dense(setup.competition.task):
+            rows = rows_of_test(setup, paths, identity, [0], device, limit=_BATCHES)
+            test = masks_of(rows, parts.build_rule(setup.competition, setup.train.target_names))
+        else:
+            predict_test(setup, paths, identity, [0], device, limit=_BATCHES)
+            test = fold_mean(members_of(setup, paths, identity, 0, "test"), setup.competition.ensemble.mean)
         sample = read_sample(setup.sample)
         few = sample[np.isin(texts(sample, id_column(sample)), test.ids)].reset_index(drop=True)
         file = write_submission(

@@ -8,11 +8,14 @@ from typing import Any
 from kbench import console, files
 from kbench.commands.fold_job import FULL, TrainOptions, prepare_fold
 from kbench.commands.predict import predict_out_of_fold, score_of_fold
+from kbench.commands.predict_maps import rows_of_fold
 from kbench.commands.runs import prepare_run
+from kbench.commands.score_maps import score_of_maps
 from kbench.commands.setup import Setup
 from kbench.errors import ConfigError, TrainingError
 from kbench.orchestrate import FoldCommand, run_commands
 from kbench.report.curves import draw_fold
+from kbench.tasks import is_dense
 from kbench.training.fold import clear, state_of, train_fold
 from kbench.training.loop import Update
 from kbench.training.stage import Epoch, Event, Note
@@ -130,11 +133,16 @@ def train_one(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int
 
 def _finish(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions) -> None:
     """Predict the rows a trained fold did not train on, where they are not predicted yet, and score them."""
-    if fold != FULL:
+    if fold == FULL:
+        return
+    dense = is_dense(setup.competition.task)
+    if dense:
+        rows_of_fold(setup, paths, identity, int(fold), options.device, limit=options.limit).stored()
+    else:
         predict_out_of_fold(setup, paths, identity, [int(fold)], options.device, limit=options.limit)
-        if options.limit is None:
-            score = score_of_fold(setup, paths, int(fold))
-            console.note(f"fold {fold}: {setup.competition.metric.name} {score:.5f} out of fold")
+    if options.limit is None:
+        score = (score_of_maps if dense else score_of_fold)(setup, paths, int(fold))
+        console.note(f"fold {fold}: {setup.competition.metric.name} {score:.5f} out of fold")
 
 
 def _watch(events: Iterator[Event], fold: int | str) -> None:

@@ -20,7 +20,6 @@ from kbench.data import seeds
 from kbench.data.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.cache import Images
 from kbench.data.crops import Crop, Geometry, Size, Window, before_turns, warp
-from kbench.data.images import nearest
 from kbench.errors import DataError, KbenchError
 
 
@@ -78,11 +77,6 @@ class Batch(NamedTuple):
     rows: torch.Tensor
 
 
-def fitted(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """Return a mask [H, W, M] at the size its image was brought to; the nearest pixel is taken."""
-    return mask if mask.shape[:2] == image.shape[:2] else nearest(mask, image.shape[:2])
-
-
 class ImageDataset(Dataset):
     """Rows as (images, target, row), one image per way of showing.
 
@@ -111,7 +105,7 @@ class ImageDataset(Dataset):
                 decoded[id(source)] = source[draw.row]
             rng = seeds.generator(*draw.key, position) if draw.key else seeds.generator(0)
             image = decoded[id(source)]
-            mask = None if self._masks is None or position else fitted(self._masks[draw.row], image)
+            mask = None if self._masks is None or position else self._masks[draw.row]
             view, view_mask = show(image, rng, mask)
             shown.append(view)
             target = target if view_mask is None else view_mask

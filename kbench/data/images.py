@@ -108,13 +108,6 @@ def resized(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) 
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
-def nearest(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize [H, W, M] to a height and width by the nearest pixel: no value that was not there."""
-    rows = (np.arange(size[0]) * 2 + 1) * mask.shape[0] // (2 * size[0])
-    columns = (np.arange(size[1]) * 2 + 1) * mask.shape[1] // (2 * size[1])
-    return np.ascontiguousarray(mask[rows][:, columns])
-
-
 def remembering(reader: Reader) -> Reader:
     """Return a reader that keeps its last image, read-only: a row shown at several sizes is decoded once."""
     last: list[tuple[tuple[Path, ...], np.ndarray]] = []

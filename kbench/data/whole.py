@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from kbench.data.cache import Images
 from kbench.data.dataset import Draw
-from kbench.errors import DataError, KbenchError
+from kbench.errors import KbenchError
+from kbench.tasks import IGNORED, exclusive
 
 
 class Group(NamedTuple):
@@ -47,21 +48,7 @@ class WholeImages(Dataset):
         self._images, self._masks = images, masks
 
     def __getitem__(self, draw: Draw) -> WholeSample:
-        image = self._images[draw.row]
-        mask = None if self._masks is None else self._masks[draw.row]
-        if mask is not None and mask.shape[:2] != image.shape[:2]:
-            raise size_error(draw.row, image, mask)
-        return draw.row, image, mask
-
-
-def size_error(row: int, image: np.ndarray, mask: np.ndarray) -> DataError:
-    """Return the error of a mask that has not the size of its image."""
-    return DataError(
-        f"the mask of row {row} has {mask.shape[0]} x {mask.shape[1]} pixels, its image {image.shape[0]} x "
-        f"{image.shape[1]}",
-        "masks of the size of their images",
-        "correct data.masks in the YAML, or the files",
-    )
+        return draw.row, self._images[draw.row], None if self._masks is None else self._masks[draw.row]
 
 
 def group(samples: Sequence[WholeSample | KbenchError]) -> list[Group] | KbenchError:
@@ -92,3 +79,18 @@ def batch_size(images: Images, n_outputs: int, *, most: int, values: int = 1 << 
     """
     height, width = (int(side) for side in images[0].shape[:2])
     return max(1, min(most, values // (height * width * max(1, n_outputs))))
+
+
+def class_pixels(masks: Images, rows: np.ndarray, n_outputs: int, task: str) -> tuple[np.ndarray, int]:
+    """Return [K] int64 pixels of each class in some masks, and the pixels that are not ignored."""
+    counts, known = np.zeros(n_outputs, dtype=np.int64), 0
+    for row in rows:
+        mask = masks[int(row)]
+        if exclusive(task, n_outputs):
+            values = np.bincount(mask.ravel(), minlength=256)
+            counts += values[:n_outputs]
+            known += int(values[:n_outputs].sum())
+        else:
+            counts += (mask == 1).sum((0, 1))
+            known += int((mask != IGNORED).any(2).sum())
+    return counts, known

@@ -6,7 +6,6 @@ Each member's predictions go straight to its memory-mapped array, so memory does
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +26,7 @@ from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.errors import PredictionError
 from kbench.inference.predictions import Predictions, array_path, create_array, save
 from kbench.inference.views import Load, View
-from kbench.models.memory import in_parts
+from kbench.models.memory import free_memory, in_parts
 from kbench.models.outputs import probabilities
 from kbench.models.precision import Precision, autocast
 
@@ -135,7 +134,7 @@ def grouped(members: Sequence[Member], *, drawn: bool) -> list[list[Member]]:
 def _load_some(members: list[Member], device: torch.device) -> tuple[list[tuple[Member, nn.Module]], list[Member]]:
     """Load as many models as half of the free memory holds, at least one."""
     loaded: list[tuple[Member, nn.Module]] = []
-    room = _free_memory(device) / 2
+    room = free_memory(device) / 2
     for position, member in enumerate(members):
         model = member.load()
         loaded.append((member, model))
@@ -143,16 +142,6 @@ def _load_some(members: list[Member], device: torch.device) -> tuple[list[tuple[
         if room <= 0:
             return loaded, members[position + 1 :]
     return loaded, []
-
-
-def _free_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    known = Path("/proc/meminfo")
-    if not known.is_file():  # no Linux: half of what there is
-        return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    fields = dict(line.split(":") for line in known.read_text(encoding="ascii").splitlines())
-    return float(fields["MemAvailable"].split()[0]) * 1024
 
 
 def _one_pass(job: Job, loaded: list[tuple[Member, nn.Module]]) -> Iterator[int]:

@@ -24,13 +24,14 @@ predictions counts, so that members of an ensemble may be averaged by their rank
 
 from __future__ import annotations
 
-from kbench.metrics import classification, regression, segmentation
+from kbench.metrics import classification, dense, regression, segmentation
 from kbench.metrics.metric import Metric, Rows, make_metric, mean_of_known, ranks, row_mean
 
 __all__ = [
     "Metric",
     "Rows",
     "classification",
+    "dense",
     "make_metric",
     "mean_of_known",
     "ranks",

@@ -5,7 +5,9 @@ Predicting in parts gives what predicting at once gives; training in parts is th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -43,3 +45,14 @@ def in_parts(compute: Callable[[list[torch.Tensor]], torch.Tensor], batch: list[
         )
     halves = ([tensor[part] for tensor in batch] for part in (slice(0, rows // 2), slice(rows // 2, None)))
     return torch.cat([in_parts(compute, half) for half in halves])
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the bytes that are free on a device."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    known = Path("/proc/meminfo")
+    if not known.is_file():  # no Linux: half of what there is
+        return 0.5 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fields = dict(line.split(":") for line in known.read_text(encoding="ascii").splitlines())
+    return float(fields["MemAvailable"].split()[0]) * 1024

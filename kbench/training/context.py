@@ -16,6 +16,8 @@ from kbench.data.cache import Images, Resize
 from kbench.data.dataset import Show
 from kbench.data.normalise import Scale
 from kbench.data.tables import Table
+from kbench.data.whole import class_pixels
+from kbench.inference.windows import Windows
 from kbench.training.lr_curve import LRCurve
 from kbench.training.recipe import StagePlan
 from kbench.workspace import FoldPaths
@@ -23,7 +25,13 @@ from kbench.workspace import FoldPaths
 if TYPE_CHECKING:
     from kbench.training.stage import Epoch
 
+KEEP = Resize("keep", 0, 0)
 TIMES = ("seconds", "images_per_s", "waiting", "at")  # fields of the log that differ between equal runs
+
+
+def resize_before(show: Show) -> Resize:
+    """Return how images are resized before a way of showing takes its windows."""
+    return Resize(show.crop.resize, *(show.size if show.crop.resize != "keep" else (0, 0)))
 
 
 class Plan:
@@ -100,6 +108,8 @@ class FoldContext:
         valid_batch_size: images per batch when judging.
         checkpoint_s: seconds between resume points inside an epoch.
         limit: batches per stage of a smoke run, or None.
+        masks: resizing -> masks of the table, of dense tasks.
+        windows: what the network sees of a whole image at once, of dense tasks.
     """
 
     fold: int | str
@@ -120,11 +130,13 @@ class FoldContext:
     valid_batch_size: int | None = None
     checkpoint_s: float = 300.0
     limit: int | None = None
+    masks: Callable[[Resize], Images] | None = None
+    windows: Windows | None = None
     _opened: dict[Resize, Images] = field(default_factory=dict)
 
     def images_for(self, show: Show) -> Images:
         """Return the images a way of showing takes its windows from."""
-        resize = Resize(show.crop.resize, *(show.size if show.crop.resize != "keep" else (0, 0)))
+        resize = resize_before(show)
         if resize not in self._opened:
             self._opened[resize] = self.images(resize)
         return self._opened[resize]
@@ -145,6 +157,26 @@ class FoldContext:
                 "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
             )
         return dict(self.plan.get("scale"))
+
+    def masks_for(self, show: Show) -> Images | None:
+        """Return the masks that go with `images_for`, or None where targets are no images."""
+        return None if self.masks is None else self.masks(resize_before(show))
+
+    def balance(self, rows: np.ndarray) -> tuple[np.ndarray | None, int]:
+        """Return [K] positives per target among some rows (pixels of dense tasks) and how many there are in all.
+
+        Without counts (regression) the first is None.
+        """
+        if self.masks is None:
+            return self.counts(rows), len(rows)
+        if "regression" in self.table.task:
+            return None, len(rows)
+        key = f"pixels/{len(rows)}"
+        if self.plan.get(key) is None:
+            found, total = class_pixels(self.masks(KEEP), rows, len(self.table.target_names), self.table.task)
+            self.plan.set(key, [found.tolist(), total])
+        found, total = self.plan.get(key)
+        return np.asarray(found), total
 
     def counts(self, rows: np.ndarray) -> np.ndarray | None:
         """Return [K] positives per target among some rows, or None for regression."""

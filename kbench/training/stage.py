@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,7 +22,9 @@ from kbench.errors import ConfigError
 from kbench.models.checkpoint import Tensors, read_checkpoint, read_tensors, save_checkpoint
 from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
 from kbench.models.precision import Precision, choose_precision, place
+from kbench.tasks import is_dense
 from kbench.training.context import FoldContext
+from kbench.training.judging import Judging, judge_maps
 from kbench.training.loop import Feed, Meter, Update, diverged, evaluate, train_epoch
 from kbench.training.lr_curve import LRCurve
 from kbench.training.lr_finder import find_lr
@@ -119,17 +122,19 @@ class _Runner:
         self.channels_last = stage.channels_last is not False
         precision, self.judged_in = self._precisions()
         place(model, context.device, channels_last=self.channels_last)
-        train_images, valid_images = context.images_for(stage.show), context.images_for(stage.valid_show)
+        train_images = context.images_for(stage.show)
         self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
         self.feed = self._feed(train_images, stage.show, mix=stage.mix)
-        self.valid_feed = self._feed(valid_images, stage.valid_show, mix=None)
+        self.dense = is_dense(table.task)
+        if not self.dense:  # judged on whole images, by `judge_maps`
+            self.valid_feed = self._feed(context.images_for(stage.valid_show), stage.valid_show, mix=None)
         batches = self._plan(0)
         per_epoch = -(-len(batches) // stage.accumulate)
         self.schedule = self._schedule(per_epoch)
         self.epochs = min(stage.stop_after or self.schedule.epochs, self.schedule.epochs)
         self.rules = Rules(
             step=stage.step,
-            loss=stage.loss(context.counts(self.rows), len(self.rows)),
+            loss=stage.loss(*context.balance(self.rows)),
             device=context.device,
             precision=precision,
             nominal=float(stage.batch_size * stage.accumulate),
@@ -161,9 +166,9 @@ class _Runner:
 
     def _feed(self, images: Any, show: Any, *, mix: Any) -> Feed:
         context = self.context
-        dataset = ImageDataset([images], [show], context.table.targets)
+        dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show))
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
-        return Feed(loader, self.normalise, context.device, mix, len(context.table.target_names))
+        return Feed(loader, self.normalise, context.device, mix, len(context.table.target_names), context.table.task)
 
     def _schedule(self, per_epoch: int) -> Schedule:
         schedule = self.stage.schedule(per_epoch)
@@ -310,26 +315,35 @@ class _Runner:
         context, progress, stage = self.context, self.progress, self.stage
         if stage.subset == "full" or not len(context.valid_rows):
             return None, None, False
-        rows, size = context.valid_rows, context.valid_batch_size or 2 * stage.batch_size
-        plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
-        valid_loss, values = evaluate(
-            self.learner.judged, self.valid_feed, self._limited(plan), loss=self.rules.loss,
-            precision=self.judged_in, task=context.table.task,
-        )  # fmt: skip
+        valid_loss, targets, values = self._judged_rows()
         if not math.isfinite(valid_loss):
             raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
         if stage.monitor is None or context.limit:  # the few rows of a smoke run may lack what a metric needs
             score = valid_loss
             signed = -valid_loss
         else:
-            table = context.table.select(context.valid_rows)
-            score = stage.monitor(table.targets, values, table)
+            score = stage.monitor(targets, values, context.table.select(context.valid_rows))
             signed = score if stage.monitor.maximise else -score
         better = progress.best is None or signed > progress.best + stage.min_delta
         if better:
             progress.best, progress.best_epoch = signed, progress.epoch
         progress.history.append(signed)
         return valid_loss, score, better
+
+    def _judged_rows(self) -> tuple[float, np.ndarray | None, np.ndarray]:
+        """Return the validation loss, and the targets and predictions a metric takes."""
+        context = self.context
+        rows, size = context.valid_rows, context.valid_batch_size or 2 * self.stage.batch_size
+        if self.dense:
+            judging = Judging(self.normalise, self.rules.loss, self.judged_in, size)
+            return judge_maps(context, self.learner.judged, judging)
+        plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
+        valid_loss, values = evaluate(
+            self.learner.judged, self.valid_feed, self._limited(plan), loss=self.rules.loss,
+            precision=self.judged_in, task=context.table.task,
+        )  # fmt: skip
+        targets = context.table.targets
+        return valid_loss, None if targets is None else targets[rows], values
 
     def stopped_early(self) -> bool:
         """Return whether the score has not improved for `early_stop` epochs."""

@@ -261,7 +261,7 @@ def test_models_that_do_not_fit_together_make_more_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float
 ) -> None:
     expected = [done(job(), [member(tmp_path / "alone", seed)])[0] for seed in range(4)]
-    monkeypatch.setattr(module, "_free_memory", lambda device: free)
+    monkeypatch.setattr(module, "free_memory", lambda device: free)
     alive: list[int] = []
 
     def loading(seed: int) -> Callable[[], nn.Module]:
@@ -278,7 +278,7 @@ def test_models_that_do_not_fit_together_make_more_passes(
 
 
 def test_free_memory_is_known() -> None:
-    assert 1e8 < module._free_memory(toy.CPU) < 1e14
+    assert 1e8 < module.free_memory(toy.CPU) < 1e14
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,0 +1,116 @@
+"""`kbench ensemble` of a dense task: all folds, snapshots and views in one pass, a rule, one checked submission."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kbench.commands.predict_maps import MapPart, masks_of, rows_of_test
+from kbench.commands.score_maps import (
+    MapsOutOfFold,
+    maps_out_of_fold,
+    mean_maps,
+    ruled,
+    score_worth,
+    shares_of,
+    sum_of,
+)
+from kbench.commands.setup import Setup
+from kbench.ensemble.postprocess import Rule
+from kbench.errors import PredictionError
+from kbench.inference.map_store import MapStore
+from kbench.inference.mask_set import MaskSet
+from kbench.workspace import RunPaths
+
+
+@dataclass(frozen=True)
+class MapRun:
+    """One run's share of an ensemble of maps.
+
+    Attributes:
+        setup: the run's own configuration.
+        paths: its files.
+        identity: its hashes.
+        folds: whose snapshots are sent.
+        subset: `fold`, or `full` for models of all rows.
+        oof: its out-of-fold maps, or None where there are none.
+        device: where models run.
+    """
+
+    setup: Setup
+    paths: RunPaths
+    identity: dict[str, str]
+    folds: Sequence[int | str]
+    subset: str
+    oof: MapsOutOfFold | None
+    device: str
+
+    def test(self) -> MapPart:
+        """Return the test set as this run predicts it."""
+        return rows_of_test(self.setup, self.paths, self.identity, self.folds, self.device, subset=self.subset)
+
+
+def open_map_run(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], folds: Sequence[int | str], subset: str, device: str
+) -> MapRun:
+    """Return a run with its out-of-fold maps, made where they are missing.
+
+    Args:
+        setup: the run's configuration.
+        paths: its files.
+        identity: its hashes.
+        folds: whose snapshots are sent.
+        subset: `fold`, or `full`.
+        device: where models run.
+    """
+    oof = None
+    trained = [int(fold) for fold in folds if subset == "fold"]
+    if trained:
+        oof = maps_out_of_fold(setup, paths, identity, trained, device=device)
+    return MapRun(setup, paths, identity, folds, subset, oof, device)
+
+
+def score_maps(runs: Sequence[MapRun], rule: Rule, *, weights: Sequence[float] | None) -> dict[str, Any]:
+    """Return the out-of-fold score of what is sent: the runs' mean maps after the rule, or none where it has none."""
+    setup = runs[0].setup
+    found = [run.oof for run in runs if run.oof is not None]
+    if len(found) < len(runs):
+        return {"metric": setup.competition.metric.name, "score": None, "low": None, "high": None}
+    if len(found) == 1 and setup.competition.maps.postprocess.name == "none":
+        return score_worth(setup, found[0].table, found[0].worth)
+    mean = mean_maps(found, weights)
+    return score_worth(setup, mean.table, ruled(setup, mean, rule))
+
+
+def masks_of_runs(runs: Sequence[MapRun], rule: Rule, *, weights: Sequence[float] | None) -> MaskSet:
+    """Return the test masks of the runs' mean maps after the rule."""
+    tests = [run.test() for run in runs]
+    return (
+        masks_of(tests[0], rule)
+        if len(tests) == 1
+        else averaged([one.stored() for one in tests], rule, weights=weights)
+    )
+
+
+def averaged(stores: Sequence[MapStore], rule: Rule, *, weights: Sequence[float] | None) -> MaskSet:
+    """Return the masks a rule makes of the weighted mean of kept maps, a row at a time.
+
+    Raises:
+        PredictionError: the stores are of other rows or classes, or did not keep their maps.
+    """
+    first = stores[0]
+    for other in stores[1:]:
+        if not np.array_equal(other.ids, first.ids) or other.names != first.names:
+            raise PredictionError(
+                f"'{other.path}' holds other rows or classes than '{first.path}'",
+                "runs of one competition, with the same classes", "leave one of them out",
+            )  # fmt: skip
+    shares = shares_of(weights, len(stores))
+
+    def read(row: int) -> np.ndarray:
+        return rule.apply(sum_of([share * store.maps(row) for share, store in zip(shares, stores, strict=True)]))
+
+    return MaskSet(first.ids, first.names, first.task, first.source, read)

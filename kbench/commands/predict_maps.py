@@ -1,0 +1,206 @@
+"""Predict the maps of dense tasks: a fold's own rows, the test set, or new images; only what is not predicted yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kbench import console, files
+from kbench.commands import parts
+from kbench.commands.predict import member_of, needed_checkpoints
+from kbench.commands.setup import Setup
+from kbench.data.dataset import auto_workers
+from kbench.data.tables import Table
+from kbench.ensemble import postprocess
+from kbench.ensemble.postprocess import Rule
+from kbench.errors import PredictionError
+from kbench.inference import map_store
+from kbench.inference.dense import MapJob, MapMember, readings, stream
+from kbench.inference.map_store import MapStore, Row, Writing
+from kbench.inference.maps import MapMaker
+from kbench.inference.mask_set import MaskSet
+from kbench.models.checkpoint import Checkpoint
+from kbench.models.precision import choose_device
+from kbench.tasks import SEGMENTATION
+from kbench.training.context import KEEP
+from kbench.workspace import RunPaths
+
+_MOST = 16  # whole images at once, where the YAML names no number
+
+
+@dataclass(frozen=True)
+class MapPart:
+    """Rows that a run predicts, and the snapshots that predict them.
+
+    Attributes:
+        setup: the run's configuration.
+        table: the rows' table.
+        rows: [N] of its rows.
+        members: snapshots with the weight of each.
+        device: where models run.
+        path: JSON of the store.
+        what: for the progress bar.
+    """
+
+    setup: Setup
+    table: Table
+    rows: np.ndarray
+    members: Sequence[tuple[Checkpoint, float]]
+    device: str
+    path: Path
+    what: str
+
+    @property
+    def ids(self) -> np.ndarray:
+        """[N] ids of the rows."""
+        return np.asarray(self.table.ids[self.rows])
+
+    def source(self) -> dict[str, Any]:
+        """Return what the maps depend on."""
+        competition = self.setup.competition
+        return {
+            "members": [_member(one, share) for one, share in self.members],
+            "folds": self.members[0][0].info["folds"], "views": competition.tta.model_dump(),
+            "windows": competition.maps.windows.model_dump(), "mean": competition.ensemble.mean,
+            "ids": files.digest([str(name) for name in self.ids]), "truth": self.table.masks is not None,
+        }  # fmt: skip
+
+    def job(self) -> tuple[MapJob, list[MapMember]]:
+        """Return what the pass over the images does, and its models."""
+        setup, competition = self.setup, self.setup.competition
+        device, cache, names = choose_device(self.device), self.setup.workspace.cache(), self.setup.train.target_names
+        masks = parts.masks_of(competition, self.table, cache, what=self.what)
+        windows = parts.build_windows(competition)
+        assert windows is not None, "asked only of dense tasks"
+        make = MapMaker(
+            windows, parts.build_views(competition), competition.task, device,
+            geometric=competition.ensemble.mean == "geometric",
+        )  # fmt: skip
+        job = MapJob(
+            rows=self.rows, images=parts.opened_images(competition, self.table, cache, what=self.what)(KEEP),
+            masks=None if masks is None else masks(KEEP), names=names, make=make,
+            most=competition.loader.valid_batch_size or _MOST,
+            workers=auto_workers(competition.loader.workers, device=device.type),
+        )  # fmt: skip
+        stages = {stage.name: stage for stage in parts.build_stages(competition)}
+        members = []
+        for checkpoint, share in self.members:
+            one = member_of(setup, checkpoint, self.path, {}, stages, device)
+            members.append(MapMember(one.name, one.load, one.scale, one.precision, share))
+        return job, members
+
+    def rows_again(self) -> Iterator[Row]:
+        """Predict the rows and yield them, storing nothing."""
+        job, members = self.job()
+        with console.bar(f"predicting {self.what}: {len(members)} models x {len(job.make.views)} views") as advance:
+            for done, row in enumerate(stream(job, members), start=1):
+                advance(done, len(self.rows))
+                yield row
+
+    def stored(self, *, force: bool = False) -> MapStore:
+        """Return the store of the rows' maps; predicts where it does not fit any more."""
+        source = self.source()
+        known = None if force else files.read_seal(self.path, verify=False)
+        wanted = self.setup.competition.maps.keep
+        if known and known["source"] == source and (known["kept"] or wanted != "on"):
+            return map_store.load(self.path)
+        job, members = self.job()
+        competition = self.setup.competition
+        rule = None
+        if competition.task in SEGMENTATION:
+            rule = postprocess.none(_names=job.names, _task=competition.task).apply
+        keep = competition.task not in SEGMENTATION or wanted == "on" or (wanted == "auto" and self._has_room(job))
+        writing = Writing(
+            self.path, self.ids, job.names, competition.task, source,
+            tuple(name for name, *_ in readings(job, members)), keep, rule,
+        )  # fmt: skip
+        return map_store.write(writing, self.rows_again())
+
+    def _has_room(self, job: MapJob) -> bool:
+        height, width = job.images[int(self.rows[0])].shape[:2]
+        needed = len(self.rows) * len(job.names) * height * width
+        return bool(needed < files.free_bytes(self.path.parent) / 10)
+
+
+def _member(checkpoint: Checkpoint, share: float) -> dict[str, Any]:
+    info = checkpoint.info
+    return {
+        "fold": info["fold"], "stage": info["stage"], "tag": info["tag"], "training": info["training"],
+        "weights": checkpoint.checksum, "share": share,
+    }  # fmt: skip
+
+
+def rows_of_fold(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int, device: str, *, limit: int | None = None
+) -> MapPart:
+    """Return a fold's own rows, predicted by its own snapshots.
+
+    Args:
+        setup: the competition.
+        paths: the run.
+        identity: its hashes.
+        fold: which.
+        device: where models run.
+        limit: batches at most, of a smoke run.
+    """
+    found = needed_checkpoints(setup, paths, identity, fold)
+    rows = np.flatnonzero(setup.folds.valid(fold))
+    path = paths.fold(fold).predictions("oof", "maps")
+    return MapPart(setup, setup.train, _few(rows, limit), [(one, 1.0) for one in found], device, path, f"fold {fold}")
+
+
+def rows_of_test(
+    setup: Setup,
+    paths: RunPaths,
+    identity: dict[str, str],
+    folds: Sequence[int | str],
+    device: str,
+    *,
+    table: Table | None = None,
+    part: str = "test",
+    subset: str = "fold",
+    limit: int | None = None,
+) -> MapPart:
+    """Return the test set, or another table, predicted by the snapshots of some folds; each fold counts the same.
+
+    Args:
+        setup: the competition.
+        paths: the run.
+        identity: its hashes.
+        folds: which folds' snapshots.
+        device: where models run.
+        table: other rows than the test set's.
+        part: name of the rows.
+        subset: `fold` or `full`, as in `checkpoints`.
+        limit: batches at most, of a smoke run.
+    """
+    table = setup.test if table is None else table
+    members = []
+    for fold in folds:
+        found = needed_checkpoints(setup, paths, identity, fold, subset=subset)
+        members += [(one, 1.0 / len(found)) for one in found]
+    name = part if subset == "fold" else f"{part}-{subset}"
+    rows = _few(np.arange(len(table)), limit)
+    return MapPart(setup, table, rows, members, device, paths.predictions(name), part)
+
+
+def _few(rows: np.ndarray, limit: int | None) -> np.ndarray:
+    if not len(rows):
+        raise PredictionError("there is no row to predict", "one row or more", "`kbench check`")
+    return rows if limit is None else rows[: 2 * limit]
+
+
+def masks_of(part: MapPart, rule: Rule) -> MaskSet:
+    """Return the masks a rule makes of some rows; what was not kept of their maps is predicted again."""
+    store = part.stored()
+    if part.setup.competition.maps.postprocess.name == "none":
+        return store.masks()
+    if store.kept:
+        return MaskSet(store.ids, store.names, store.task, store.source, lambda row: rule.apply(store.maps(row)))
+    path = part.path.with_name("ruled.json")
+    writing = Writing(path, store.ids, store.names, store.task, store.source, store.readings, False, rule.apply)
+    return map_store.write(writing, part.rows_again()).masks()

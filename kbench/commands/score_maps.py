@@ -1,0 +1,239 @@
+"""The out-of-fold score of a dense task: from what each image's maps are worth, never from all maps at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from kbench import files
+from kbench.commands import parts
+from kbench.commands.predict_maps import MapPart, rows_of_fold
+from kbench.commands.score import out_of_fold, require_folds
+from kbench.commands.setup import Setup
+from kbench.data.tables import Table
+from kbench.ensemble.bootstrap import interval, paired
+from kbench.ensemble.postprocess import Rule
+from kbench.errors import PredictionError
+from kbench.inference import map_store
+from kbench.inference.map_store import MapStore
+from kbench.metrics.dense import truth_of
+from kbench.metrics.pixels import image_counts
+from kbench.tasks import is_dense
+from kbench.training.context import KEEP
+from kbench.workspace import RunPaths
+
+
+@dataclass(frozen=True)
+class OofMaps:
+    """Out-of-fold maps, read one row at a time, each time they are asked for.
+
+    Attributes:
+        table: the rows.
+        fold_of: [N] fold of each row.
+        read: yields (row of the table, [K, H, W] float32), in any order.
+    """
+
+    table: Table
+    fold_of: np.ndarray
+    read: Callable[[], Iterator[tuple[int, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class MapsOutOfFold:
+    """A run's out-of-fold maps and what they are worth.
+
+    Attributes:
+        run: its name.
+        parts: fold -> its rows and snapshots.
+        stores: fold -> its maps.
+        table: the rows of the trained folds.
+        fold_of: [N] fold of each row of the table.
+        worth: [N, K, 3] of the mean maps (`metrics.dense.measured`).
+        score: what `score.json` holds.
+    """
+
+    run: str
+    parts: dict[int, MapPart]
+    stores: dict[int, MapStore]
+    table: Table
+    fold_of: np.ndarray
+    worth: np.ndarray
+    score: dict[str, Any]
+
+    def maps(self) -> OofMaps:
+        """Return the maps themselves; what was not kept is predicted again."""
+        return OofMaps(self.table, self.fold_of, self._read)
+
+    def _read(self) -> Iterator[tuple[int, np.ndarray]]:
+        for fold, store in self.stores.items():
+            rows = np.searchsorted(self.table.ids, store.ids)
+            if store.kept:
+                yield from ((int(row), store.maps(place)) for place, row in enumerate(rows))
+            else:
+                again = self.parts[fold].rows_again()
+                yield from ((int(row), made.maps) for row, made in zip(rows, again, strict=True))
+
+    def one(self, name: str) -> np.ndarray:
+        """Return the kept maps [K, H, W] of an id."""
+        store = self.stores[int(self.fold_of[np.searchsorted(self.table.ids, name)])]
+        return store.maps(int(np.searchsorted(store.ids, name)))
+
+
+def mean_maps(found: Sequence[MapsOutOfFold], weights: Sequence[float] | None) -> OofMaps:
+    """Return the weighted mean of several runs' kept maps, of the rows all of them have out of fold.
+
+    Raises:
+        PredictionError: they share no row.
+    """
+    if len(found) == 1:
+        return found[0].maps()
+    shared = found[0].table.ids
+    for other in found[1:]:
+        shared = np.intersect1d(shared, other.table.ids)
+    if not len(shared):
+        raise PredictionError(
+            "the runs have no row out of fold in common", "runs with the same trained folds", "`kbench train`"
+        )
+    rows = np.searchsorted(found[0].table.ids, shared)
+    shares = shares_of(weights, len(found))
+
+    def read() -> Iterator[tuple[int, np.ndarray]]:
+        for row, name in enumerate(shared):
+            yield row, sum_of([share * one.one(str(name)) for share, one in zip(shares, found, strict=True)])
+
+    return OofMaps(found[0].table.select(rows), found[0].fold_of[rows], read)
+
+
+def shares_of(weights: Sequence[float] | None, count: int) -> np.ndarray:
+    """Return [count] float32 weights that sum to 1; equal ones where none are given."""
+    shares = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
+    return np.asarray(shares / shares.sum(), dtype=np.float32)
+
+
+def sum_of(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the sum of arrays of one shape."""
+    total = parts[0].copy()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def maps_out_of_fold(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], folds: list[int], *, device: str = "auto"
+) -> MapsOutOfFold:
+    """Return the out-of-fold maps of trained folds; predicts and scores what is missing."""
+    pieces = {fold: rows_of_fold(setup, paths, identity, fold, device) for fold in folds}
+    stores = {fold: piece.stored() for fold, piece in pieces.items()}
+    chosen = np.isin(setup.folds.fold, folds)
+    table = setup.train.select(chosen)
+    fold_of = np.asarray(setup.folds.fold[chosen])
+    worth = _gathered(table, stores, lambda store: _measured(store)[-1])
+    score = _score(setup, table, fold_of, worth, stores)
+    score |= {"run": paths.name, "missing": [fold for fold in range(setup.folds.n) if fold not in folds]}
+    files.write_json(paths.score, score)
+    return MapsOutOfFold(paths.name, pieces, stores, table, fold_of, worth, score)
+
+
+def score_of_maps(setup: Setup, paths: RunPaths, fold: int) -> float:
+    """Return the score of a fold's own rows: the mean over its snapshots and views."""
+    store = map_store.load(paths.fold(fold).predictions("oof", "maps"))
+    worth, table = _measured(store)[-1], setup.train.select(setup.folds.valid(fold))
+    return parts.build_metric(setup.competition)(truth_of(worth, table.task), worth, table)
+
+
+def score_run(setup: Setup, paths: RunPaths, identity: dict[str, str], *, device: str = "auto") -> dict[str, Any]:
+    """Return the out-of-fold score of a run of any task, as `score.json` holds it."""
+    if is_dense(setup.competition.task):
+        folds = require_folds(setup, paths, identity)
+        return maps_out_of_fold(setup, paths, identity, folds, device=device).score
+    return out_of_fold(setup, paths, identity, device=device).score
+
+
+def _measured(store: MapStore) -> np.ndarray:
+    if store.worth is None:
+        raise PredictionError(
+            f"the maps at '{store.path}' were made without their truth", "masks of the training rows",
+            "`kbench predict --force`",
+        )  # fmt: skip
+    return store.worth
+
+
+def _reading(name: str, store: MapStore) -> np.ndarray:
+    return np.asarray(_measured(store)[store.readings.index(name)])
+
+
+def _gathered(table: Table, stores: dict[int, MapStore], pick: Callable[[MapStore], np.ndarray]) -> np.ndarray:
+    """Return [N, K, 3] in the order of the table, of what is picked from each store."""
+    ids = np.concatenate([store.ids for store in stores.values()])
+    values = np.concatenate([pick(store) for store in stores.values()])
+    return np.asarray(values[np.argsort(ids)][np.searchsorted(np.sort(ids), table.ids)])
+
+
+def score_worth(setup: Setup, table: Table, worth: np.ndarray) -> dict[str, Any]:
+    """Return metric, direction, score and interval of what maps are worth."""
+    metric = parts.build_metric(setup.competition)
+    groups = setup.groups()
+    kept = None if groups is None else groups[np.searchsorted(setup.train.ids, table.ids)]
+    found = interval(metric, truth_of(worth, table.task), worth, table, groups=kept)
+    return {
+        "metric": metric.name, "maximise": metric.maximise, "rows": len(table), "score": found.value,
+        "low": found.low, "high": found.high, "level": found.level,
+    }  # fmt: skip
+
+
+def _score(
+    setup: Setup, table: Table, fold_of: np.ndarray, worth: np.ndarray, stores: dict[int, MapStore]
+) -> dict[str, Any]:
+    metric = parts.build_metric(setup.competition)
+    per_fold = {}
+    for fold in stores:
+        rows = fold_of == fold
+        per_fold[str(fold)] = metric(truth_of(worth[rows], table.task), worth[rows], table.select(rows))
+    return score_worth(setup, table, worth) | {
+        "folds": per_fold, "spread": float(np.std(list(per_fold.values()))),
+        "members": sum(len(store.source["members"]) for store in stores.values()),
+        "growth": growth(setup, table, stores),
+    }  # fmt: skip
+
+
+def growth(setup: Setup, table: Table, stores: dict[int, MapStore]) -> list[dict[str, Any]]:
+    """Return what snapshots and views add, out of fold: one record per reading that all folds have.
+
+    A record has the reading's name, its score, and the gain of the mean of everything over it with its interval.
+    """
+    shared = [name for name in next(iter(stores.values())).readings if all(name in s.readings for s in stores.values())]
+    metric = parts.build_metric(setup.competition)
+    groups = setup.groups()
+    kept = None if groups is None else groups[np.searchsorted(setup.train.ids, table.ids)]
+    values = {name: _gathered(table, stores, partial(_reading, name)) for name in shared}
+    whole = values[shared[-1]]
+    records = []
+    for name, worth in values.items():
+        truth = truth_of(worth, table.task)
+        record: dict[str, Any] = {"ensemble": name, "score": metric(truth, worth, table)}
+        if name != shared[-1]:
+            gain = paired(metric, truth, whole, worth, table, groups=kept)
+            record |= {"gain": gain.value, "low": gain.low, "high": gain.high}
+        records.append(record)
+    return records
+
+
+def ruled(setup: Setup, oof: OofMaps, rule: Rule) -> np.ndarray:
+    """Return [N, K, 3] of the masks a rule makes of out-of-fold maps."""
+    truth = truth_masks(setup, oof.table)
+    worth = np.zeros((len(oof.table), len(oof.table.target_names), 3), dtype=np.int64)
+    for row, maps in oof.read():
+        worth[row] = image_counts(rule.apply(maps), truth(row), n_classes=worth.shape[1])
+    return worth
+
+
+def truth_masks(setup: Setup, table: Table) -> Callable[[int], np.ndarray]:
+    """Return the function from a row of a table of training rows to its true mask, [H, W, M]."""
+    masks = parts.masks_of(setup.competition, setup.train, setup.workspace.cache(), what="training")
+    assert masks is not None, "a dense task has masks"
+    truth, places = masks(KEEP), np.searchsorted(setup.train.ids, table.ids)
+    return lambda row: truth[int(places[row])]
