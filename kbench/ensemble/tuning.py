@@ -15,7 +15,7 @@ To make another parameter tunable, add it to `postprocess.NEUTRAL` and `GRID`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from kbench.metrics.pixels import image_counts
 from kbench.tasks import exclusive
 
 Params = dict[str, Any]
+Maps = Callable[[], Iterable[tuple[int, np.ndarray]]]
 Advance = Callable[[int, int], None]
 GRID: dict[str, tuple[float | bool, ...]] = {
     "threshold": (0.5, 0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7),
@@ -97,7 +98,7 @@ def neutral(params: Mapping[str, Any]) -> Params:
 
 
 def tune(
-    maps: Callable[[int], np.ndarray],
+    maps: Maps,
     truth: Callable[[int], np.ndarray],
     *,
     fold_of: np.ndarray,
@@ -111,7 +112,7 @@ def tune(
     """Choose the tuned parameters of `standard` and score the choice nested.
 
     Args:
-        maps: row -> [K, H, W] float32 out-of-fold probabilities.
+        maps: yields each row's number and [K, H, W] float32 out-of-fold probabilities, in any order; asked for twice.
         truth: row -> the true mask as a `MaskKind` reads it.
         fold_of: [N] fold of each row.
         metric: the competition's, of counts.
@@ -210,7 +211,7 @@ def _count(
     candidates: Sequence[Params],
     rows: np.ndarray,
     *,
-    maps: Callable[[int], np.ndarray],
+    maps: Maps,
     truth: Callable[[int], np.ndarray],
     table: Table,
     advance: Callable[[int], None],
@@ -219,12 +220,18 @@ def _count(
     names = table.target_names
     rules = {repr(one): _rule(one, table) for one in candidates}
     place = {key: number for number, key in enumerate(rules)}
+    number_of = {row: number for number, row in enumerate(rows.tolist())}
     counts = np.zeros((len(rules), len(rows), len(names), 3), dtype=np.int32)
-    for number, row in enumerate(rows.tolist()):
-        values, real = maps(row), truth(row)
+    done = 0
+    for row, values in maps():
+        if row not in number_of:
+            continue
+        real = truth(row)
         for key, rule in rules.items():
-            counts[place[key], number] = image_counts(rule.apply(values), real, n_classes=len(names))
-        advance(number + 1)
+            counts[place[key], number_of[row]] = image_counts(rule.apply(values), real, n_classes=len(names))
+        done += 1
+        advance(done)
+    assert done == len(rows), f"{done} maps for {len(rows)} rows"
     return counts[[place[repr(one)] for one in candidates]]
 
 
