@@ -36,7 +36,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "source": ("kbench.sources.embedded", "kbench.sources.local", "kbench.sources.kaggle"),
     "layout": ("kbench.data.layouts",),
     "reader": ("kbench.data.images",),
-    "mask": ("kbench.data.masks",),
+    "mask": ("kbench.data.masks", "kbench.data.mask_layers", "kbench.data.mask_runs"),
     "fold strategy": ("kbench.data.fold_strategies",),
     "augmentation": ("kbench.data.augment",),
     "crop": ("kbench.data.crops",),

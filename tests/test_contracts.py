@@ -37,6 +37,10 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
     ("source", "kaggle"): {"slug": "a-competition"},
     ("layout", "pattern"): {"regex": "(?P<id>.+)"},
     ("mask", "index"): {"folder": "masks"},
+    ("mask", "colour"): {"folder": "masks", "colours": {"a": [0, 0, 0], "b": [255, 0, 0]}},
+    ("mask", "values"): {"folder": "masks"},
+    ("mask", "per_class"): {"folder": "masks/{class}"},
+    ("mask", "instances"): {"folder": "masks/{id}", "label": r"(?P<label>.)\.png"},
     ("windows", "resized"): {"scale": 0.5},  # one of two, so neither has to be given
     ("augmentation", "pipeline"): {"transforms": ["HorizontalFlip"]},
     ("fold strategy", "predefined"): {"column": "fold"},  # one of two, so neither has to be given

@@ -9,7 +9,9 @@ from typing import Any
 from kbench import console
 from kbench.commands.choice import Choice
 from kbench.commands.dry_build import part_problems
-from kbench.commands.setup import Setup, open_setup
+from kbench.commands.parts import size_reader
+from kbench.commands.setup import Setup, mask_kind, open_setup
+from kbench.data.mask_cache import mask_problems, sizes_of
 from kbench.data.tables import Table
 from kbench.data.verify import unreadable_images
 from kbench.documents import load_competition
@@ -55,7 +57,8 @@ def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[st
     with console.bar("checking images") as advance:
         found["rows"] = _gather(problems, "data.train", lambda: len(setup.train))
         if found["rows"]:
-            problems += _unreadable(setup.train, deep, advance)
+            unreadable = _unreadable(setup.train, deep, advance)
+            problems += unreadable or (_wrong_masks(setup, advance) if deep else [])
             found["targets"] = len(setup.train.target_names)
             found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
         if setup.competition.data.test is not None:
@@ -69,6 +72,15 @@ def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[st
 def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Problem]:
     jobs = 2 * (os.cpu_count() or 1)
     return unreadable_images(table, jobs=jobs, progress=lambda what, done, total: advance(done, total), deep=deep)
+
+
+def _wrong_masks(setup: Setup, advance: console.Advance) -> list[Problem]:
+    """Return what is wrong in masks whose files can be read."""
+    kind = mask_kind(setup.competition, setup.data)
+    if kind is None or setup.train.masks is None:
+        return []
+    size_of = sizes_of(setup.train, size_reader(setup.competition))
+    return mask_problems(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * (os.cpu_count() or 1))
 
 
 def _gather(problems: list[Problem], where: str, look: Callable[[], int]) -> int | None:

@@ -17,7 +17,7 @@ from kbench.config import Competition, Component, Stage
 from kbench.console import bar
 from kbench.data.cache import Images, Resize, RowPaths, open_images
 from kbench.data.dataset import Show
-from kbench.data.images import remembering
+from kbench.data.images import Reader, remembering
 from kbench.data.mask_cache import open_masks, sizes_of
 from kbench.data.normalise import Scale, choose
 from kbench.data.tables import Table
@@ -174,6 +174,15 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
     return images
 
 
+def size_reader(competition: Competition) -> Reader | None:
+    """Return what tells the size of an image: a reader, or None where the header of its file does."""
+    section = competition.input
+    if section.reader.name == "image":
+        return None
+    reader: Reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    return reader
+
+
 def opened_masks(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
     """Return a function from a resizing to the table's masks; each is opened once.
 
@@ -186,9 +195,7 @@ def opened_masks(competition: Competition, table: Table, cache: Path, *, what: s
     kind, section = mask_kind(competition, table.root), competition.input
     assert kind is not None, "rows have masks because the YAML says how they are written"
     assert competition.data.masks is not None, "as above"
-    reader = None  # the header of a file tells the size `image` reads
-    if section.reader.name != "image":
-        reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    reader = size_reader(competition)
     key = [competition.task, competition.data.masks.model_dump()]
     opened: dict[Resize, Images] = {}
 

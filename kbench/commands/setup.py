@@ -87,7 +87,7 @@ class Setup:
         request = Request(
             root=data, split=split, task=competition.task, csv=part.csv, images=_texts(part.images), suffix=part.suffix,
             id=part.id, where=dict(part.where), target=_texts(section.target),
-            classes=None if section.classes is None else tuple(section.classes), mask=mask_kind(competition, data),
+            classes=None if section.classes is None else tuple(section.classes), mask=mask_kind(competition, self.data),
             metadata=tuple(section.metadata), on_problem=section.on_problem,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)

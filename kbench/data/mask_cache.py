@@ -7,6 +7,7 @@ nearest pixel.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +19,9 @@ from kbench.data.images import Reader
 from kbench.data.rows import MaskKind, Size
 from kbench.data.tables import Table
 from kbench.data.verify import look
-from kbench.errors import DataError
+from kbench.errors import DataError, KbenchError, Problem
 
+_SHOWN = 10  # rows with a wrong mask that are named
 _VERSION = 1  # of the pixels a key stands for; raise it when reading masks changes
 
 
@@ -120,3 +122,37 @@ def sizes_of(table: Table, reader: Reader | None) -> Callable[[int], Size]:
         return int(shape[0]), int(shape[1])
 
     return size
+
+
+def mask_problems(
+    table: Table, *, kind: MaskKind, size_of: Callable[[int], Size], progress: Progress, jobs: int = 1
+) -> list[Problem]:
+    """Read every mask once; return what is wrong with them, each fault with the first rows that have it.
+
+    Args:
+        table: rows with masks.
+        kind: reads them.
+        size_of: row -> height and width of its image.
+        progress: called as `progress(done, total)`.
+        jobs: number of threads.
+    """
+    direct = DirectMasks(table, kind, size_of, Resize("keep", 0, 0))
+
+    def look_at(row: int) -> str:
+        try:
+            direct[row]
+        except KbenchError as error:
+            return error.what
+        return ""
+
+    found: list[Problem] = []
+    bad = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        for row, fault in enumerate(pool.map(look_at, range(len(direct)))):
+            progress(row + 1, len(direct))
+            bad += bool(fault)
+            if fault and len(found) < _SHOWN:
+                found.append(Problem(f"data.masks: row '{table.ids[row]}'", fault))
+    if bad > len(found):
+        found.append(Problem("data.masks", f"and {bad - len(found):,} more rows with a wrong mask"))
+    return found

@@ -77,13 +77,13 @@ def look_at_images(table: Table, *, progress: Progress, jobs: int | None = None,
         jobs: number of threads; one per core by default.
         deep: decode the files too, which finds truncated ones.
     """
-    report = ImageReport()
+    report, shapes = ImageReport(), dict[int, Size]()
     total = sum(len(paths) for paths in [*table.images, *_mask_files(table)])
     done, work, jobs = 0, _batches(table), jobs or os.cpu_count() or 1
     with _quiet_pillow(), ThreadPoolExecutor(max_workers=jobs) as pool:
         while window := list(islice(work, jobs * 4)):  # so many batches are in memory, however many rows there are
             for batch, looks in zip(window, pool.map(partial(_look_at, table.root, deep), window), strict=True):
-                _add(report, batch, looks)
+                _add(report, batch, looks, shapes)
                 done += len(batch)
                 progress("check images", done, total)
     return report
@@ -119,13 +119,24 @@ def _look_at(root: Path, deep: bool, batch: Sequence[tuple[int, str, bool]]) -> 
     return [look(root / path, deep=deep) for _, path, _ in batch]
 
 
-def _add(report: ImageReport, batch: Sequence[tuple[int, str, bool]], looks: Sequence[Size | str]) -> None:
+def _add(
+    report: ImageReport, batch: Sequence[tuple[int, str, bool]], looks: Sequence[Size | str], shapes: dict[int, Size]
+) -> None:
+    """Add what was found; `shapes` has the size of the last row's image, since a row's masks follow its images."""
     for (row, path, is_image), found in zip(batch, looks, strict=True):
+        reason = found if isinstance(found, str) else ""
         if isinstance(found, str):
-            report.reasons.setdefault(found, []).append(path)
-            report.rows.add(row)
+            pass
         elif is_image:
             report.sizes[found] += 1
+            if row not in shapes:
+                shapes.clear()
+                shapes[row] = found
+        elif row in shapes and found[:2] != shapes[row][:2]:
+            reason = "of another size than its image"
+        if reason:
+            report.reasons.setdefault(reason, []).append(path)
+            report.rows.add(row)
 
 
 def look(path: Path, *, deep: bool) -> Size | str:

@@ -340,9 +340,14 @@ def test_masks_are_found_by_id(tmp_path: Path) -> None:
 def test_missing_masks_are_listed_or_dropped(tmp_path: Path) -> None:
     write(tmp_path, "id,site\na,1\nb,2\n", ["i/a.jpg", "i/b.jpg", "m/b.png"])
     with pytest.raises(DataError, match=r"1 missing file: 'm/a\.png'"):
-        read(tmp_path, csv="train.csv", images=("i",), task="segmentation", mask=index(folder="m"))
+        read(tmp_path, csv="train.csv", images=("i",), task="segmentation", mask=index(folder="m", _classes=("a", "b")))
     table = read(
-        tmp_path, csv="train.csv", images=("i",), task="segmentation", mask=index(folder="m"), on_problem="drop"
+        tmp_path,
+        csv="train.csv",
+        images=("i",),
+        task="segmentation",
+        mask=index(folder="m", _classes=("a", "b")),
+        on_problem="drop",
     )
     assert (table.ids.tolist(), table.masks) == (["b"], (("m/b.png",),))
     assert "without an image or a mask" in table.notes[0]
@@ -522,7 +527,7 @@ def test_camvid_has_tags_masks_and_routes() -> None:
     assert tags.targets.shape == (247, 9)
     assert set(tags.column("route")) >= {"0001TP"}
     root = SHARED / "camvid"
-    mask = index(folder="train/masks")
+    mask = index(folder="train/masks", _classes=("a", "b"))
     masks = read(root, csv="train.csv", images=("train/images",), task="segmentation", mask=mask)
     assert masks.masks is not None
     assert all((root / path).is_file() for (path,) in masks.masks)
