@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from lookalikes import SIGNATE
+from streets_and_salt import SIGNATE
 
 from kbench.data.colours import Codec, colour_table
 from kbench.errors import DataError

@@ -6,9 +6,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from lookalikes import CELLS, NAMES, SIGNATE, cells, salt, scene, write_salt, write_street
 from pictures import write_png
 from PIL import Image
+from streets_and_salt import CELLS, NAMES, SIGNATE, cells, salt, scene, write_salt, write_street
 
 from kbench import registry
 from kbench.data.cache import Resize
