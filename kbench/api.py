@@ -21,10 +21,10 @@ import torch
 from kbench import files, registry
 from kbench.commands import parts
 from kbench.commands.predict import checkpoints, member_of
+from kbench.commands.rules import score_run
 from kbench.commands.runs import open_run_setup, run_paths
 from kbench.commands.samples import epoch_draws, label_text, resize_of, shown_images, stage_named, training_rows
 from kbench.commands.score import out_of_fold, require_folds, trained_folds
-from kbench.commands.score_maps import score_run
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.commands.tensors import GivenImages, Item, TensorDataset, given
 from kbench.config import Competition

@@ -62,8 +62,8 @@ def score(
 ) -> None:
     """Score the rows a run did not train on: per fold, overall, with an interval."""
     from kbench import console
+    from kbench.commands.rules import score_run
     from kbench.commands.runs import open_run_setup
-    from kbench.commands.score_maps import score_run
 
     setup, paths, identity = open_run_setup(choose(competition, experiment, run))
     found = score_run(setup, paths, identity, device=device)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kbench import console
-from kbench.commands import parts
 from kbench.commands.blending import (
     Blend,
     RunPart,
@@ -19,7 +18,7 @@ from kbench.commands.blending import (
     predict_blend,
     recipe_of,
 )
-from kbench.commands.ensemble_maps import MapRun, masks_of_runs, open_map_run, score_maps
+from kbench.commands.ensemble_maps import MapRun, masks_of_runs, open_map_run, rule_of_runs
 from kbench.commands.predict import checkpoints
 from kbench.commands.runs import commit, open_run_setup
 from kbench.commands.score import out_of_fold, require_folds
@@ -144,9 +143,9 @@ def _ensemble_maps(
         runs.append(open_map_run(setup, paths, identity, folds, "full" if options.full else "fold", options.device))
         missing |= {paths.name: left} if left else {}
     setup = runs[0].setup
-    rule = parts.build_rule(setup.competition, setup.train.target_names)
-    score = score_maps(runs, rule, weights=options.weights)
-    masks = masks_of_runs(runs, rule, weights=options.weights)
+    ruled = rule_of_runs(runs, weights=options.weights)
+    score = ruled.score
+    masks = masks_of_runs(runs, ruled.rule, weights=options.weights)
     sample = read_sample(setup.sample)
     folder = setup.workspace.submissions(setup.competition.name)
     name = options.name or "+".join(run.paths.name for run in runs) + ("-full" if options.full else "")
@@ -161,7 +160,7 @@ def _ensemble_maps(
     lineage = Lineage(
         competition=competition.name, runs=[run.paths.name for run in runs], members=members,
         weights=list(options.weights or [1.0] * len(runs)), mean=competition.ensemble.mean,
-        views=competition.tta.model_dump(), folds=runs[0].identity["folds"],
+        thresholds=ruled.params, views=competition.tta.model_dump(), folds=runs[0].identity["folds"],
         hashes={run.paths.name: run.identity["training"] for run in runs}, commit=commit(),
         metric=score["metric"], maximise=bool(score.get("maximise", True)), score=score["score"], low=score["low"],
         high=score["high"], notes=notes,

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from kbench.commands.predict_maps import MapPart, masks_of, rows_of_test
+from kbench.commands.rules import Ruled, apply_rule, is_plain, untuned_rule
 from kbench.commands.score_maps import (
     MapsOutOfFold,
     maps_out_of_fold,
     mean_maps,
-    ruled,
     score_worth,
     shares_of,
     sum_of,
 )
 from kbench.commands.setup import Setup
 from kbench.ensemble.postprocess import Rule
+from kbench.ensemble.tuning import tunes
 from kbench.errors import PredictionError
 from kbench.inference.map_store import MapStore
 from kbench.inference.mask_set import MaskSet
@@ -73,16 +73,26 @@ def open_map_run(
     return MapRun(setup, paths, identity, folds, subset, oof, device)
 
 
-def score_maps(runs: Sequence[MapRun], rule: Rule, *, weights: Sequence[float] | None) -> dict[str, Any]:
-    """Return the out-of-fold score of what is sent: the runs' mean maps after the rule, or none where it has none."""
+def rule_of_runs(runs: Sequence[MapRun], *, weights: Sequence[float] | None) -> Ruled:
+    """Return the post-process of the runs' mean maps with the out-of-fold score of what is sent.
+
+    Raises:
+        PredictionError: something is to be tuned and a run has no out-of-fold maps.
+    """
     setup = runs[0].setup
     found = [run.oof for run in runs if run.oof is not None]
-    if len(found) < len(runs):
-        return {"metric": setup.competition.metric.name, "score": None, "low": None, "high": None}
-    if len(found) == 1 and setup.competition.maps.postprocess.name == "none":
-        return score_worth(setup, found[0].table, found[0].worth)
-    mean = mean_maps(found, weights)
-    return score_worth(setup, mean.table, ruled(setup, mean, rule))
+    if len(found) == len(runs) == 1 and is_plain(setup):
+        return Ruled(untuned_rule(setup), {}, score_worth(setup, found[0].table, found[0].worth))
+    if len(found) == len(runs):
+        return apply_rule(setup, mean_maps(found, weights))
+    params = setup.competition.maps.postprocess.params
+    if tunes(params):
+        raise PredictionError(
+            "models of all rows have no out-of-fold maps to tune the post-process on", "numbers in place of `tuned`",
+            "`kbench ensemble` on the folds says them; write them under `maps: {postprocess: ...}`",
+        )  # fmt: skip
+    empty = {"metric": setup.competition.metric.name, "score": None, "low": None, "high": None}
+    return Ruled(untuned_rule(setup), params, empty)
 
 
 def masks_of_runs(runs: Sequence[MapRun], rule: Rule, *, weights: Sequence[float] | None) -> MaskSet:

@@ -21,7 +21,6 @@ from kbench.data.images import Reader, remembering
 from kbench.data.mask_cache import open_masks, sizes_of
 from kbench.data.normalise import Scale, choose
 from kbench.data.tables import Table
-from kbench.ensemble.postprocess import Rule
 from kbench.inference.views import View
 from kbench.inference.windows import Windows
 from kbench.metrics import Metric, make_metric
@@ -222,12 +221,6 @@ def build_windows(competition: Competition) -> Windows | None:
         return None
     windows: Windows = _part("windows", competition.maps.windows)
     return windows
-
-
-def build_rule(competition: Competition, names: tuple[str, ...]) -> Rule:
-    """Return the way from probability maps to masks."""
-    rule: Rule = _part("postprocess", competition.maps.postprocess, _names=names, _task=competition.task)
-    return rule
 
 
 def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:

@@ -12,7 +12,6 @@ import numpy as np
 from kbench import files
 from kbench.commands import parts
 from kbench.commands.predict_maps import MapPart, rows_of_fold
-from kbench.commands.score import out_of_fold, require_folds
 from kbench.commands.setup import Setup
 from kbench.data.tables import Table
 from kbench.ensemble.bootstrap import interval, paired
@@ -22,7 +21,6 @@ from kbench.inference import map_store
 from kbench.inference.map_store import MapStore
 from kbench.metrics.dense import truth_of
 from kbench.metrics.pixels import image_counts
-from kbench.tasks import is_dense
 from kbench.training.context import KEEP
 from kbench.workspace import RunPaths
 
@@ -34,12 +32,14 @@ class OofMaps:
     Attributes:
         table: the rows.
         fold_of: [N] fold of each row.
-        read: yields (row of the table, [K, H, W] float32), in any order.
+        read: yields (row of the table, [K, H, W] float32), in any order; predicts again what was not kept.
+        one: row of the table -> its kept maps.
     """
 
     table: Table
     fold_of: np.ndarray
     read: Callable[[], Iterator[tuple[int, np.ndarray]]]
+    one: Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class MapsOutOfFold:
 
     def maps(self) -> OofMaps:
         """Return the maps themselves; what was not kept is predicted again."""
-        return OofMaps(self.table, self.fold_of, self._read)
+        return OofMaps(self.table, self.fold_of, self._read, lambda row: self.one(str(self.table.ids[row])))
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
         for fold, store in self.stores.items():
@@ -101,11 +101,13 @@ def mean_maps(found: Sequence[MapsOutOfFold], weights: Sequence[float] | None) -
     rows = np.searchsorted(found[0].table.ids, shared)
     shares = shares_of(weights, len(found))
 
-    def read() -> Iterator[tuple[int, np.ndarray]]:
-        for row, name in enumerate(shared):
-            yield row, sum_of([share * one.one(str(name)) for share, one in zip(shares, found, strict=True)])
+    def one(row: int) -> np.ndarray:
+        return sum_of([share * of_run.one(str(shared[row])) for share, of_run in zip(shares, found, strict=True)])
 
-    return OofMaps(found[0].table.select(rows), found[0].fold_of[rows], read)
+    def read() -> Iterator[tuple[int, np.ndarray]]:
+        return ((row, one(row)) for row in range(len(shared)))
+
+    return OofMaps(found[0].table.select(rows), found[0].fold_of[rows], read, one)
 
 
 def shares_of(weights: Sequence[float] | None, count: int) -> np.ndarray:
@@ -145,14 +147,6 @@ def score_of_maps(setup: Setup, paths: RunPaths, fold: int) -> float:
     return parts.build_metric(setup.competition)(truth_of(worth, table.task), worth, table)
 
 
-def score_run(setup: Setup, paths: RunPaths, identity: dict[str, str], *, device: str = "auto") -> dict[str, Any]:
-    """Return the out-of-fold score of a run of any task, as `score.json` holds it."""
-    if is_dense(setup.competition.task):
-        folds = require_folds(setup, paths, identity)
-        return maps_out_of_fold(setup, paths, identity, folds, device=device).score
-    return out_of_fold(setup, paths, identity, device=device).score
-
-
 def _measured(store: MapStore) -> np.ndarray:
     if store.worth is None:
         raise PredictionError(
@@ -173,12 +167,16 @@ def _gathered(table: Table, stores: dict[int, MapStore], pick: Callable[[MapStor
     return np.asarray(values[np.argsort(ids)][np.searchsorted(np.sort(ids), table.ids)])
 
 
+def groups_of(setup: Setup, table: Table) -> np.ndarray | None:
+    """Return [N] groups of a table of training rows that intervals resample, or None."""
+    groups = setup.groups()
+    return None if groups is None else np.asarray(groups[np.searchsorted(setup.train.ids, table.ids)])
+
+
 def score_worth(setup: Setup, table: Table, worth: np.ndarray) -> dict[str, Any]:
     """Return metric, direction, score and interval of what maps are worth."""
     metric = parts.build_metric(setup.competition)
-    groups = setup.groups()
-    kept = None if groups is None else groups[np.searchsorted(setup.train.ids, table.ids)]
-    found = interval(metric, truth_of(worth, table.task), worth, table, groups=kept)
+    found = interval(metric, truth_of(worth, table.task), worth, table, groups=groups_of(setup, table))
     return {
         "metric": metric.name, "maximise": metric.maximise, "rows": len(table), "score": found.value,
         "low": found.low, "high": found.high, "level": found.level,
@@ -207,8 +205,7 @@ def growth(setup: Setup, table: Table, stores: dict[int, MapStore]) -> list[dict
     """
     shared = [name for name in next(iter(stores.values())).readings if all(name in s.readings for s in stores.values())]
     metric = parts.build_metric(setup.competition)
-    groups = setup.groups()
-    kept = None if groups is None else groups[np.searchsorted(setup.train.ids, table.ids)]
+    kept = groups_of(setup, table)
     values = {name: _gathered(table, stores, partial(_reading, name)) for name in shared}
     whole = values[shared[-1]]
     records = []
@@ -222,12 +219,12 @@ def growth(setup: Setup, table: Table, stores: dict[int, MapStore]) -> list[dict
     return records
 
 
-def ruled(setup: Setup, oof: OofMaps, rule: Rule) -> np.ndarray:
-    """Return [N, K, 3] of the masks a rule makes of out-of-fold maps."""
+def ruled(setup: Setup, oof: OofMaps, rule_of: Callable[[int], Rule]) -> np.ndarray:
+    """Return [N, K, 3] of the masks each fold's rule makes of out-of-fold maps."""
     truth = truth_masks(setup, oof.table)
     worth = np.zeros((len(oof.table), len(oof.table.target_names), 3), dtype=np.int64)
     for row, maps in oof.read():
-        worth[row] = image_counts(rule.apply(maps), truth(row), n_classes=worth.shape[1])
+        worth[row] = image_counts(rule_of(int(oof.fold_of[row])).apply(maps), truth(row), n_classes=worth.shape[1])
     return worth
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from kbench import console, files
-from kbench.commands import parts
 from kbench.commands.fold_job import TrainOptions
 from kbench.commands.predict import fold_mean, members_of, predict_test
 from kbench.commands.predict_maps import masks_of, rows_of_test
+from kbench.commands.rules import untuned_rule
 from kbench.commands.runs import prepare_run, run_name
 from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train_one
@@ -40,7 +40,7 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
         test: Predictions | MaskSet
         if is_dense(setup.competition.task):
             rows = rows_of_test(setup, paths, identity, [0], device, limit=_BATCHES)
-            test = masks_of(rows, parts.build_rule(setup.competition, setup.train.target_names))
+            test = masks_of(rows, untuned_rule(setup))
         else:
             predict_test(setup, paths, identity, [0], device, limit=_BATCHES)
             test = fold_mean(members_of(setup, paths, identity, 0, "test"), setup.competition.ensemble.mean)
