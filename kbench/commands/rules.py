@@ -50,7 +50,7 @@ def apply_rule(setup: Setup, oof: OofMaps) -> Ruled:
         return Ruled(rule, params, score_worth(setup, oof.table, ruled(setup, oof, lambda fold: rule)))
     with console.bar("tuning the post-process") as advance:
         outcome = tune(
-            oof.one, truth_masks(setup, oof.table), fold_of=oof.fold_of, metric=parts.build_metric(setup.competition),
+            oof.read, truth_masks(setup, oof.table), fold_of=oof.fold_of, metric=parts.build_metric(setup.competition),
             table=oof.table, params=params, groups=groups_of(setup, oof.table), advance=advance,
         )  # fmt: skip
     rule = _built(setup, outcome.params)

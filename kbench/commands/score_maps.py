@@ -33,13 +33,11 @@ class OofMaps:
         table: the rows.
         fold_of: [N] fold of each row.
         read: yields (row of the table, [K, H, W] float32), in any order; predicts again what was not kept.
-        one: row of the table -> its kept maps.
     """
 
     table: Table
     fold_of: np.ndarray
     read: Callable[[], Iterator[tuple[int, np.ndarray]]]
-    one: Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class MapsOutOfFold:
 
     def maps(self) -> OofMaps:
         """Return the maps themselves; what was not kept is predicted again."""
-        return OofMaps(self.table, self.fold_of, self._read, lambda row: self.one(str(self.table.ids[row])))
+        return OofMaps(self.table, self.fold_of, self._read)
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
         for fold, store in self.stores.items():
@@ -101,13 +99,11 @@ def mean_maps(found: Sequence[MapsOutOfFold], weights: Sequence[float] | None) -
     rows = np.searchsorted(found[0].table.ids, shared)
     shares = shares_of(weights, len(found))
 
-    def one(row: int) -> np.ndarray:
-        return sum_of([share * of_run.one(str(shared[row])) for share, of_run in zip(shares, found, strict=True)])
-
     def read() -> Iterator[tuple[int, np.ndarray]]:
-        return ((row, one(row)) for row in range(len(shared)))
+        for row, name in enumerate(shared):
+            yield row, sum_of([share * one.one(str(name)) for share, one in zip(shares, found, strict=True)])
 
-    return OofMaps(found[0].table.select(rows), found[0].fold_of[rows], read, one)
+    return OofMaps(found[0].table.select(rows), found[0].fold_of[rows], read)
 
 
 def shares_of(weights: Sequence[float] | None, count: int) -> np.ndarray:
