@@ -58,10 +58,12 @@ def merge(base: Any, change: Any) -> Any:
     """Return `base` with `change` merged over it, key by key; `null` removes a key.
 
     A component that changes its `name` drops the parameters of the one it replaces; one in the short form (`adamw`)
-    keeps its name when only parameters are given.
+    keeps its name when only parameters are given. Numbers as keys change elements of a list that is there.
     """
     if not isinstance(change, dict):
         return copy.deepcopy(change)
+    if isinstance(base, list) and change and all(key in map(str, range(len(base))) for key in change):
+        return [merge(item, change[str(place)]) if str(place) in change else item for place, item in enumerate(base)]
     base = {"name": base} if isinstance(base, str) else base
     if not isinstance(base, dict) or _renamed(base.get("name"), change.get("name")):
         base = {}

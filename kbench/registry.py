@@ -45,7 +45,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "model": ("kbench.models.classifier", "kbench.models.segmenter"),
     "schedule": ("kbench.training.schedules",),
     "optimizer": ("kbench.training.optimizers",),
-    "loss": ("kbench.training.losses",),
+    "loss": (
+        "kbench.training.losses",
+        "kbench.training.regression_losses",
+        "kbench.training.region_losses",
+        "kbench.training.sum_loss",
+    ),
     "step": ("kbench.training.step",),
     "mix": ("kbench.training.mix",),
     "views": ("kbench.inference.views",),
@@ -101,7 +106,8 @@ def register(kind: str, name: str | None = None, **meta: Any) -> Callable[[_Func
     Args:
         kind: a row of `MODULES`.
         name: what a YAML calls it; the function's own name by default.
-        meta: facts other modules read, such as `maximise=True` of a metric.
+        meta: facts other modules read, such as `maximise=True` of a metric; `tasks` it is for; `parts`, which
+            parameters list parts of its own kind, each with the keys such a list adds to a part's own.
 
     Raises:
         ConfigError: the kind is unknown, the name is taken by another function, or it has no signature.
@@ -227,6 +233,22 @@ def bind(
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in params:
             problems.append(Problem(f"{options}.{key}", f"the {kind} '{name}' needs this parameter"))
+    return problems + _nested_problems(part, params, options, task)
+
+
+def _nested_problems(part: Part, params: Mapping[str, Any], options: str, task: str | None) -> list[Problem]:
+    """Return the problems of the parts that a part is made of: its meta `parts` names the parameters that hold them."""
+    problems = []
+    for key, own in part.meta.get("parts", {}).items():
+        listed = params.get(key)
+        for place, item in enumerate(listed if isinstance(listed, list) else ()):
+            where = f"{options}.{key}.{place}"
+            written = {"name": item} if isinstance(item, str) else item
+            if not isinstance(written, dict) or not isinstance(written.get("name"), str):
+                problems.append(Problem(where, f"a {part.kind} is meant, got {item!r:.80}", "write `{name: ...}`"))
+                continue
+            rest = {name: value for name, value in written.items() if name not in ("name", *own)}
+            problems += bind(part.kind, written["name"], rest, where=where, task=task)
     return problems
 
 

@@ -41,6 +41,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
     ("mask", "values"): {"folder": "masks"},
     ("mask", "per_class"): {"folder": "masks/{class}"},
     ("mask", "instances"): {"folder": "masks/{id}", "label": r"(?P<label>.)\.png"},
+    ("loss", "sum"): {"parts": [{"name": "cross_entropy", "weight": 0.5}, "dice"]},
     ("windows", "resized"): {"scale": 0.5},  # one of two, so neither has to be given
     ("augmentation", "pipeline"): {"transforms": ["HorizontalFlip"]},
     ("fold strategy", "predefined"): {"column": "fold"},  # one of two, so neither has to be given

@@ -279,6 +279,10 @@ def test_what_a_change_does_not_name_stays(base: dict[str, Any], change: dict[st
         ({"o": "sgd"}, {"o": {"name": "adamw", "eps": 2}}, {"o": {"name": "adamw", "eps": 2}}),
         ({"m": {"backbone": "x"}}, {"m": {"name": "timm", "pretrained": True}},
          {"m": {"backbone": "x", "name": "timm", "pretrained": True}}),
+        ({"p": ["a", {"name": "b", "w": 1}]}, {"p": {"1": {"w": 2}}}, {"p": ["a", {"name": "b", "w": 2}]}),
+        ({"p": ["a", "b"]}, {"p": {"0": {"w": 2}, "1": "c"}}, {"p": [{"name": "a", "w": 2}, "c"]}),
+        ({"p": ["a", "b"]}, {"p": {"2": "c"}}, {"p": {"2": "c"}}),
+        ({"p": ["a", "b"]}, {"p": {}}, {"p": {}}),
     ],
 )  # fmt: skip
 def test_a_merge_goes_key_by_key_and_a_renamed_component_begins_anew(base: Any, change: Any, merged: Any) -> None:

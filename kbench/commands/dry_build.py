@@ -20,6 +20,7 @@ from kbench.data.tables import Table
 from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problem
 from kbench.models.classifier import check_backbone
 from kbench.models.outputs import default_loss
+from kbench.tasks import exclusive, is_dense
 from kbench.training.optimizers import apply_schedule
 
 Trial = tuple[str, Callable[[], Any]]
@@ -103,8 +104,12 @@ def _try_loss(competition: Competition, stage: Stage, targets: np.ndarray | None
     component = stage.loss or Component(name=default_loss(competition.task, outputs))
     single = targets is not None and targets.ndim == 1
     counts = None if "regression" in competition.task else np.ones(outputs)
-    loss = _part("loss", component, _counts=counts, _rows=outputs)
-    if targets is not None and (single or targets.shape[1] == outputs):
+    loss = _part("loss", component, _counts=counts, _rows=outputs, _task=competition.task)
+    if is_dense(competition.task):
+        shape = (2, 4, 4) if exclusive(competition.task, outputs) else (2, outputs, 4, 4)
+        target = torch.zeros(shape, dtype=torch.int64 if len(shape) == 3 else torch.float32)
+        loss(torch.zeros(2, outputs, 4, 4), target)
+    elif targets is not None and (single or targets.shape[1] == outputs):
         loss(torch.zeros(2, outputs), torch.as_tensor(np.asarray(targets[:2])))
 
 

@@ -85,7 +85,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
 
 def _loss(component: Component | None, task: str, counts: np.ndarray | None, rows: int) -> Loss:
     component = component or Component(name=default_loss(task, 2 if counts is None else len(counts)))
-    loss: Loss = _part("loss", component, _counts=counts, _rows=rows)
+    loss: Loss = _part("loss", component, _counts=counts, _rows=rows, _task=task)
     return loss
 
 

@@ -4,9 +4,13 @@ A loss takes logits and targets and returns a `LossSum`; the loss of an update i
 totals over the sum of their counts. Unknown targets (NaN, or `ignore_index`) add to neither. Everything is
 computed in float32, also under autocast.
 
+A loss that is no sum over targets but one value of a region (`region_losses.py`) or of several losses
+(`sum_loss.py`) counts images: its total is the mean times their number, and accumulated batches give the mean of
+their values, weighted by images.
+
 To add one, write a factory here with `@register("loss")` whose keywords are what a YAML may set and which returns
 a function of logits [B, K, ...] and targets. Keywords with `_` in front are given by kbench when they are named:
-`_counts` ([K] training rows per class or tag) and `_rows` (training rows).
+`_counts` ([K] training rows, or pixels, per class or tag), `_rows` (training rows, or known pixels) and `_task`.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from torch import Tensor
 
 from kbench.errors import ConfigError, TrainingError, check_number
 from kbench.registry import register
+from kbench.tasks import exclusive
 
 
 class LossSum(NamedTuple):
@@ -67,8 +72,8 @@ def cross_entropy(
     check_number("label_smoothing", label_smoothing, "[0, 1)")
     check_number("ignore_index", ignore_index, "(-inf, inf)", whole=True)
     if class_weights == "balanced":
-        class_weights = _balanced_weights(_counts, _rows)
-    weights_on = _weights("class_weights", class_weights)
+        class_weights = balanced_weights(_counts, _rows)
+    weights_on = weights_on_device("class_weights", class_weights)
 
     def loss(logits: Tensor, target: Tensor) -> LossSum:
         weights = weights_on(logits)
@@ -114,16 +119,16 @@ def bce(
     check_number("label_smoothing", label_smoothing, "[0, 1)")
     if pos_weight == "balanced":
         pos_weight = _balanced_pos_weight(_counts, _rows)
-    weights_on = _weights("pos_weight", pos_weight)
+    weights_on = weights_on_device("pos_weight", pos_weight)
 
     def loss(logits: Tensor, target: Tensor) -> LossSum:
-        target = _per_tag(logits, target)
+        target = per_tag(logits, target)
         valid = ~target.isnan()
         smooth = target.where(valid, 0) * (1 - label_smoothing) + label_smoothing / 2
         weights = weights_on(logits)
         weights = weights if weights is None else _columns(weights, logits)
         each = F.binary_cross_entropy_with_logits(logits.float(), smooth, pos_weight=weights, reduction="none")
-        return _sum(each, valid)
+        return summed(each, valid)
 
     return loss
 
@@ -133,9 +138,10 @@ def focal(
     *,
     gamma: float = 2.0,
     alpha: float | list[float] | None = None,
-    multi_label: bool = False,
+    multi_label: bool | None = None,
     detach_factor: bool = False,
     ignore_index: int = -100,
+    _task: str | None = None,
 ) -> Loss:
     """Return focal loss, `-(1 - p_t)^gamma * log p_t` (Lin et al. 2017, equations 4 and 5).
 
@@ -146,7 +152,8 @@ def focal(
         gamma: how much less a well-predicted target counts.
         alpha: weight per class; with `multi_label` the weight of positive targets in 0..1, those of negative
             ones being `1 - alpha`, for all tags or per tag.
-        multi_label: sigmoid per tag instead of softmax over the classes.
+        multi_label: sigmoid per tag instead of softmax over the classes; by default what the task and the number
+            of outputs say.
         detach_factor: no gradient through `(1 - p_t)^gamma`, as Signate's code had it.
         ignore_index: class index that is not counted (softmax only).
 
@@ -155,15 +162,18 @@ def focal(
     """
     check_number("gamma", gamma, "[0, inf)")
     check_number("ignore_index", ignore_index, "(-inf, inf)", whole=True)
-    if isinstance(alpha, float | int) and not multi_label:
-        raise ConfigError(f"alpha is '{alpha}'", "a list with a weight per class", "write `alpha: [...]` or remove it")
-    weights_on = _weights("alpha", alpha, "[0, 1]" if multi_label else "[0, inf)")
+    single = isinstance(alpha, float | int)
+    if single and not (multi_label or (multi_label is None and _task not in (None, "single_label"))):
+        raise _no_list(alpha)
+    weights_on = weights_on_device("alpha", alpha, "[0, 1]" if single or multi_label else "[0, inf)")
 
     def modulate(miss: Tensor) -> Tensor:
         factor = miss.clamp_min(1e-12) ** gamma  # a power below 1 has no gradient at 0
         return factor.detach() if detach_factor else factor
 
     def softmax_loss(logits: Tensor, target: Tensor) -> LossSum:
+        if single:
+            raise _no_list(alpha)
         weights = weights_on(logits)
         if target.is_floating_point():
             log_p, target, _ = _soft(logits, target)
@@ -178,7 +188,7 @@ def focal(
         return LossSum(-(share * modulate(miss) * log_p).sum(), share.sum())
 
     def sigmoid_loss(logits: Tensor, target: Tensor) -> LossSum:
-        target = _per_tag(logits, target)
+        target = per_tag(logits, target)
         valid = ~target.isnan()
         target, logits = target.where(valid, 0), logits.float()
         miss = logits.sigmoid() * (1 - target) + (-logits).sigmoid() * target
@@ -187,82 +197,55 @@ def focal(
         if weights is not None:
             weights = _columns(weights, logits)
             each = each * (weights * target + (1 - weights) * (1 - target))
-        return _sum(each, valid)
+        return summed(each, valid)
 
-    return sigmoid_loss if multi_label else softmax_loss
-
-
-@register("loss")
-def l1() -> Loss:
-    """Return absolute error, fast.ai's loss of regression; targets [B, K, ...], NaN where unknown."""
-    return _regression(lambda error: error.abs())
-
-
-@register("loss")
-def mse() -> Loss:
-    """Return squared error; targets [B, K, ...], NaN where unknown."""
-    return _regression(lambda error: error.square())
-
-
-@register("loss")
-def huber(*, delta: float = 1.0) -> Loss:
-    """Return Huber's loss: squared error / 2 up to delta, linear beyond; targets [B, K, ...], NaN where unknown.
-
-    Args:
-        delta: where it becomes linear, in target units.
-
-    Raises:
-        ConfigError: delta is not above 0.
-    """
-    check_number("delta", delta, "(0, inf)")
-    return _regression(lambda error: F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta))
-
-
-@register("loss")
-def smooth_l1(*, beta: float = 1.0) -> Loss:
-    """Return smooth L1, Huber's loss divided by beta; targets [B, K, ...], NaN where unknown.
-
-    Args:
-        beta: where it becomes linear, in target units; 0 is `l1`.
-
-    Raises:
-        ConfigError: beta is negative.
-    """
-    check_number("beta", beta, "[0, inf)")
-    return _regression(lambda error: F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=beta))
-
-
-def _regression(of_error: Callable[[Tensor], Tensor]) -> Loss:
     def loss(logits: Tensor, target: Tensor) -> LossSum:
-        target = _like(logits, target)
-        valid = ~target.isnan()
-        return _sum(of_error((logits.float() - target).where(valid, 0)), valid)
+        one_by_one = each_alone(multi_label, _task, logits.shape[1])
+        return sigmoid_loss(logits, target) if one_by_one else softmax_loss(logits, target)
 
     return loss
 
 
-def _sum(each: Tensor, valid: Tensor) -> LossSum:
+def _no_list(alpha: object) -> ConfigError:
+    return ConfigError(f"alpha is '{alpha}'", "a list with a weight per class", "write `alpha: [...]` or remove it")
+
+
+def each_alone(multi_label: bool | None, task: str | None, n_outputs: int) -> bool:
+    """Return whether a loss judges outputs one by one (sigmoid) and not as one choice among classes (softmax).
+
+    Args:
+        multi_label: what the YAML says; None asks the task.
+        task: of the competition, or None.
+        n_outputs: number of outputs; a single one is a yes or no.
+    """
+    if multi_label is not None:
+        return multi_label
+    return n_outputs == 1 or not (task is None or exclusive(task, n_outputs))
+
+
+def summed(each: Tensor, valid: Tensor) -> LossSum:
+    """Return the sum of a loss [B, K, ...] over valid targets, and their number."""
     return LossSum(each.where(valid, 0).sum(), valid.sum().float())
 
 
 def _soft(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return log-probabilities, targets [B, K, ...] with 0 in rows with NaN, and [B, 1, ...]: rows without NaN."""
-    target = _like(logits, target)
+    target = like(logits, target)
     valid = ~target.isnan().any(dim=1, keepdim=True)
     return F.log_softmax(logits.float(), dim=1), target.where(valid, 0), valid
 
 
-def _per_tag(logits: Tensor, target: Tensor) -> Tensor:
+def per_tag(logits: Tensor, target: Tensor) -> Tensor:
     """Return float targets [B, K, ...]; class indices become one-hot, negative ones NaN."""
     if target.ndim == logits.ndim - 1 and not target.is_floating_point():
         index = target.unsqueeze(1)
         classes = torch.arange(logits.shape[1], device=target.device).view(1, -1, *[1] * (target.ndim - 1))
         tags = index == classes if logits.shape[1] > 1 else index  # one output: the index is the tag, 0 or 1
         target = tags.float().where(index >= 0, torch.nan)
-    return _like(logits, target)
+    return like(logits, target)
 
 
-def _like(logits: Tensor, target: Tensor) -> Tensor:
+def like(logits: Tensor, target: Tensor) -> Tensor:
     """Return float32 targets of the shape of the logits; with one output the targets may lack its axis."""
     if target.ndim == logits.ndim - 1 and logits.shape[1] == 1:
         target = target.unsqueeze(1)
@@ -288,7 +271,7 @@ def _columns(weights: Tensor | None, logits: Tensor) -> Tensor:
     return weights.view(1, -1, *[1] * (logits.ndim - 2))
 
 
-def _weights(
+def weights_on_device(
     name: str, values: float | Sequence[float] | None, interval: str = "[0, inf)"
 ) -> Callable[[Tensor], Tensor | None]:
     """Return a function that gives the weights [K] on the device of the logits; copied there once."""
@@ -313,11 +296,16 @@ def _weights(
     return on
 
 
-def _balanced_weights(counts: np.ndarray | None, rows: int | None) -> list[float]:
-    counts, rows = _known("class_weights", counts, rows)
+def balanced_weights(counts: np.ndarray | None, rows: int | None) -> list[float]:
+    """Return a weight per class, so that all classes weigh the same; 1 for a class no training row has.
+
+    Raises:
+        ConfigError: the counts are not known.
+    """
+    counts, _ = _known("class_weights", counts, rows)
     present = counts > 0
-    weights = rows / (present.sum() * np.where(present, counts, 1))
-    return [float(weight) for weight in np.where(present, weights, 1.0)]  # 1: a class no training row has
+    weights = counts.sum() / (present.sum() * np.where(present, counts, 1))
+    return [float(weight) for weight in np.where(present, weights, 1.0)]
 
 
 def _balanced_pos_weight(counts: np.ndarray | None, rows: int | None) -> list[float]:
@@ -330,7 +318,7 @@ def _known(name: str, counts: np.ndarray | None, rows: int | None) -> tuple[np.n
     if counts is None or rows is None:
         raise ConfigError(
             f"{name} is 'balanced' and the training rows of each class are not known",
-            "a competition whose labels are classes or tags in a table",
+            "a competition whose targets are classes or tags",
             f"write `{name}: [...]`, a number per class",
         )
     return np.asarray(counts, dtype=np.float64), rows
