@@ -21,12 +21,12 @@ from kbench.commands.judging import (
 from kbench.commands.predict import checkpoints, members_of, predict_test
 from kbench.commands.score import OutOfFold
 from kbench.commands.setup import Setup
+from kbench.data.tables import Table
 from kbench.ensemble.average import average, concat, ensemble_run
 from kbench.ensemble.nested import Recipe, evaluate, gains
 from kbench.ensemble.stack import ranked
 from kbench.errors import ConfigError, PredictionError, first_names, raise_all
 from kbench.inference.predictions import Predictions, load
-from kbench.tasks import is_dense
 from kbench.workspace import RunPaths
 
 
@@ -131,14 +131,12 @@ def blend_plain(parts: Sequence[RunPart], recipe: Recipe, *, combiner: str, weig
     oofs = {part.paths.name: part.oof.predictions.select(table.ids) for part in parts if part.oof is not None}
     mean = average(list(oofs.values()), mean="arithmetic", weights=weights)
     outcome = judge(setup, mean, table)
-    found: list[dict[str, Any]] = []
-    if not is_dense(table.task):
-        if len(parts) == 1:
-            members = {name: one.select(table.ids) for name, one in oof_members(parts[0]).items()}
-            stack = stack_of(setup, members, table, mean=setup.competition.ensemble.mean)
-        else:
-            stack = stack_of(setup, oofs, table, mean="arithmetic", base=list(weights or [1.0] * len(parts)))
-        found = gains(stack, recipe, evaluate(stack, recipe)) if len(stack.names) > 1 else []
+    if len(parts) == 1:
+        members = {name: one.select(table.ids) for name, one in oof_members(parts[0]).items()}
+        stack = stack_of(setup, members, table, mean=setup.competition.ensemble.mean)
+    else:
+        stack = stack_of(setup, oofs, table, mean="arithmetic", base=list(weights or [1.0] * len(parts)))
+    found = gains(stack, recipe, evaluate(stack, recipe)) if len(stack.names) > 1 else []
     return Blend(combiner, recipe, None, outcome.fit.decided, score_record(setup, outcome, table), found)
 
 
@@ -149,11 +147,6 @@ def blend_fitted(parts: Sequence[RunPart], recipe: Recipe, *, combiner: str, wei
         PredictionError: the runs share no row, or their members cannot be weighed.
     """
     setup, table = parts[0].setup, _shared_rows(parts)
-    if is_dense(table.task):
-        raise PredictionError(
-            f"members of the task '{table.task}' are averaged as they are", "the plain mean",
-            "set ensemble.combine: mean and ensemble.prune: false",
-        )  # fmt: skip
     members: dict[str, Predictions] = {}
     base: list[float] = []
     for part, weight in zip(parts, weights or [1.0] * len(parts), strict=True):
@@ -167,7 +160,7 @@ def blend_fitted(parts: Sequence[RunPart], recipe: Recipe, *, combiner: str, wei
     return Blend(combiner, recipe, found, outcome.fit.decided, score, adds)
 
 
-def _shared_rows(parts: Sequence[RunPart]) -> Any:
+def _shared_rows(parts: Sequence[RunPart]) -> Table:
     """Return the training rows that all runs have out of fold."""
     shared: np.ndarray | None = None
     for part in parts:
@@ -201,15 +194,41 @@ class Sent:
     weights: list[float]
 
 
-def predict_blend(parts: Sequence[RunPart], blend: Blend, *, device: str, weights: Sequence[float] | None) -> Sent:
-    """Predict the test set with the members that have a weight, and combine them as they were scored."""
+@dataclass(frozen=True)
+class Asked:
+    """Which rows are predicted, and where.
+
+    Attributes:
+        device: where models run.
+        table: other rows than the test set's.
+        part: name of the rows, a folder beside `oof/`.
+        force: predict again what is predicted.
+    """
+
+    device: str = "auto"
+    table: Table | None = None
+    part: str = "test"
+    force: bool = False
+
+
+def predict_blend(
+    parts: Sequence[RunPart], blend: Blend, asked: Asked, *, weights: Sequence[float] | None = None
+) -> Sent:
+    """Predict the test set with the members that have a weight, and combine them as they were scored.
+
+    Args:
+        parts: the runs.
+        blend: how their members are combined.
+        asked: which rows, if not the test set's.
+        weights: one number per run, for the plain mean.
+    """
     shares = np.ones(len(parts)) if weights is None else np.asarray(weights, dtype=np.float64)
     records: list[dict[str, Any]] = []
     numbers: list[float] = []
     if blend.weights is None:
         runs = []
         for part, share in zip(parts, shares / shares.sum(), strict=True):
-            by_place = sent_members(part, device)
+            by_place = sent_members(part, asked)
             runs.append(_mean_of_places(part, list(by_place.values())))
             for of_place in by_place.values():
                 records += [_record(part, one) for one in of_place]
@@ -223,7 +242,7 @@ def predict_blend(parts: Sequence[RunPart], blend: Blend, *, device: str, weight
         if not wanted:
             continue
         snapshots = None if part.foreign else [name.split("/", 1)[1] for name in wanted]
-        models = [one for of_place in sent_members(part, device, only=snapshots).values() for one in of_place]
+        models = [one for of_place in sent_members(part, asked, only=snapshots).values() for one in of_place]
         for name, weight in wanted.items():
             own = [one for one in models if part.foreign or name == _name(part, one)]
             _check_there(part, name, own)
@@ -236,24 +255,28 @@ def predict_blend(parts: Sequence[RunPart], blend: Blend, *, device: str, weight
 
 
 def sent_members(
-    part: RunPart, device: str, *, only: Sequence[str] | None = None
+    part: RunPart, asked: Asked, *, only: Sequence[str] | None = None
 ) -> Mapping[int | str, list[Predictions]]:
-    """Return fold (or `full`) -> test predictions of a run's members, made where they are missing.
+    """Return fold (or `full`) -> predictions of a run's members, made where they are missing.
 
     Args:
         part: the run.
-        device: where models run.
+        asked: which rows.
         only: `stage-cycle` of the members that are wanted; all by default.
     """
     if part.foreign:
-        return {0: [load(part.paths.predictions("test"))]}
+        return {0: [load(part.paths.predictions(asked.part))]}
     setup = part.setup
     if only is not None:
         section = setup.competition.ensemble.model_copy(update={"members": list(only)})
         setup = replace(setup, competition=setup.competition.model_copy(update={"ensemble": section}))
-    predict_test(setup, part.paths, part.identity, part.places, device, subset=part.subset)
+    predict_test(
+        setup, part.paths, part.identity, part.places, asked.device, table=asked.table, part=asked.part,
+        subset=part.subset, force=asked.force,
+    )  # fmt: skip
     return {
-        place: members_of(setup, part.paths, part.identity, place, "test", subset=part.subset) for place in part.places
+        place: members_of(setup, part.paths, part.identity, place, asked.part, subset=part.subset)
+        for place in part.places
     }
 
 

@@ -50,6 +50,9 @@ def _trials(competition: Competition, table: Table | None) -> Iterator[Trial]:
         yield "model.backbone", lambda: _check_backbone(competition.model.backbone)
     yield "tta", lambda: parts.build_views(competition)
     yield "metric", lambda: _try_metric(competition, table)
+    yield "ensemble.combine", lambda: _part("combiner", competition.ensemble.combine)
+    if competition.ensemble.decision is not None:
+        yield "ensemble.decision", lambda: _part("decision", competition.ensemble.decision)
     if table is not None:
         component = competition.submission.format
         yield "submission.format", lambda: _part("format", component, _names=table.target_names, _task=competition.task)

@@ -8,6 +8,7 @@ from typing import Any
 
 from kbench import console
 from kbench.commands.blending import (
+    Asked,
     Blend,
     RunPart,
     Sent,
@@ -72,8 +73,8 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
     if is_dense(opened[0][0].competition.task):
         return _ensemble_maps(opened, options)
     made = [open_part(one, options) for one in opened]
-    blend = _blend(made, options)
-    sent = predict_blend(made, blend, device=options.device, weights=options.weights)
+    blend = blend_of(made, options)
+    sent = predict_blend(made, blend, Asked(options.device), weights=options.weights)
     setup = made[0].setup
     sample = read_sample(setup.sample)
     frame = setup.format.build(sent.predictions, sample)
@@ -186,7 +187,7 @@ def _has_oof(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> bool:
     return any(checkpoints(setup, paths, identity, fold) for fold in range(setup.folds.n))
 
 
-def _blend(made: Sequence[RunPart], options: EnsembleOptions) -> Blend:
+def blend_of(made: Sequence[RunPart], options: EnsembleOptions) -> Blend:
     """Return how the runs' members are combined, and the score of that where there is one."""
     name = combiner_name(made[0].setup, options.combine)
     recipe = recipe_of(made[0].setup, combine=options.combine, prune=options.prune)

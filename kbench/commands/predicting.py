@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from kbench import files
+from kbench.commands.blending import Asked, predict_blend
+from kbench.commands.ensemble import EnsembleOptions, blend_of, open_part
 from kbench.commands.predict import members_of, predict_test
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import require_folds
 from kbench.commands.setup import Choice
-from kbench.ensemble.average import ensemble_run
 from kbench.errors import ConfigError
 from kbench.submission.check import read_sample, write_submission
 
@@ -25,25 +26,23 @@ def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: s
         device: where models run.
         force: predict again what is predicted.
     """
+    if data is None and out is not None:
+        raise ConfigError("--out without --data", "both, or neither", "`kbench ensemble` writes the test set's file")
     setup, paths, identity = open_run_setup(choice)
-    folds = require_folds(setup, paths, identity)
     if data is None:
-        if out is not None:
-            raise ConfigError(
-                "--out without --data", "both, or neither", "`kbench ensemble` writes the test set's file"
-            )
+        folds = require_folds(setup, paths, identity)
         predict_test(setup, paths, identity, folds, device, force=force)
         count = sum(len(members_of(setup, paths, identity, fold, "test")) for fold in folds)
         return {"rows": len(setup.test), "members": count, "file": None}
     folder = Path(data).absolute()
     table = setup.table("test", data=folder)
     part = f"data-{files.digest([str(folder), table.fingerprint()])}"
-    predict_test(setup, paths, identity, folds, device, table=table, part=part, force=force)
-    by_fold = {fold: members_of(setup, paths, identity, fold, part) for fold in folds}
-    mean = ensemble_run(by_fold, mean=setup.competition.ensemble.mean)
+    options = EnsembleOptions(device=device)
+    run = open_part((setup, paths, identity), options)
+    sent = predict_blend([run], blend_of([run], options), Asked(device, table, part, force))
     sample = read_sample(folder / setup.competition.submission.sample)
     file = write_submission(
-        Path(out or f"submission{setup.format.suffix}").absolute(), setup.format.build(mean, sample), sample=sample,
-        format=setup.format, gzip=setup.competition.submission.gzip,
+        Path(out or f"submission{setup.format.suffix}").absolute(), setup.format.build(sent.predictions, sample),
+        sample=sample, format=setup.format, gzip=setup.competition.submission.gzip,
     )  # fmt: skip
-    return {"rows": len(table), "members": sum(map(len, by_fold.values())), "file": str(file)}
+    return {"rows": len(table), "members": len(sent.members), "file": str(file)}

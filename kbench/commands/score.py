@@ -14,6 +14,7 @@ from kbench.commands.predict import fold_mean, members_of, predict_out_of_fold
 from kbench.commands.setup import Setup
 from kbench.data.tables import Table
 from kbench.ensemble.average import concat
+from kbench.ensemble.nested import Outcome
 from kbench.errors import PredictionError
 from kbench.inference.predictions import Predictions, load
 from kbench.training.fold import state_of
@@ -29,12 +30,14 @@ class OutOfFold:
         predictions: of the rows of the trained folds.
         table: those rows.
         score: what `score.json` holds.
+        outcome: the nested predictions that were scored, and what was found for them.
     """
 
     run: str
     predictions: Predictions
     table: Table
     score: dict[str, Any]
+    outcome: Outcome
 
 
 def trained_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[int]:
@@ -99,4 +102,4 @@ def _scored(
         score["table"] = cv_table(setup, named, outcome, table)
         score["cv_mean"] = cv_means(score["table"])
     files.write_json(paths.score, score)
-    return OutOfFold(paths.name, predictions, table, score)
+    return OutOfFold(paths.name, predictions, table, score, outcome)
