@@ -168,6 +168,9 @@ def report(
         bool | None, typer.Option("--by-class/--overall", help="Sheets by class, or not; default: up to 20 classes.")
     ] = None,
     slice_: Annotated[list[str] | None, typer.Option("--slice", help="A metadata column; default: all.")] = None,
+    views: Annotated[
+        bool, typer.Option("--views", help="Also predict with the plain view alone: what do the others add?")
+    ] = False,
     solution: Annotated[
         bool, typer.Option("--solution", help="Also grade folds one by one on the local solution.")
     ] = False,
@@ -179,13 +182,16 @@ def report(
     from kbench.commands.look import ReportOptions
     from kbench.commands.report import report as write_report
 
-    options = ReportOptions(k=k, by_class=by_class, slices=tuple(slice_ or ()), solution=solution, device=device)
+    options = ReportOptions(
+        k=k, by_class=by_class, slices=tuple(slice_ or ()), views=views, solution=solution, device=device
+    )
     found = write_report(choose(competition, experiment, run), options)
     if json:
         console.show_json(found)
         return
     console.show_table(found.get("growth", []), title=f"{found['run']}: {found['score']['metric']}, out of fold")
     console.show_table(found.get("adds", []), title="what each member adds (larger is better)")
+    console.show_table(found.get("views", []), title="step by step (larger is better)")
     console.show_table(found.get("test", []), title="graded on the local solution")
     console.wrote(found["page"])
     console.next_command("kbench ensemble")

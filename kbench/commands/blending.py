@@ -14,15 +14,17 @@ from kbench.commands.judging import (
     decided,
     decision_of,
     judge,
+    over_folds,
     score_record,
     snapshot_name,
+    snapshots_of,
     stack_of,
 )
 from kbench.commands.predict import checkpoints, members_of, predict_test
 from kbench.commands.score import OutOfFold
 from kbench.commands.setup import Setup
 from kbench.data.tables import Table
-from kbench.ensemble.average import average, concat, ensemble_run
+from kbench.ensemble.average import average, ensemble_run
 from kbench.ensemble.nested import Recipe, evaluate, gains
 from kbench.ensemble.stack import ranked
 from kbench.errors import ConfigError, PredictionError, first_names, raise_all
@@ -117,12 +119,9 @@ def oof_members(part: RunPart) -> dict[str, Predictions]:
     assert part.oof is not None, "asked only for runs with out-of-fold predictions"
     if part.foreign:
         return {part.paths.name: part.oof.predictions}
-    folds = [
-        {snapshot_name(one): one for one in members_of(part.setup, part.paths, part.identity, fold, "oof")}
-        for fold in map(int, part.oof.score["folds"])
-    ]
-    names = [name for name in folds[0] if all(name in other for other in folds)]
-    return {f"{part.paths.name}/{name}": concat([of_fold[name] for of_fold in folds]) for name in names}
+    folds = list(map(int, part.oof.score["folds"]))
+    whole = over_folds(snapshots_of(part.setup, part.paths, part.identity, folds, "oof"))
+    return {f"{part.paths.name}/{name}": one for name, one in whole.items()}
 
 
 def blend_plain(parts: Sequence[RunPart], recipe: Recipe, *, combiner: str, weights: Sequence[float] | None) -> Blend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kbench import console
@@ -68,7 +68,7 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
         The submission's file, the out-of-fold score with its interval (nested, if anything is fitted; then also
         `plain` and `optimism`), runs, members, `weights` and `gains` of the members, and missing folds.
     """
-    choices = [Choice(choice.competition, choice.experiment, run, choice.assignments) for run in runs] or [choice]
+    choices = [replace(choice, run=run) for run in runs] or [choice]
     opened = [open_run_setup(one) for one in choices]
     if is_dense(opened[0][0].competition.task):
         return _ensemble_maps(opened, options)

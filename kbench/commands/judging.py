@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,16 +13,18 @@ import numpy as np
 
 from kbench import registry
 from kbench.commands import parts
+from kbench.commands.predict import members_of, predict_out_of_fold
 from kbench.commands.setup import Setup
 from kbench.config import Competition
 from kbench.data.tables import Table
-from kbench.ensemble.average import aligned, average
+from kbench.ensemble.average import aligned, average, concat
 from kbench.ensemble.combiners import Combiner
 from kbench.ensemble.combiners import mean as plain_mean
 from kbench.ensemble.decisions import Decision
-from kbench.ensemble.nested import Outcome, Recipe, decided_by_part, evaluate
+from kbench.ensemble.nested import Outcome, Recipe, decided_by_part, evaluate, gains
 from kbench.ensemble.stack import Stack, stack_members
 from kbench.inference.predictions import Predictions
+from kbench.workspace import RunPaths
 
 Members = Mapping[int, Mapping[str, Predictions]]
 """fold -> snapshot -> predictions of the fold's rows."""
@@ -47,6 +49,40 @@ def combiner_of(competition: Competition) -> Combiner:
 def snapshot_name(member: Predictions) -> str:
     """Return `stage-cycle` of a snapshot's predictions."""
     return f"{member.source['stage']}-{member.source['tag']}"
+
+
+def snapshots_of(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], folds: Sequence[int], part: str
+) -> dict[int, dict[str, Predictions]]:
+    """Return fold -> `stage-cycle` -> predictions of the fold's rows; they must have been made."""
+    return {fold: {snapshot_name(one): one for one in members_of(setup, paths, identity, fold, part)} for fold in folds}
+
+
+def plain_snapshots(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], folds: Sequence[int], *, device: str
+) -> dict[int, dict[str, Predictions]]:
+    """Return what `snapshots_of` returns, predicted with the plain view alone; made where it is missing."""
+    views = setup.competition.tta.model_validate({"name": "none"})
+    plain = replace(setup, competition=setup.competition.model_copy(update={"tta": views}))
+    predict_out_of_fold(plain, paths, identity, folds, device, part="oof-plain")
+    return snapshots_of(plain, paths, identity, folds, "oof-plain")
+
+
+def over_folds(members: Members) -> dict[str, Predictions]:
+    """Return snapshot -> predictions of the rows of all folds, for the snapshots that every fold has."""
+    first, *others = members.values()
+    names = [name for name in first if all(name in other for other in others)]
+    return {name: concat([of_fold[name] for of_fold in members.values()]) for name in names}
+
+
+def what_members_add(setup: Setup, members: Members, table: Table) -> list[dict[str, Any]]:
+    """Return what each snapshot adds to the mean of a run's snapshots, as `gains` does; nothing for a single one."""
+    whole = over_folds(members)
+    if len(whole) < 2:
+        return []
+    stack = stack_of(setup, whole, table, mean=setup.competition.ensemble.mean)
+    recipe = Recipe(plain_mean(), decision_of(setup.competition))
+    return gains(stack, recipe, evaluate(stack, recipe))
 
 
 def decided(predictions: Predictions, decision: Decision | None, found: dict[str, Any] | None) -> Predictions:

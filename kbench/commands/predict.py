@@ -55,6 +55,7 @@ def predict_out_of_fold(
     folds: Sequence[int],
     device: str,
     *,
+    part: str = "oof",
     limit: int | None = None,
     force: bool = False,
 ) -> None:
@@ -66,13 +67,14 @@ def predict_out_of_fold(
         identity: its hashes.
         folds: which.
         device: where the models run.
+        part: folder of the predictions; the run's own views are in `oof`.
         limit: batches at most, of a smoke run.
         force: predict again what is predicted.
     """
     for fold in folds:
         rows = np.flatnonzero(setup.folds.valid(fold))
         members = [
-            (checkpoint, paths.fold(fold).predictions("oof", checkpoint.member))
+            (checkpoint, paths.fold(fold).predictions(part, checkpoint.member))
             for checkpoint in needed_checkpoints(setup, paths, identity, fold)
         ]
         _predict(setup, setup.train, rows, members, device, what=f"fold {fold}", limit=limit, force=force)

@@ -7,16 +7,22 @@ function, here or in `mistakes.py`, and name it in `report`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from kbench import files
 from kbench.commands import mistakes
+from kbench.commands.judging import decided, decision_of, plain_snapshots, snapshots_of, what_members_add
 from kbench.commands.look import Look, ReportOptions
 from kbench.commands.predict import members_of, predict_test
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import out_of_fold
 from kbench.commands.setup import Choice, Setup
 from kbench.ensemble.average import ensemble_run
+from kbench.ensemble.combiners import mean as plain_mean
+from kbench.ensemble.nested import Recipe, decided_by_part
 from kbench.errors import ConfigError
 from kbench.report import growth
 from kbench.report.folds import draw_range_tests, draw_training, read_epochs
@@ -98,24 +104,27 @@ def _members(look: Look, found: dict[str, Any]) -> Section:
         return Section(
             "Folds", "Made of somebody else's predictions: there are no snapshots to look into.", shown_parts
         )
-    members = {
-        fold: {
-            f"{one.source['stage']}-{one.source['tag']}": one
-            for one in members_of(look.setup, look.paths, look.identity, fold, "oof")
-        }
-        for fold in look.folds
-    }
-    judge = growth.Judge(look.metric, look.oof.table, look.groups, look.setup.competition.ensemble.mean)
-    found["members"] = growth.snapshot_scores(judge, members)
+    members = snapshots_of(look.setup, look.paths, look.identity, look.folds, "oof")
+    judge = growth.Judge(
+        look.metric, look.oof.table, look.groups, look.setup.competition.ensemble.mean, partial(_decided, look)
+    )
+    found["members"] = look.oof.score["table"]
     found["growth"] = growth.growing(judge, members) if growth.member_names(members) else []
-    found["adds"] = growth.contributions(judge, members)
-    shown_parts.append(look.grid(found["members"], "members.csv", "score of each snapshot alone and of their mean"))
+    found["adds"] = what_members_add(look.setup, members, look.oof.table)
+    caption = "score of each snapshot alone and of their mean"
+    if look.setup.competition.ensemble.decision is not None:
+        caption += ", decided by what the other folds found; at_best: by what the fold itself would like best"
+    shown_parts.append(look.grid(found["members"], "members.csv", caption))
     if found["growth"]:
         path = growth.draw_growth(found["growth"], look.metric, look.place("growth.png"))
         shown_parts.append(look.picture(path, "the ensemble growing from its last snapshot"))
         shown_parts.append(look.grid(found["growth"], "growth.csv", "the same as numbers"))
     if found["adds"]:
         shown_parts.append(look.grid(found["adds"], "adds.csv", "what each snapshot adds to the mean of the others"))
+    if look.options.views and found["growth"]:
+        plain = plain_snapshots(look.setup, look.paths, look.identity, look.folds, device=look.options.device)
+        found["views"] = growth.view_gains(judge, plain, members)
+        shown_parts.append(look.grid(found["views"], "views.csv", "what snapshots and views add, step by step"))
     if look.options.solution:
         found["test"] = _graded(look)
         shown_parts.append(look.grid(found["test"], "test.csv", "folds added one by one, graded on the solution"))
@@ -124,6 +133,12 @@ def _members(look: Look, found: dict[str, Any]) -> Section:
         "around 0 may as well be left out. What more folds add shows only on test rows."
     )
     return Section("Folds and members", text, shown_parts)
+
+
+def _decided(look: Look, values: np.ndarray) -> np.ndarray:
+    """Return predictions of all rows, decided as the score's are."""
+    recipe = Recipe(plain_mean(), decision_of(look.setup.competition))
+    return decided_by_part(recipe, look.oof.outcome, values, np.arange(len(look.oof.table)))
 
 
 def _graded(look: Look) -> list[dict[str, Any]]:
@@ -143,7 +158,10 @@ def _graded(look: Look) -> list[dict[str, Any]]:
         name = f"fold {look.folds[0]}" if count == 1 else f"{count} folds"
         steps.append((name, {fold: by_fold[fold] for fold in look.folds[:count]}))
     for name, chosen in steps:
-        mean = ensemble_run(chosen, mean=setup.competition.ensemble.mean)
+        mean = decided(
+            ensemble_run(chosen, mean=setup.competition.ensemble.mean), decision_of(setup.competition),
+            look.oof.outcome.fit.decided,
+        )  # fmt: skip
         with files.scratch_folder() as folder:
             file = write_submission(
                 folder / f"trial{setup.format.suffix}", setup.format.build(mean, sample), sample=sample,

@@ -6,8 +6,8 @@ same rows. To compare other mixtures, hand `stacked` other names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,16 +33,18 @@ class Judge:
         table: rows of all folds that are scored.
         groups: [N] labels that intervals draw, or None.
         mean: how members are averaged.
+        decide: [N, K] predictions in the table's order -> what is scored: labels or grades, where they are decided.
     """
 
     metric: Metric
     table: Table
     groups: np.ndarray | None
     mean: Literal["arithmetic", "geometric"]
+    decide: Callable[[np.ndarray], np.ndarray] = np.asarray
 
     def values(self, predictions: Predictions) -> np.ndarray:
-        """Return [N, K] in the table's order."""
-        return aligned(predictions, ids=self.table.ids, names=self.table.target_names)
+        """Return [N, K] in the table's order, decided."""
+        return self.decide(aligned(predictions, ids=self.table.ids, names=self.table.target_names))
 
 
 def member_names(members: Members) -> list[str]:
@@ -54,27 +56,6 @@ def member_names(members: Members) -> list[str]:
 def stacked(members: Members, names: Sequence[str], *, mean: Literal["arithmetic", "geometric"]) -> Predictions:
     """Return the out-of-fold predictions of the mean of some members."""
     return concat([average([fold[name] for name in names], mean=mean) for fold in members.values()])
-
-
-def snapshot_scores(judge: Judge, members: Members) -> list[dict[str, Any]]:
-    """Return one record per fold: `fold`, `rows`, the score of each member alone, and of their `mean`."""
-    records = []
-    for fold, of_fold in members.items():
-        ids = next(iter(of_fold.values())).ids
-        table = judge.table.select(np.isin(judge.table.ids, ids))
-        record: dict[str, Any] = {"fold": fold, "rows": len(table)}
-        mean = average(list(of_fold.values()), mean=judge.mean)
-        for name, predictions in [*of_fold.items(), ("mean", mean)]:
-            values = aligned(predictions, ids=table.ids, names=table.target_names)
-            record[name] = judge.metric(table.targets, values, table)
-        records.append(record)
-    return _same_columns(records)
-
-
-def _same_columns(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return records that all have every member's column; `mean` stays last."""
-    names = list(dict.fromkeys(name for record in records for name in record if name != "mean"))
-    return [{name: record.get(name) for name in [*names, "mean"]} for record in records]
 
 
 def growing(judge: Judge, members: Members) -> list[dict[str, Any]]:
@@ -102,30 +83,37 @@ def growing(judge: Judge, members: Members) -> list[dict[str, Any]]:
     return records
 
 
-def contributions(judge: Judge, members: Members) -> list[dict[str, Any]]:
-    """Return what each member adds: `member`, its score `alone`, of the others `without` it, and what it `adds`.
+def view_gains(judge: Judge, plain: Members, viewed: Members) -> list[dict[str, Any]]:
+    """Return the way from one snapshot to all snapshots and views: `ensemble`, `score`, `adds`, `low`, `high`.
 
-    `adds` is how much better the mean of all is than the mean of the others, larger is better whatever the metric,
-    with the interval `low`, `high` of a paired bootstrap; an interval around 0 says that it may be chance. Nothing
-    for fewer than two members.
+    `adds` is how much better each step is than the one before it, larger is better whatever the metric, with the
+    interval of a paired bootstrap.
+
+    Args:
+        judge: what is scored.
+        plain: members that saw the plain view alone.
+        viewed: the same members, averaged over all views.
     """
-    names = member_names(members)
-    if len(names) < 2:
-        return []
-    targets = np.asarray(judge.table.targets)
-    whole = judge.values(stacked(members, names, mean=judge.mean))
+    names = member_names(plain)
+    steps = [("last snapshot, plain view", plain, names[-1:])]
+    if len(names) > 1:
+        steps.append(("all snapshots, plain view", plain, names))
+    steps.append((f"{'all snapshots' if len(names) > 1 else 'last snapshot'}, all views", viewed, names))
     sign = 1 if judge.metric.maximise else -1
-    records = []
-    for name in names:
-        alone = judge.values(stacked(members, [name], mean=judge.mean))
-        others = judge.values(stacked(members, [other for other in names if other != name], mean=judge.mean))
-        gain = asdict(paired(judge.metric, targets, whole, others, judge.table, groups=judge.groups))
-        ends = sorted((sign * gain["low"], sign * gain["high"]))
-        records.append(
-            {"member": name, "alone": judge.metric(targets, alone, judge.table),
-             "without": judge.metric(targets, others, judge.table),
-             "adds": sign * gain["value"], "low": ends[0], "high": ends[1]}
-        )  # fmt: skip
+    records: list[dict[str, Any]] = []
+    before: np.ndarray | None = None
+    for what, members, chosen in steps:
+        values = judge.values(stacked(members, chosen, mean=judge.mean))
+        record = {"ensemble": what, "score": judge.metric(judge.table.targets, values, judge.table)}
+        record |= dict.fromkeys(("adds", "low", "high"))
+        if before is not None:
+            gain = paired(
+                judge.metric, np.asarray(judge.table.targets), values, before, judge.table, groups=judge.groups
+            )
+            low, high = sorted((sign * gain.low, sign * gain.high))
+            record |= {"adds": sign * gain.value, "low": low, "high": high}
+        records.append(record)
+        before = values
     return records
 
 

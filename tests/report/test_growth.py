@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,11 @@ from kbench.inference.predictions import Predictions
 from kbench.metrics import make_metric
 from kbench.report.growth import (
     Judge,
-    contributions,
     draw_growth,
     growing,
     member_names,
-    snapshot_scores,
     stacked,
+    view_gains,
 )
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -42,24 +42,6 @@ def score(values: np.ndarray, name: str = "log_loss") -> float:
     return make_metric(name)(TARGETS, values, TABLE)
 
 
-def test_every_snapshot_and_the_mean_have_a_score_per_fold() -> None:
-    rows = snapshot_scores(judge(), members(("one", GOOD), ("two", EVEN)))
-    first = np.arange(120) % 2 == 0
-    metric = make_metric("log_loss")
-    assert [row["fold"] for row in rows] == [0, 1]
-    assert rows[0]["two"] == pytest.approx(np.log(5))
-    assert rows[0]["mean"] == pytest.approx(metric(TARGETS[first], (GOOD + EVEN)[first] / 2, TABLE.select(first)))
-
-
-def test_a_fold_without_a_member_has_no_score_of_it() -> None:
-    made = members(("one", GOOD), ("two", EVEN))
-    del made[1]["two"]
-    rows = snapshot_scores(judge(), made)
-    assert list(rows[1]) == ["fold", "rows", "one", "two", "mean"]
-    assert rows[1]["two"] is None
-    assert member_names(made) == ["one"]
-
-
 def test_stacked_folds_are_the_rows_of_all_in_order() -> None:
     made = stacked(members(("one", GOOD), ("two", EVEN), folds=3), ["one"], mean="arithmetic")
     np.testing.assert_array_equal(made.ids, TABLE.ids)
@@ -83,23 +65,13 @@ def test_a_best_snapshot_that_is_the_last_is_said_once() -> None:
     assert [row["ensemble"] for row in rows] == ["best single snapshot (two)", "mean of all"]
 
 
-@pytest.mark.parametrize("metric", ["log_loss", "accuracy"])
-def test_what_a_member_adds_is_positive_when_it_helps_whatever_the_direction(metric: str) -> None:
-    good, even = contributions(judge(metric), members(("good", GOOD), ("even", EVEN)))
-    assert good["adds"] > 0
-    assert good["low"] <= good["adds"] <= good["high"]
-    assert good["without"] == pytest.approx(score(EVEN, metric), rel=1e-5)
-    assert even["adds"] == pytest.approx(0 if metric == "accuracy" else even["adds"])
-    assert even["alone"] == good["without"]
+def test_a_member_some_fold_lacks_is_none_of_all_folds() -> None:
+    made = members(("one", GOOD), ("two", EVEN))
+    del made[1]["two"]
+    assert member_names(made) == ["one"]
 
 
-def test_a_copy_adds_nothing() -> None:
-    for row in contributions(judge(), members(("one", GOOD), ("two", GOOD))):
-        assert (row["adds"], row["low"], row["high"]) == pytest.approx((0, 0, 0), abs=1e-6)
-
-
-def test_a_single_member_has_nothing_to_be_left_out_of() -> None:
-    assert contributions(judge(), members(("one", GOOD))) == []
+def test_a_single_member_does_not_grow() -> None:
     assert len(growing(judge(), members(("one", GOOD)))) == 1
 
 
@@ -113,3 +85,28 @@ def test_intervals_draw_groups_where_there_are_some() -> None:
 def test_growth_is_drawn(tmp_path: Path) -> None:
     rows = growing(judge(), members(("one", GOOD), ("two", EVEN)))
     picture(draw_growth(rows, make_metric("log_loss"), tmp_path / "g.png"))
+
+
+@pytest.mark.parametrize("metric", ["log_loss", "accuracy"])
+def test_each_step_to_all_snapshots_and_views_is_held_against_the_one_before(metric: str) -> None:
+    plain, viewed = members(("one", GOOD), ("two", EVEN)), members(("one", GOOD), ("two", GOOD))
+    rows = view_gains(judge(metric), plain, viewed)
+    assert [row["ensemble"] for row in rows] == [
+        "last snapshot, plain view",
+        "all snapshots, plain view",
+        "all snapshots, all views",
+    ]
+    assert rows[0]["adds"] is None
+    assert rows[1]["adds"] > 0
+    assert rows[2]["score"] == pytest.approx(score(GOOD, metric), rel=1e-5)
+    assert all(row["low"] <= row["adds"] <= row["high"] for row in rows[1:])
+    assert len(view_gains(judge(metric), members(("one", EVEN)), members(("one", GOOD)))) == 2
+
+
+def test_what_is_decided_is_scored_decided() -> None:
+    def sure(values: np.ndarray) -> np.ndarray:
+        return np.eye(5, dtype=np.float32)[values.argmax(axis=1)]
+
+    made = replace(judge("accuracy"), decide=sure)
+    rows = growing(made, members(("one", GOOD)))
+    assert rows[0]["score"] == score(sure(GOOD), "accuracy")

@@ -1,0 +1,330 @@
+"""`kbench score` and `kbench ensemble` where something is fitted: thresholds, cut points, weights, members left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_runs import ROWS, TEST, written
+
+from kbench.commands.ensemble import EnsembleOptions, blend_of, ensemble, open_part
+from kbench.commands.fold_job import TrainOptions
+from kbench.commands.foreign import import_run
+from kbench.commands.runs import open_run_setup
+from kbench.commands.score import out_of_fold
+from kbench.commands.setup import Choice, open_setup
+from kbench.commands.train import train
+from kbench.errors import ConfigError, PredictionError
+from kbench.metrics import make_metric
+
+COLUMNS = {"classes": ["left", "right"], "labels": ["bright", "left", "right"], "numbers": ["level", "width"]}
+
+
+class Bench:
+    """A workspace of small competitions whose members are imported, so that nothing has to be trained."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = written(root)
+
+    def set(self, name: str, text: str, *, submission: str | None = None) -> None:
+        """Append lines to a competition's YAML; replace its submission format."""
+        path = self.root / "competitions" / f"{name}.yaml"
+        content = path.read_text()
+        if submission is not None:
+            content = "\n".join(
+                f"submission: {submission}" if line.startswith("submission:") else line for line in content.splitlines()
+            )
+        path.write_text(f"{content.rstrip()}\n{text}\n")
+
+    def write(self, name: str, **columns: list[Any]) -> None:
+        """Replace target columns of the training table, and the sample's columns by these."""
+        path = self.root / "source" / name / "train.csv"
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        for column, values in columns.items():
+            frame[column] = values
+        frame.to_csv(path, index=False)
+
+    def add(self, name: str, run: str, *, noise: float, seed: int) -> None:
+        """Import a member: the truth with noise."""
+        rng = np.random.default_rng(seed)
+        choice = Choice(name, workspace=self.root)
+        setup = open_setup(choice)
+        targets = np.asarray(setup.train.targets)
+        names = setup.train.target_names
+        for part, ids in (("oof", setup.train.ids), ("test", setup.test.ids)):
+            truth = np.eye(len(names))[targets] if targets.ndim == 1 else np.nan_to_num(targets, nan=1)
+            truth = truth[: len(ids)]
+            values = truth + rng.normal(size=truth.shape) * noise
+            if setup.competition.task != "regression":
+                values = 1 / (1 + np.exp(-(4 * values - 2)))
+            if setup.competition.task == "single_label":
+                values /= values.sum(axis=1, keepdims=True)
+            frame = pd.DataFrame(values, columns=list(names))
+            frame.insert(0, "id", ids)
+            frame.to_csv(self.root / f"{part}.csv", index=False)
+        files = {part: str(self.root / f"{part}.csv") for part in ("oof", "test")}
+        import_run(choice, run, oof=files["oof"], test=files["test"], force=True)
+
+    def score(self, name: str, run: str) -> dict[str, Any]:
+        """Return what `kbench score` records."""
+        setup, paths, identity = open_run_setup(Choice(name, run=run, workspace=self.root))
+        return out_of_fold(setup, paths, identity).score
+
+    def ensemble(self, name: str, *runs: str, **options: Any) -> dict[str, Any]:
+        """Return what `kbench ensemble` returns."""
+        return ensemble(Choice(name, workspace=self.root), runs, EnsembleOptions(device="cpu", **options))
+
+    def lineage(self, made: dict[str, Any]) -> dict[str, Any]:
+        """Return the lineage beside a submission."""
+        file = Path(made["file"])
+        content: dict[str, Any] = json.loads(file.with_name(f"{file.stem}.lineage.json").read_text())["lineage"]
+        return content
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """A new workspace."""
+    return Bench(tmp_path)
+
+
+def tags_sample(bench: Bench) -> None:
+    """Give the labels a sample of one column of tags."""
+    ids = [f"{row:04d}" for row in range(TEST)]
+    frame = pd.DataFrame({"id": ids, "tags": ["left"] * TEST})
+    frame.to_csv(bench.root / "source" / "labels" / "sample_submission.csv", index=False)
+
+
+# -- thresholds --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_label", [False, True])
+def test_a_threshold_is_found_scored_nested_kept_and_used_for_the_tags(bench: Bench, per_label: bool) -> None:
+    tags_sample(bench)
+    decision = f"{{name: threshold, per_label: {str(per_label).lower()}}}"
+    bench.set("labels", f"ensemble: {{decision: {decision}}}", submission="{format: tags}")
+    bench.add("labels", "theirs", noise=0.6, seed=1)
+    score = bench.score("labels", "theirs")
+    assert score["plain"]["value"] - score["score"] == pytest.approx(score["optimism"])
+    assert set(score["decision"]["nested"]) == {"0", "1"}
+    made = bench.ensemble("labels", "theirs")
+    assert made["score"] == score["score"]
+    kept = bench.lineage(made)
+    assert kept["thresholds"]["found"] == score["decision"]["found"]
+    assert kept["optimism"] == score["optimism"]
+    assert kept["format"] == {"name": "tags"}
+    found = kept["thresholds"]["found"]
+    limits = list(found["thresholds"].values()) if per_label else found["threshold"]
+    test = pd.read_csv(bench.root / "test.csv")[COLUMNS["labels"]].to_numpy(dtype=np.float32)
+    tags = [" ".join(np.array(COLUMNS["labels"])[row]) for row in test > np.asarray(limits, dtype=np.float32)]
+    assert pd.read_csv(made["file"], keep_default_na=False)["tags"].tolist() == tags
+
+
+def test_without_a_decision_the_metrics_threshold_writes_the_tags(bench: Bench) -> None:
+    tags_sample(bench)
+    bench.set("labels", "", submission="{format: tags}")
+    path = bench.root / "competitions" / "labels.yaml"
+    path.write_text(path.read_text().replace("metric: f2_samples", "metric: {name: f2_samples, threshold: 0.8}"))
+    bench.add("labels", "theirs", noise=0.6, seed=1)
+    assert "plain" not in bench.score("labels", "theirs")
+    made = bench.ensemble("labels", "theirs")
+    test = pd.read_csv(bench.root / "test.csv")[COLUMNS["labels"]].to_numpy()
+    tags = [" ".join(np.array(COLUMNS["labels"])[row]) for row in test > 0.8]
+    assert pd.read_csv(made["file"], keep_default_na=False)["tags"].tolist() == tags
+
+
+def test_a_decision_for_another_task_is_refused_when_the_yaml_is_read(bench: Bench) -> None:
+    bench.set("classes", "ensemble: {decision: threshold}")
+    with pytest.raises(ConfigError, match="not for the task 'single_label'"):
+        open_setup(Choice("classes", workspace=bench.root))
+
+
+def test_a_grid_out_of_range_is_refused_before_anything_is_trained(bench: Bench) -> None:
+    bench.set("labels", "ensemble: {decision: {name: threshold, low: 2.0}}")
+    with pytest.raises(ConfigError, match=r"ensemble\.decision"):
+        bench.add("labels", "theirs", noise=0.6, seed=1)
+
+
+# -- grades ------------------------------------------------------------------------------------------------------
+
+
+def test_grades_trained_as_numbers_are_cut_nested_and_written_whole(bench: Bench) -> None:
+    bench.write("numbers", level=[str(row % 5) for row in range(ROWS)], width=[str(row % 3) for row in range(ROWS)])
+    bench.set("numbers", "ensemble: {decision: cut_points}")
+    path = bench.root / "competitions" / "numbers.yaml"
+    path.write_text(path.read_text().replace("metric: rmse", "metric: quadratic_kappa"))
+    bench.add("numbers", "theirs", noise=0.5, seed=1)
+    score = bench.score("numbers", "theirs")
+    assert score["plain"]["value"] >= score["score"]
+    made = bench.ensemble("numbers", "theirs")
+    frame = pd.read_csv(made["file"])
+    assert frame["level"].dtype == np.int64
+    assert set(frame["level"]) <= set(range(5))
+    assert len(bench.lineage(made)["thresholds"]["found"]["cut_points"]["level"]) == 4
+
+
+def test_numbers_go_end_to_end_as_they_are(bench: Bench) -> None:
+    bench.add("numbers", "a", noise=0.5, seed=1)
+    bench.add("numbers", "b", noise=0.5, seed=2)
+    made = bench.ensemble("numbers", "a", "b", combine="weights")
+    assert made["metric"] == "rmse"
+    alone = [bench.score("numbers", run)["score"] for run in ("a", "b")]
+    assert made["plain"]["value"] <= min(alone)
+    frame = pd.read_csv(made["file"])
+    tests = {}
+    for run in ("a", "b"):
+        values = np.load(bench.root / "runs" / "numbers" / run / "test" / "merged.npy")
+        tests[run] = values
+    expected = sum(made["weights"][run] * values for run, values in tests.items())
+    np.testing.assert_allclose(frame[["level", "width"]].to_numpy(), expected, rtol=1e-4)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("combine", ["greedy", "weights"])
+def test_members_are_weighed_scored_nested_and_sent_with_the_same_weights(bench: Bench, combine: str) -> None:
+    for seed, noise in enumerate((0.5, 0.7, 3.0)):
+        bench.add("classes", f"r{seed}", noise=noise, seed=seed)
+    made = bench.ensemble("classes", "r0", "r1", "r2", combine=combine)
+    assert sum(made["weights"].values()) == pytest.approx(1)
+    assert made["weights"]["r2"] < made["weights"]["r0"]
+    assert made["score"] - made["plain"]["value"] == pytest.approx(made["optimism"])
+    assert made["low"] <= made["score"] <= made["high"]
+    tests = {run: np.load(bench.root / "runs" / "classes" / run / "test" / "merged.npy") for run in made["weights"]}
+    expected = sum(made["weights"][run] * values for run, values in tests.items())
+    np.testing.assert_allclose(pd.read_csv(made["file"])[COLUMNS["classes"]].to_numpy(), expected, atol=1e-6)
+    lineage = bench.lineage(made)
+    assert lineage["combine"] == {"name": combine, "weights": made["weights"]}
+    used = {member["run"]: weight for member, weight in zip(lineage["members"], lineage["weights"], strict=True)}
+    assert used == pytest.approx({run: weight for run, weight in made["weights"].items() if weight})
+    assert made["gains"][0]["member"] == max(made["weights"], key=made["weights"].get)
+
+
+def test_greedy_is_never_worse_than_the_best_run_where_it_climbed(bench: Bench) -> None:
+    for seed, noise in enumerate((2.0, 2.5, 3.0)):
+        bench.add("classes", f"r{seed}", noise=noise, seed=seed)
+    made = bench.ensemble("classes", "r0", "r1", "r2", combine="greedy")
+    assert made["plain"]["value"] <= min(bench.score("classes", f"r{seed}")["score"] for seed in range(3)) + 1e-6
+
+
+def test_ranks_of_members_on_any_scale(bench: Bench) -> None:
+    path = bench.root / "competitions" / "classes.yaml"
+    path.write_text(path.read_text().replace("metric: log_loss", "metric: auc"))
+    bench.add("classes", "a", noise=1.0, seed=1)
+    bench.add("classes", "b", noise=1.2, seed=2)
+    made = bench.ensemble("classes", "a", "b", combine="rank")
+    assert "plain" not in made
+    right = pd.read_csv(made["file"])["right"].to_numpy()
+    tests = [np.load(bench.root / "runs" / "classes" / run / "test" / "merged.npy")[:, 1] for run in ("a", "b")]
+    expected = np.mean([(np.argsort(np.argsort(one)) + 0.5) / TEST for one in tests], axis=0)
+    np.testing.assert_allclose(right, expected, atol=1e-6)
+
+
+def test_pruning_leaves_out_what_is_inside_the_noise_only_if_asked(bench: Bench) -> None:
+    for seed, noise in enumerate((0.4, 9.0)):
+        bench.add("classes", f"r{seed}", noise=noise, seed=seed)
+    assert bench.ensemble("classes", "r0", "r1")["members"] == 2
+    made = bench.ensemble("classes", "r0", "r1", prune=True)
+    assert made["weights"] == {"r0": 1.0, "r1": 0.0}
+    assert made["members"] == 1
+    bench.set("classes", "ensemble: {prune: true}")
+    assert bench.ensemble("classes", "r0", "r1")["members"] == 1
+
+
+def test_a_combiner_that_is_not_there_is_answered_with_one_that_is(bench: Bench) -> None:
+    bench.add("classes", "a", noise=1.0, seed=1)
+    with pytest.raises(ConfigError, match="greedy"):
+        bench.ensemble("classes", "a", combine="gredy")
+
+
+def test_runs_on_other_folds_join_a_plain_mean_and_nothing_that_is_fitted(bench: Bench) -> None:
+    bench.add("labels", "a", noise=0.6, seed=1)
+    bench.add("labels", "b", noise=0.6, seed=2)
+    setup, paths, identity = open_run_setup(Choice("labels", run="a", workspace=bench.root))
+    a = open_part((setup, paths, identity), EnsembleOptions())
+    b = open_part(
+        (setup, open_run_setup(Choice("labels", run="b", workspace=bench.root))[1], {**identity, "folds": "other"}),
+        EnsembleOptions(),
+    )
+    with pytest.raises(PredictionError, match="different folds"):
+        blend_of([a, b], EnsembleOptions())
+    assert blend_of([a, b], EnsembleOptions(mixed_folds=True)).score is None
+    for options in ({"combine": "greedy"}, {"combine": "weights"}, {"prune": True}):
+        with pytest.raises(PredictionError, match="cannot be found"):
+            blend_of([a, b], EnsembleOptions(mixed_folds=True, **options))  # type: ignore[arg-type]
+
+
+# -- trained members ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(small_workspace: Path, tmp_path: Path) -> Path:
+    """A copy of the trained small workspace."""
+    shutil.copytree(small_workspace, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def run_ensemble(root: Path, *runs: str, **options: Any) -> dict[str, Any]:
+    return ensemble(Choice("classes", workspace=root), runs, EnsembleOptions(device="cpu", **options))
+
+
+def test_the_score_has_the_table_of_the_planet_notebook(trained: Path) -> None:
+    setup, paths, identity = open_run_setup(Choice("classes", workspace=trained))
+    made = out_of_fold(setup, paths, identity, device="cpu").score
+    assert [list(row) for row in made["table"]] == [["fold", "rows", "all-0", "all-1", "mean"]] * 2
+    assert [row["mean"] for row in made["table"]] == pytest.approx(list(made["folds"].values()))
+    assert made["cv_mean"]["mean"] == pytest.approx(np.mean(list(made["folds"].values())))
+    row, metric = made["table"][0], make_metric("log_loss")
+    rows = setup.train.select(setup.folds.valid(0))
+    values = np.load(paths.fold(0).predictions("oof", "all-1").with_suffix(".npy"))
+    assert row["all-1"] == pytest.approx(metric(rows.targets, values, rows))
+
+
+def test_the_table_of_a_decision_shows_what_each_fold_would_have_liked(trained: Path) -> None:
+    path = trained / "competitions" / "labels.yaml"
+    path.write_text(path.read_text() + "ensemble: {decision: threshold}\n")
+    setup, paths, identity = open_run_setup(Choice("labels", workspace=trained))
+    made = out_of_fold(setup, paths, identity, device="cpu").score
+    (row,) = made["table"]
+    assert list(row) == ["fold", "rows", "all-0", "all-1", "mean", "threshold", "at_best"]
+    assert row["at_best"] >= row["mean"]
+    assert row["mean"] == pytest.approx(made["score"])
+    assert row["threshold"] == made["decision"]["found"]["threshold"]
+
+
+def test_snapshots_of_runs_and_foreign_members_are_weighed_together(trained: Path) -> None:
+    bench = Bench.__new__(Bench)
+    bench.root = trained
+    bench.add("classes", "theirs", noise=0.8, seed=3)
+    made = run_ensemble(trained, "baseline-s0", "theirs", combine="weights", name="mix")
+    assert set(made["weights"]) == {"baseline-s0/all-0", "baseline-s0/all-1", "theirs"}
+    lineage = bench.lineage(made)
+    for member, weight in zip(lineage["members"], lineage["weights"], strict=True):
+        name = "theirs" if "foreign" in member else f"{member['run']}/{member['stage']}-{member['tag']}"
+        assert weight == pytest.approx(made["weights"][name] / (1 if "foreign" in member else 2))
+
+
+def test_only_snapshots_with_a_weight_are_predicted(trained: Path) -> None:
+    for fold in range(2):
+        shutil.rmtree(trained / "runs" / "classes" / "baseline-s0" / f"fold-{fold}" / "test", ignore_errors=True)
+    path = trained / "competitions" / "classes.yaml"
+    path.write_text(path.read_text() + "ensemble: {combine: {name: greedy, draws: 0}}\n")
+    made = run_ensemble(trained)
+    assert made["members"] == 2
+    (kept,) = [name for name, weight in made["weights"].items() if weight]
+    found = {path.stem for path in (trained / "runs" / "classes" / "baseline-s0").glob("fold-*/test/*.json")}
+    assert found == {kept.split("/")[1]}
+
+
+def test_all_rows_have_the_weights_found_on_the_folds(trained: Path) -> None:
+    train(open_setup(Choice("classes", workspace=trained)), "full", TrainOptions(device="cpu"))
+    made = run_ensemble(trained, full=True, combine="weights")
+    used = {name for name, weight in made["weights"].items() if weight}
+    assert made["members"] == len(used)
+    assert any("not what was scored" in note for note in made["notes"])
+    assert made["score"] is not None
