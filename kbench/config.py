@@ -161,6 +161,9 @@ class Stage(Section):
     groups: Literal["all", "head"] | Annotated[list[int], Field(min_length=1)] = Field(
         "all", description="layer groups that train; the others are frozen"
     )
+    precompute: bool = Field(
+        False, description="run the frozen body once over all rows and train the head on what it said"
+    )
     size: Size | None = Field(None, description="image size of this stage; `input.size` by default")
     batch_size: int = Field(64, ge=1, description="images per batch")
     accumulate: int = Field(1, ge=1, description="batches per update")
@@ -296,6 +299,7 @@ def _stage_problems(stages: Mapping[str, Stage]) -> Iterator[Problem]:
             yield Problem(
                 f"stages.{name}.start", f"'{stage.start}' is no earlier stage", nearest(stage.start, (*RESERVED, *done))
             )
+        yield from _precompute_problems(name, stage)
         if stage.range_test.end <= stage.range_test.start:
             yield Problem(f"stages.{name}.range_test.end", "is not above `start`", "write start: 1e-5, end: 10")
         done.append(name)
@@ -304,6 +308,23 @@ def _stage_problems(stages: Mapping[str, Stage]) -> Iterator[Problem]:
         yield Problem("stages", "a stage with `subset: full` may only be followed by such stages")
     if not any(stage.keep for stage in stages.values()):
         yield Problem("stages", "no stage keeps a model to predict with", "write `keep: [cycles]` in the last stage")
+
+
+def _precompute_problems(name: str, stage: Stage) -> Iterator[Problem]:
+    """Yield what cannot be together with activations that are computed once."""
+    if not stage.precompute:
+        return
+    where, why = f"stages.{name}", "with `precompute: true` an image is seen once, as it is judged"
+    if stage.groups != "head":
+        yield Problem(f"{where}.groups", "is not `head`, and only a frozen body can be precomputed",
+                      "write `groups: head`, or `precompute: false` where the body learns")  # fmt: skip
+    if stage.augment.name != "none":
+        yield Problem(f"{where}.augment", f"'{stage.augment.name}' would have no effect: {why}",
+                      "write `augment: none` here; a later stage without `precompute` may augment")  # fmt: skip
+    if stage.mix is not None:
+        yield Problem(f"{where}.mix", f"'{stage.mix.name}' mixes images, and {why}", "write `mix: null`")
+    if stage.step.name != "supervised":
+        yield Problem(f"{where}.step", f"'{stage.step.name}' is given images, and {why}", "write `step: supervised`")
 
 
 def _member_problems(ensemble: EnsembleSection, stages: Mapping[str, Stage]) -> Iterator[Problem]:

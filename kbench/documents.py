@@ -108,16 +108,27 @@ def override(content: dict[str, Any], assignments: Sequence[str]) -> dict[str, A
 
 
 def with_stage_defaults(content: dict[str, Any]) -> dict[str, Any]:
-    """Fold `train:` into every stage; a stage's own values win, component by component."""
+    """Fold `train:` into every stage; a stage's own values win, component by component.
+
+    `precompute: true` in `train:` counts where it can: a stage that trains more than the head, or augments or mixes
+    by its own words, switches it off by itself (F-22).
+    """
     content = dict(content)
     defaults = content.pop("train", None) or {}
     stages = content.get("stages")
     if isinstance(defaults, dict) and isinstance(stages, dict):
         content["stages"] = {
-            name: merge(defaults, stage or {}) if isinstance(stage, dict | None) else stage
+            name: _switched(merge(defaults, stage or {}), stage or {}) if isinstance(stage, dict | None) else stage
             for name, stage in stages.items()
         }
     return content
+
+
+def _switched(merged: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    if merged.get("precompute") is not True or "precompute" in own:
+        return merged
+    changes_images = any(own.get(key) not in (None, "none", {"name": "none"}) for key in ("augment", "mix"))
+    return {**merged, "precompute": False} if merged.get("groups") != "head" or changes_images else merged
 
 
 def read_document(

@@ -85,6 +85,10 @@ class FoldPaths:
         """The weights a stage left, where a later one starts from them."""
         return self.root / f"end-{stage}.safetensors"
 
+    def body(self, digest: str) -> Path:
+        """The JSON of a frozen body; snapshots of all folds of the run share it."""
+        return self.root.parent / "bodies" / f"{digest}.json"
+
     @property
     def losses(self) -> Path:
         """Plot of losses and scores."""

@@ -632,3 +632,42 @@ def test_any_plugin_is_loaded_or_one_error(body: str, tmp_path_factory: pytest.T
         check({**digits(), "plugins": ["any.py"]}, folder)
     except ConfigError:
         return
+
+
+# -- precomputed activations ---------------------------------------------------------------------------------------
+
+
+def staged(train: dict[str, Any], **stages: dict[str, Any]) -> dict[str, Any]:
+    """The digits YAML with other stages."""
+    return {**digits(), "train": train, "stages": stages}
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"groups": "all"}, "groups"),
+        ({"groups": [1, 2]}, "groups"),
+        ({"augment": "side_on"}, "augment"),
+        ({"mix": "mixup"}, "mix"),
+    ],
+)
+def test_what_cannot_be_together_with_precomputed_activations_is_named(change: dict[str, Any], where: str) -> None:
+    stage = {"precompute": True, "groups": "head", "keep": ["cycles"], **change}
+    with pytest.raises(ConfigError) as found:
+        check(staged({}, only=stage))
+    (line,) = found.value.what.splitlines()[1:]
+    assert f"stages.only.{where}:" in line
+    assert "precompute" in line
+
+
+def test_a_stage_that_unfreezes_or_augments_switches_an_inherited_precompute_off() -> None:
+    made = check(staged(
+        {"precompute": True, "groups": "head"},
+        head={}, augmented={"augment": "side_on"}, mixed={"mix": "mixup"}, all={"groups": "all", "keep": ["cycles"]},
+    ))  # fmt: skip
+    assert [stage.precompute for stage in made.stages.values()] == [True, False, False, False]
+
+
+def test_an_augmentation_of_all_stages_and_precompute_of_all_stages_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="would have no effect"):
+        check(staged({"precompute": True, "groups": "head", "augment": "side_on"}, head={"keep": ["cycles"]}))

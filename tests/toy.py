@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import ArrayImages, drawn
+from pictures import ArrayImages, drawn, write_images
 from torch import nn
 
 from kbench import registry
 from kbench.data.dataset import Show
 from kbench.data.normalise import Scale
 from kbench.data.tables import Table
+from kbench.inference.activations import Activations, Source, activations
 from kbench.training.context import FoldContext, Log, Plan
 from kbench.training.recipe import RangeTest, StagePlan
 from kbench.workspace import FoldPaths
@@ -53,6 +54,40 @@ class TinyNet(nn.Module):
         features = nn.functional.adaptive_avg_pool2d(self.norm(self.conv(images)).relu(), 2)
         logits: torch.Tensor = self.fc(self.drop(features.flatten(1)))
         return logits
+
+
+class SplitNet(nn.Module):
+    """A convolution with batch norm as body, and a head of its own: batch norm, dropout, linear."""
+
+    def __init__(self, n_outputs: int = 2, *, channels: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, n_outputs))
+        self.layer_prefixes = [["conv.", "norm."], ["head."]]
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(self.norm(self.conv(images)).relu(), 2).flatten(1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.features(images))
+        return logits
+
+
+def with_activations(made: FoldContext, folder: Path, *, rows: int, seen: list[Any] | None = None) -> FoldContext:
+    """The same fold with activations of its images, which are written to files, since a key holds their content."""
+    paths = write_images(folder / "pictures", drawn(rows))
+    source = Source(
+        ids=made.table.ids, rows=paths, images=made.images, reader="toy", folder=folder / "cache", device=CPU
+    )
+
+    def known(model: nn.Module, how: Any) -> Activations:
+        found = activations(source, model, how)
+        if seen is not None:
+            seen.append(found)
+        return found
+
+    return replace(made, activations=known)
 
 
 def stage(name: str = "only", **changes: Any) -> StagePlan:

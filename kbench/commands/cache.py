@@ -1,4 +1,4 @@
-"""`kbench cache`: what the image cache holds."""
+"""`kbench cache`: what the cache of images and activations holds."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from kbench.workspace import find_workspace
 
 
 def cache(*, clear: bool) -> dict[str, Any]:
-    """Return what the image cache holds, after clearing it if asked."""
+    """Return what the cache of images and activations holds, after clearing it if asked."""
     folder = find_workspace().cache()
     freed = clear_cache(folder) if clear else 0
     rows = [
-        {"key": entry.key, "images": entry.rows, "size": " x ".join(map(str, entry.resize[1:])), "how": entry.resize[0],
-         "MB": round(entry.bytes / 1e6, 1)}
+        {"key": entry.key, "what": entry.what, "images": entry.rows, "size": " x ".join(map(str, entry.resize[1:])),
+         "how": entry.resize[0], "MB": round(entry.bytes / 1e6, 1)}
         for entry in cache_entries(folder)
     ]  # fmt: skip
     return {"folder": str(folder), "rows": rows, "freed_mb": round(freed / 1e6, 1)}

@@ -20,6 +20,7 @@ from kbench.data.tables import Table
 from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problem
 from kbench.models.classifier import check_backbone
 from kbench.models.outputs import default_loss
+from kbench.models.split import check_split
 from kbench.tasks import exclusive, is_dense
 from kbench.training.optimizers import apply_schedule
 
@@ -48,6 +49,8 @@ def part_problems(competition: Competition, table: Table | None) -> list[Problem
 def _trials(competition: Competition, table: Table | None) -> Iterator[Trial]:
     if registry.get("model", competition.model.name).meta.get("backbone") == "timm":
         yield "model.backbone", lambda: _check_backbone(competition.model.backbone)
+    if any(stage.precompute for stage in competition.stages.values()):
+        yield "model", lambda: _check_split(competition, 2 if table is None else len(table.target_names))
     yield "tta", lambda: parts.build_views(competition)
     yield "metric", lambda: _try_metric(competition, table)
     yield "ensemble.combine", lambda: _part("combiner", competition.ensemble.combine)
@@ -84,6 +87,13 @@ def _part(kind: str, component: Component | None, *given: Any, **injected: Any) 
 def _check_backbone(name: str) -> None:
     if problem := check_backbone(name):
         raise ConfigError(problem, "a model of timm", "correct it")
+
+
+def _check_split(competition: Competition, outputs: int) -> None:
+    cpu = torch.device("cpu")
+    check_split(
+        parts.build_model(competition, outputs, device=cpu, weights=None, channels_last=False, pretrained=False)
+    )
 
 
 def _targets(task: str) -> np.ndarray | None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kbench.commands import parts
+from kbench.commands.activating import activations_of
 from kbench.commands.setup import Setup
 from kbench.data.dataset import auto_workers
 from kbench.errors import ConfigError
@@ -93,6 +94,9 @@ def prepare_fold(
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
         masks=parts.masks_of(competition, setup.train, setup.workspace.cache(), what="training"),
         windows=parts.build_windows(competition),
+        activations=activations_of(
+            competition, setup.train, setup.workspace.cache(), images, device=device, plugins=setup.plugin_files()
+        ),
     )  # fmt: skip
     return FoldJob(context, stages, build, resumed)
 

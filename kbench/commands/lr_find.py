@@ -13,7 +13,7 @@ from kbench.commands.runs import identity, run_paths
 from kbench.commands.setup import Choice, open_setup
 from kbench.data import seeds
 from kbench.errors import ConfigError, nearest
-from kbench.models.checkpoint import load_strict, read_tensors
+from kbench.models.checkpoint import load_strict, snapshot_tensors
 from kbench.report.curves import draw_lr_find
 from kbench.training.resume import Progress
 from kbench.training.stage import range_test
@@ -44,7 +44,7 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
     model = job.build()
     before = [item for item in checkpoints(setup, trained, known, fold) if item.info["stage"] in names[:index]]
     if before:
-        load_strict(model, read_tensors(before[-1].tensors), what=f"snapshot '{before[-1].path}'")
+        load_strict(model, snapshot_tensors(before[-1]), what=f"snapshot '{before[-1].path}'")
         console.note(f"starting from {before[-1].member} of fold {fold}")
     elif index:
         console.warn(f"stage {names[index - 1]} of fold {fold} has no snapshot: starting from the model as it begins")

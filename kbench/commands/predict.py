@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,18 @@ import torch
 
 from kbench import console, files
 from kbench.commands import parts
+from kbench.commands.activating import activations_of
 from kbench.commands.setup import Setup
 from kbench.data.dataset import auto_workers
 from kbench.data.tables import Table
 from kbench.ensemble.average import aligned, ensemble_run
 from kbench.errors import PredictionError
+from kbench.inference.activations import Seen
 from kbench.inference.predict import Job, Member, predict
 from kbench.inference.predictions import Predictions, load
-from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors
+from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors, snapshot_tensors
 from kbench.models.precision import choose_device, place
+from kbench.models.split import load_head
 from kbench.workspace import RunPaths
 
 
@@ -164,7 +169,8 @@ def _predict(
         source = _source(setup, checkpoint, job.ids)
         known = None if force else files.read_seal(out, verify=False)
         if known is None or known["source"] != source:
-            todo.append(member_of(setup, checkpoint, out, source, stages, job.device))
+            made = member_of(setup, checkpoint, out, source, stages, job.device)
+            todo.append(made if limit else _with_activations(setup, table, job, made, checkpoint, stages))
     if not todo:
         return
     views = len(job.views)
@@ -178,8 +184,9 @@ def _source(setup: Setup, checkpoint: Checkpoint, ids: np.ndarray) -> dict[str, 
     info = checkpoint.info
     return {
         "fold": info["fold"], "stage": info["stage"], "tag": info["tag"], "training": info["training"],
-        "folds": info["folds"], "weights": checkpoint.checksum, "views": setup.competition.tta.model_dump(),
-        "mean": setup.competition.ensemble.mean, "ids": files.digest([str(name) for name in ids]),
+        "folds": info["folds"], "weights": checkpoint.checksum, "body": checkpoint.body,
+        "views": setup.competition.tta.model_dump(), "mean": setup.competition.ensemble.mean,
+        "ids": files.digest([str(name) for name in ids]),
     }  # fmt: skip
 
 
@@ -214,14 +221,34 @@ def member_of(
             channels_last=False,
             pretrained=False,
         )
-        load_strict(model, read_tensors(checkpoint.tensors), what=f"snapshot '{checkpoint.path}'")
+        load_strict(model, snapshot_tensors(checkpoint), what=f"snapshot '{checkpoint.path}'")
         return place(model, device, channels_last=info.get("channels_last", True)).eval()
+
+    def head_like(model: torch.nn.Module) -> torch.nn.Module:
+        head: torch.nn.Module = copy.deepcopy(getattr(model, "head"))  # noqa: B009
+        load_head(head, read_tensors(checkpoint.tensors))
+        return head
 
     return Member(
         name=f"fold {info['fold']} {checkpoint.member}", load=load_model, size=tuple(info["size"]), resize=info["crop"],
         scale=info["scale"], precision=info["precision"], out=out, source=source, augmentation=show.augmentation,
-        train_crop=show.crop,
+        train_crop=show.crop, body=checkpoint.body, head=head_like,
     )  # fmt: skip
+
+
+def _with_activations(
+    setup: Setup, table: Table, job: Job, member: Member, checkpoint: Checkpoint, stages: dict[str, Any]
+) -> Member:
+    """Return a member that looks up the plain view where its head was trained on precomputed activations."""
+    info = checkpoint.info
+    if not info.get("precomputed"):
+        return member
+    show = stages[info["stage"]].valid_show
+    seen = Seen(show, info["scale"], info["precision"], info["channels_last"])
+    made = activations_of(
+        setup.competition, table, setup.workspace.cache(), job.images, device=job.device, plugins=setup.plugin_files()
+    )
+    return replace(member, precomputed=lambda model: made(model, seen).values)
 
 
 def members_of(

@@ -178,6 +178,10 @@ class Setup:
         given = self.competition.model.weights
         return None if given is None else self.workspace.own_file(given)
 
+    def plugin_files(self) -> list[Path]:
+        """Return the files of the plug-ins."""
+        return [self.plugins / name for name in self.competition.plugins]
+
     def groups(self) -> np.ndarray | None:
         """Return [N] groups that intervals resample, or None."""
         group = self.competition.folds.group

@@ -312,9 +312,19 @@ def _build(description: Path, images: Images, *, resize: Resize, progress: Progr
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One cached table."""
+    """One cached table.
+
+    Attributes:
+        key: of the file.
+        what: `images`, or `activations` of a frozen body.
+        rows: of the table.
+        resize: how images were resized, height and width.
+        bytes: on disk.
+        made: when, in seconds since 1970.
+    """
 
     key: str
+    what: str
     rows: int
     resize: list[Any]
     bytes: int
@@ -324,11 +334,11 @@ class CacheEntry:
 def cache_entries(folder: Path) -> list[CacheEntry]:
     """Return what the cache holds, oldest first."""
     entries = []
-    for path in (folder / "images").glob("*.json"):
+    for path in [*(folder / "images").glob("*.json"), *(folder / "activations").glob("*.json")]:
         found = files.read_seal(path, verify=False)
         if found:
             size = sum(entry["bytes"] for entry in found["files"].values())
-            entries.append(CacheEntry(path.stem, found["rows"], found["resize"], size, found["made"]))
+            entries.append(CacheEntry(path.stem, path.parent.name, found["rows"], found["resize"], size, found["made"]))
     return sorted(entries, key=lambda entry: entry.made)
 
 

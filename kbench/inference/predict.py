@@ -1,6 +1,8 @@
 """Predict rows with many models at once: every image is decoded once, whatever the number of models and views.
 
 One pass over the images serves every fold, snapshot and view that fits in memory; more models make more passes.
+Members that share a frozen body run it once per view, and only their heads apart; what is known of the plain view from
+precomputed activations is not computed again.
 Each member's predictions go straight to its memory-mapped array, so memory does not grow with the rows.
 """
 
@@ -24,8 +26,9 @@ from kbench.data.cache import Images, Resize
 from kbench.data.crops import Crop, Size, Window, centred
 from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.errors import PredictionError
+from kbench.inference.activations import features
 from kbench.inference.predictions import Predictions, array_path, create_array, save
-from kbench.inference.views import Load, View
+from kbench.inference.views import Load, View, is_plain
 from kbench.models.memory import free_memory, in_parts
 from kbench.models.outputs import probabilities
 from kbench.models.precision import Precision, autocast
@@ -49,6 +52,10 @@ class Member:
         source: what the JSON says about where they come from.
         augmentation: of its training, for random views.
         train_crop: of its training, for random views.
+        body: digest of the frozen body it shares with others; empty for a model of its own.
+        head: takes a loaded model of the same body and returns this member's head, [B, D] -> [B, K], in eval mode.
+        precomputed: (loaded model) -> [N, D] features of the rows of the images' table, for the plain view; None
+            where the body always runs.
     """
 
     name: str
@@ -61,6 +68,37 @@ class Member:
     source: dict[str, Any]
     augmentation: Augmentation
     train_crop: Crop
+    body: str = ""
+    head: Callable[[nn.Module], nn.Module] | None = None
+    precomputed: Callable[[nn.Module], np.ndarray] | None = None
+
+    @property
+    def family(self) -> tuple[Any, ...]:
+        """What members have in common that run one body."""
+        if not self.body:
+            return (id(self),)
+        return (self.body, self.precision, tuple(map(str, self.scale.items())))
+
+
+@dataclass
+class Family:
+    """Members that run one body, and their heads; a model that shares nothing is a family of one.
+
+    Attributes:
+        model: the first member's, loaded.
+        members: of the family.
+        heads: of the members; empty for a model that is not split.
+        known: [N, D] features of the plain view, where a member has them precomputed.
+    """
+
+    model: nn.Module
+    members: list[Member]
+    heads: list[nn.Module]
+    known: np.ndarray | None = None
+
+    def knows_all(self) -> bool:
+        """Return whether no member needs the body for the plain view."""
+        return self.known is not None and all(member.precomputed for member in self.members)
 
 
 @dataclass(frozen=True)
@@ -110,9 +148,9 @@ def predict(job: Job, members: Sequence[Member]) -> Iterator[int]:
     for group in grouped(members, drawn=any(view.load.draw is not None for view in job.views)):
         waiting = list(group)
         while waiting:
-            loaded, waiting = _load_some(waiting, job.device)
-            yield from accumulate(_one_pass(job, loaded))
-            for member, _ in loaded:
+            families, waiting = _load_some(waiting, job.device)
+            yield from accumulate(_one_pass(job, families))
+            for member in (member for family in families for member in family.members):
                 save(member.out, _opened(job, member))
 
 
@@ -131,44 +169,77 @@ def grouped(members: Sequence[Member], *, drawn: bool) -> list[list[Member]]:
     return list(groups.values())
 
 
-def _load_some(members: list[Member], device: torch.device) -> tuple[list[tuple[Member, nn.Module]], list[Member]]:
+def _load_some(members: list[Member], device: torch.device) -> tuple[list[Family], list[Member]]:
     """Load as many models as half of the free memory holds, at least one."""
-    loaded: list[tuple[Member, nn.Module]] = []
+    families: dict[tuple[Any, ...], Family] = {}
     room = free_memory(device) / 2
     for position, member in enumerate(members):
-        model = member.load()
-        loaded.append((member, model))
-        room -= sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        family = families.get(member.family)
+        if family is None:
+            model = member.load()
+            room -= _bytes(model)
+            families[member.family] = Family(model, [member], [getattr(model, "head")] if member.body else [])  # noqa: B009
+        else:
+            assert member.head is not None, "a member that shares a body brings its head"
+            family.members.append(member)
+            family.heads.append(member.head(family.model))
+            room -= _bytes(family.heads[-1])
         if room <= 0:
-            return loaded, members[position + 1 :]
-    return loaded, []
+            return _with_known(families), members[position + 1 :]
+    return _with_known(families), []
 
 
-def _one_pass(job: Job, loaded: list[tuple[Member, nn.Module]]) -> Iterator[int]:
-    first = loaded[0][0]
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def _with_known(families: dict[tuple[Any, ...], Family]) -> list[Family]:
+    for family in families.values():
+        family.known = next((member.precomputed(family.model) for member in family.members if member.precomputed), None)
+    return list(families.values())
+
+
+def _one_pass(job: Job, families: list[Family]) -> Iterator[int]:
+    """Predict all rows with some families; what they know of the plain view is looked up."""
+    first = families[0].members[0]
     loads = list(dict.fromkeys(view.load for view in job.views))
-    sources, shows = zip(*(_way(job, first, load) for load in loads), strict=True)
-    loader = Loader(ImageDataset(sources, shows, None), workers=job.workers, pin=job.device.type == "cuda")
-    plan = cut(len(job.rows), job.batch_size, lambda place: _draw(job, int(job.rows[place])))
-    normalisers = [Normalise(**member.scale).to(job.device) for member, _ in loaded]
-    arrays: list[np.ndarray | None] = [None] * len(loaded)
+    normalisers = [Normalise(**family.members[0].scale).to(job.device) for family in families]
+    arrays: dict[int, np.ndarray] = {}
     start = 0
-    for batch in loader(plan):
-        tensors = [images.to(job.device, non_blocking=True) for images in batch.images]
-        for position, (member, model) in enumerate(loaded):
-            normalised = [normalisers[position](images) for images in tensors]
-            mean = partial(_mean_over_views, job, model, loads, member.precision)
-            values = in_parts(mean, normalised).cpu().numpy()
-            array = arrays[position]
-            if array is None:
-                files.remove(member.out)  # what lies there counts no longer, even if this is not finished
-                array = arrays[position] = create_array(array_path(member.out), (len(job.ids), *values.shape[1:]))
-            array[start : start + len(values)] = values
-        start += len(batch.rows)
-        yield len(batch.rows)
-    for array in arrays:
+    for rows, images in _batches(job, first, loads, families):
+        tensors = [part.to(job.device, non_blocking=True) for part in images]
+        for family, normalise in zip(families, normalisers, strict=True):
+            batch = [normalise(part) for part in tensors]
+            if family.known is not None:
+                batch.append(torch.from_numpy(np.array(family.known[rows])).to(job.device))
+            values = in_parts(partial(_mean_over_views, job, family, loads if tensors else []), batch).cpu().numpy()
+            for position, member in enumerate(family.members):
+                array = arrays.get(id(member))
+                if array is None:
+                    files.remove(member.out)  # what lies there counts no longer, even if this is not finished
+                    shape = (len(job.ids), *values.shape[2:])
+                    array = arrays[id(member)] = create_array(array_path(member.out), shape)
+                array[start : start + len(values)] = values[:, position]
+        start += len(rows)
+        yield len(rows)
+    for array in arrays.values():
         if isinstance(array, np.memmap):
             array.flush()
+
+
+def _batches(
+    job: Job, first: Member, loads: list[Load], families: list[Family]
+) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]:
+    """Yield rows and their images, one tensor per load; none where everything is known of the only view."""
+    plan = cut(len(job.rows), job.batch_size, lambda place: _draw(job, int(job.rows[place])))
+    if all(is_plain(view) for view in job.views) and all(family.knows_all() for family in families):
+        for draws in plan:
+            yield np.array([draw.row for draw in draws]), ()
+        return
+    sources, shows = zip(*(_way(job, first, load) for load in loads), strict=True)
+    loader = Loader(ImageDataset(sources, shows, None), workers=job.workers, pin=job.device.type == "cuda")
+    for batch in loader(plan):
+        yield batch.rows.numpy(), batch.images
 
 
 def _draw(job: Job, row: int) -> Draw:
@@ -176,30 +247,56 @@ def _draw(job: Job, row: int) -> Draw:
 
 
 @torch.inference_mode()
-def _mean_over_views(
-    job: Job, model: nn.Module, loads: list[Load], precision: Precision, images: list[torch.Tensor]
-) -> torch.Tensor:
-    total: torch.Tensor | None = None
+def _mean_over_views(job: Job, family: Family, loads: list[Load], batch: list[torch.Tensor]) -> torch.Tensor:
+    """Return [B, members, K, ...] predictions; each member's are computed apart, as if it were alone.
+
+    Args:
+        job: the views.
+        family: the members.
+        loads: what the first tensors of the batch are.
+        batch: normalised images, one tensor per load, then the known features of the plain view.
+    """
+    images, known = batch[: len(loads)], batch[-1] if family.known is not None else None
+    totals: list[torch.Tensor] = []
     weight = sum(view.weight for view in job.views)
     for view in job.views:
-        shown = view.forward(images[loads.index(view.load)])
-        with autocast(job.device, precision):
-            logits = model(shown)
-        values = probabilities(logits, job.task)
-        if values.ndim == 4:
-            values = view.inverse(values)
-            if total is not None and values.shape != total.shape:  # another scale
-                values = nn.functional.interpolate(values, total.shape[-2:], mode="bilinear", align_corners=False)
-        if job.mean == "geometric":
-            values = values.clamp_min(_SMALLEST).log()
-        part = values * (view.weight / weight)
-        total = part if total is None else total + part
-    assert total is not None, "a set of views is not empty"
+        shown = view.forward(images[loads.index(view.load)]) if images else None
+        for position, logits in enumerate(_logits(job, family, shown, known if is_plain(view) else None)):
+            values = probabilities(logits, job.task)
+            if values.ndim == 4:
+                values = view.inverse(values)
+                if totals and values.shape != totals[0].shape:  # another scale
+                    values = nn.functional.interpolate(
+                        values, totals[0].shape[-2:], mode="bilinear", align_corners=False
+                    )
+            if job.mean == "geometric":
+                values = values.clamp_min(_SMALLEST).log()
+            part = values * (view.weight / weight)
+            if position == len(totals):
+                totals.append(part)
+            else:
+                totals[position] = totals[position] + part
+    return torch.stack([_finished(total, job) for total in totals], 1)
+
+
+def _finished(total: torch.Tensor, job: Job) -> torch.Tensor:
     if job.mean == "geometric":
         total = total.exp()
         if job.task in ("single_label", "segmentation"):
             total = total / total.sum(1, keepdim=True)
     return total
+
+
+def _logits(job: Job, family: Family, shown: torch.Tensor | None, known: torch.Tensor | None) -> list[torch.Tensor]:
+    """Return each member's logits [B, K, ...] of one view; the body runs once, and only where somebody needs it."""
+    precision = family.members[0].precision
+    if not family.heads:
+        assert shown is not None, "a model that knows nothing is shown the image"
+        with autocast(job.device, precision):
+            return [family.model(shown)]
+    looked_up = [known is not None and member.precomputed is not None for member in family.members]
+    live = shown if all(looked_up) else features(family.model, torch.as_tensor(shown), job.device, precision)
+    return [head(known if there else live) for head, there in zip(family.heads, looked_up, strict=True)]
 
 
 def _way(job: Job, member: Member, load: Load) -> tuple[Images, Show]:

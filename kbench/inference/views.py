@@ -63,6 +63,11 @@ class View:
     weight: float = 1.0
 
 
+def is_plain(view: View) -> bool:
+    """Return whether a view shows the image as it is judged while training."""
+    return view.load == PLAIN and view.forward is same
+
+
 def flip(batch: torch.Tensor) -> torch.Tensor:
     """Mirror left and right; its own inverse."""
     return batch.flip(-1)

@@ -1,6 +1,7 @@
 """Weights on disk: the only module that loads any.
 
-Snapshots are `safetensors` files with a JSON beside them that says what they are and is written last. Foreign
+Snapshots are `safetensors` files with a JSON beside them that says what they are and is written last. One whose body
+was frozen holds its head alone and names its body, which is kept once for all of them. Foreign
 weights are read from `safetensors`, or from a torch file with `weights_only=True`: a pickle that would run code
 is refused.
 """
@@ -19,6 +20,7 @@ from torch import nn
 
 from kbench import files
 from kbench.errors import CheckpointError, first_names
+from kbench.workspace import FoldPaths
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,6 +48,11 @@ class Checkpoint:
         return str(self.info["files"]["weights"]["sha256"])
 
     @property
+    def body(self) -> str:
+        """Digest of the body it shares with other snapshots; empty for one that holds the whole model."""
+        return str(self.info.get("body") or "")
+
+    @property
     def member(self) -> str:
         """Name of the snapshot in an ensemble: `stage-cycle`."""
         return f"{self.info['stage']}-{self.info['tag']}"
@@ -69,6 +76,40 @@ def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], info: dict[
     write_tensors(weights, tensors)
     files.seal(path, info, files={"weights": weights})
     return Checkpoint(path, files.read_json(path))
+
+
+def keep_body(paths: FoldPaths, digest: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a frozen body where the run's snapshots look for it, unless it is there."""
+    path = paths.body(digest)
+    if read_checkpoint(path, verify=False) is None:
+        save_checkpoint(path, tensors, {"body": digest})
+
+
+def read_body(paths: FoldPaths, digest: str) -> Tensors:
+    """Return the tensors of a body that snapshots of the run name.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = paths.body(digest)
+    found = read_checkpoint(path)
+    if found is None:
+        raise CheckpointError(
+            f"the frozen body '{path}' is missing or damaged",
+            "the weights that were kept beside the folds",
+            "bring the file back, or train the run again with `--force`",
+        )
+    return read_tensors(found.tensors)
+
+
+def snapshot_tensors(checkpoint: Checkpoint) -> Tensors:
+    """Return the whole model's tensors of a snapshot, its body included.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    tensors = read_tensors(checkpoint.tensors)
+    return {**read_body(FoldPaths(checkpoint.path.parent), checkpoint.body), **tensors} if checkpoint.body else tensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

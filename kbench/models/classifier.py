@@ -31,11 +31,21 @@ class ConcatPool(nn.Module):
         return torch.cat([features.amax((2, 3)), features.mean((2, 3))], 1)  # [B, 2C]
 
 
-def concat_head(features: int, n_outputs: int, *, hidden: Sequence[int], dropout: Sequence[float]) -> nn.Sequential:
-    """Return the lesson's head: pool, then blocks of batch norm, dropout, linear, ReLU (F-11).
+class Head(nn.Sequential):
+    """Layers from [B, D] features to logits [B, K], always in fp32: they cost nothing, and rounding costs score."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return logits of features of any floating dtype."""
+        with torch.autocast(features.device.type, enabled=False):
+            logits: torch.Tensor = super().forward(features.float())  # type: ignore[no-untyped-call]
+        return logits
+
+
+def concat_head(features: int, n_outputs: int, *, hidden: Sequence[int], dropout: Sequence[float]) -> Head:
+    """Return the lesson's head behind its pooling: blocks of batch norm, dropout, linear, ReLU (F-11).
 
     Args:
-        features: channels of the body.
+        features: channels of the body; the pooling makes twice as many.
         n_outputs: width of the last layer.
         hidden: widths of the layers between.
         dropout: one probability per layer, or one for all.
@@ -48,7 +58,7 @@ def concat_head(features: int, n_outputs: int, *, hidden: Sequence[int], dropout
             f"one, or one for each of the {len(widths) - 1} layers of the head",
             "correct the list",
         )
-    layers: list[nn.Module] = [ConcatPool()]
+    layers: list[nn.Module] = []
     for position, rate in enumerate(rates):
         linear = nn.Linear(widths[position], widths[position + 1])
         nn.init.kaiming_normal_(linear.weight)
@@ -56,54 +66,69 @@ def concat_head(features: int, n_outputs: int, *, hidden: Sequence[int], dropout
         layers += [nn.BatchNorm1d(widths[position]), nn.Dropout(rate), linear]
         if position < len(rates) - 1:
             layers.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*layers)
+    return Head(*layers)
 
 
 class Classifier(nn.Module):
-    """A body that makes feature maps and a head that makes logits.
+    """A body that makes feature maps, a pooling without parameters, and a head that makes logits.
+
+    Any model with a `features` method and a `head` module like these can be trained on precomputed activations
+    and shares its frozen body when predicting; see `split.py`.
 
     Args:
-        body: a timm model without classifier and pooling.
-        head: [B, C, H, W] or [B, N, C] -> [B, K].
+        body: a timm model without classifier.
+        pool: [B, C, H, W], [B, N, C] or [B, C] -> [B, D].
+        head: [B, D] -> [B, K].
         body_groups: prefixes of parameter names, one list per layer group of the body, first to last.
         config: mean and std the backbone was trained with.
+        origin: what the body is made of beside its weights; part of its identity.
     """
 
     def __init__(
-        self, body: nn.Module, head: nn.Module, *, body_groups: list[list[str]], config: dict[str, Any]
+        self,
+        body: nn.Module,
+        pool: nn.Module,
+        head: nn.Module,
+        *,
+        body_groups: list[list[str]],
+        config: dict[str, Any],
+        origin: str = "",
     ) -> None:
         super().__init__()
-        self.body, self.head = body, head
+        self.body, self.pool, self.head = body, pool, head
         self.layer_prefixes = [*body_groups, ["head."]]
-        self.config = config
+        self.config, self.origin = config, origin
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Return the body's feature maps of [B, C, H, W] images."""
         features: torch.Tensor = _channels_first(self.body, self.body(images))
         return features
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the pooled features [B, D], float32, of normalised [B, C, H, W] images."""
+        pooled: torch.Tensor = self.pool(self.encode(images).float())
+        return pooled
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [B, K] of normalised [B, C, H, W] images."""
-        logits: torch.Tensor = self.head(self.encode(images))
+        logits: torch.Tensor = self.head(self.features(images))
         return logits
 
 
-class _LinearHead(nn.Module):
-    """The backbone's own pooling (its token, or the mean of places) and a linear layer."""
+class OwnPool(nn.Module):
+    """The backbone's own pooling: its token, or the mean of places; what is pooled already stays: -> [B, C]."""
 
-    def __init__(self, n_outputs: int, features: int, *, pool: str, prefix: int, dropout: float) -> None:
+    def __init__(self, *, token: bool, prefix: int) -> None:
         super().__init__()
-        self.pool, self.prefix = pool, prefix
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(features, n_outputs)
+        self.token, self.prefix = token, prefix
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Pool [B, C, H, W] or [B, N, C]; [B, C] is left alone."""
+        if features.ndim == 2:
+            return features
         if features.ndim == 4:
-            pooled = features.mean((2, 3))  # [B, C]
-        else:
-            pooled = features[:, 0] if self.pool == "token" else features[:, self.prefix :].mean(1)  # [B, C]
-        logits: torch.Tensor = self.fc(self.dropout(pooled))
-        return logits
+            return features.mean((2, 3))
+        return features[:, 0] if self.token else features[:, self.prefix :].mean(1)
 
 
 @register("model", "timm", tasks=("single_label", "multi_label", "regression"), backbone="timm")
@@ -114,7 +139,7 @@ def timm_classifier(
     _backbone: str,
     _pretrained: bool = False,
     _size: tuple[int, int] = (224, 224),
-    head: Literal["linear", "concat"] = "linear",
+    head: Literal["linear", "concat", "timm"] = "linear",
     hidden: list[int] | None = None,
     dropout: float | list[float] | None = None,
     drop_path: float = 0.0,
@@ -128,9 +153,11 @@ def timm_classifier(
         _backbone: name of a timm model.
         _pretrained: fetch timm's weights from their hub.
         _size: image height and width, for backbones that need it.
-        head: `linear` (mean pooling or the backbone's token, dropout, linear) or the lesson's `concat` (F-11).
+        head: `linear` (mean pooling or the backbone's token, dropout, linear), the lesson's `concat` (F-11), or
+            `timm`: the backbone's own pooling and layers before its classifier (`create: {global_pool: catavgmax}`
+            chooses the pooling), then dropout and linear.
         hidden: widths between, of the `concat` head; [512] by default.
-        dropout: probability per layer of the head; 0 for `linear`, 0.25 and 0.5 for `concat` by default.
+        dropout: probability per layer of the head; 0.25 and 0.5 for `concat`, else 0 by default.
         drop_path: stochastic depth of the backbone.
         create: further keyword arguments of `timm.create_model`, such as `pad_type: same`.
 
@@ -140,18 +167,23 @@ def timm_classifier(
     """
     check_number("drop_path", drop_path, "[0, 1)")
     options = {**({"drop_path_rate": drop_path} if drop_path else {}), **(create or {})}
-    body, pool = _create_body(_backbone, in_channels, pretrained=_pretrained, size=_size, options=options)
-    shape = _feature_shape(body, in_channels, _size)
-    features = shape[1] if len(shape) == 4 else shape[2]
+    body, pooling = _create_body(
+        _backbone, in_channels, pretrained=_pretrained, size=_size, options=options, pooled=head == "timm"
+    )
+    shape = _feature_shape(body, in_channels, _size, dims=(2,) if head == "timm" else (3, 4))
+    features = shape[-1] if len(shape) < 4 else shape[1]
     rates = [dropout] if isinstance(dropout, float | int) else dropout
     for rate in rates or ():
         check_number("dropout", rate, "[0, 1)")
     if head == "concat":
-        made: nn.Module = concat_head(features, n_outputs, hidden=hidden or [512], dropout=rates or [0.25, 0.5])
+        pool: nn.Module = ConcatPool()
+        made = concat_head(features, n_outputs, hidden=hidden or [512], dropout=rates or [0.25, 0.5])
     else:
-        prefix = getattr(body, "num_prefix_tokens", 0)
-        made = _LinearHead(n_outputs, features, pool=pool, prefix=prefix, dropout=(rates or [0.0])[0])
-    return Classifier(body, made, body_groups=_halves(body), config=dict(body.pretrained_cfg))
+        pool = OwnPool(token=pooling == "token", prefix=getattr(body, "num_prefix_tokens", 0))
+        made = Head(nn.Dropout((rates or [0.0])[0]), nn.Linear(features, n_outputs))
+    return Classifier(
+        body, pool, made, body_groups=_halves(body), config=dict(body.pretrained_cfg), origin=f"{_backbone} {options}"
+    )
 
 
 def check_backbone(name: str) -> str:
@@ -171,9 +203,9 @@ def backbone_statistics(name: str) -> tuple[list[float], list[float]] | None:
 
 
 def _create_body(
-    name: str, in_channels: int, *, pretrained: bool, size: tuple[int, int], options: dict[str, Any]
+    name: str, in_channels: int, *, pretrained: bool, size: tuple[int, int], options: dict[str, Any], pooled: bool
 ) -> tuple[Any, str]:
-    """Return a timm model without classifier and pooling, and the name of the pooling it had."""
+    """Return a timm model without classifier, and pooling unless `pooled`, and the name of its pooling."""
     problem = check_backbone(name)
     if problem:
         raise ConfigError(problem, "a model of `timm.list_models()`", "correct model.backbone")
@@ -182,7 +214,8 @@ def _create_body(
         if hasattr(body, "set_input_size") and body.pretrained_cfg.get("fixed_input_size"):
             body.set_input_size(img_size=size)
         pool = getattr(body, "global_pool", "")
-        body.reset_classifier(0, "")  # not asked for at once: some models choose their last norm by the pooling
+        if not pooled:
+            body.reset_classifier(0, "")  # not asked for at once: some models choose their last norm by the pooling
     return body, pool if isinstance(pool, str) else ""
 
 
@@ -220,7 +253,7 @@ def _channels_first(body: Any, features: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _feature_shape(body: nn.Module, in_channels: int, size: tuple[int, int]) -> torch.Size:
+def _feature_shape(body: nn.Module, in_channels: int, size: tuple[int, int], *, dims: tuple[int, ...]) -> torch.Size:
     was = body.training
     body.eval()
     try:
@@ -232,9 +265,13 @@ def _feature_shape(body: nn.Module, in_channels: int, size: tuple[int, int]) -> 
             "correct input.size, such as 224, or choose another model.backbone",
         ) from error
     body.train(was)
-    if not isinstance(made, torch.Tensor) or made.ndim not in (3, 4):
+    if not isinstance(made, torch.Tensor) or made.ndim not in dims:
         raise ConfigError(
-            "the backbone gives neither feature maps nor tokens", "one that does", "choose another model.backbone"
+            "the backbone gives neither feature maps nor tokens"
+            if 3 in dims
+            else "the backbone gives no pooled features",
+            "one that does",
+            "choose another model.backbone, or another `head` in model.options",
         )
     return _channels_first(body, made).shape
 

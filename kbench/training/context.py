@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from kbench import files
 from kbench.data.cache import Images, Resize
@@ -17,6 +18,7 @@ from kbench.data.dataset import Show
 from kbench.data.normalise import Scale
 from kbench.data.tables import Table
 from kbench.data.whole import class_pixels
+from kbench.inference.activations import Activations, Seen
 from kbench.inference.windows import Windows
 from kbench.training.lr_curve import LRCurve
 from kbench.training.recipe import StagePlan
@@ -110,6 +112,7 @@ class FoldContext:
         limit: batches per stage of a smoke run, or None.
         masks: resizing -> masks of the table, of dense tasks.
         windows: what the network sees of a whole image at once, of dense tasks.
+        activations: (model, how its body sees images) -> its features of all rows of the table.
     """
 
     fold: int | str
@@ -132,6 +135,7 @@ class FoldContext:
     limit: int | None = None
     masks: Callable[[Resize], Images] | None = None
     windows: Windows | None = None
+    activations: Callable[[nn.Module, Seen], Activations] | None = None
     _opened: dict[Resize, Images] = field(default_factory=dict)
 
     def images_for(self, show: Show) -> Images:

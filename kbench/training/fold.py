@@ -16,7 +16,8 @@ from torch import nn
 from kbench import files
 from kbench.data import seeds
 from kbench.errors import CheckpointError, TrainingError
-from kbench.models.checkpoint import Tensors, read_tensors, write_tensors
+from kbench.models.checkpoint import Tensors, read_body, read_tensors, write_tensors
+from kbench.models.split import HEAD
 from kbench.training.context import FoldContext
 from kbench.training.recipe import StagePlan
 from kbench.training.resume import Progress, clear_resume, load_resume, part
@@ -49,7 +50,7 @@ def train_fold(
     model = build()
     progress, tensors = resumed or (Progress(), None)
     if tensors is not None:
-        model.load_state_dict(part(tensors, "model/"))
+        _restore(model, progress, tensors, context.paths)
         yield Note(f"going on from stage {stages[progress.stage].name}, epoch {progress.epoch}, batch {progress.batch}")
     needed = {stage.start for stage in stages}
     try:
@@ -68,6 +69,14 @@ def train_fold(
     context.log.add({"event": "done"})
     mark(context.paths, "done", context.identity)
     clear_resume(context.paths)
+
+
+def _restore(model: nn.Module, progress: Progress, tensors: Tensors, paths: FoldPaths) -> None:
+    """Put back a resume point's model; one that trains on activations kept its head beside the frozen body."""
+    state = part(tensors, "model/")
+    if progress.body:
+        state = {**read_body(paths, progress.body), **{f"{HEAD}{name}": value for name, value in state.items()}}
+    model.load_state_dict(state)
 
 
 def _start(context: FoldContext, stage: StagePlan, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from kbench.data import seeds
-from kbench.data.dataset import Batch, Draw, Loader
+from kbench.data.dataset import Batch, Draw
 from kbench.errors import TrainingError
 from kbench.models.groups import train_mode
 from kbench.models.memory import in_parts
@@ -29,6 +29,7 @@ from kbench.training.schedules import Schedule
 from kbench.training.update import Learner, Rules, update
 
 Mix = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+Load = Callable[[Sequence[Sequence[Draw]]], Iterator[Batch]]
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Feed:
         task: the competition's task.
     """
 
-    load: Loader
+    load: Load
     normalise: nn.Module
     device: torch.device
     mix: Mix | None = None

@@ -71,6 +71,7 @@ class StagePlan:
         adaptive: whether the schedule follows the scores.
         stop_after: epochs after which the stage ends, found on the folds (`--full`).
         rates: factor of the rate in each epoch, found on the folds (`--full` with plateau).
+        precompute: train the head on what the frozen body said once (F-22).
     """
 
     name: str
@@ -104,6 +105,7 @@ class StagePlan:
     adaptive: bool
     stop_after: int | None = None
     rates: tuple[float, ...] | None = None
+    precompute: bool = False
 
     @property
     def size(self) -> Size:

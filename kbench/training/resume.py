@@ -34,6 +34,7 @@ class Progress:
         best_epoch: its number, or None.
         micro_batch: images per forward pass.
         meter: running sums of the epoch: total, count, images.
+        body: digest of the frozen body, where the tensors hold the head alone.
     """
 
     stage: int = 0
@@ -46,6 +47,7 @@ class Progress:
     best_epoch: int | None = None
     micro_batch: int = 0
     meter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    body: str = ""
 
     def next_stage(self) -> None:
         """Go to the beginning of the next stage."""

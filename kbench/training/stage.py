@@ -19,9 +19,12 @@ from torch import nn
 from kbench.data import seeds
 from kbench.data.dataset import Batches, Draw, ImageDataset, Loader, Normalise, cut
 from kbench.errors import ConfigError
-from kbench.models.checkpoint import Tensors, read_checkpoint, read_tensors, save_checkpoint
+from kbench.inference.activations import Activations, RowLoader, Seen
+from kbench.models.checkpoint import Tensors, keep_body, read_checkpoint, save_checkpoint, snapshot_tensors
 from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
+from kbench.models.memory import free_memory
 from kbench.models.precision import Precision, choose_precision, place
+from kbench.models.split import body_digest, body_state, head_state, trains_head_alone
 from kbench.tasks import is_dense
 from kbench.training.context import FoldContext
 from kbench.training.judging import Judging, judge_maps
@@ -36,6 +39,7 @@ from kbench.training.update import Learner, Rules, average_of
 
 _FIND_EPOCHS = 10**6  # orders of the range test are numbered from here
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
+_EPOCHS_S = 10.0  # between resume points of a stage on activations, whose epochs take less than writing one
 
 
 @dataclass(frozen=True)
@@ -124,10 +128,16 @@ class _Runner:
         place(model, context.device, channels_last=self.channels_last)
         train_images = context.images_for(stage.show)
         self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
-        self.feed = self._feed(train_images, stage.show, mix=stage.mix)
         self.dense = is_dense(table.task)
-        if not self.dense:  # judged on whole images, by `judge_maps`
-            self.valid_feed = self._feed(context.images_for(stage.valid_show), stage.valid_show, mix=None)
+        self.activations = self._activations()
+        self.learned: nn.Module = model if self.activations is None else getattr(model, "head")  # noqa: B009
+        if self.activations is not None:
+            rows = RowLoader(self.activations.values, table.targets, room=free_memory(torch.device("cpu")))
+            self.feed = self.valid_feed = Feed(rows, nn.Identity(), context.device)
+        else:
+            self.feed = self._feed(train_images, stage.show, mix=stage.mix)
+            if not self.dense:  # judged on whole images, by `judge_maps`
+                self.valid_feed = self._feed(context.images_for(stage.valid_show), stage.valid_show, mix=None)
         batches = self._plan(0)
         per_epoch = -(-len(batches) // stage.accumulate)
         self.schedule = self._schedule(per_epoch)
@@ -147,12 +157,22 @@ class _Runner:
         self.n_groups = len(layers)
         self.lr = self._rates()
         self.learner = Learner(
-            model=model,
+            model=self.learned,
             optimizer=self._optimizer(layers, self.lr),
             scaler=torch.amp.GradScaler(context.device.type, enabled=precision == "fp16"),
-            averaged=average_of(model) if stage.ema is not None else None,
+            averaged=average_of(self.learned) if stage.ema is not None else None,
             micro_batch=stage.batch_size + 1,  # a last batch may have one more
         )
+        self.saved = time.monotonic()
+
+    def _activations(self) -> Activations | None:
+        """Return what the frozen body says about all rows, where the stage trains the head on it (F-22)."""
+        context, stage = self.context, self.stage
+        if not stage.precompute or context.limit:  # a smoke run looks at a few rows only
+            return None
+        assert context.activations is not None, "a fold is made with its activations"
+        seen = Seen(stage.valid_show, context.scale_for(None), self.judged_in, self.channels_last)
+        return context.activations(self.model, seen)
 
     def _precisions(self) -> tuple[Precision, Precision]:
         """Return the precisions of training and judging; what a device type began with, it goes on with."""
@@ -195,8 +215,8 @@ class _Runner:
         return limited
 
     def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
-        decays = per_group(self.stage.weight_decay, len(layers), what="weight_decay")
-        return self.stage.optimizer(layers, list(rates), decays)
+        decays = per_group(self.stage.weight_decay, self.n_groups, what="weight_decay")
+        return self.stage.optimizer(layers, list(rates), decays[-len(layers) :])  # of the head alone, the last
 
     # -- learning rate ---------------------------------------------------------------------------------------
 
@@ -231,12 +251,13 @@ class _Runner:
         steps = self.stage.range_test.steps * self.stage.accumulate
         epochs = (self._plan(_FIND_EPOCHS + epoch) for epoch in itertools.count())
         batches = list(itertools.islice(itertools.chain.from_iterable(epochs), steps))
+        groups = len(layer_groups(self.learned))
         curve = find_lr(
-            self.model,
+            self.learned,
             self.feed,
             batches,
             optimizer=self._optimizer,
-            ratios=spread(1.0, self.stage.lr_decay, self.n_groups),
+            ratios=spread(1.0, self.stage.lr_decay, groups),
             rise=self.stage.range_test,
             rules=replace(self.rules, said=[]),  # what it says is no part of the log: a resumed run does not repeat it
             micro_batch=self.stage.batch_size + 1,
@@ -253,6 +274,13 @@ class _Runner:
              "steps": self.schedule.steps, "lr": self.lr, "precision": self.rules.precision,
              "size": list(self.stage.size)}
         )  # fmt: skip
+        if self.activations is not None:
+            known = self.activations
+            shape = known.values.shape
+            self.context.log.add({"event": "activations", "stage": self.stage.name, "rows": shape[0],
+                                  "features": shape[1], "images_per_s": known.images_per_s})  # fmt: skip
+            yield Note(f"activations: {shape[0]:,} images x {shape[1]:,} features, made at {known.images_per_s:.0f} "
+                       f"images/s{'' if known.fresh else ' before'}")  # fmt: skip
         shown = ", ".join(f"{rate:.3g}" for rate in self.lr)
         found = "found" if self.stage.lr == "find" else "set"
         yield Note(
@@ -297,9 +325,14 @@ class _Runner:
         progress.epoch += 1
         progress.batch, progress.meter = 0, [0.0, 0.0, 0.0]
         self._keep(made_epoch)
-        self._checkpoint()
+        pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
+        if self._done() or time.monotonic() - self.saved >= pause:
+            self._checkpoint()
         yield made_epoch
-        if waiting > 0.3 and progress.epoch == 1:
+        if self.activations is not None and progress.epoch == 1:
+            body = self.activations.images_per_s
+            yield Note(f"an epoch of the head goes {speed / body:,.0f} times as fast as one pass of the frozen body")
+        if waiting > 0.3 and progress.epoch == 1 and self.activations is None:
             yield Note(
                 f"{waiting:.0%} of the time is spent waiting for data: raise `loader: {{workers: N}}`, "
                 "use the image cache, or lighten the augmentation"
@@ -361,7 +394,7 @@ class _Runner:
             self._snapshot(str(ends[0]), epoch, kept=True)
         if epoch.best and ("best" in stage.keep or stage.early_stop):
             self._snapshot("best", epoch, kept="best" in stage.keep)
-        done = progress.epoch >= self.epochs or self.stopped_early()
+        done = self._done()
         if done and "last" in stage.keep and not (ends and "cycles" in stage.keep and not self.context.limit):
             self._snapshot("last", epoch, kept=True)
         if done:
@@ -370,9 +403,12 @@ class _Runner:
                 {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
             )
 
+    def _done(self) -> bool:
+        return self.progress.epoch >= self.epochs or self.stopped_early()
+
     def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool) -> None:
         context, stage = self.context, self.stage
-        weights = self.learner.judged.state_dict()
+        weights, body = self._weights()
         if not all(bool(value.isfinite().all()) for value in weights.values()):
             raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
         info: dict[str, Any] = {
@@ -381,11 +417,27 @@ class _Runner:
             "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss",
             "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": context.scale_for(None),
             "precision": self.judged_in, "channels_last": self.channels_last, "task": context.table.task,
-            "names": list(context.table.target_names), **context.identity,
+            "names": list(context.table.target_names), "body": body, "precomputed": self.activations is not None,
+            **context.identity,
         }  # fmt: skip
         save_checkpoint(context.paths.snapshot(stage.name, tag), weights, info)
 
+    def _weights(self) -> tuple[Tensors, str]:
+        """Return what a snapshot holds: the whole model, or the head and the digest of its body, which is kept."""
+        judged = self.learner.judged
+        if self.activations is None and not trains_head_alone(self.model):
+            return dict(judged.state_dict()), ""
+        head = judged if self.activations is not None else getattr(judged, "head")  # noqa: B009
+        return head_state(head), self._keep_body()
+
+    def _keep_body(self) -> str:
+        digest = body_digest(self.model)
+        keep_body(self.context.paths, digest, body_state(self.model))
+        return digest
+
     def _checkpoint(self) -> None:
+        self.saved = time.monotonic()
+        self.progress.body = "" if self.activations is None else self._keep_body()
         self.progress.micro_batch = self.learner.micro_batch
         self.progress.log_lines = self.context.log.lines
         training = str(self.context.identity["training"])
@@ -397,8 +449,8 @@ class _Runner:
         if stage.early_stop and self.progress.best_epoch is not None:
             best = read_checkpoint(context.paths.snapshot(stage.name, "best"))
             assert best is not None, "an epoch that was best wrote its snapshot"
-            self.model.load_state_dict(read_tensors(best.tensors))
+            self.model.load_state_dict(snapshot_tensors(best))
         elif self.learner.averaged is not None:
-            self.model.load_state_dict(self.learner.averaged.state_dict())
+            self.learned.load_state_dict(self.learner.averaged.state_dict())
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)

@@ -29,7 +29,7 @@ def made(name: str = "resnet10t", **options) -> Classifier:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5, 15])
-@pytest.mark.parametrize("head", ["linear", "concat"])
+@pytest.mark.parametrize("head", ["linear", "concat", "timm"])
 def test_a_classifier_gives_one_logit_per_target(channels: int, head: str) -> None:
     model = made(channels=channels, head=head, outputs=7)
     assert model(torch.zeros(2, channels, 32, 32)).shape == (2, 7)
@@ -46,21 +46,21 @@ def test_backbones_of_every_kind_take_the_size_of_the_images(name: str, size: tu
 def test_a_transformer_is_judged_by_its_token() -> None:
     model = made("vit_tiny_patch16_224", size=(32, 32))
     features = model.encode(torch.randn(2, 3, 32, 32))
-    torch.testing.assert_close(model.head(features), model.head.fc(features[:, 0]))
+    torch.testing.assert_close(model.head(model.pool(features)), model.head[1](features[:, 0]))
 
 
 def test_a_transformer_that_was_trained_with_mean_pooling_takes_the_mean_of_places_without_the_token() -> None:
     model = made("eva02_tiny_patch14_224", size=(28, 28))
     features = model.encode(torch.randn(2, 3, 28, 28))
     assert features.shape[1] == 1 + 4
-    torch.testing.assert_close(model.head(features), model.head.fc(features[:, 1:].mean(1)))
+    torch.testing.assert_close(model.head(model.pool(features)), model.head[1](features[:, 1:].mean(1)))
     assert any("fc_norm" in name for name in model.body.state_dict())  # the norm its weights were trained with
 
 
 def test_a_convolutional_network_is_judged_by_the_mean_of_its_maps() -> None:
     model = made()
     maps = model.encode(torch.randn(2, 3, 64, 64))
-    torch.testing.assert_close(model.head(maps), model.head.fc(maps.mean((2, 3))))
+    torch.testing.assert_close(model.head(model.pool(maps)), model.head[1](maps.mean((2, 3))))
 
 
 def test_channels_last_maps_are_pooled_over_places_not_channels() -> None:
@@ -72,7 +72,7 @@ def test_the_lessons_head_has_the_lessons_layers() -> None:
     head = concat_head(512, 2, hidden=[512], dropout=[0.25, 0.5])
     kinds = [type(layer) for layer in head]
     assert kinds == [
-        ConcatPool, nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.ReLU, nn.BatchNorm1d, nn.Dropout, nn.Linear,
+        nn.BatchNorm1d, nn.Dropout, nn.Linear, nn.ReLU, nn.BatchNorm1d, nn.Dropout, nn.Linear,
     ]  # fmt: skip
     assert [layer.in_features for layer in head if isinstance(layer, nn.Linear)] == [1024, 512]
     assert [layer.p for layer in head if isinstance(layer, nn.Dropout)] == [0.25, 0.5]

@@ -32,14 +32,14 @@ def test_every_parameter_is_in_exactly_one_of_three_groups(name: str) -> None:
     grouped = [parameter for layer in layers for _, parameter in layer]
     assert len(layers) == 3
     assert len(grouped) == len({id(parameter) for parameter in grouped}) == len(list(model.parameters()))
-    assert [name for name, _ in layers[-1]] == ["head.fc.weight", "head.fc.bias"]
+    assert [name for name, _ in layers[-1]] == ["head.1.weight", "head.1.bias"]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet10t"])
 def test_a_resnet_is_cut_where_the_lesson_cuts_it(name: str) -> None:
     layers = layer_groups(timm_classifier(2, 3, _backbone=name, _size=(32, 32)))
     tops = [{parameter.split(".")[1] for parameter, _ in layer} for layer in layers]
-    assert tops == [{"conv1", "bn1", "layer1", "layer2"}, {"layer3", "layer4"}, {"fc"}]
+    assert tops == [{"conv1", "bn1", "layer1", "layer2"}, {"layer3", "layer4"}, {"1"}]
 
 
 def test_a_model_that_says_nothing_is_a_single_group() -> None:

@@ -1,0 +1,187 @@
+"""Precomputed activations: a frozen body runs once over all rows of a table, and every head trains on what it said.
+
+The rows are one memory-mapped array [N, D] in the cache folder, built once under a lock, whatever the number of
+folds, processes and heads (F-22). fast.ai's key held only architecture, cut and size, so another fold, order or
+transform of as many rows met stale rows in silence. This key holds the ids and the content of the images in their
+order, the reader, how images are shown and normalised, the body's structure and weights, precision, and versions.
+The JSON is written last, so a half-written array does not exist.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from kbench import files
+from kbench.data.cache import Images, Progress, Resize, Rows, content_key
+from kbench.data.dataset import Batch, Draw, ImageDataset, Loader, Normalise, Show, cut
+from kbench.models.memory import in_parts
+from kbench.models.precision import Precision, autocast
+from kbench.models.split import Split, body_digest, check_split
+
+_VERSION = 1  # of what a key stands for; raise it when features of equal keys change
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a table as activations are made from them.
+
+    Attributes:
+        ids: [N] text.
+        rows: the image paths of each row.
+        images: resizing -> images of the table.
+        reader: JSON-like description of the reader and of plug-ins.
+        folder: the cache folder.
+        device: where the body runs.
+        batch_size: images per batch.
+        workers: loader processes.
+        progress: called as `progress(done, total)` while a body runs.
+    """
+
+    ids: np.ndarray
+    rows: Rows
+    images: Callable[[Resize], Images]
+    reader: Any
+    folder: Path
+    device: torch.device
+    batch_size: int = 64
+    workers: int = 0
+    progress: Progress = lambda done, total: None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How a body sees images.
+
+    Attributes:
+        show: size and crop; no augmentation.
+        scale: `scale`, `mean` and `std` of the normalisation.
+        precision: of the forward pass.
+        channels_last: memory format.
+    """
+
+    show: Show
+    scale: dict[str, Any]
+    precision: Precision
+    channels_last: bool
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a body said about the rows of a table.
+
+    Attributes:
+        values: [N, D] float32, memory-mapped.
+        images_per_s: how fast the body ran when they were made.
+        fresh: whether they were made now.
+    """
+
+    values: np.ndarray
+    images_per_s: float
+    fresh: bool
+
+
+def activations(source: Source, model: nn.Module, seen: Seen) -> Activations:
+    """Return the features of all rows; made once, under a lock.
+
+    Args:
+        source: the rows.
+        model: split into body and head, on the source's device; left as it is but for its mode.
+        seen: how its body sees the images.
+
+    Raises:
+        ConfigError: the model is not split.
+        DataError: an image cannot be read, or the disk is full.
+    """
+    check_split(model)
+    path = _path(source, model, seen)
+    sealed = files.read_seal(path, verify=False)
+    fresh = sealed is None
+    if sealed is None:
+        with files.lock(path.with_suffix(".lock")):
+            sealed = files.read_seal(path, verify=False)
+            if sealed is None:
+                sealed = _build(source, model, seen, path)
+    values = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+    return Activations(values, float(sealed["images_per_s"]), fresh)
+
+
+def _path(source: Source, model: nn.Module, seen: Seen) -> Path:
+    show = seen.show
+    key = files.digest([
+        _VERSION, files.digest([str(name) for name in source.ids]), content_key(source.rows, source.folder),
+        source.reader, [show.crop.resize, *show.size], seen.scale, body_digest(model), seen.precision,
+        seen.channels_last, source.device.type, version("torch"), version("timm"),
+    ])  # fmt: skip
+    return source.folder / "activations" / f"{key}.json"
+
+
+def _build(source: Source, model: nn.Module, seen: Seen, path: Path) -> dict[str, Any]:
+    """Run the body over all rows; write array and JSON, in this order."""
+    images = source.images(Resize(seen.show.crop.resize, *_resized(seen.show)))
+    loader = Loader(ImageDataset([images], [seen.show], None), workers=source.workers)
+    normalise = Normalise(**seen.scale).to(source.device)
+    started, done = time.perf_counter(), 0
+    array: np.ndarray | None = None
+    was = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        for batch in loader(cut(len(source.ids), source.batch_size, Draw)):
+            shown = normalise(batch.images[0].to(source.device))
+            values = in_parts(lambda parts: features(model, parts[0], source.device, seen.precision), [shown])
+            if array is None:
+                array = files.create_npy(path.with_suffix(".npy"), (len(source.ids), values.shape[1]), "float32")
+            array[done : done + len(values)] = values.cpu().numpy()
+            done += len(values)
+            source.progress(done, len(source.ids))
+    finally:
+        for name, module in model.named_modules():
+            module.training = was[name]
+    assert array is not None, "a table has rows"
+    files.sync(array)
+    description = {
+        "rows": len(array), "features": array.shape[1], "resize": [seen.show.crop.resize, *seen.show.size],
+        "images_per_s": round(done / (time.perf_counter() - started), 1), "made": time.time(),
+    }  # fmt: skip
+    files.seal(path, description, files={"values": path.with_suffix(".npy")})
+    return description
+
+
+def _resized(show: Show) -> tuple[int, int]:
+    return show.size if show.crop.resize != "keep" else (0, 0)
+
+
+@torch.inference_mode()
+def features(model: nn.Module, images: torch.Tensor, device: torch.device, precision: Precision) -> torch.Tensor:
+    """Return the features [B, D] float32 of a split model in eval mode; images are normalised [B, C, H, W]."""
+    with autocast(device, precision):
+        return cast(Split, model).features(images).float()
+
+
+class RowLoader:
+    """Yields planned batches of precomputed rows as `Loader` yields images: one tensor [B, D] each (F-03).
+
+    Args:
+        values: [N, D] float32; read into memory where a quarter of what is free holds them, else row by row.
+        targets: [N] int64 or [N, K] float32 of the same rows, or None.
+        room: bytes of memory that are free.
+    """
+
+    def __init__(self, values: np.ndarray, targets: np.ndarray | None, *, room: float) -> None:
+        self._values = np.array(values) if values.nbytes < room / 4 else values
+        self._targets = targets
+
+    def __call__(self, batches: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
+        """Yield the planned batches in order."""
+        for draws in batches:
+            rows = np.fromiter((draw.row for draw in draws), dtype=np.int64, count=len(draws))
+            target = None if self._targets is None else torch.from_numpy(self._targets[rows])
+            yield Batch((torch.from_numpy(self._values[rows]),), target, torch.from_numpy(rows))
