@@ -46,6 +46,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_loader.py
 	$(BIN)/python benchmarks/bench_startup.py
+	$(BIN)/python benchmarks/bench_folds.py
+	$(BIN)/python benchmarks/bench_ensemble.py
 
 results: $(STAMP)  ## the scores of the README
 	$(BIN)/python benchmarks/results.py

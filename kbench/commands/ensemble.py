@@ -223,6 +223,9 @@ def _notes(made: Sequence[RunPart], options: EnsembleOptions) -> list[str]:
     notes = [f"{part.paths.name} without folds {', '.join(map(str, part.missing))}" for part in made if part.missing]
     if options.full:
         notes.append("trained on all rows: what is sent is not what was scored")
+    clip = made[0].setup.competition.submission.format.params.get("clip")
+    if clip:
+        notes.append(f"the file's probabilities are clipped to {clip:g}..{1 - clip:g}; the score is of those before")
     if options.mixed_folds and len({part.identity["folds"] for part in made}) > 1:
         notes.append("mixed folds: a plain mean without a score")
     return notes

@@ -86,12 +86,25 @@ def sheets(look: Look) -> Section:
     """Draw sheets of the most and least correct images (F-27)."""
     kinds = picks.REGRESSION_KINDS if look.oof.table.task == "regression" else picks.KINDS
     shown_parts: list[Picture | Grid] = []
+    listed: list[dict[str, Any]] = []
     for kind, says in kinds.items():
         groups = _groups(look, kind)
+        listed += _listed(kind, groups)
         title = f"{kind.replace('_', ' ').capitalize()}: {says}"
         path = draw_sheet(groups, look.place(f"{kind.replace('_', '-')}.png"), title=title)
         shown_parts.append(look.picture(path))
+    look.grid(listed, "picks.csv", "")
     return Section("Images", "The mistakes a person would make too are the labels to look at.", shown_parts)
+
+
+def _listed(kind: str, groups: list[Group]) -> list[dict[str, Any]]:
+    """Return the images of a sheet as records: `kind`, `of` (the class), `place`, `id`, `right`, and what is said."""
+    return [
+        {"kind": kind, "of": group.title, "place": place, "id": tile.lines[-1].removeprefix("id "), "right": tile.right,
+         "says": "; ".join(tile.lines[:-1])}
+        for group in groups
+        for place, tile in enumerate(group.tiles)
+    ]  # fmt: skip
 
 
 def _groups(look: Look, kind: str) -> list[Group]:

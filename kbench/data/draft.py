@@ -215,7 +215,8 @@ def _experiment(facts: Facts) -> list[str]:
     else:
         model = "{backbone: resnet10t}" if side <= 64 else "{backbone: resnet34, pretrained: true}"
     lines.append(f"model: {model}")
-    return lines + (_SCRATCH if side <= 64 else _PRETRAINED)
+    lines += _SCRATCH if side <= 64 else _PRETRAINED
+    return [*lines, "ensemble: {decision: threshold}"] if facts.format == "tags" else lines
 
 
 def _value(value: Any) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from small_runs import ROWS, TEST, written
 
+from kbench.cli import app
 from kbench.commands.ensemble import EnsembleOptions, blend_of, ensemble, open_part
 from kbench.commands.fold_job import TrainOptions
 from kbench.commands.foreign import import_run
@@ -183,6 +184,16 @@ def test_numbers_go_end_to_end_as_they_are(bench: Bench) -> None:
     np.testing.assert_allclose(frame[["level", "width"]].to_numpy(), expected, rtol=1e-4)
 
 
+def test_a_clip_is_written_and_kept_with_the_file(bench: Bench) -> None:
+    bench.set("classes", "", submission="{format: {name: probabilities, clip: 0.05}}")
+    bench.add("classes", "theirs", noise=0.1, seed=1)
+    made = bench.ensemble("classes", "theirs")
+    frame = pd.read_csv(made["file"])
+    assert frame[COLUMNS["classes"]].to_numpy().min() >= 0.05 - 1e-9
+    assert bench.lineage(made)["format"] == {"name": "probabilities", "clip": 0.05}
+    assert any("clipped to 0.05..0.95" in note for note in made["notes"])
+
+
 # -- weights -----------------------------------------------------------------------------------------------------
 
 
@@ -328,3 +339,22 @@ def test_all_rows_have_the_weights_found_on_the_folds(trained: Path) -> None:
     assert made["members"] == len(used)
     assert any("not what was scored" in note for note in made["notes"])
     assert made["score"] is not None
+
+
+def test_the_command_shows_the_table_the_gains_and_both_scores(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.set("labels", "ensemble: {decision: threshold}")
+    for seed in (1, 2):
+        bench.add("labels", f"r{seed}", noise=0.6, seed=seed)
+    monkeypatch.chdir(bench.root)
+    for words in (["score", "--run", "r1"], ["ensemble", "r1", "r2", "--combine", "greedy", "--prune"]):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([*words, "-c", "labels"])
+        assert ended.value.code == 0
+        shown = capsys.readouterr().out
+        assert "nested: each fold with what was found on the others" in shown.replace("\n", " ")
+        assert "optimism" in shown
+        assert "found: threshold" in shown
+    assert "what each member adds" in shown

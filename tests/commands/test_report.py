@@ -143,3 +143,34 @@ def test_labels_are_told_by_the_metrics_threshold(small_workspace: Path) -> None
     assert threshold() == 0.2  # the default of f2_samples
     assert threshold("metric={name: f2_samples, threshold: [0.1, 0.2, 0.3]}") == [0.1, 0.2, 0.3]
     assert threshold("metric=bce") == 0.5
+
+
+def test_the_picked_images_are_listed_too(reports: dict[str, dict]) -> None:
+    found = pd.read_csv(next(file for file in reports["classes"]["files"] if file.endswith("picks.csv")), dtype=str)
+    assert set(found["kind"]) >= {"most_correct", "most_uncertain", "random_correct"}
+    assert set(found["right"][found["kind"] == "most_correct"]) == {"True"}
+    assert (found.groupby(["kind", "of"]).size() <= 4).all()
+    assert found["id"].str.fullmatch("[0-9]{4}").all()
+
+
+def test_what_views_add_is_predicted_only_if_asked(small_workspace: Path, reports: dict[str, dict]) -> None:
+    assert "views" not in reports["classes"]
+    found = made(small_workspace, "classes", views=True)
+    assert [row["ensemble"] for row in found["views"]][-1] == "all snapshots, all views"
+    assert found["views"][-1]["score"] == pytest.approx(found["score"]["score"])
+    assert found["views"][0]["score"] != found["views"][-1]["score"]
+    run = small_workspace / "runs" / "classes" / "baseline-s0"
+    again = json.loads((run / "fold-0" / "oof-plain" / "all-0.json").read_text())
+    assert again["source"]["views"] == {"name": "none"}
+
+
+def test_slices_of_decided_labels_are_scored_as_the_score_is(small_workspace: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(small_workspace, root, symlinks=True)
+    path = root / "competitions" / "labels.yaml"
+    path.write_text(path.read_text() + "ensemble: {decision: threshold}\n")
+    found = made(root, "labels", slices=("site",))
+    rows = found["slices"]["site"]
+    whole = sum(row["score"] * row["rows"] for row in rows) / sum(row["rows"] for row in rows)
+    assert whole == pytest.approx(found["score"]["score"])
+    assert found["growth"][-1]["score"] == pytest.approx(found["score"]["score"])
