@@ -37,7 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "layout": ("kbench.data.layouts",),
     "reader": ("kbench.data.images",),
     "mask": ("kbench.data.masks", "kbench.data.mask_layers", "kbench.data.mask_runs"),
-    "fold strategy": ("kbench.data.fold_strategies",),
+    "fold strategy": ("kbench.data.fold_strategies", "kbench.data.fold_blocks"),
     "augmentation": ("kbench.data.augment",),
     "crop": ("kbench.data.crops",),
     "sampler": ("kbench.data.samplers",),

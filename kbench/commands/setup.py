@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from kbench import console, registry
 from kbench.commands.choice import Choice, choose
@@ -17,6 +18,7 @@ from kbench.data.cache import memoised
 from kbench.data.fold_files import read_folds, write_folds
 from kbench.data.folds import Cut, Folds, make_folds
 from kbench.data.layouts import Request, read_table
+from kbench.data.near_duplicates import clusters, hash_images, leaks, links
 from kbench.data.rows import MaskKind, without
 from kbench.data.tables import Table
 from kbench.data.verify import look, look_at_images
@@ -26,6 +28,8 @@ from kbench.submission.formats import Format
 from kbench.workspace import Workspace, find_workspace
 
 __all__ = ["Choice", "Setup", "choose", "label_threshold", "open_setup"]
+
+AUTO = "auto"  # `folds.group` that clusters near-duplicates
 
 
 @dataclass
@@ -123,11 +127,35 @@ class Setup:
             self._folds.check(self.train)
         return self._folds
 
+    @cached_property
+    def _links(self) -> np.ndarray:
+        """[P, 2] row numbers of training images that resemble each other."""
+        with console.bar("looking for near-duplicates") as advance:
+            hashes = hash_images(
+                self.train, folder=self.workspace.cache(), progress=advance, jobs=2 * (os.cpu_count() or 1)
+            )
+        return links(self.train, hashes)
+
+    def leaking(self, folds: Folds) -> list[str]:
+        """Return a warning when near-duplicates fall on both sides of a fold; nothing when none do."""
+        return leaks(folds, self._links)
+
+    def grouped(self) -> Table:
+        """Return the training table; with `group: auto` near-duplicates share a value of a column `auto`."""
+        table = self.train
+        if self.competition.folds.group != AUTO or (table.meta is not None and AUTO in table.meta.columns):
+            return table
+        found = table.ids[clusters(len(table), self._links)]
+        meta = pd.DataFrame(index=range(len(table))) if table.meta is None else table.meta
+        return replace(table, meta=meta.assign(**{AUTO: found}))
+
     def cut_folds(self) -> Folds:
         """Cut folds as the YAML says and write them."""
         section = self.competition.folds
         cut = Cut(section.n, section.seed, tuple(section.by), section.group)
-        folds = make_folds(self.train, section.strategy, cut, section.options)
+        folds = make_folds(self.grouped(), section.strategy, cut, section.options)
+        folds.manifest["table"] = self.train.fingerprint()
+        folds.manifest["warnings"] += self.leaking(folds)
         path = write_folds(self.workspace.folds(self.competition.name), folds)
         console.wrote(path)
         for text in folds.manifest.get("warnings", []):
@@ -185,7 +213,7 @@ class Setup:
     def groups(self) -> np.ndarray | None:
         """Return [N] groups that intervals resample, or None."""
         group = self.competition.folds.group
-        return None if group is None else self.train.column(group)
+        return self.folds.groups if group == AUTO else None if group is None else self.train.column(group)
 
 
 def mask_kind(competition: Competition, data: Path) -> MaskKind | None:

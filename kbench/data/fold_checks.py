@@ -63,6 +63,30 @@ def check_folds(fold: np.ndarray) -> None:
         )
 
 
+def check_avoided(fold: np.ndarray, avoid: np.ndarray) -> None:
+    """Hold what folds avoid against what they must be: one column per fold, something left to train on.
+
+    Args:
+        fold: [N] int.
+        avoid: [N, n] bool.
+
+    Raises:
+        FoldError: they are not.
+    """
+    n = int(fold.max()) + 1
+    if avoid.shape != (len(fold), n) or avoid.dtype != bool:
+        raise FoldError(
+            f"what folds avoid has the shape {avoid.shape}", f"yes or no for {len(fold):,} rows and {n} folds",
+            "`kbench folds --force` cuts the folds anew",
+        )  # fmt: skip
+    left = (~avoid & (fold[:, None] != np.arange(n))).sum(axis=0)
+    if not left.all():
+        raise FoldError(
+            f"fold {int(left.argmin())} avoids every row it could train on", "rows to train on",
+            "set a smaller `folds.options.gap`, or fewer folds",
+        )  # fmt: skip
+
+
 def check_groups(groups: np.ndarray, fold: np.ndarray) -> None:
     """Raise an error when a group validates two folds; train-only rows do not count.
 

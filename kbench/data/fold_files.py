@@ -1,6 +1,6 @@
 """Fold files: kbench's own (CSV and manifest), and other people's.
 
-A fold file is a CSV `id,fold[,group][,stratum]` sorted by id, small enough to commit and to compare, with a
+A fold file is a CSV `id,fold[,group][,stratum][,avoid]` sorted by id, small enough to commit and to compare, with a
 JSON manifest beside it that is written last and holds a checksum of the rows. To read another kind of foreign
 file, add a branch to `_columns`.
 """
@@ -35,6 +35,8 @@ def write_folds(path: Path, folds: Folds) -> Path:
         `path`.
     """
     columns = {"id": folds.ids, "fold": folds.fold, "group": folds.groups, "stratum": folds.strata}
+    if folds.avoid is not None:
+        columns["avoid"] = np.array([" ".join(map(str, np.flatnonzero(row))) for row in folds.avoid], dtype=str)
     kept = {name: [str(value) for value in values] for name, values in columns.items() if values is not None}
     lines = [",".join(map(_quoted, row)) for row in (tuple(kept), *zip(*kept.values(), strict=True))]
     files.write_text(path, "".join(f"{line}\n" for line in lines))
@@ -64,7 +66,17 @@ def read_folds(path: Path) -> Folds:
         raise FoldError(f"'{path}' was changed after it was written", "rows that match its manifest", adopt)
     manifest.pop("hash", None)
     texts = {name: np.array(values, dtype=str) for name, values in columns.items()}
-    return Folds(texts["id"], texts["fold"].astype(np.int64), texts.get("stratum"), texts.get("group"), manifest)
+    fold = texts["fold"].astype(np.int64)
+    avoid = _avoided(columns["avoid"], int(fold.max(initial=-1)) + 1) if "avoid" in columns else None
+    return Folds(texts["id"], fold, texts.get("stratum"), texts.get("group"), manifest, avoid)
+
+
+def _avoided(texts: list[str], n: int) -> np.ndarray:
+    """Return [N, n] bool of the numbers of the folds that must not train on each row."""
+    avoid = np.zeros((len(texts), n), dtype=bool)
+    for row, text in enumerate(texts):
+        avoid[row, [int(number) for number in text.split()]] = True
+    return avoid
 
 
 def adopt_folds(path: Path, table: Table, *, cut: Cut | None = None) -> Folds:

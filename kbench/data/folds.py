@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kbench import registry
 from kbench.data.fold_checks import (
+    check_avoided,
     check_folds,
     check_groups,
     check_ids,
@@ -52,6 +53,18 @@ class Cut:
             raise FoldError(f"the seed '{self.seed}'", "a number from 0 to 4294967295", "set `folds.seed`")
 
 
+class Placed(NamedTuple):
+    """What a strategy may return instead of folds alone.
+
+    Attributes:
+        fold: [N] int.
+        avoid: [N, n] bool, as in `Folds`.
+    """
+
+    fold: np.ndarray
+    avoid: np.ndarray
+
+
 @dataclass(frozen=True)
 class Folds:
     """Rows and the fold each one validates.
@@ -63,6 +76,8 @@ class Folds:
         groups: [N] text, or None; no group validates two folds.
         manifest: how they were cut: strategy, n (as asked for), seed, by, group, options, rows, counts per fold,
             table fingerprint, warnings.
+        avoid: [N, n] bool, rows a fold must not train on although it does not validate them, such as neighbours of
+            its frames; None: there are none.
     """
 
     ids: np.ndarray
@@ -70,6 +85,7 @@ class Folds:
     strata: np.ndarray | None
     groups: np.ndarray | None
     manifest: dict[str, Any]
+    avoid: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name, column in (("fold", self.fold), ("strata", self.strata), ("groups", self.groups)):
@@ -77,13 +93,16 @@ class Folds:
                 raise AssertionError(f"{name} has {len(column)} rows for {len(self.ids)} ids")
         check_ids(self.ids)
         check_folds(self.fold)
+        if self.avoid is not None:
+            check_avoided(self.fold, self.avoid)
         if self.groups is not None:
             check_groups(self.groups, self.fold)
 
     @cached_property
     def hash(self) -> str:
-        """16 hexadecimal digits that identify ids and folds, and nothing else."""
-        return digest([self.ids.tolist(), self.fold.tolist()])
+        """16 hexadecimal digits that identify ids, folds and what they avoid, and nothing else."""
+        avoided = [] if self.avoid is None else [self.avoid.astype(int).tolist()]
+        return digest([self.ids.tolist(), self.fold.tolist(), *avoided])
 
     @cached_property
     def n(self) -> int:
@@ -91,12 +110,13 @@ class Folds:
         return int(self.fold.max()) + 1
 
     def train(self, fold: int) -> np.ndarray:
-        """Return [N] bool: the rows a fold trains on, train-only rows included.
+        """Return [N] bool: the rows a fold trains on, train-only rows included, those it must avoid left out.
 
         Raises:
             FoldError: there is no such fold.
         """
-        return np.asarray(~self.valid(fold))
+        others = ~self.valid(fold)
+        return np.asarray(others if self.avoid is None else others & ~self.avoid[:, fold])
 
     def valid(self, fold: int) -> np.ndarray:
         """Return [N] bool: the rows a fold validates.
@@ -149,7 +169,8 @@ def make_folds(table: Table, strategy: str, cut: Cut, options: Mapping[str, Any]
         todo="correct `folds.options`; see `kbench list fold-strategy`",
     )  # fmt: skip
     _check_used(strategy, cut, uses)
-    fold = np.asarray(registry.build("fold strategy", strategy, options, table, cut))
+    made = registry.build("fold strategy", strategy, options, table, cut)
+    fold, avoid = (np.asarray(made.fold), made.avoid) if isinstance(made, Placed) else (np.asarray(made), None)
     if fold.shape != (len(table),) or not np.issubdtype(fold.dtype, np.integer):
         raise FoldError(
             f"the fold strategy '{strategy}' returned {fold.dtype} of shape {fold.shape}",
@@ -172,7 +193,7 @@ def make_folds(table: Table, strategy: str, cut: Cut, options: Mapping[str, Any]
         "options": dict(options),
     }  # fmt: skip
     manifest = complete(manifest, fold, table=table, warnings=warnings)
-    return Folds(table.ids, fold.astype(np.int64), strata, groups, manifest)
+    return Folds(table.ids, fold.astype(np.int64), strata, groups, manifest, avoid)
 
 
 def complete(manifest: dict[str, Any], fold: np.ndarray, *, table: Table, warnings: list[str]) -> dict[str, Any]:
@@ -195,9 +216,9 @@ def describe(folds: Folds, table: Table) -> list[dict[str, Any]]:
         table: their table.
 
     Returns:
-        Records with `fold`, `rows` and, where known, `groups` (their number), `strata` (rows of each) and
-        `targets` (rows of each class or tag, or the mean of each regression target). The first one is fold -1
-        when there are train-only rows.
+        Records with `fold`, `rows` and, where known, `avoided` (rows it leaves out of training), `groups` (their
+        number), `strata` (rows of each) and `targets` (rows of each class or tag, or the mean of each regression
+        target). The first one is fold -1 when there are train-only rows.
 
     Raises:
         FoldError: folds and table have different ids.
@@ -207,6 +228,8 @@ def describe(folds: Folds, table: Table) -> list[dict[str, Any]]:
     for number in np.unique(folds.fold):
         rows = folds.fold == number
         record: dict[str, Any] = {"fold": int(number), "rows": int(rows.sum())}
+        if folds.avoid is not None and number >= 0:
+            record["avoided"] = int(folds.avoid[:, number].sum())
         if folds.groups is not None:
             record["groups"] = len(np.unique(folds.groups[rows]))
         if folds.strata is not None:
