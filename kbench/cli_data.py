@@ -230,3 +230,28 @@ def doctor(
             console.result(f"{row['level']}: {row['what']}" + (f"\n  next: {row['todo']}" if row["todo"] else ""))
     if not found["ok"]:
         raise typer.Exit(1)
+
+
+@command("pseudo-label")
+def pseudo_label(
+    run: Annotated[str, typer.Argument(help="The run whose snapshots label the test set.")],
+    competition: Competition = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="Probability from which on it is sure.")] = 0.9,
+    least: Annotated[float, typer.Option("--least", help="Share of pixels or labels that must be sure.")] = 0.5,
+    most: Annotated[int | None, typer.Option("--most", help="Rows at most, of single labels per class.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the labels.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Label the test rows a run is sure of, fold by fold, to train with."""
+    from kbench import console
+    from kbench.commands.pseudo_label import pseudo_label as label_rows
+    from kbench.ensemble.pseudo import Sure
+
+    found = label_rows(choose(competition, None, run), sure=Sure(threshold, least, most), name=name, device=device)
+    if json:
+        console.show_json(found)
+        return
+    console.show_table(found["rows"])
+    console.wrote(found["file"])
+    console.next_command(f"`pseudo: {found['labels']}` in an experiment's YAML, then kbench train -e NAME")

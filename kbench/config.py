@@ -239,6 +239,10 @@ class Competition(Section):
     input: Input = Field(Input(), description="what the network sees")
     model: ModelSection = Field(ModelSection(), description="the network")
     stages: dict[StageName, Stage] = Field(min_length=1, description="the recipe, in order")
+    pseudo: str | None = Field(
+        None, pattern=r"^[^/]+(/[^/]+)?$",
+        description="pseudo-labels to train with: RUN, or RUN/NAME, of `kbench pseudo-label`",
+    )  # fmt: skip
     tta: Part = Field(Component(name="none"), description="views of an image that are averaged; `kbench list views`")
     ensemble: EnsembleSection = Field(EnsembleSection(), description="how members become one prediction")
     maps: Maps = Field(Maps(), description="how dense tasks predict whole images")
@@ -278,14 +282,17 @@ class Competition(Section):
             "windows": self.maps.windows.model_dump(mode="json") if selects else None,
         }
 
-    def hashes(self, *, plugins: list[Path], weights: Path | None) -> dict[str, str]:
+    def hashes(self, *, plugins: list[Path], weights: Path | None, pseudo: Path | None = None) -> dict[str, str]:
         """Return `contract` and `training`, 16 hexadecimal digits each.
 
         Args:
             plugins: the plug-in files.
             weights: the file of `model.weights`, whose content counts.
+            pseudo: the JSON of the pseudo-labels, which holds the checksums of their files.
         """
         view = self.training_view()
+        if pseudo is not None:
+            view["pseudo"] = sha256(pseudo)
         view["plugins"] = [sha256(path) for path in plugins]
         view["weights"] = sha256(weights) if weights else None
         return {"contract": digest(self.contract_view()), "training": digest(view)}

@@ -150,6 +150,10 @@ class RunPaths:
         """The page that shows them."""
         return self.root / "report.html"
 
+    def pseudo(self, name: str) -> Path:
+        """The JSON of pseudo-labels made by the run; what it describes lies beside it."""
+        return self.root / "pseudo" / check_name(name, of="pseudo-labels") / "labels.json"
+
     def trial(self, suffix: str) -> Path:
         """The submission of a smoke run."""
         return self.root / f"smoke{suffix}"

@@ -11,6 +11,7 @@ import torch
 
 from kbench.commands import parts
 from kbench.commands.activating import activations_of
+from kbench.commands.pseudo_rows import with_pseudo
 from kbench.commands.setup import Setup
 from kbench.data.dataset import auto_workers
 from kbench.errors import ConfigError
@@ -98,7 +99,7 @@ def prepare_fold(
             competition, setup.train, setup.workspace.cache(), images, device=device, plugins=setup.plugin_files()
         ),
     )  # fmt: skip
-    return FoldJob(context, stages, build, resumed)
+    return FoldJob(with_pseudo(context, setup), stages, build, resumed)
 
 
 def full_stages(setup: Setup, paths: RunPaths, training: str, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from kbench import console, files
 from kbench.commands.dry_build import part_problems
 from kbench.commands.setup import Choice, Setup, choose
+from kbench.data.pseudo import describe
 from kbench.documents import dump_yaml, read_document, read_yaml, validate, with_stage_defaults
 from kbench.errors import ConfigError, raise_all
 from kbench.workspace import RunPaths, Workspace, find_workspace
@@ -39,7 +40,7 @@ def identity(setup: Setup) -> dict[str, str]:
     """Return the hashes that go into every checkpoint: `training`, `contract` and `folds`."""
     competition = setup.competition
     plugins = [setup.plugins / name for name in competition.plugins]
-    hashes = competition.hashes(plugins=plugins, weights=setup.weights())
+    hashes = competition.hashes(plugins=plugins, weights=setup.weights(), pseudo=setup.pseudo())
     training = files.digest([hashes["training"], setup.folds.hash, setup.train.fingerprint()])
     return {"training": training, "contract": hashes["contract"], "folds": setup.folds.hash}
 
@@ -51,7 +52,20 @@ def _view(setup: Setup) -> dict[str, Any]:
     plugins = {name: files.sha256(setup.plugins / name)[:16] for name in setup.competition.plugins}
     weights = setup.weights()
     found = {"folds_file": setup.folds.hash, "table": setup.train.fingerprint(), "plugins": plugins}
+    pseudo = pseudo_origin(setup)
+    if pseudo is not None:
+        found["pseudo"] = pseudo
     return _flat({**view, **found, "weights": files.sha256(weights)[:16] if weights else None})
+
+
+def pseudo_origin(setup: Setup) -> dict[str, Any] | None:
+    """Return where the pseudo-labels of a training come from and what was chosen of them, or None."""
+    path = setup.pseudo()
+    if path is None:
+        return None
+    said = describe(path)
+    return {"labels": setup.competition.pseudo, "checksum": files.sha256(path)[:16], "sure": said["sure"],
+            "origin": said["origin"]}  # fmt: skip
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -90,7 +104,8 @@ def prepare_run(setup: Setup, *, force: bool) -> tuple[RunPaths, dict[str, str]]
         files.write_json(
             paths.manifest,
             {"competition": setup.competition.name, "experiment": setup.competition.experiment,
-             "seed": setup.competition.seed, "set": list(setup.choice.assignments), **known, "view": _view(setup)},
+             "seed": setup.competition.seed, "set": list(setup.choice.assignments), **known,
+             "pseudo": pseudo_origin(setup), "view": _view(setup)},
         )  # fmt: skip
     return paths, known
 

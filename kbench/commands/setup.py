@@ -27,6 +27,9 @@ from kbench.errors import ConfigError, DataError, SourceError
 from kbench.submission.formats import Format
 from kbench.workspace import Workspace, find_workspace
 
+PSEUDO = "first"
+"""Name of pseudo-labels that were given none."""
+
 __all__ = ["Choice", "Setup", "choose", "label_threshold", "open_setup"]
 
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
@@ -209,6 +212,24 @@ class Setup:
     def plugin_files(self) -> list[Path]:
         """Return the files of the plug-ins."""
         return [self.plugins / name for name in self.competition.plugins]
+
+    def pseudo(self) -> Path | None:
+        """Return the JSON of `pseudo`.
+
+        Raises:
+            ConfigError: it does not exist.
+        """
+        given = self.competition.pseudo
+        if given is None:
+            return None
+        run, _, name = given.partition("/")
+        path = self.workspace.run(self.competition.name, run).pseudo(name or PSEUDO)
+        if not path.is_file():
+            raise ConfigError(
+                f"`pseudo: {given}` in the YAML, and there is no '{path}'", "pseudo-labels of a run",
+                f"`kbench pseudo-label {run}{f' --name {name}' if name else ''}`",
+            )  # fmt: skip
+        return path
 
     def groups(self) -> np.ndarray | None:
         """Return [N] groups that intervals resample, or None."""

@@ -1,0 +1,187 @@
+"""A run labels the test set fold by fold, and a run trained with that is as clean as any other."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from small_runs import written
+
+from kbench import files
+from kbench.commands.fold_job import TrainOptions, prepare_fold
+from kbench.commands.predict import members_of, predict_test
+from kbench.commands.pseudo_label import pseudo_label
+from kbench.commands.runs import identity, run_paths
+from kbench.commands.score_maps import score_run
+from kbench.commands.setup import Choice, open_setup
+from kbench.commands.train import train
+from kbench.ensemble.average import ensemble_run
+from kbench.ensemble.pseudo import Sure, chosen_rows
+from kbench.errors import ConfigError, DataError
+
+CPU = TrainOptions(device="cpu")
+LOOSE = Sure(0.501)
+SET = ("stages.first.lr=0.02",)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    monkeypatch.setattr("os.sync", lambda: None)
+
+
+def choice(root: Path, name: str, *more: str, run: str | None = None) -> Choice:
+    return Choice(name, run=run, assignments=(*SET, *more), workspace=root)
+
+
+@pytest.mark.slow
+def test_a_fold_trains_with_the_labels_of_its_own_snapshots_alone(tmp_path: Path) -> None:
+    root = written(tmp_path)
+    setup = open_setup(choice(root, "classes"))
+    train(setup, "all", CPU)
+    found = pseudo_label(choice(root, "classes", run="baseline-s0"), sure=LOOSE, device="cpu")
+    assert found["labels"] == "baseline-s0/first"
+    assert [row["labels"] for row in found["rows"]] == ["fold-0", "fold-1", "full"]
+    paths, known = run_paths(setup), identity(setup)
+    predict_test(setup, paths, known, [0, 1], "cpu")
+    for fold in (0, 1):
+        own = ensemble_run({fold: members_of(setup, paths, known, fold, "test")}, mean="arithmetic")
+        with Path(found["file"]).with_name(f"fold-{fold}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        expected = chosen_rows(own, LOOSE)
+        assert [(row["id"], row["label"]) for row in rows] == [(one.id, own.names[int(one.label)]) for one in expected]  # type: ignore[arg-type]
+        assert {row["fold"] for row in rows} == {"-1"}
+
+    second = open_setup(choice(root, "classes", "pseudo=baseline-s0", run="with"))
+    context = prepare_fold(second, run_paths(second), identity(second), 0, CPU).context
+    valid = setup.train.ids[setup.folds.valid(0)]
+    assert context.table.ids[context.valid_rows].tolist() == valid.tolist()
+    trained_on = context.table.ids[context.train_rows].tolist()
+    assert len(trained_on) == len(setup.train) - len(valid) + found["rows"][0]["rows"]
+    assert sum(name.startswith("pseudo/") for name in trained_on) == found["rows"][0]["rows"]
+    assert not set(trained_on) & set(valid.tolist())
+    files.remove(run_paths(second).root)
+
+    report = train(second, "all", CPU)
+    assert (report["trained"], report["failed"]) == ([0, 1], [])
+    manifest = files.read_json(run_paths(second).manifest)
+    assert manifest["pseudo"]["labels"] == "baseline-s0"
+    assert manifest["pseudo"]["origin"]["training"] == known["training"]
+    assert manifest["folds"] == known["folds"]
+    assert manifest["training"] != known["training"]
+    score = score_run(second, run_paths(second), identity(second), device="cpu")
+    assert score["rows"] == len(setup.train)  # rows of the training set alone are scored
+
+    # other labels are another training
+    pseudo_label(choice(root, "classes", run="baseline-s0"), sure=Sure(0.501, most=1), device="cpu")
+    with pytest.raises(ConfigError, match="was trained otherwise"):
+        train(open_setup(choice(root, "classes", "pseudo=baseline-s0", run="with")), "0", CPU)
+
+
+def test_labels_that_are_not_there_or_of_other_folds_are_refused(tmp_path: Path) -> None:
+    root = written(tmp_path)
+    with pytest.raises(ConfigError, match="`pseudo: baseline-s0` in the YAML") as error:
+        train(open_setup(choice(root, "labels", "pseudo=baseline-s0")), "0", CPU)
+    assert "kbench pseudo-label baseline-s0" in str(error.value)
+    setup = open_setup(choice(root, "labels"))
+    train(setup, "0", CPU)
+    pseudo_label(choice(root, "labels", run="baseline-s0"), sure=Sure(0.6, least=0), name="loose", device="cpu")
+    second = open_setup(choice(root, "labels", "pseudo=baseline-s0/loose", run="with"))
+    train(second, "0", CPU)
+    with pytest.raises(DataError, match="no labels for 'fold-1'"):
+        train(second, "1", CPU)
+    train(open_setup(choice(root, "numbers")), "0", CPU)
+    with pytest.raises(ConfigError, match="pseudo-labels for the task 'regression'"):
+        pseudo_label(choice(root, "numbers", run="baseline-s0"), sure=Sure(), device="cpu")
+
+
+DENSE = """
+import torch
+from torch import nn
+
+from kbench.registry import register
+
+
+class Dense(nn.Module):
+    def __init__(self, n_outputs, channels):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(channels, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, n_outputs, 1)
+        self.layer_prefixes = [["a."], ["b."], ["c."]]
+
+    def forward(self, images):
+        return self.c(self.b(self.a(images).relu()).relu())
+
+
+@register("model", "dense_for_tests")
+def dense(n_outputs, in_channels):
+    return Dense(n_outputs, in_channels)
+"""
+STREET = """
+title: Bright squares
+task: segmentation
+source: {name: local, path: source/street}
+data:
+  train: {csv: train.csv, images: train, suffix: .png}
+  test: {images: test, suffix: .png}
+  classes: [ground, square]
+  masks: {name: index, folder: masks}
+folds: {strategy: kfold, n: 2, seed: 1}
+metric: {name: mean_iou}
+submission: {format: {name: rle, id: "{id}_{class_index}"}}
+plugins: [dense.py]
+input: {size: 16, cache: off}
+model: {name: dense_for_tests}
+train: {batch_size: 4, precision: fp32}
+stages:
+  all: {lr: 0.05, schedule: {name: constant, epochs: 6}, keep: [last]}
+"""
+
+
+def write_street(root: Path) -> None:
+    files.write_text(root / "competitions" / "street.yaml", STREET)
+    files.write_text(root / "competitions" / "street" / "dense.py", DENSE)
+    ids = [f"f{row:02d}" for row in range(12)]
+    for name, folder, has_masks in [
+        *((one, "train", True) for one in ids),
+        *((f"g{k}", "test", False) for k in range(4)),
+    ]:
+        rng = np.random.default_rng(sum(map(ord, name)))
+        mask = np.zeros((16, 16), np.uint8)
+        y, x = rng.integers(0, 9, 2)
+        mask[y : y + 7, x : x + 7] = 1
+        image = rng.integers(0, 60, (16, 16, 3)).astype(np.uint8) + 150 * mask[:, :, None]
+        for path, pixels in ((root / "data" / "street" / folder, image), (root / "data" / "street" / "masks", mask)):
+            if pixels is image or has_masks:
+                files.make_folder(path)
+                cv2.imwrite(str(path / f"{name}.png"), pixels)
+    files.write_text(root / "data" / "street" / "train.csv", "id\n" + "".join(f"{name}\n" for name in ids))
+
+
+@pytest.mark.slow
+def test_sure_pixels_of_test_images_train_and_the_others_are_ignored(tmp_path: Path) -> None:
+    write_street(tmp_path)
+    setup = open_setup(Choice("street", workspace=tmp_path))
+    train(setup, "all", CPU)
+    found = pseudo_label(Choice("street", run="baseline-s0", workspace=tmp_path), sure=Sure(0.8, 0.1), device="cpu")
+    assert [row["rows"] for row in found["rows"]] == [4, 4, 4]
+    second = open_setup(Choice("street", run="with", assignments=("pseudo=baseline-s0/first",), workspace=tmp_path))
+    context = prepare_fold(second, run_paths(second), identity(second), 1, CPU).context
+    extra = [row for row in context.train_rows if context.table.ids[row].startswith("pseudo/")]
+    assert len(extra) == 4
+    from kbench.training.context import KEEP
+
+    assert context.masks is not None
+    images, masks = context.images(KEEP), context.masks(KEEP)
+    for row in extra:
+        name = str(context.table.ids[row]).removeprefix("pseudo/")
+        shown = cv2.imread(str(tmp_path / "data" / "street" / "test" / f"{name}.png"))[:, :, ::-1]
+        np.testing.assert_array_equal(images[row], shown)
+        assert set(np.unique(masks[row]).tolist()) <= {0, 1, 255}
+        assert (masks[row] != 255).mean() >= 0.1
+    files.remove(run_paths(second).root)
+    train(second, "1", CPU)
+    score = score_run(second, run_paths(second), identity(second), device="cpu")
+    assert score["rows"] == 6
