@@ -256,6 +256,7 @@ JSON: dict[str, tuple[str, ...]] = {
     "inspect": (),
     "report": (),
     "doctor": ("--offline",),
+    "pseudo-label": ("baseline-s0", "--threshold", "0.501"),
 }
 ELSEWHERE = {"demo": "the whole job on the digits, in `test_pipeline.py`"}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kbench import console
+from kbench import console, files
 from kbench.commands.blending import (
     Asked,
     Blend,
@@ -228,6 +228,10 @@ def _notes(made: Sequence[RunPart], options: EnsembleOptions) -> list[str]:
         notes.append(f"the file's probabilities are clipped to {clip:g}..{1 - clip:g}; the score is of those before")
     if options.mixed_folds and len({part.identity["folds"] for part in made}) > 1:
         notes.append("mixed folds: a plain mean without a score")
+    for part in made:
+        origin = files.read_json(part.paths.manifest).get("pseudo")
+        if origin:
+            notes.append(f"{part.paths.name} trained with pseudo-labels {origin['labels']} ({origin['checksum']})")
     return notes
 
 

@@ -14,8 +14,8 @@ from kbench import files
 from kbench.commands.fold_job import TrainOptions, prepare_fold
 from kbench.commands.predict import members_of, predict_test
 from kbench.commands.pseudo_label import pseudo_label
+from kbench.commands.rules import score_run
 from kbench.commands.runs import identity, run_paths
-from kbench.commands.score_maps import score_run
 from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train
 from kbench.ensemble.average import ensemble_run
