@@ -158,27 +158,40 @@ def _unwanted(layer: np.ndarray, settings: _Settings, k: int) -> np.ndarray:
     """Return the [H, W] uint8 pixels of a layer that are to be taken away."""
     gone = np.zeros_like(layer)
     if settings.min_object[k] > 1 or settings.largest[k]:
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(layer, connectivity=8)
+        box = _box(layer)
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(np.ascontiguousarray(layer[box]), connectivity=8)
         areas = stats[:, cv2.CC_STAT_AREA]
         doomed = areas < settings.min_object[k]
         if settings.largest[k] and count > 2:
             doomed |= np.arange(count) != 1 + int(areas[1:].argmax())
         doomed[0] = False
-        gone = doomed.astype(np.uint8)[labels]
+        if doomed.any():
+            gone[box] = doomed.astype(np.uint8)[labels]
     if np.count_nonzero(layer) - np.count_nonzero(gone) < settings.empty[k]:
         return layer
     return gone
 
 
+def _box(layer: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns that hold all of a layer; one pixel where it is empty."""
+    left, top, width, height = cv2.boundingRect(layer)
+    return slice(top, top + max(1, height)), slice(left, left + max(1, width))
+
+
 def small_holes(layer: np.ndarray, least: float) -> np.ndarray:
     """Return the [H, W] uint8 pixels outside of a layer that it encloses, in holes of fewer pixels than `least`."""
+    found = np.zeros_like(layer)
     if least <= 1:
-        return np.zeros_like(layer)
-    height, width = layer.shape
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - layer, connectivity=4)
+        return found
+    box = _box(layer)  # what touches its edge goes on outside, where the layer is not
+    inner = 1 - layer[box]
+    height, width = inner.shape
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(inner, connectivity=4)
     inside = (stats[:, cv2.CC_STAT_LEFT] > 0) & (stats[:, cv2.CC_STAT_TOP] > 0)
     inside &= stats[:, cv2.CC_STAT_LEFT] + stats[:, cv2.CC_STAT_WIDTH] < width
     inside &= stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT] < height
     inside &= stats[:, cv2.CC_STAT_AREA] < least
     inside[0] = False  # label 0 is the layer itself
-    return np.asarray(inside.astype(np.uint8)[labels])
+    if inside.any():
+        found[box] = inside.astype(np.uint8)[labels]
+    return found
