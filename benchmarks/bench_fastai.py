@@ -260,7 +260,7 @@ def main() -> None:
                                       "results": results, "records": records}, indent=1))  # fmt: skip
     starts = {name: found[0] for name, found in records.items()}
     print(table(results["fastai"], results["kbench"]))
-    print(f"\n{host['cpu']}, {host['cores']} cores, {chosen.threads} threads, load before the start {host['load']:.1f}; "
+    print(f"\n{host['cpu']}, {host['cores']} cores, {chosen.threads} threads, load at the start {host['load']:.1f}; "
           f"fastai {starts['fastai']['fastai']}, torch {starts['fastai']['torch']} and {starts['kbench']['torch']}; "
           f"{chosen.size} px, batch {chosen.batch}, {epochs} + {epochs} epochs, {len(split)} folds"
           + (f"; fastai with {', '.join(chosen.fastai_options)}" if chosen.fastai_options else "")

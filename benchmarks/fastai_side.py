@@ -50,13 +50,12 @@ def learner_of(job: dict[str, Any], fold: int) -> Any:
     return learner
 
 
-def epoch_clock(stage: str, turns: Turns | None) -> Any:
-    """Return a callback that times epochs and, with `turns`, lets the other side go after each."""
+def epoch_clock(stage: str, turns: Turns) -> Any:
+    """Return a callback that times epochs and lets the other side go after each."""
     from fastai.callback.core import Callback
 
     class Clock(Callback):
         order = 100  # before_epoch and after_epoch: when everybody else is done
-        seconds: list[float] = []
 
         def before_epoch(self) -> None:
             self.started = time.perf_counter()
@@ -66,23 +65,19 @@ def epoch_clock(stage: str, turns: Turns | None) -> Any:
 
         def after_epoch(self) -> None:
             seconds = time.perf_counter() - self.started
-            self.seconds = [*self.seconds, seconds]
             train_loss, valid_loss, accuracy = (float(value) for value in self.recorder.values[-1])
-            if turns is not None:
-                turns.done(
-                    stage, seconds=seconds, train_s=self.train_s, train_loss=train_loss, valid_loss=valid_loss,
-                    valid_accuracy=accuracy,
-                )  # fmt: skip
+            turns.done(
+                stage, seconds=seconds, train_s=self.train_s, train_loss=train_loss, valid_loss=valid_loss,
+                valid_accuracy=accuracy,
+            )  # fmt: skip
 
     return Clock()
 
 
-def fit(learner: Any, job: dict[str, Any], stage: str, rates: list[float], turns: Turns | None) -> Any:
-    """Train a stage of SGDR cycles; return its clock."""
-    clock = epoch_clock(stage, turns)
+def fit(learner: Any, job: dict[str, Any], rates: list[float], clock: Any = None) -> None:
+    """Train a stage of SGDR cycles."""
     with learner.no_bar(), learner.no_logging():
         learner.fit_sgdr(job["cycles"], 1, lr_max=rates, cycle_mult=2, cbs=clock)
-    return clock
 
 
 def predict_test(learner: Any, job: dict[str, Any]) -> list[tuple[str, float]]:
@@ -106,9 +101,9 @@ def main() -> None:
     turns.done("start", fastai=fastai.__version__, torch=torch.__version__, timm=timm.__version__,
                threads=torch.get_num_threads(), workers=learner.dls.train.num_workers)  # fmt: skip
     frozen = [job["lr_frozen"] / 10, job["lr_frozen"]]
-    fit(learner, job, "frozen", frozen, turns)
+    fit(learner, job, frozen, epoch_clock("frozen", turns))
     learner.unfreeze()
-    fit(learner, job, "unfrozen", [job["lr_all"] / 10, job["lr_all"]], turns)
+    fit(learner, job, [job["lr_all"] / 10, job["lr_all"]], epoch_clock("unfrozen", turns))
 
     started = time.perf_counter()
     rows = predict_test(learner, job)
@@ -122,7 +117,7 @@ def main() -> None:
     for fold in range(1, job["fastai_folds"]):
         learner = learner_of(job, fold)
         started = time.perf_counter()
-        fit(learner, job, "frozen", frozen, None)
+        fit(learner, job, frozen)
         seconds.append(time.perf_counter() - started)
         losses.append(float(learner.recorder.values[-1][1]))
     turns.done("folds", seconds=sum(seconds), folds=seconds, valid_losses=losses)

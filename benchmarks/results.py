@@ -1,107 +1,209 @@
-"""The scores of the README: digits, and dogs against cats where the data is at hand.
+"""The scores of the README: every set that is at hand, trained, ensembled and graded by the commands of kbench.
 
-    python benchmarks/results.py [--data FOLDER]
+    python benchmarks/results.py [SET ...] [--data FOLDER] [--jobs 2] [--again SET] [--list]
 
-FOLDER holds `dogcat/` (train.csv, train/, test/, sample_submission.csv), `solutions/dogcat.csv` and
-`weights/mobilenetv2_100.safetensors`; by default `../shared/data` beside the checkout.
+The recipes are the YAMLs of `benchmarks/competitions/`, and the embedded digits. FOLDER holds the sets, `solutions/`
+and `weights/`; by default `../shared/data` beside the checkout. What is done is not done again: stopped, the same
+command goes on. A recipe that changed is trained anew; after a change of the code say `--again SET`.
+To add a set, write its YAML there and a line in `SETS`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DOGCAT = """
-title: Dogs against cats, 2,400 photographs
-task: single_label
-source: {{name: local, path: {data}/dogcat, solution: {data}/solutions/dogcat.csv}}
-data:
-  train: {{csv: train.csv, images: train}}
-  test: {{images: test, suffix: .jpg}}
-  target: label
-folds: {{strategy: stratified, n: 5, seed: 42}}
-metric: log_loss
-submission: {{format: single_probability}}
-input: {{size: 160}}
-model:
-  backbone: mobilenetv2_100
-  weights: {data}/weights/mobilenetv2_100.safetensors
-  options: {{create: {{pad_type: same}}}}
-train: {{batch_size: 32, optimizer: adamw, weight_decay: 0.01, augment: side_on}}
-stages:
-  head: {{groups: head, lr: 3e-3, schedule: {{name: sgdr, cycles: 2, cycle_len: 1}}, keep: [cycles]}}
-  all: {{lr: 1e-4, lr_decay: 3, schedule: {{name: sgdr, cycles: 1, cycle_len: 1}}, keep: [cycles]}}
-tta: flip
-"""
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+RECIPES = HERE / "competitions"
 
 
-def kbench(workspace: Path, *words: str) -> Any:
-    """Run a command in a workspace; return what it printed as JSON."""
-    command = [sys.executable, "-m", "kbench", *words, "--json"]
-    env = {key: value for key, value in os.environ.items() if not key.startswith("KBENCH_")}
-    return json.loads(subprocess.run(command, cwd=workspace, env=env, check=True, stdout=subprocess.PIPE).stdout)
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table.
+
+    Attributes:
+        competition: name of its YAML.
+        experiment: of that competition.
+        metrics: further scores of the test set.
+    """
+
+    competition: str
+    experiment: str = "baseline"
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the command line and the table call it."""
+        return self.competition if self.experiment == "baseline" else f"{self.competition}/{self.experiment}"
 
 
-def digits(workspace: Path) -> dict[str, Any]:
-    """Run the demo."""
-    found = kbench(workspace, "demo")
+SETS = (
+    Entry("digits", metrics=("accuracy",)),
+    Entry("dogcat", metrics=("accuracy",)),
+    Entry("dogcat", "best", metrics=("accuracy",)),
+    Entry("dogbreed", metrics=("accuracy",)),
+    Entry("camvid_multilabel"),
+)
+
+
+def make_workspace(folder: Path, data: Path) -> Path:
+    """Make a folder a workspace with the recipes in it and the data beside them, or bring it up to date."""
+    environment = _environment()
+    subprocess.run([sys.executable, "-m", "kbench", "init", str(folder)], check=True, env=environment,
+                   stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+    shutil.copytree(RECIPES, folder / "competitions", dirs_exist_ok=True)
+    link = folder / "shared"
+    if data.is_dir() and not link.is_symlink():
+        link.symlink_to(data, target_is_directory=True)
+    return folder
+
+
+def _environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("KBENCH_", "KAGGLE_"))}
+    return {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [kept.get("PYTHONPATH")])])}
+
+
+def run(workspace: Path, command: Sequence[str]) -> Any:
+    """Run a program in the workspace; return what it printed as JSON."""
+    done = subprocess.run(
+        [sys.executable, *command], cwd=workspace, env=_environment(), stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with exit code {done.returncode}; the same command goes on")
+    return json.loads(done.stdout)
+
+
+class Diary:
+    """What was done for an entry, kept on disk: step -> seconds and answer.
+
+    Args:
+        path: the JSON.
+        key: of the recipe; another one begins a new diary.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path = path
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        self.outdated = bool(known) and known["key"] != key
+        self._content: dict[str, Any] = known if known and not self.outdated else {"key": key, "steps": {}}
+
+    def step(self, name: str, workspace: Path, command: Sequence[str]) -> Any:
+        """Run a program, or return what it answered before."""
+        steps = self._content["steps"]
+        if name not in steps:
+            print(f"-- {self._path.stem}: {name}", file=sys.stderr, flush=True)
+            started = time.perf_counter()
+            answer = run(workspace, command)
+            steps[name] = {"seconds": time.perf_counter() - started, "answer": answer}
+            part = self._path.with_suffix(".part")
+            part.write_text(json.dumps(self._content, indent=1))
+            part.replace(self._path)
+        return steps[name]["answer"]
+
+    def seconds(self, *but: str) -> float:
+        """Return how long all steps but some took."""
+        return sum(one["seconds"] for name, one in self._content["steps"].items() if name not in but)
+
+
+def recipe_key(workspace: Path, entry: Entry) -> str:
+    """Return a digest of the YAMLs of an entry."""
+    files = [workspace / "competitions" / f"{entry.competition}.yaml"]
+    own = workspace / "competitions" / entry.competition
+    files += sorted(own.glob("*.py")) + [own / f"{entry.experiment}.yaml"] * (entry.experiment != "baseline")
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def measure(workspace: Path, entry: Entry, *, jobs: int, again: bool) -> dict[str, Any]:
+    """Do the whole job of an entry; return its row."""
+    folder = workspace / "results"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{entry.name.replace('/', '-')}.json"
+    if again:
+        path.unlink(missing_ok=True)
+    diary = Diary(path, recipe_key(workspace, entry))
+    words = ["-c", entry.competition]
+    choice = [*words, "-e", entry.experiment] if entry.experiment != "baseline" else words
+    diary.step("download", workspace, kbench("download", *words))
+    force = ["--force"] if again or diary.outdated else []
+    diary.step("train", workspace, kbench("train", *choice, "--fold", "all", "--jobs", str(jobs), *force))
+    made = diary.step("ensemble", workspace, kbench("ensemble", *choice, "--require-all"))
+    diary.step("submit", workspace, kbench("submit", made["file"], *words))
+    command = [str(HERE / "gains.py"), entry.competition, entry.experiment, "--metrics", *entry.metrics]
+    gains = diary.step("gains", workspace, command)
+    return row(entry, gains, diary.seconds("gains", "download"))
+
+
+def kbench(*words: str) -> list[str]:
+    """Return the arguments that make Python run a command of kbench."""
+    return ["-m", "kbench", *words, "--json"]
+
+
+def row(entry: Entry, gains: dict[str, Any], seconds: float) -> dict[str, str]:
+    """Return a row of the table."""
+    shown = {name: f"{one['value']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
+             for name, one in gains["gains"].items()}  # fmt: skip
+    oof = gains["oof"]
     return {
-        "competition": "digits", "models": found["members"], "CV": f"{found['score']:.4f}",
-        "interval": f"[{found['low']:.4f}, {found['high']:.4f}]", "test log loss": f"{found['test']['log_loss']:.4f}",
-        "test accuracy": f"{found['test']['accuracy']:.4f}", "seconds": round(found["seconds"]),
-    }  # fmt: skip
+        "set": entry.name,
+        "models x views": f"{gains['members']} x {gains['n_views']}",
+        "metric": gains["metric"],
+        "out of fold": f"{oof['value']:.4f} [{oof['low']:.4f}, {oof['high']:.4f}]",
+        "snapshots add": shown.get("snapshots", "-"),
+        "views add": shown.get("views", "-"),
+        "folds add, on test": shown.get("folds", "-"),
+        "test": ", ".join(f"{name} {value:.4f}" for name, value in gains.get("test", {}).items()) or "-",
+        "seconds": f"{seconds:.0f}",
+    }
 
 
-def dogcat(workspace: Path, data: Path) -> dict[str, Any]:
-    """Train two folds of a short recipe, ensemble them and grade the checked submission."""
-    (workspace / "competitions" / "dogcat.yaml").write_text(DOGCAT.format(data=data))
-    started = time.perf_counter()
-    kbench(workspace, "download", "dogcat")
-    for fold in ("0", "1"):
-        kbench(workspace, "train", "--fold", fold)
-    made = kbench(workspace, "ensemble")
-    graded = kbench(workspace, "submit")
-    seconds = time.perf_counter() - started
-    accuracy = grade_accuracy(workspace, made["file"], data)
-    return {
-        "competition": "dogcat, folds 0 and 1", "models": made["members"], "CV": f"{made['score']:.4f}",
-        "interval": f"[{made['low']:.4f}, {made['high']:.4f}]", "test log loss": f"{graded['all_rows']:.4f}",
-        "test accuracy": f"{accuracy:.4f}", "seconds": round(seconds),
-    }  # fmt: skip
-
-
-def grade_accuracy(workspace: Path, file: str, data: Path) -> float:
-    """Return the accuracy of a two-class submission."""
-    import pandas as pd
-
-    given = pd.read_csv(file).set_index("id")["label"]
-    truth = pd.read_csv(data / "solutions" / "dogcat.csv").set_index("id")["label"]
-    return float(((given > 0.5) == (truth.reindex(given.index) > 0.5)).mean())
+def at_hand(entry: Entry, data: Path) -> str:
+    """Return why an entry cannot be measured here; empty when it can."""
+    if entry.competition == "digits":
+        return ""
+    for path in (data / entry.competition, data / "weights" / "mobilenetv2_100.safetensors"):
+        if not path.exists():
+            return f"'{path}' is not here"
+    return ""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[1] / ".." / "shared" / "data")
-    data = parser.parse_args().data.resolve()
-    with tempfile.TemporaryDirectory() as name:
-        workspace = Path(name)
-        subprocess.run([sys.executable, "-m", "kbench", "init", name], check=True)
-        rows = [digits(workspace)]
-        if (data / "dogcat").is_dir():
-            rows.append(dogcat(workspace, data))
-        else:
-            print(f"no data in {data}: dogs against cats is left out", file=sys.stderr)
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", metavar="SET", help="which; all by default")
+    parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
+    parser.add_argument("--workspace", type=Path, default=ROOT / "runs" / "results", help="where everything is kept")
+    parser.add_argument("--jobs", type=int, default=1, help="folds at once")
+    parser.add_argument("--again", nargs="*", default=[], metavar="SET", help="train these anew")
+    parser.add_argument("--list", action="store_true", help="name the sets and stop")
+    chosen = parser.parse_args()
+    data, known = chosen.data.resolve(), {entry.name: entry for entry in SETS}
+    if unknown := set(chosen.sets + chosen.again) - set(known):
+        parser.error(f"no set {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    if chosen.list:
+        print("\n".join(known))
+        return
+    workspace = make_workspace(chosen.workspace.absolute(), data)
+    rows = []
+    for name in chosen.sets or known:
+        if why := at_hand(known[name], data):
+            print(f"{name} is left out: {why}", file=sys.stderr)
+            continue
+        rows.append(measure(workspace, known[name], jobs=chosen.jobs, again=name in chosen.again))
+    if rows:
+        print("| " + " | ".join(rows[0]) + " |")
+        print("|" + "---|" * len(rows[0]))
+    for one in rows:
+        print("| " + " | ".join(one.values()) + " |")
 
 
 if __name__ == "__main__":

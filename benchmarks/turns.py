@@ -52,7 +52,8 @@ class Side:
 
     def turn(self) -> dict[str, Any]:
         """Let the side do its next unit; return what it says of it."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         started = time.perf_counter()
         try:
             self._process.stdin.write("go\n")

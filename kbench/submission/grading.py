@@ -61,6 +61,27 @@ def grade(submission: Path, solution: Path, *, sample: pd.DataFrame, format: For
     predictions = format.parse(check_submission(submission, sample, format=format), sample)
     if isinstance(predictions, MaskSet):
         return _grade_masks(predictions, solution, sample, format=format, metric=metric)
+    table, usage = read_truth(solution, sample, format=format, predictions=predictions)
+    parts = {part: _score(metric, table.select(usage == part), predictions) for part in ("public", "private")}
+    whole = table.select(usage != "ignored")
+    values = aligned(predictions, ids=whole.ids, names=whole.target_names)
+    return Scores(metric(whole.targets, values, whole), **parts)
+
+
+def read_truth(
+    solution: Path, sample: pd.DataFrame, *, format: Format, predictions: Predictions
+) -> tuple[Table, np.ndarray]:
+    """Return the true targets of the test rows as a table, and [N] usages in lower case, empty without such a column.
+
+    Args:
+        solution: the answers.
+        sample: the sample submission.
+        format: the competition's format.
+        predictions: what will be scored; they give the task and the names of the targets.
+
+    Raises:
+        SubmissionError: the solution does not fit the sample.
+    """
     answers, usage = _read_solution(solution, sample)
     table = Table(
         ids=texts(answers, id_column(sample)),
@@ -70,10 +91,7 @@ def grade(submission: Path, solution: Path, *, sample: pd.DataFrame, format: For
         target_names=predictions.names,
         targets=_targets(answers, sample, format=format, predictions=predictions),
     )
-    parts = {part: _score(metric, table.select(usage == part), predictions) for part in ("public", "private")}
-    whole = table.select(usage != "ignored")
-    values = aligned(predictions, ids=whole.ids, names=whole.target_names)
-    return Scores(metric(whole.targets, values, whole), **parts)
+    return table, usage
 
 
 def _grade_masks(masks: MaskSet, solution: Path, sample: pd.DataFrame, *, format: Format, metric: Metric) -> Scores:
