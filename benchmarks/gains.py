@@ -20,9 +20,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from kbench.commands.judging import decided, decision_of, groups_of, judge
 
 from kbench.commands import parts
+from kbench.commands.judging import decided, decision_of, groups_of, judge, plain_snapshots
 from kbench.commands.predict import fold_mean, members_of, predict_out_of_fold, predict_test
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import require_folds
@@ -40,17 +40,17 @@ Members = Mapping[int, Sequence[Predictions]]
 
 
 def predicted(choice: Choice, part: str) -> Members:
-    """Return the members' predictions of `oof` or `test`, in memory; made with the views of now where they are not."""
+    """Return the members' predictions of `oof`, `test` or, with the plain view alone, `oof-plain`; made if missing."""
     setup, paths, identity = open_run_setup(choice)
     folds = require_folds(setup, paths, identity)
+    if part == "oof-plain":
+        plain = plain_snapshots(setup, paths, identity, folds, device="auto")
+        return {fold: list(members.values()) for fold, members in plain.items()}
     if part == "oof":
         predict_out_of_fold(setup, paths, identity, folds, "auto")
     else:
         predict_test(setup, paths, identity, folds, "auto")
-    return {
-        fold: [replace(one, values=np.array(one.values)) for one in members_of(setup, paths, identity, fold, part)]
-        for fold in folds
-    }
+    return {fold: members_of(setup, paths, identity, fold, part) for fold in folds}
 
 
 def merged(setup: Setup, members: Members, *, last: bool = False) -> Predictions:
@@ -134,9 +134,7 @@ def main() -> None:
     choice = Choice(given.competition, given.experiment)
     setup, _, _ = open_run_setup(choice)
     views, test = predicted(choice, "oof"), predicted(choice, "test")
-    plain = views
-    if setup.competition.tta.name != "none":
-        plain = predicted(replace(choice, assignments=("tta=none",)), "oof")
+    plain = views if setup.competition.tta.name == "none" else predicted(choice, "oof-plain")
     found = out_of_fold(choice, views, plain)
     solved = on_the_solution(choice, test, found, given.metrics)
     if "folds" in solved:
