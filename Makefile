@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := check
-.PHONY: check demo test quick lint fmt type oldest soak bench schema docs lock results clean
+.PHONY: check demo test quick lint fmt type oldest soak bench bench-fastai schema docs lock results clean
 
 check: lint type quick
 
@@ -49,6 +49,10 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_folds.py
 	$(BIN)/python benchmarks/bench_ensemble.py
 
+bench-fastai: $(STAMP)  ## against fastai, in an environment of its own
+	test -x .venv-fastai/bin/python || $(BIN)/python benchmarks/bench_fastai.py --make-env
+	$(BIN)/python benchmarks/bench_fastai.py
+
 results: $(STAMP)  ## the scores of the README
 	$(BIN)/python benchmarks/results.py
 
@@ -62,4 +66,4 @@ lock: $(STAMP)  ## requirements.lock from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable > requirements.lock
 
 clean:
-	rm -rf $(VENV) .venv-oldest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-fastai build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
