@@ -72,7 +72,7 @@ def _stage_trials(competition: Competition, stage: Stage, targets: np.ndarray | 
     yield "optimizer", lambda: _try_optimizer(stage)
     yield "loss", lambda: _try_loss(competition, stage, targets, outputs)
     yield "augment", lambda: _part("augmentation", stage.augment)
-    yield "crop", lambda: _part("crop", stage.crop)
+    yield "crop", lambda: _part("crop", stage.crop, _names=competition.data.classes or ())
     yield "sampler", lambda: _part("sampler", stage.sampler, targets, rows)(np.random.default_rng(0))
     yield "step", lambda: _part("step", stage.step)
     if stage.mix is not None:

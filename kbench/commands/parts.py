@@ -53,7 +53,7 @@ def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
 
 def _stage(competition: Competition, name: str, index: int, stage: Stage) -> StagePlan:
     size = size_of(stage.size or competition.input.size)
-    crop = _part("crop", stage.crop)
+    crop = _part("crop", stage.crop, _names=competition.data.classes or ())
     augmentation = _part("augmentation", stage.augment)
     judged = crop_for_validation(
         competition.input.crop,

@@ -131,12 +131,13 @@ def _lighting(light: float, contrast: float) -> Pixels | None:
             table = np.clip(np.arange(256, dtype=np.float32) * factor + shift + 0.5, 0, 255).astype(np.uint8)
             return cv2.LUT(image, table).reshape(image.shape), mask
         shift = mean * (1 - factor) + beta * float(np.ptp(image))
-        return _as_dtype(image.astype(np.float32) * factor + shift, image.dtype), mask
+        return as_dtype(image.astype(np.float32) * factor + shift, image.dtype), mask
 
     return pixels
 
 
-def _as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return values as a dtype, rounded and clipped to what it can hold."""
     if np.issubdtype(dtype, np.integer):
         limits = np.iinfo(dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)

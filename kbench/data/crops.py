@@ -40,10 +40,12 @@ class Crop:
     Attributes:
         resize: how images are resized before.
         window: called as `window((H, W), (height, width), rng)`; returns what is shown.
+        masked: called instead where a row has a mask, with the [H, W, M] mask for its size; None: nothing changes.
     """
 
     resize: Literal["cover", "exact", "keep"]
     window: Callable[[Size, Size, np.random.Generator], Window]
+    masked: Callable[[np.ndarray, Size, np.random.Generator], Window] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Geometry:
 
     Attributes:
         angle: degrees, counter-clockwise.
-        zoom: 1 or more; the window shrinks by it.
+        zoom: above 0; the window shrinks by it, or grows where it is below 1.
         flip: mirror left and right.
         turns: quarter turns, counter-clockwise, after the flip.
     """
@@ -68,7 +70,8 @@ def centred(image: Size, size: Size) -> Window:
     return Window((image[0] - size[0]) // 2, (image[1] - size[1]) // 2, *size)
 
 
-def _anywhere(image: Size, size: Size, rng: np.random.Generator) -> Window:
+def anywhere(image: Size, size: Size, rng: np.random.Generator) -> Window:
+    """Return a window of the size at a place drawn evenly."""
     top = int(rng.integers(0, max(0, image[0] - size[0]) + 1))
     left = int(rng.integers(0, max(0, image[1] - size[1]) + 1))
     return Window(top, left, *size)
@@ -77,7 +80,7 @@ def _anywhere(image: Size, size: Size, rng: np.random.Generator) -> Window:
 @register("crop")
 def random() -> Crop:
     """Show a window of the size, anywhere in the image (CropType.RANDOM)."""
-    return Crop("cover", _anywhere)
+    return Crop("cover", anywhere)
 
 
 @register("crop")
@@ -111,8 +114,8 @@ def googlenet(
     Raises:
         ConfigError: a value is out of range.
     """
-    _check_range("area", area, "(0, 1]")
-    _check_range("aspect", aspect, "(0, inf)")
+    check_range("area", area, "(0, 1]")
+    check_range("aspect", aspect, "(0, inf)")
     check_number("swap", swap, "[0, 1]")
     check_number("tries", tries, "[0, 1000]", whole=True)
 
@@ -124,14 +127,15 @@ def googlenet(
             if rng.random() < swap:
                 width, height = height, width
             if 0 < width <= image[1] and 0 < height <= image[0]:
-                return _anywhere(image, (height, width), rng)
+                return anywhere(image, (height, width), rng)
         side = min(image[0] / size[0], image[1] / size[1])
         return centred(image, (max(1, int(size[0] * side)), max(1, int(size[1] * side))))
 
     return Crop("keep", window)
 
 
-def _check_range(name: str, values: tuple[float, float], interval: str) -> None:
+def check_range(name: str, values: tuple[float, float], interval: str) -> None:
+    """Hold the lower and the upper end of a parameter's range against an interval; see `check_number`."""
     for value in values:
         check_number(name, value, interval)
     if values[0] > values[1]:

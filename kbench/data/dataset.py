@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from kbench.data import seeds
 from kbench.data.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.cache import Images
-from kbench.data.crops import Crop, Geometry, Size, Window, before_turns, warp
+from kbench.data.crops import Crop, Geometry, Size, before_turns, warp
 from kbench.errors import DataError, KbenchError
 
 
@@ -54,8 +54,10 @@ class Show:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return [height, width, C] and the mask [height, width, 1] shown the same way."""
         geometry = self.augmentation.geometry(rng) if self.augmentation.geometry else Geometry()
-        height, width = image.shape[0], image.shape[1]
-        window: Window = self.crop.window((height, width), before_turns(self.size, geometry), rng)
+        size, window = before_turns(self.size, geometry), None
+        if mask is not None and self.crop.masked is not None:
+            window = self.crop.masked(mask, size, rng)
+        window = window or self.crop.window((image.shape[0], image.shape[1]), size, rng)
         shown = warp(image, window, geometry, self.size)
         shown_mask = None if mask is None else warp(mask, window, geometry, self.size, nearest=True)
         if self.augmentation.pixels:
