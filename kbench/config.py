@@ -99,9 +99,7 @@ class FoldSection(Section):
     by: list[str] = Field(
         default_factory=list, description="columns whose combinations are balanced; the target by default"
     )
-    group: str | None = Field(
-        None, description="column whose values never fall into two folds; `auto` clusters near-duplicate images"
-    )
+    group: str | None = Field(None, description="column whose values stay in one fold; `auto`: near-duplicate images")
     options: dict[str, Any] = Field(default_factory=dict, description="further parameters of the strategy")
 
 
