@@ -13,7 +13,7 @@ from kbench.commands.runs import prepare_run
 from kbench.commands.score import out_of_fold
 from kbench.commands.setup import Choice, open_setup
 from kbench.ensemble.foreign import import_predictions
-from kbench.errors import ConfigError
+from kbench.errors import ConfigError, PredictionError, first_names
 from kbench.inference.predictions import save
 
 
@@ -43,6 +43,14 @@ def import_run(choice: Choice, name: str, *, oof: str, test: str, force: bool) -
     for part, predictions in parts.items():
         if predictions.source.get("ignored"):
             console.warn(f"{predictions.source['ignored']:,} ids of the {part} file are not of this competition")
+    lacking = [name for name in setup.train.target_names if name not in parts["oof"].names]
+    if parts["oof"].names != parts["test"].names:
+        raise PredictionError(
+            "the two files predict different targets", "the same columns in both",
+            f"oof: {first_names(parts['oof'].names)}; test: {first_names(parts['test'].names)}",
+        )  # fmt: skip
+    if lacking:
+        console.note(f"without {first_names(lacking)}: the member counts for the other targets")
     if paths.root.exists():
         files.remove(paths.root)
     paths, identity = prepare_run(setup, force=False)

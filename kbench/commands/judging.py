@@ -92,6 +92,17 @@ def decided(predictions: Predictions, decision: Decision | None, found: dict[str
     return replace(predictions, values=decision.apply(np.asarray(predictions.values), found))
 
 
+def of_targets(table: Table, names: Sequence[str]) -> Table:
+    """Return a table with only some of its targets, in its own order."""
+    if set(table.target_names) <= set(names):
+        return table
+    assert table.targets is not None, "training rows have targets"
+    kept = [place for place, name in enumerate(table.target_names) if name in names]
+    return replace(
+        table, target_names=tuple(table.target_names[place] for place in kept), targets=table.targets[:, kept]
+    )
+
+
 def fold_of(setup: Setup, table: Table) -> np.ndarray:
     """Return [N] int, the fold of each row of a table."""
     return np.asarray(setup.folds.fold[np.searchsorted(setup.folds.ids, table.ids)])

@@ -9,7 +9,7 @@ import numpy as np
 
 from kbench import files
 from kbench.commands import parts
-from kbench.commands.judging import cv_means, cv_table, fold_of, judge, score_record, snapshot_name
+from kbench.commands.judging import cv_means, cv_table, fold_of, judge, of_targets, score_record, snapshot_name
 from kbench.commands.predict import fold_mean, members_of, predict_out_of_fold
 from kbench.commands.setup import Setup
 from kbench.data.tables import Table
@@ -83,7 +83,7 @@ def out_of_fold(setup: Setup, paths: RunPaths, identity: dict[str, str], *, devi
 def _scored(
     setup: Setup, paths: RunPaths, predictions: Predictions, *, members: dict[int, list[Predictions]], folds: list[int]
 ) -> OutOfFold:
-    table = setup.train.select(np.isin(setup.folds.fold, folds))
+    table = of_targets(setup.train.select(np.isin(setup.folds.fold, folds)), predictions.names)
     outcome = judge(setup, predictions, table)
     score = score_record(setup, outcome, table)
     of_fold, metric = fold_of(setup, table), parts.build_metric(setup.competition)

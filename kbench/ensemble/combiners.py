@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -76,7 +77,14 @@ def rank() -> Combiner:
 
 @register("combiner", tasks=("single_label", "multi_label", "regression"))
 def greedy(
-    *, start: int = 1, draws: int = 50, bags: int = 0, share: float = 0.5, seed: int = 0, metric: str | None = None
+    *,
+    start: int = 1,
+    draws: int = 50,
+    patience: int = 10,
+    bags: int = 0,
+    share: float = 0.5,
+    seed: int = 0,
+    metric: str | None = None,
 ) -> Combiner:
     """Add the member that helps most, again and again, with replacement; how often it was added is its weight.
 
@@ -86,10 +94,12 @@ def greedy(
     Args:
         start: how many of the best members it begins with.
         draws: members added at most.
+        patience: additions without a better mean after which it ends.
         bags: selections from random subsets, whose weights are averaged; none with 0.
         share: of the members in a bag.
         seed: of the bags.
-        metric: what is climbed; the competition's by default.
+        metric: what is climbed; the competition's by default, of labels or grades as they are decided for the plain
+            mean, if there is a decision.
 
     Raises:
         ConfigError: a parameter is out of range.
@@ -98,26 +108,24 @@ def greedy(
     """
     check_number("ensemble.combine.start", start, "[1, inf)", whole=True)
     check_number("ensemble.combine.draws", draws, "[0, 10000]", whole=True)
+    check_number("ensemble.combine.patience", patience, "[1, inf)", whole=True)
     check_number("ensemble.combine.bags", bags, "[0, 1000]", whole=True)
     check_number("ensemble.combine.share", share, "(0, 1]")
     climbed = make_metric(metric) if metric else None
 
     def weights(stack: Stack) -> np.ndarray:
         judge = climbed or stack.metric
-        count = len(stack.names)
+        count, climb = len(stack.names), partial(_climb, stack, judge, start=start, draws=draws, patience=patience)
         if not bags:
-            return _climb(stack, judge, np.arange(count), start=start, draws=draws)
+            return climb(np.arange(count))
         rng = np.random.default_rng(seed)
         size = max(1, round(share * count))
-        found = [
-            _climb(stack, judge, np.sort(rng.permutation(count)[:size]), start=start, draws=draws) for _ in range(bags)
-        ]
-        return np.asarray(np.mean(found, axis=0))
+        return np.asarray(np.mean([climb(np.sort(rng.permutation(count)[:size])) for _ in range(bags)], axis=0))
 
     return Combiner(weights)
 
 
-def _climb(stack: Stack, metric: Metric, members: np.ndarray, *, start: int, draws: int) -> np.ndarray:
+def _climb(stack: Stack, metric: Metric, members: np.ndarray, *, start: int, draws: int, patience: int) -> np.ndarray:
     """Return the [M] weights of the best mean on the way."""
     added = [stack.into(int(member)) for member in members]
 
@@ -138,6 +146,8 @@ def _climb(stack: Stack, metric: Metric, members: np.ndarray, *, start: int, dra
         total = total + added[place]
         if metric.better(scores[place], best):
             best, length = scores[place], len(chosen)
+        elif len(chosen) - length >= patience:
+            break
     counts = np.bincount(members[chosen[:length]], minlength=len(stack.names))
     return np.asarray(counts / counts.sum())
 

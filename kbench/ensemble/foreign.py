@@ -1,7 +1,8 @@
 """Other people's predictions: a CSV of probabilities becomes an ensemble member.
 
 The file has an id column and one column per target, in any order; two classes may also come as one column, the
-probability of the last class, and a single target under any name. To read another layout, write a function here
+probability of the last class, and a single target under any name. Labels and regression targets may be missing: the
+member then counts for the others. To read another layout, write a function here
 that returns `Predictions`.
 """
 
@@ -56,7 +57,8 @@ def import_predictions(csv: Path, *, task: str, names: tuple[str, ...], ids: np.
         "foreign": True,
         "ignored": len(frame) - len(ids),
     }
-    return Predictions(ids, names, values.astype(np.float32), task, source)
+    known = names if values.shape[1] == len(names) else tuple(columns)
+    return Predictions(ids, known, values.astype(np.float32), task, source)
 
 
 def _raise(csv: Path, problems: list[Problem], names: tuple[str, ...]) -> None:
@@ -76,6 +78,8 @@ def _match_columns(frame: pd.DataFrame, task: str, names: tuple[str, ...]) -> tu
         return have, []
     missing = [Problem(name, "no such column", nearest(name, have)) for name in names if name not in have]
     extra = [Problem(name, "is no target", nearest(name, names)) for name in have if name not in names]
+    if have and not extra and task != "single_label":
+        return [name for name in names if name in have], []
     return list(names), [*missing[:10], *extra[:10]]
 
 

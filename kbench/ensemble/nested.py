@@ -19,6 +19,8 @@ from kbench.ensemble.bootstrap import Interval, contrasts, interval
 from kbench.ensemble.combiners import Combiner
 from kbench.ensemble.decisions import Decision
 from kbench.ensemble.stack import Stack, ranked_by_fold
+from kbench.errors import PredictionError, first_names
+from kbench.metrics import Metric, Rows
 
 _DRAWS = 1000  # of a bootstrap that is reported
 _TRIAL_DRAWS = 200  # of one that decides about a member
@@ -79,13 +81,40 @@ class Outcome:
 
 
 def fit(stack: Stack, recipe: Recipe) -> Fit:
-    """Return what a recipe finds on a stack's rows."""
-    weights = recipe.combiner.weights(stack)
+    """Return what a recipe finds on a stack's rows.
+
+    Raises:
+        PredictionError: members of only some targets are to be weighed.
+    """
+    if stack.covers is not None and (recipe.combiner.fitted or recipe.combiner.ranks or recipe.prune):
+        lacking = [name for name, covers in zip(stack.names, stack.covers, strict=True) if not covers.all()]
+        raise PredictionError(
+            f"{first_names(lacking)} predict only some of the targets", "members of all targets, to weigh them",
+            "leave them out, or `--combine mean`, which averages every target over the members that have it",
+        )  # fmt: skip
+    judged = stack
+    if recipe.decision is not None and (recipe.combiner.fitted or recipe.prune):
+        plain = recipe.decision.fit(stack.metric, stack.targets, stack.mixed(stack.base), stack.table)
+        judged = replace(stack, metric=_of_decided(stack.metric, recipe.decision, plain))
+    weights = recipe.combiner.weights(judged)
     if recipe.prune:
-        weights = pruned(stack, weights)
+        weights = pruned(judged, weights)
     if recipe.decision is None:
         return Fit(weights)
     return Fit(weights, recipe.decision.fit(stack.metric, stack.targets, stack.mixed(weights), stack.table))
+
+
+def _of_decided(metric: Metric, decision: Decision, found: dict[str, Any]) -> Metric:
+    """Return the metric of predictions that are decided first: what weights are to be good for."""
+
+    def function(targets: np.ndarray, values: np.ndarray, table: Rows) -> float:
+        return metric.function(targets, decision.apply(values, found), table)
+
+    def per_row(targets: np.ndarray, values: np.ndarray, table: Rows) -> np.ndarray:
+        assert metric.per_row is not None, "asked only of metrics that are means over rows"
+        return metric.per_row(targets, decision.apply(values, found), table)
+
+    return replace(metric, function=function, per_row=None if metric.per_row is None else per_row)
 
 
 def applied(stack: Stack, recipe: Recipe, found: Fit) -> np.ndarray:
@@ -168,28 +197,32 @@ def gains(stack: Stack, recipe: Recipe, outcome: Outcome) -> list[dict[str, Any]
 
     `adds` is the nested score less that of the same mixtures without the member (the others keep their weights, and
     each fold its thresholds), larger is better whatever the metric. An interval around 0 says that it may be chance.
-    Members without weight add nothing; a single one has nothing to be left out of.
+    Members without weight add nothing; a single one, or the only one of a target, has nothing to be left out of.
     """
     if recipe.combiner.ranks:
         stack = ranked_by_fold(stack)
     weights = outcome.fit.weights
     fits = outcome.by_part or {int(part): outcome.fit for part in np.unique(outcome.parts)}
     order = [int(member) for member in np.argsort(-weights, kind="stable")]
-    used = [member for member in order if weights[member] > 0]
+    used = [member for member in order if weights[member] > 0 and stack.complete(_without(weights, member))]
     without = [_nested(stack, recipe, outcome.parts, fits, leave_out=member) for member in used]
-    adds = _adds(stack, outcome.values, without, draws=_DRAWS) if len(used) > 1 else []
-    found = dict(zip(used, adds, strict=False))
+    found = dict(zip(used, _adds(stack, outcome.values, without, draws=_DRAWS), strict=True)) if used else {}
     records = []
     for member in order:
         alone = np.zeros(len(weights))
         alone[member] = 1
-        values = _nested(stack, recipe, outcome.parts, fits, only=alone)
+        values = _nested(stack, recipe, outcome.parts, fits, only=alone) if stack.complete(alone) else None
         gain = found.get(member)
         records.append(
-            {"member": stack.names[member], "weight": float(weights[member]), "alone": stack.score(values),
+            {"member": stack.names[member], "weight": float(weights[member]),
+             "alone": None if values is None else stack.score(values),
              "adds": gain and gain.value, "low": gain and gain.low, "high": gain and gain.high}
         )  # fmt: skip
     return records
+
+
+def _without(weights: np.ndarray, member: int) -> np.ndarray:
+    return np.where(np.arange(len(weights)) == member, 0, weights)
 
 
 def _nested(
@@ -216,13 +249,12 @@ def pruned(stack: Stack, weights: np.ndarray) -> np.ndarray:
     """Return weights without the members whose gain is inside the noise.
 
     Of those whose interval holds 0 or lies below, the member that adds least goes first; then the gains of the others
-    are taken anew, since of two alike members only one may go. One member always stays. Gains are of the metric on
-    probabilities, before any decision.
+    are taken anew, since of two alike members only one may go. One member always stays.
     """
     weights = weights.copy()
     while int((weights > 0).sum()) > 1:
         used = np.flatnonzero(weights > 0)
-        without = [stack.mixed(np.where(np.arange(len(weights)) == member, 0, weights)) for member in used]
+        without = [stack.mixed(_without(weights, int(member))) for member in used]
         adds = _adds(stack, stack.mixed(weights), without, draws=_TRIAL_DRAWS)
         noise = [place for place, one in enumerate(adds) if one.low <= 0]
         if not noise:

@@ -34,6 +34,7 @@ class Stack:
         metric: the competition's.
         mean: how members are averaged.
         groups: [N] labels that intervals draw, or None.
+        covers: [M, K] bool, which targets a member predicts; None: every member predicts all.
     """
 
     names: tuple[str, ...]
@@ -44,6 +45,7 @@ class Stack:
     metric: Metric
     mean: Mean = "arithmetic"
     groups: np.ndarray | None = None
+    covers: np.ndarray | None = None
 
     @property
     def targets(self) -> np.ndarray:
@@ -59,15 +61,28 @@ class Stack:
         )
 
     def mixed(self, weights: np.ndarray) -> np.ndarray:
-        """Return [N, K] float32, the weighted mean of the members; [M] weights, at least one positive."""
+        """Return [N, K] float32, the weighted mean of the members; [M] weights, at least one positive.
+
+        A target is averaged over the members that predict it; `complete` says whether there is one for each.
+        """
         used = np.flatnonzero(weights > 0)
         shares = weights[used] / weights[used].sum()
+        if self.covers is not None:
+            parts = shares[:, None] * self.covers[used]  # [m, K]
+            shares = parts / parts.sum(axis=0)
+            total = sum(share * self.into(int(member)) for share, member in zip(shares, used, strict=True))
+            return self.back(np.asarray(total))
         if len(used) == 1:
             return np.asarray(self.values[used[0]])
         total = np.zeros(self.values.shape[1:])
         for share, member in zip(shares, used, strict=True):
             total += share * self.into(int(member))
         return self.back(total)
+
+    def complete(self, weights: np.ndarray) -> bool:
+        """Return whether the members with a weight predict every target between them."""
+        used = weights > 0
+        return bool(used.any()) and (self.covers is None or bool(self.covers[used].any(axis=0).all()))
 
     def into(self, member: int) -> np.ndarray:
         """Return [N, K] float64 values of a member in the space where members are added: logarithms, if geometric."""
@@ -109,26 +124,23 @@ def stack_members(
         groups: [N] labels that intervals draw.
 
     Raises:
-        PredictionError: a member lacks rows or targets.
+        PredictionError: a member lacks rows, or no member predicts a target.
     """
-    lacking = [name for name, one in members.items() if set(table.target_names) - set(one.names)]
-    if lacking:
+    names, shape = table.target_names, (len(members), len(table), len(table.target_names))
+    values, covers = np.zeros(shape, dtype=np.float32), np.ones((shape[0], shape[2]), dtype=bool)
+    for place, one in enumerate(members.values()):
+        known = [name for name in names if name in one.names]
+        covers[place] = np.isin(names, known)
+        values[place][:, covers[place]] = aligned(one, ids=table.ids, names=known)
+    missing = [name for place, name in enumerate(names) if not covers[:, place].any()]
+    if missing:
         raise PredictionError(
-            f"{first_names(lacking)} predict only some of the targets", "members of all targets, to weigh them",
-            "leave them out, or `--combine mean`, which averages every target over the members that have it",
+            f"targets are not predicted: {first_names(missing)}", f"members of all {len(names)} targets between them",
+            "add a member that predicts them",
         )  # fmt: skip
-    values = np.stack([aligned(one, ids=table.ids, names=table.target_names) for one in members.values()])
     weights = np.ones(len(members)) if base is None else np.asarray(base, dtype=np.float64)
-    return Stack(
-        tuple(members),
-        values.astype(np.float32, copy=False),
-        weights / weights.sum(),
-        table,
-        fold,
-        metric,
-        mean,
-        groups,
-    )
+    partial = None if covers.all() else covers
+    return Stack(tuple(members), values, weights / weights.sum(), table, fold, metric, mean, groups, partial)
 
 
 def ranked(values: np.ndarray) -> np.ndarray:

@@ -247,6 +247,26 @@ def test_pruning_leaves_out_what_is_inside_the_noise_only_if_asked(bench: Bench)
     assert bench.ensemble("classes", "r0", "r1")["members"] == 1
 
 
+def test_a_foreign_member_of_some_labels_counts_for_those(bench: Bench) -> None:
+    bench.add("labels", "all", noise=0.6, seed=1)
+    for part in ("oof", "test"):
+        path = bench.root / f"{part}.csv"
+        pd.read_csv(path, dtype={"id": str}).drop(columns="left").to_csv(path, index=False)
+    files = {part: str(bench.root / f"{part}.csv") for part in ("oof", "test")}
+    import_run(Choice("labels", workspace=bench.root), "some", **files, force=False)
+    assert bench.score("labels", "some")["rows"] == ROWS
+    made = bench.ensemble("labels", "all", "some", weights=(1.0, 3.0))
+    tests = {run: np.load(bench.root / "runs" / "labels" / run / "test" / "merged.npy") for run in ("all", "some")}
+    frame = pd.read_csv(made["file"])
+    np.testing.assert_allclose(frame["left"], tests["all"][:, 1], atol=1e-6)
+    np.testing.assert_allclose(frame["right"], tests["all"][:, 2] / 4 + tests["some"][:, 1] * 0.75, atol=1e-6)
+    with pytest.raises(PredictionError, match="'some' predict only some"):
+        bench.ensemble("labels", "all", "some", combine="weights")
+    pd.read_csv(files["oof"], dtype={"id": str}).drop(columns="right").to_csv(files["oof"], index=False)
+    with pytest.raises(PredictionError, match="different targets"):
+        import_run(Choice("labels", workspace=bench.root), "other", **files, force=False)
+
+
 def test_a_combiner_that_is_not_there_is_answered_with_one_that_is(bench: Bench) -> None:
     bench.add("classes", "a", noise=1.0, seed=1)
     with pytest.raises(ConfigError, match="greedy"):

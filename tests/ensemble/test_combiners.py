@@ -202,5 +202,19 @@ def test_members_are_aligned_by_id_and_name_and_one_without_a_target_is_named() 
     made = stack_members({"a": turned}, one.table, fold=one.fold, metric=one.metric, mean="arithmetic")
     np.testing.assert_array_equal(made.values[0], one.values[0])
     part = Predictions(one.table.ids, ("t1",), one.values[0][:, 1:], "multi_label", {})
-    with pytest.raises(PredictionError, match="'b' predict only some of the targets"):
-        stack_members({"a": turned, "b": part}, one.table, fold=one.fold, metric=one.metric, mean="arithmetic")
+    with pytest.raises(PredictionError, match="not predicted: 't0'"):
+        stack_members({"b": part}, one.table, fold=one.fold, metric=one.metric, mean="arithmetic")
+
+
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_a_target_is_averaged_over_the_members_that_predict_it(mean: str) -> None:
+    one = stack("multi_label", rows=30)
+    members = {
+        "all": Predictions(one.table.ids, ("t0", "t1", "t2"), one.values[0], "multi_label", {}),
+        "some": Predictions(one.table.ids, ("t2", "t0"), one.values[1][:, [2, 0]], "multi_label", {}),
+    }
+    made = stack_members(members, one.table, fold=one.fold, metric=one.metric, mean=mean, base=[3, 1])  # type: ignore[arg-type]
+    sent = average(list(members.values()), weights=[3, 1], mean=mean)  # type: ignore[arg-type]
+    np.testing.assert_allclose(made.mixed(made.base), sent.values, atol=1e-6)
+    assert made.complete(np.array([1.0, 0.0]))
+    assert not made.complete(np.array([0.0, 1.0]))

@@ -10,7 +10,7 @@ from stacks import stack
 
 from kbench import registry
 from kbench.ensemble.nested import Recipe, applied, decided_by_part, evaluate, fit, gains, pruned
-from kbench.errors import DataError
+from kbench.errors import DataError, PredictionError
 
 laws = settings(max_examples=15, deadline=None)
 THRESHOLD = registry.build("decision", "threshold", {"step": 0.05})
@@ -110,7 +110,7 @@ def test_a_good_member_adds_and_a_copy_of_it_adds_nothing(metric: str) -> None:
 
 
 def test_the_gain_is_the_score_less_the_score_without_and_the_heaviest_come_first() -> None:
-    one = stack(noise=(0.5, 0.7, 4.0), rows=200)
+    one = stack(noise=(1.5, 1.6, 6.0), rows=200)
     made = evaluate(one, recipe("weights"))
     rows = gains(one, recipe("weights"), made)
     assert [row["weight"] for row in rows] == sorted((row["weight"] for row in rows), reverse=True)
@@ -156,3 +156,25 @@ def test_pruning_is_judged_on_rows_it_did_not_see() -> None:
         others = one.select(one.fold != fold)
         np.testing.assert_array_equal(found.weights, pruned(others, others.base))
     assert fit(one, recipe(prune=True)).weights.sum() == pytest.approx(1)
+
+
+def test_a_member_of_some_targets_adds_to_a_mean_and_is_not_weighed() -> None:
+    one = stack("multi_label", noise=(2.0, 1.0), rows=300, metric="bce")
+    some = replace(one, covers=np.array([[True, True, True], [True, False, True]]))
+    first, second = gains(some, recipe(), evaluate(some, recipe()))
+    assert (first["member"], first["adds"]) == ("m0", None)
+    assert second["alone"] is None
+    assert second["low"] > 0
+    for how in (recipe("greedy"), recipe("weights"), recipe(prune=True)):
+        with pytest.raises(PredictionError, match="'m1' predict only some of the targets"):
+            evaluate(some, how)
+
+
+def test_members_are_chosen_by_what_is_decided() -> None:
+    fine = registry.build("decision", "threshold", {"low": 0.005, "high": 0.1, "step": 0.005})
+    one = stack("multi_label", noise=(1.0, 1.1, 9.0), rows=300)
+    low = replace(one, values=one.values * 0.1)  # nothing is above the metric's own threshold of 0.2
+    assert len({low.score(values) for values in low.values}) == 1
+    found = fit(low, recipe("greedy", decision=fine))
+    assert found.weights[2] < 0.2 < found.weights[:2].max()
+    assert low.score(applied(low, recipe("greedy", decision=fine), found)) > 0.8
