@@ -191,14 +191,10 @@ class EnsembleSection(Section):
     """How members become one prediction."""
 
     mean: Literal["arithmetic", "geometric"] = Field("arithmetic", description="over snapshots and views")
-    members: list[str] | None = Field(
-        None, description="stages or `stage-cycle` whose snapshots count; all kept ones by default"
-    )
+    members: list[str] | None = Field(None, description="stages or `stage-cycle` that count; all kept ones by default")
     combine: Part = Field(Component(name="mean"), description="how members are weighed; `kbench list combiner`")
     prune: bool = Field(False, description="leave out members whose gain is inside the noise")
-    decision: Part | None = Field(
-        None, description="thresholds or cut points found out of fold; `kbench list decision`"
-    )
+    decision: Part | None = Field(None, description="thresholds or cut points to find; `kbench list decision`")
 
 
 class Maps(Section):
