@@ -11,6 +11,7 @@ import numpy as np
 
 from kbench.commands import parts
 from kbench.commands.score import OutOfFold
+from kbench.commands.score_maps import MapsOutOfFold
 from kbench.commands.setup import Setup, label_threshold
 from kbench.ensemble.average import aligned
 from kbench.metrics import Metric
@@ -56,14 +57,20 @@ class Look:
     setup: Setup
     paths: RunPaths
     identity: dict[str, str]
-    oof: OutOfFold
+    oof: OutOfFold | MapsOutOfFold
     options: ReportOptions
     written: list[str]
+
+    @property
+    def rows(self) -> OutOfFold:
+        """The predictions of a task whose predictions are rows, not maps."""
+        assert isinstance(self.oof, OutOfFold), "maps are read one row at a time"
+        return self.oof
 
     @cached_property
     def values(self) -> np.ndarray:
         """[N, K] predictions in the order of the rows."""
-        return aligned(self.oof.predictions, ids=self.oof.table.ids, names=self.oof.table.target_names)
+        return aligned(self.rows.predictions, ids=self.oof.table.ids, names=self.oof.table.target_names)
 
     @cached_property
     def targets(self) -> np.ndarray:

@@ -65,7 +65,7 @@ def slices(look: Look, found: dict[str, Any]) -> Section:
     found["slices"] = {}
     shown_parts: list[Picture | Grid] = []
     for column in look.options.slices or _telling_columns(look):
-        rows = tables.slice_table(look.metric, look.oof.table, look.oof.outcome.values, column, groups=look.groups)
+        rows = tables.slice_table(look.metric, look.oof.table, look.rows.outcome.values, column, groups=look.groups)
         found["slices"][column] = rows
         name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in column)
         shown_parts.append(look.grid(rows, f"slices-{name}.csv", f"by {column}"))

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from kbench import files
-from kbench.commands import mistakes
+from kbench.commands import mistakes, report_maps
 from kbench.commands.judging import decided, decision_of, plain_snapshots, snapshots_of, what_members_add
 from kbench.commands.look import Look, ReportOptions
 from kbench.commands.predict import members_of, predict_test
+from kbench.commands.rules import any_out_of_fold
 from kbench.commands.runs import open_run_setup
-from kbench.commands.score import out_of_fold
+from kbench.commands.score_maps import MapsOutOfFold
 from kbench.commands.setup import Choice, Setup
 from kbench.ensemble.average import ensemble_run
 from kbench.ensemble.combiners import mean as plain_mean
@@ -47,9 +48,13 @@ def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
     """
     setup, paths, identity = open_run_setup(choice)
     _check_columns(setup, options.slices)
-    oof = out_of_fold(setup, paths, identity, device=options.device)
+    oof = any_out_of_fold(setup, paths, identity, device=options.device)
     look = Look(setup, paths, identity, oof, options, [])
     found: dict[str, Any] = {"run": paths.name, "score": oof.score}
+    if isinstance(oof, MapsOutOfFold):
+        sections = report_maps.sections(look, oof, found)
+        page = files.write_text(paths.report, render(_page(look, [sections[0], _training(look), *sections[1:]])))
+        return {**found, "page": str(page), "files": look.written}
     sections = [
         _members(look, found),
         _training(look),
@@ -138,7 +143,7 @@ def _members(look: Look, found: dict[str, Any]) -> Section:
 def _decided(look: Look, values: np.ndarray) -> np.ndarray:
     """Return predictions of all rows, decided as the score's are."""
     recipe = Recipe(plain_mean(), decision_of(look.setup.competition))
-    return decided_by_part(recipe, look.oof.outcome, values, np.arange(len(look.oof.table)))
+    return decided_by_part(recipe, look.rows.outcome, values, np.arange(len(look.oof.table)))
 
 
 def _graded(look: Look) -> list[dict[str, Any]]:
@@ -160,7 +165,7 @@ def _graded(look: Look) -> list[dict[str, Any]]:
     for name, chosen in steps:
         mean = decided(
             ensemble_run(chosen, mean=setup.competition.ensemble.mean), decision_of(setup.competition),
-            look.oof.outcome.fit.decided,
+            look.rows.outcome.fit.decided,
         )  # fmt: skip
         with files.scratch_folder() as folder:
             file = write_submission(

@@ -7,8 +7,16 @@ from typing import Any
 
 from kbench import console, files, registry
 from kbench.commands import parts
-from kbench.commands.score import out_of_fold, require_folds
-from kbench.commands.score_maps import OofMaps, groups_of, maps_out_of_fold, ruled, score_worth, truth_masks
+from kbench.commands.score import OutOfFold, out_of_fold, require_folds
+from kbench.commands.score_maps import (
+    MapsOutOfFold,
+    OofMaps,
+    groups_of,
+    maps_out_of_fold,
+    ruled,
+    score_worth,
+    truth_masks,
+)
 from kbench.commands.setup import Setup
 from kbench.ensemble.postprocess import Rule
 from kbench.ensemble.tuning import neutral, tune, tunes
@@ -65,12 +73,19 @@ def apply_rule(setup: Setup, oof: OofMaps) -> Ruled:
     return Ruled(rule, outcome.params, {**score_worth(setup, oof.table, worth), **found})
 
 
+def any_out_of_fold(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], *, device: str = "auto"
+) -> OutOfFold | MapsOutOfFold:
+    """Return the out-of-fold rows or maps of a run's trained folds, whatever its task; predicts what is missing."""
+    if not is_dense(setup.competition.task):
+        return out_of_fold(setup, paths, identity, device=device)
+    return maps_out_of_fold(setup, paths, identity, require_folds(setup, paths, identity), device=device)
+
+
 def score_run(setup: Setup, paths: RunPaths, identity: dict[str, str], *, device: str = "auto") -> dict[str, Any]:
     """Return the out-of-fold score of a run of any task, as `score.json` holds it."""
-    if not is_dense(setup.competition.task):
-        return out_of_fold(setup, paths, identity, device=device).score
-    oof = maps_out_of_fold(setup, paths, identity, require_folds(setup, paths, identity), device=device)
-    if is_plain(setup):
+    oof = any_out_of_fold(setup, paths, identity, device=device)
+    if isinstance(oof, OutOfFold) or is_plain(setup):
         return oof.score
     score = {**oof.score, **apply_rule(setup, oof.maps()).score}
     files.write_json(paths.score, score)

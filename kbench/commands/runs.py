@@ -14,7 +14,7 @@ from kbench.documents import dump_yaml, read_document, read_yaml, validate, with
 from kbench.errors import ConfigError, raise_all
 from kbench.workspace import RunPaths, Workspace, find_workspace
 
-_FREE = (
+FREE = (
     "tta",
     "ensemble",
     "maps",
@@ -140,8 +140,8 @@ def open_run_setup(choice: Choice) -> tuple[Setup, RunPaths, dict[str, str]]:
     manifest = files.read_json(paths.manifest)
     experiment = manifest["experiment"]
     current = _current(workspace, name, None if experiment == "baseline" else experiment, manifest, choice)
-    content = {**{key: value for key, value in trained.items() if key not in _FREE},
-               **{key: current[key] for key in _FREE if key in current}}  # fmt: skip
+    content = {**{key: value for key, value in trained.items() if key not in FREE},
+               **{key: current[key] for key in FREE if key in current}}  # fmt: skip
     competition = validate(content, file=str(paths.config), folder=paths.plugins, name=name, experiment=experiment)
     setup = Setup(workspace, competition, choice, paths.plugins)
     known = {key: manifest[key] for key in ("training", "contract", "folds")}
@@ -157,7 +157,7 @@ def open_run_setup(choice: Choice) -> tuple[Setup, RunPaths, dict[str, str]]:
 def _current(
     workspace: Workspace, name: str, experiment: str | None, manifest: dict[str, Any], choice: Choice
 ) -> dict[str, Any]:
-    free = [text for text in manifest["set"] if text.partition("=")[0].partition(".")[0] in _FREE]
+    free = [text for text in manifest["set"] if text.partition("=")[0].partition(".")[0] in FREE]
     assignments = [*free, *choice.assignments]
     return with_stage_defaults(read_document(workspace, name, experiment, assignments))
 

@@ -19,6 +19,7 @@ from kbench.ensemble.postprocess import Rule
 from kbench.errors import PredictionError
 from kbench.inference import map_store
 from kbench.inference.map_store import MapStore
+from kbench.inference.mask_set import MaskSet
 from kbench.metrics.dense import truth_of
 from kbench.metrics.pixels import image_counts
 from kbench.training.context import KEEP
@@ -222,6 +223,19 @@ def ruled(setup: Setup, oof: OofMaps, rule_of: Callable[[int], Rule]) -> np.ndar
     for row, maps in oof.read():
         worth[row] = image_counts(rule_of(int(oof.fold_of[row])).apply(maps), truth(row), n_classes=worth.shape[1])
     return worth
+
+
+def masks_out_of_fold(oof: MapsOutOfFold, rule: Rule | None) -> MaskSet:
+    """Return the masks of all rows of a run's trained folds: those stored, or what a rule makes of the kept maps."""
+    ids, names = oof.table.ids, oof.table.target_names
+
+    def read(row: int) -> np.ndarray:
+        if rule is not None:
+            return rule.apply(oof.one(str(ids[row])))
+        store = oof.stores[int(oof.fold_of[row])]
+        return store.mask(int(np.searchsorted(store.ids, ids[row])))
+
+    return MaskSet(ids, names, oof.table.task, {"run": oof.run}, read)
 
 
 def truth_masks(setup: Setup, table: Table) -> Callable[[int], np.ndarray]:

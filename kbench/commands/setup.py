@@ -68,6 +68,12 @@ class Setup:
         """The test table."""
         return self.table("test")
 
+    def with_test(self, table: Table) -> Setup:
+        """Return the same with other rows for the test set."""
+        made = replace(self, _sizes={})
+        made.test = table
+        return made
+
     def table(self, split: Literal["train", "test"], *, data: Path | None = None) -> Table:
         """Read a split's table.
 

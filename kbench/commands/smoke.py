@@ -45,7 +45,8 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
             predict_test(setup, paths, identity, [0], device, limit=_BATCHES)
             test = fold_mean(members_of(setup, paths, identity, 0, "test"), setup.competition.ensemble.mean)
         sample = read_sample(setup.sample)
-        few = sample[np.isin(texts(sample, id_column(sample)), test.ids)].reset_index(drop=True)
+        images = [setup.format.image_of(name) for name in texts(sample, id_column(sample))]
+        few = sample[np.isin(images, test.ids)].reset_index(drop=True)
         file = write_submission(
             paths.trial(setup.format.suffix), setup.format.build(test, few), sample=few, format=setup.format,
             gzip=setup.competition.submission.gzip,

@@ -13,22 +13,29 @@ import numpy as np
 from kbench import console, files
 from kbench.commands import parts
 from kbench.commands.fold_job import TrainOptions
-from kbench.commands.runs import open_run_setup, run_name
-from kbench.commands.score import OutOfFold, out_of_fold
+from kbench.commands.rules import any_out_of_fold
+from kbench.commands.runs import FREE, open_run_setup, run_name
+from kbench.commands.score import OutOfFold
+from kbench.commands.score_maps import MapsOutOfFold
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.commands.train import train
+from kbench.data.tables import Table
 from kbench.documents import parse_yaml
 from kbench.ensemble.average import aligned
 from kbench.ensemble.bootstrap import paired
 from kbench.errors import ConfigError, TrainingError
+from kbench.metrics.dense import truth_of
 
 
 def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions) -> dict[str, Any]:
     """Train every combination of values and compare them on the rows they share.
 
+    Values that change no weights (`tta`, `maps.windows`, `ensemble` ...) are tried on the runs the others make, so
+    ways of training against ways of predicting are one table (row S-10).
+
     Args:
         choice: competition and experiment.
-        grid: `PATH=VALUE,VALUE,...`, each a dimension.
+        grid: `PATH=VALUE,VALUE,...`, each a dimension; `experiment=NAME,NAME` are experiments.
         which: folds to train: numbers separated by commas, or `all`.
         options: how.
 
@@ -38,14 +45,14 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
     """
     first = open_setup(choice)
     axes = [_axis(text) for text in grid]
+    trained, free = ([axis for axis in axes if _is_free(axis[0]) == way] for way in (False, True))
     folds = which if which == "all" else which.split(",")
     rows: list[dict[str, Any]] = []
-    scored: list[OutOfFold] = []
+    base: OutOfFold | MapsOutOfFold | None = None
     failed = []
-    for values in itertools.product(*axes):
-        assignments = (*choice.assignments, *values)
-        one = replace(choice, assignments=assignments, run=_name(choice.run or run_name(first), values))
-        console.note(f"sweep: {' '.join(values)}")
+    for values in itertools.product(*trained):
+        one = _chosen(choice, values, run_name(first) if trained else None)
+        console.note(f"sweep: {' '.join(values) or 'one way of training'}")
         try:
             for fold in [folds] if isinstance(folds, str) else folds:
                 train(open_setup(one), fold, options)
@@ -53,13 +60,33 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
             console.show_error(error)
             failed.append(" ".join(values))
             continue
-        setup, paths, identity = open_run_setup(replace(one, assignments=()))
-        made = out_of_fold(setup, paths, identity, device=options.device)
-        scored.append(made)
-        rows.append({**_split(values), "run": made.run, **_facts(first, made, scored[0])})
+        for more in itertools.product(*free):
+            setup, paths, identity = open_run_setup(replace(one, assignments=more))
+            made = any_out_of_fold(setup, paths, identity, device=options.device)
+            base = base or made
+            rows.append({**_split((*values, *more)), "run": made.run, **_facts(setup, made, base)})
     metric = parts.build_metric(first.competition)
     rows.sort(key=lambda row: row["score"], reverse=metric.maximise)
     return {"metric": metric.name, "rows": rows, "failed": failed}
+
+
+def _is_free(assignment: str) -> bool:
+    return assignment.partition("=")[0].partition(".")[0] in FREE
+
+
+def _chosen(choice: Choice, values: Sequence[str], run: str | None) -> Choice:
+    """Return the run of a combination of values; without values the experiment's own."""
+    named = [value.partition("=")[2] for value in values if value.startswith("experiment=")]
+    others = tuple(value for value in values if not value.startswith("experiment="))
+    if run is None:
+        return choice
+    experiment = parse_yaml(named[0], name="experiment") if named else choice.experiment
+    experiment = None if experiment == "baseline" else experiment
+    alone = named and not others and not choice.assignments  # an experiment's own run
+    return replace(
+        choice, experiment=experiment, assignments=(*choice.assignments, *others),
+        run=None if alone else _name(choice.run or run, values),
+    )  # fmt: skip
 
 
 def _axis(text: str) -> list[str]:
@@ -82,7 +109,7 @@ def _name(base: str, values: Sequence[str]) -> str:
     return f"{base}-{short}-{files.digest(list(values))[:6]}"
 
 
-def _facts(setup: Setup, made: OutOfFold, base: OutOfFold) -> dict[str, Any]:
+def _facts(setup: Setup, made: OutOfFold | MapsOutOfFold, base: OutOfFold | MapsOutOfFold) -> dict[str, Any]:
     score = made.score
     facts: dict[str, Any] = {key: score[key] for key in ("score", "low", "high")}
     facts |= {"spread": score["spread"], "gain": None, "gain_low": None, "gain_high": None}
@@ -92,11 +119,18 @@ def _facts(setup: Setup, made: OutOfFold, base: OutOfFold) -> dict[str, Any]:
     table = setup.train.select(np.isin(setup.train.ids, shared))
     if len(table) < 2:
         return facts
-    new, old = (aligned(one.predictions, ids=table.ids, names=table.target_names) for one in (made, base))
+    new, old = (_values(one, table) for one in (made, base))
+    targets = truth_of(new, table.task) if table.targets is None else table.targets
     groups = setup.groups()
-    assert table.targets is not None, "training rows have targets"
     found = paired(
-        parts.build_metric(setup.competition), table.targets, new, old, table,
+        parts.build_metric(setup.competition), targets, new, old, table,
         groups=None if groups is None else groups[np.isin(setup.train.ids, shared)],
     )  # fmt: skip
     return facts | {"gain": found.value, "gain_low": found.low, "gain_high": found.high}
+
+
+def _values(made: OutOfFold | MapsOutOfFold, table: Table) -> np.ndarray:
+    """Return what a metric takes as predictions of a table's rows."""
+    if isinstance(made, OutOfFold):
+        return aligned(made.predictions, ids=table.ids, names=table.target_names)
+    return np.asarray(made.worth[np.searchsorted(made.table.ids, table.ids)])

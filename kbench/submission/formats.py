@@ -39,6 +39,7 @@ class Format:
         columns: names after the id, where the file is no CSV and the sample's columns do not say.
         encode: rows -> the file, in pieces; a CSV by default.
         decode: (file, sample) -> rows, in the order of the file; raises `SubmissionError`.
+        image_of: id of a row -> id of its image, where there are several rows of one image or file names for ids.
 
     For segmentations `build` takes, and `parse` returns, a `MaskSet` instead of `Predictions`.
     """
@@ -52,6 +53,7 @@ class Format:
     columns: tuple[str, ...] | None = None
     encode: Callable[[pd.DataFrame], Iterable[bytes]] | None = None
     decode: Callable[[Path, pd.DataFrame], pd.DataFrame] | None = None
+    image_of: Callable[[str], str] = str
 
 
 def id_column(sample: pd.DataFrame) -> str:

@@ -132,7 +132,9 @@ def mask_zip(
             {id_column(sample): [*whole, *rest], CELL: [*cells, *((parts[name],) for name in rest)]}, dtype=object
         )
 
-    return Format(".zip", build, parse, problems, exact=True, columns=(CELL,), encode=encode, decode=decode)
+    return Format(
+        ".zip", build, parse, problems, exact=True, columns=(CELL,), encode=encode, decode=decode, image_of=image_of
+    )
 
 
 def _code(

@@ -147,7 +147,11 @@ def rle(
                 found.append(Problem(image, error.what))
         return found[:20]
 
-    return Format(".csv", build, parse, problems, text=True, exact=True)
+    def image_of(name: str) -> str:
+        found = pattern.fullmatch(name)
+        return name if found is None else found["id"]
+
+    return Format(".csv", build, parse, problems, text=True, exact=True, image_of=image_of)
 
 
 def _pattern(template: str, names: tuple[str, ...]) -> re.Pattern[str]:

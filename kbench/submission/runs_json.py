@@ -103,7 +103,9 @@ def runs_json(
         order = [name for name in ids if name in cells] + sorted(set(cells) - set(ids))  # keys have no order
         return pd.DataFrame({id_column(sample): order, CELL: [cells[name] for name in order]}, dtype=object)
 
-    return Format(".json", build, parse, problems, exact=True, columns=(CELL,), encode=encode, decode=decode)
+    return Format(
+        ".json", build, parse, problems, exact=True, columns=(CELL,), encode=encode, decode=decode, image_of=image_of
+    )
 
 
 def _encoded(mask: np.ndarray, written: tuple[str, ...]) -> dict[str, dict[str, list[list[int]]]]:

@@ -1,0 +1,95 @@
+"""The chapters of `kbench report` for segmentations: masks beside their truth, and where they err."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kbench.commands import parts
+from kbench.commands.look import Look
+from kbench.commands.rules import apply_rule, is_plain
+from kbench.commands.score_maps import MapsOutOfFold, masks_out_of_fold, truth_masks
+from kbench.data.cache import Images
+from kbench.inference.mask_set import MaskSet
+from kbench.report import segments
+from kbench.report.confusion import confused_pairs, draw_confusion
+from kbench.report.page import Grid, Picture, Section
+from kbench.report.tables import slices_of
+from kbench.tasks import exclusive
+from kbench.training.context import KEEP
+
+_PANELS = 8  # images of a sheet
+_PIXELS = 200  # images whose pixels a confusion matrix counts at most
+
+
+def sections(look: Look, oof: MapsOutOfFold, found: dict[str, Any]) -> list[Section]:
+    """Return the chapters of a segmentation.
+
+    Args:
+        look: the run.
+        oof: its out-of-fold maps.
+        found: what the command returns; `growth`, `classes` and `slices` are added.
+    """
+    masks = masks_out_of_fold(oof, None if is_plain(look.setup) else apply_rule(look.setup, oof.maps()).rule)
+    return [
+        _growth(look, found),
+        _classes(look, oof, masks, found),
+        _slices(look, oof, found),
+        _panels(look, oof, masks),
+    ]
+
+
+def _growth(look: Look, found: dict[str, Any]) -> Section:
+    found["growth"] = look.oof.score["growth"]
+    grid = look.grid(found["growth"], "growth.csv", "gain: what the mean of everything adds to this one, out of fold")
+    text = (
+        "A snapshot alone and its plain view, the mean of snapshots, the mean over views. Folds show on test rows only."
+    )
+    return Section("Snapshots and views", text, [grid])
+
+
+def _classes(look: Look, oof: MapsOutOfFold, masks: MaskSet, found: dict[str, Any]) -> Section:
+    names, truth = oof.table.target_names, truth_masks(look.setup, oof.table)
+    found["classes"] = segments.class_rows(oof.worth, names)
+    shown: list[Picture | Grid] = [look.grid(found["classes"], "classes.csv", "pixels of all images together")]
+    if exclusive(oof.table.task, len(names)):
+        rows = segments.random_rows(len(oof.table), _PIXELS)
+        matrix = segments.pixel_confusion(masks, truth, oof.table, rows.tolist())
+        path = draw_confusion(matrix, names, look.place("confusion.png"), normalise=True, unit="pixels")
+        shown.append(look.picture(path, f"pixels of {len(rows)} images by true and predicted class"))
+        shown.append(look.grid(confused_pairs(matrix, names), "confused.csv", "which classes are taken for which"))
+    return Section(
+        "Classes", "A class with few pixels costs as much as a large one where the score is their mean.", shown
+    )
+
+
+def _slices(look: Look, oof: MapsOutOfFold, found: dict[str, Any]) -> Section:
+    meta = oof.table.meta
+    columns = look.options.slices or (() if meta is None else tuple(map(str, meta.columns)))
+    found["slices"], shown = {}, []
+    for column in columns:
+        if len(slices_of(oof.table, column)[1]) < 2:
+            continue
+        rows = segments.slice_rows(look.metric, oof.worth, oof.table, column, groups=look.groups)
+        found["slices"][column] = rows
+        shown.append(look.grid(rows, f"slices-{column}.csv", f"by {column}"))
+    return Section("Slices", "A slice whose interval lies below the others is where to look first.", shown)
+
+
+def _panels(look: Look, oof: MapsOutOfFold, masks: MaskSet) -> Section:
+    setup = look.setup
+    images: Images = parts.opened_images(setup.competition, setup.train, setup.workspace.cache(), what="training")(KEEP)
+    places, truth = np.searchsorted(setup.train.ids, oof.table.ids), truth_masks(setup, oof.table)
+    scores = segments.image_scores(look.metric, oof.worth, oof.table)
+    shown: list[Picture | Grid] = []
+    for name, rows in (
+        ("worst", segments.worst_rows(scores, _PANELS, maximise=look.metric.maximise)),
+        ("random", segments.random_rows(len(oof.table), _PANELS)),
+    ):
+        path = segments.draw_triplets(
+            rows.tolist(), look.place(f"{name}.png"), images=lambda row: images[int(places[row])], truth=truth,
+            masks=masks, table=oof.table, scores=scores, title=f"{name} images: image, truth, prediction",
+        )  # fmt: skip
+        shown.append(look.picture(path, f"{name} images"))
+    return Section("Images", "Image, truth and prediction; grey is ignored.", shown)
