@@ -87,10 +87,12 @@ class MapPart:
             workers=auto_workers(competition.loader.workers, device=device.type),
         )  # fmt: skip
         stages = {stage.name: stage for stage in parts.build_stages(competition)}
+        several = len({checkpoint.info["fold"] for checkpoint, _ in self.members}) > 1
         members = []
         for checkpoint, share in self.members:
             one = member_of(setup, checkpoint, self.path, {}, stages, device)
-            members.append(MapMember(one.name, one.load, one.scale, one.precision, share))
+            name = one.name if several else checkpoint.member  # so that folds have readings of the same names
+            members.append(MapMember(name, one.load, one.scale, one.precision, share))
         return job, members
 
     def rows_again(self) -> Iterator[Row]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kbench import console, files
+from kbench import files
 from kbench.commands.fold_job import TrainOptions
 from kbench.commands.predict import fold_mean, members_of, predict_test
 from kbench.commands.predict_maps import masks_of, rows_of_test
@@ -51,9 +51,6 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
             paths.trial(setup.format.suffix), setup.format.build(test, few), sample=few, format=setup.format,
             gzip=setup.competition.submission.gzip,
         )  # fmt: skip
-        console.result(
-            f"every step works: {len(setup.competition.stages)} stages, {len(few)} rows checked in {file.name}"
-        )
-        return {"stages": list(setup.competition.stages), "rows": len(few), "failed": []}
+        return {"stages": list(setup.competition.stages), "rows": len(few), "file": file.name, "failed": []}
     finally:
         files.remove(paths.root)

@@ -1,0 +1,203 @@
+"""A segmentation from its files to a graded submission, through the real command line, with a tiny network."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from streets_and_salt import NAMES, SIGNATE, salt, write_salt, write_street
+from typer.testing import CliRunner
+
+from kbench.cli import app
+from kbench.data.rle import CONVENTIONS, encode
+
+pytestmark = pytest.mark.slow
+
+SALT = """
+task: segmentation
+source: {name: local, path: files, solution: answers.csv}
+data:
+  train: {csv: train.csv, images: train/images, suffix: .png}
+  test: {csv: sample_submission.csv, images: test/images, suffix: .png}
+  classes: [salt]
+  masks: {name: rle, convention: tgs, column: rle_mask}
+folds: {strategy: kfold, n: 2, seed: 1}
+metric: tgs_iou
+submission: {format: {name: rle, convention: tgs}}
+input: {size: 64}
+model: {name: smp, backbone: test_resnet}
+train: {batch_size: 4, lr: 3e-3, crop: random, augment: side_on}
+stages:
+  all: {schedule: {name: sgdr, cycles: 2, cycle_len: 1}, keep: [cycles]}
+tta: flip
+"""
+STREET = """
+task: segmentation
+source: {name: local, path: files}
+data:
+  train: {csv: frames.csv, images: seg_train_images, suffix: .jpg}
+  test: {images: seg_test_images, suffix: .jpg}
+  masks: {name: colour, folder: seg_train_annotations, suffix: .png, colours: COLOURS}
+  metadata: [route, time]
+folds: {strategy: stratified, n: 3, by: [route, time], seed: 1}
+metric: {name: iou_per_image, classes: [car, pedestrian, signal, lane]}
+submission: {format: {name: runs_json, suffix: .jpg, classes: [car, pedestrian, signal, lane]}, sample: sample.json}
+input: {size: 64}
+model: {name: smp, backbone: test_resnet}
+train: {batch_size: 4, lr: 3e-3, crop: random, loss: {name: cross_entropy, class_weights: balanced}}
+stages:
+  all: {schedule: {name: sgdr, cycles: 1, cycle_len: 1}, keep: [last]}
+"""
+
+
+class Workspace:
+    """A workspace in a folder, and its command line in this process, so that torch is loaded once."""
+
+    def __init__(self, root: Path, name: str, yaml: str) -> None:
+        self.root = root
+        (root / "competitions").mkdir()
+        (root / "competitions" / f"{name}.yaml").write_text(yaml)
+
+    def run(self, *words: str) -> str:
+        """Run a command; return what it wrote to stdout."""
+        with contextlib.chdir(self.root):
+            done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, f"kbench {' '.join(words)} -> {done.exit_code}\n{done.stderr}"
+        return done.stdout
+
+    def json(self, *words: str) -> dict:
+        """Run a command with --json; return what it printed."""
+        return json.loads(self.run(*words, "--json"))
+
+
+@pytest.fixture(scope="module")
+def salty(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Salt bodies with two trained folds."""
+    root = tmp_path_factory.mktemp("salt")
+    made = Workspace(root, "salt", SALT)
+    write_salt(root / "files", train=16, test=5)
+    sample = pd.read_csv(root / "files" / "sample_submission.csv")
+    sample["rle_mask"] = [encode(salt(16 + row)[1], CONVENTIONS["tgs"]) for row in range(len(sample))]
+    sample.to_csv(root / "answers.csv", index=False)
+    made.run("download")
+    assert made.json("train")["trained"] == [0, 1]
+    return made
+
+
+def test_out_of_fold_maps_are_scored_and_what_views_and_snapshots_add_is_told(salty: Workspace) -> None:
+    score = salty.json("score")
+    assert score["metric"] == "tgs_iou"
+    assert (score["rows"], score["members"]) == (16, 4)
+    assert 0 <= score["low"] <= score["score"] <= score["high"] <= 1
+    names = [record["ensemble"] for record in score["growth"]]
+    assert names[-2:] == ["mean, plain view", "mean"]
+    assert len(names) == 6
+
+
+def test_the_submission_is_checked_graded_and_has_its_lineage(salty: Workspace) -> None:
+    made = salty.json("ensemble")
+    frame = pd.read_csv(made["file"], keep_default_na=False)
+    assert frame.columns.tolist() == ["id", "rle_mask"]
+    graded = salty.json("submit")
+    assert graded["status"] == "complete"
+    assert 0 <= graded["all_rows"] <= 1
+    lineage = json.loads(next((salty.root / "submissions").rglob("*.lineage.json")).read_text())
+    members = lineage["lineage"]["members"]
+    assert len(members) == 4
+    assert sum(member["share"] for member in members) == 2
+
+
+def test_nothing_is_predicted_twice_and_other_views_are(salty: Workspace) -> None:
+    store = salty.root / "runs" / "salt" / "baseline-s0" / "fold-0" / "oof" / "maps.bin"
+    salty.run("score")
+    before = store.stat().st_mtime_ns
+    salty.run("score")
+    assert store.stat().st_mtime_ns == before
+    found = salty.json("sweep", "tta=none,flip,d4")
+    assert {row["tta"] for row in found["rows"]} == {'"none"', '"flip"', '"d4"'}
+    assert {row["run"] for row in found["rows"]} == {"baseline-s0"}
+    assert store.stat().st_mtime_ns > before
+
+
+def test_a_tuned_post_process_is_scored_nested_and_sent(salty: Workspace) -> None:
+    yaml = salty.root / "competitions" / "salt.yaml"
+    tuned = (
+        "maps: {postprocess: {name: standard, threshold: tuned, empty: tuned, grid: {threshold: [0.4], empty: [50]}}}"
+    )
+    yaml.write_text(SALT + tuned + "\n")
+    try:
+        score = salty.json("score")
+        assert score["postprocess"]["candidates"] == 4
+        assert score["score"] == pytest.approx(score["postprocess"]["nested"])
+        assert score["chosen"] >= score["plain"]
+        made = salty.json("ensemble")
+        assert made["score"] == pytest.approx(score["score"])
+    finally:
+        yaml.write_text(SALT)
+
+
+def test_unseen_images_are_predicted_against_their_own_sample(salty: Workspace) -> None:
+    files = salty.root / "unseen"
+    write_salt(files, train=2, test=3)
+    out = salty.root / "unseen.csv"
+    assert salty.json("predict", "--data", str(files), "--out", str(out))["rows"] == 3
+    assert len(pd.read_csv(out)) == 3
+
+
+def test_two_runs_are_averaged_map_by_map(salty: Workspace) -> None:
+    salty.run("train", "--run", "other", "--set", "seed=5")
+    made = salty.json("ensemble", "baseline-s0", "other", "--weight", "2", "--weight", "1")
+    assert made["runs"] == ["baseline-s0", "other"]
+    assert made["members"] == 8
+    assert 0 <= made["score"] <= 1
+
+
+def test_the_report_shows_masks_beside_their_truth(salty: Workspace) -> None:
+    made = salty.json("report")
+    files = {Path(name).name for name in made["files"]}
+    assert {"worst.png", "random.png", "growth.csv", "classes.csv", "training.png"} <= files
+    assert [record["class"] for record in made["classes"]] == ["salt"]
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Street frames with their cells of route and time of day; nothing trained."""
+    root = tmp_path_factory.mktemp("street")
+    colours = "{" + ", ".join(f"{name}: {list(rgb)}" for name, rgb in SIGNATE.items()) + "}"
+    made = Workspace(root, "street", STREET.replace("COLOURS", colours))
+    files = write_street(root / "files", size=(48, 80), train={("Tokyo1", "day"): 6, ("Tokyo1", "night"): 6,
+                                                               ("Saitama", "morning"): 3}, test=3)  # fmt: skip
+    rows = []
+    for path in sorted((files / "seg_train_annotations").glob("*.json")):
+        about = json.loads(path.read_text())["attributes"]
+        rows.append({"id": path.stem, "route": about["route"], "time": about["timeofday"]})
+    pd.DataFrame(rows).to_csv(files / "frames.csv", index=False)
+    (files / "sample.json").write_text(json.dumps({path.name: {} for path in (files / "seg_test_images").iterdir()}))
+    made.run("download")
+    return made
+
+
+def test_every_step_is_tried_on_two_batches(street: Workspace) -> None:
+    assert street.json("train", "--smoke")["rows"] == 3
+
+
+def test_ways_of_training_against_ways_of_predicting_are_one_table(street: Workspace) -> None:
+    found = street.json(
+        "sweep", "stages.all.crop.name=random,squash", "maps.windows.name=full,grid,overlap", "--fold", "0"
+    )
+    assert len(found["rows"]) == 6
+    assert len({row["run"] for row in found["rows"]}) == 2
+
+
+def test_frames_are_stratified_trained_and_sent_as_runs(street: Workspace) -> None:
+    street.run("train", "--fold", "0")
+    score = street.json("score")
+    assert (score["metric"], score["rows"]) == ("iou_per_image", 5)
+    made = street.json("ensemble")
+    content = json.loads(Path(made["file"]).read_text())
+    assert set(content) == {"test_000.jpg", "test_001.jpg", "test_002.jpg"}
+    assert {name for image in content.values() for name in image} <= {"car", "pedestrian", "signal", "lane"}
+    assert len(NAMES) == 20
