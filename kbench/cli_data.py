@@ -169,7 +169,7 @@ def report(
     ] = None,
     slice_: Annotated[list[str] | None, typer.Option("--slice", help="A metadata column; default: all.")] = None,
     views: Annotated[
-        bool, typer.Option("--views", help="Also predict with the plain view alone: what do the others add?")
+        bool, typer.Option("--views", help="Also predict with the plain view alone, to see what the others add.")
     ] = False,
     solution: Annotated[
         bool, typer.Option("--solution", help="Also grade folds one by one on the local solution.")

@@ -11,13 +11,12 @@ To add a setting, add a field to the section it belongs to; if it does not chang
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from kbench.errors import Problem, nearest
+from kbench.consistency import member_problems, stage_problems, statistics_problems
 from kbench.files import digest, sha256
 
 Task = Literal[
@@ -31,7 +30,6 @@ Rate = Annotated[float, Field(gt=0, le=1e30)]  # finite in float32
 Decay = Annotated[float, Field(ge=0, le=1e30)]
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 PluginFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.py$", max_length=100)]
-RESERVED = ("previous", "fresh")  # what `start:` may say instead of a stage's name
 
 
 class Section(BaseModel):
@@ -246,8 +244,8 @@ class Competition(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Competition:
-        problems = [*_stage_problems(self.stages), *_member_problems(self.ensemble, self.stages)]
-        problems += _statistics_problems(self.input)
+        problems = [*stage_problems(self.stages), *member_problems(self.ensemble, self.stages)]
+        problems += statistics_problems(self.input)
         if problems:
             raise ValueError("\n".join(map(str, problems)))
         return self
@@ -290,57 +288,3 @@ class Competition(Section):
         view["plugins"] = [sha256(path) for path in plugins]
         view["weights"] = sha256(weights) if weights else None
         return {"contract": digest(self.contract_view()), "training": digest(view)}
-
-
-def _stage_problems(stages: Mapping[str, Stage]) -> Iterator[Problem]:
-    """Yield what is wrong between stages."""
-    done: list[str] = []
-    for name, stage in stages.items():
-        if name in RESERVED:
-            yield Problem(f"stages.{name}", f"a stage cannot be called '{name}'", "choose another name")
-        if stage.start not in (*RESERVED, *done):
-            yield Problem(
-                f"stages.{name}.start", f"'{stage.start}' is no earlier stage", nearest(stage.start, (*RESERVED, *done))
-            )
-        yield from _precompute_problems(name, stage)
-        if stage.range_test.end <= stage.range_test.start:
-            yield Problem(f"stages.{name}.range_test.end", "is not above `start`", "write start: 1e-5, end: 10")
-        done.append(name)
-    full = [stage.subset == "full" for stage in stages.values()]
-    if full != sorted(full):
-        yield Problem("stages", "a stage with `subset: full` may only be followed by such stages")
-    if not any(stage.keep for stage in stages.values()):
-        yield Problem("stages", "no stage keeps a model to predict with", "write `keep: [cycles]` in the last stage")
-
-
-def _precompute_problems(name: str, stage: Stage) -> Iterator[Problem]:
-    """Yield what cannot be together with activations that are computed once."""
-    if not stage.precompute:
-        return
-    where, why = f"stages.{name}", "with `precompute: true` an image is seen once, as it is judged"
-    if stage.groups != "head":
-        yield Problem(f"{where}.groups", "is not `head`, and only a frozen body can be precomputed",
-                      "write `groups: head`, or `precompute: false` where the body learns")  # fmt: skip
-    if stage.augment.name != "none":
-        yield Problem(f"{where}.augment", f"'{stage.augment.name}' would have no effect: {why}",
-                      "write `augment: none` here; a later stage without `precompute` may augment")  # fmt: skip
-    if stage.mix is not None:
-        yield Problem(f"{where}.mix", f"'{stage.mix.name}' mixes images, and {why}", "write `mix: null`")
-    if stage.step.name != "supervised":
-        yield Problem(f"{where}.step", f"'{stage.step.name}' is given images, and {why}", "write `step: supervised`")
-
-
-def _member_problems(ensemble: EnsembleSection, stages: Mapping[str, Stage]) -> Iterator[Problem]:
-    for position, member in enumerate(ensemble.members or ()):
-        if member not in stages and not any(member.startswith(f"{name}-") for name in stages):
-            hint = nearest(member, stages)
-            yield Problem(f"ensemble.members.{position}", f"'{member}' is neither a stage nor `stage-cycle`", hint)
-
-
-def _statistics_problems(section: Input) -> Iterator[Problem]:
-    for key, other in (("mean", "std"), ("std", "mean")):
-        values = getattr(section, key)
-        if values is not None and getattr(section, other) is None:
-            yield Problem(f"input.{key}", f"stands without `{other}`", "write both or neither")
-        if values is not None and len(values) != section.channels:
-            yield Problem(f"input.{key}", f"{len(values)} values for {section.channels} channels", "one per channel")

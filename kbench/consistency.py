@@ -1,0 +1,72 @@
+"""What sections of a YAML, each right by itself, may still say against one another.
+
+To add a rule, yield its problem here and name the function in `Competition._consistent`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from kbench.errors import Problem, nearest
+
+if TYPE_CHECKING:
+    from kbench.config import EnsembleSection, Input, Stage
+
+RESERVED = ("previous", "fresh")  # what `start:` may say instead of a stage's name
+
+
+def stage_problems(stages: Mapping[str, Stage]) -> Iterator[Problem]:
+    """Yield what is wrong between stages."""
+    done: list[str] = []
+    for name, stage in stages.items():
+        if name in RESERVED:
+            yield Problem(f"stages.{name}", f"a stage cannot be called '{name}'", "choose another name")
+        if stage.start not in (*RESERVED, *done):
+            yield Problem(
+                f"stages.{name}.start", f"'{stage.start}' is no earlier stage", nearest(stage.start, (*RESERVED, *done))
+            )
+        yield from _precompute_problems(name, stage)
+        if stage.range_test.end <= stage.range_test.start:
+            yield Problem(f"stages.{name}.range_test.end", "is not above `start`", "write start: 1e-5, end: 10")
+        done.append(name)
+    full = [stage.subset == "full" for stage in stages.values()]
+    if full != sorted(full):
+        yield Problem("stages", "a stage with `subset: full` may only be followed by such stages")
+    if not any(stage.keep for stage in stages.values()):
+        yield Problem("stages", "no stage keeps a model to predict with", "write `keep: [cycles]` in the last stage")
+
+
+def _precompute_problems(name: str, stage: Stage) -> Iterator[Problem]:
+    """Yield what cannot be together with activations that are computed once."""
+    if not stage.precompute:
+        return
+    where, why = f"stages.{name}", "with `precompute: true` an image is seen once, as it is judged"
+    if stage.groups != "head":
+        yield Problem(f"{where}.groups", "is not `head`, and only a frozen body can be precomputed",
+                      "write `groups: head`, or `precompute: false` where the body learns")  # fmt: skip
+    if stage.augment.name != "none":
+        yield Problem(f"{where}.augment", f"'{stage.augment.name}' would have no effect: {why}",
+                      "write `augment: none` here; a later stage without `precompute` may augment")  # fmt: skip
+    if stage.mix is not None:
+        yield Problem(f"{where}.mix", f"'{stage.mix.name}' mixes images, and {why}", "write `mix: null`")
+    if stage.step.name != "supervised":
+        yield Problem(f"{where}.step", f"'{stage.step.name}' is given images, and {why}", "write `step: supervised`")
+
+
+def member_problems(ensemble: EnsembleSection, stages: Mapping[str, Stage]) -> Iterator[Problem]:
+    """Yield members that are of no stage."""
+    for position, member in enumerate(ensemble.members or ()):
+        if member not in stages and not any(member.startswith(f"{name}-") for name in stages):
+            hint = nearest(member, stages)
+            yield Problem(f"ensemble.members.{position}", f"'{member}' is neither a stage nor `stage-cycle`", hint)
+
+
+def statistics_problems(section: Input) -> Iterator[Problem]:
+    """Yield what is wrong with the mean and standard deviation of the channels."""
+    for key, other in (("mean", "std"), ("std", "mean")):
+        values = getattr(section, key)
+        if values is not None and getattr(section, other) is None:
+            yield Problem(f"input.{key}", f"stands without `{other}`", "write both or neither")
+        if values is not None and len(values) != section.channels:
+            yield Problem(f"input.{key}", f"{len(values)} values for {section.channels} channels", "one per channel")
