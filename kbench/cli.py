@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -173,19 +173,24 @@ def leaderboard(
 
 @command()
 def predict(
+    images: Annotated[list[str] | None, typer.Argument(help="More images, after --image.")] = None,
     competition: Competition = None,
     experiment: Experiment = None,
     run: Run = None,
     data: Annotated[str | None, typer.Option("--data", help="A folder laid out like the competition's.")] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", help="Image files to predict instead.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="The submission's file, with --data.")] = None,
     device: Device = "auto",
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Predict the test set, or the unseen rows of another folder."""
+    """Predict the test set, the unseen rows of another folder, or single images."""
     from kbench import console
     from kbench.commands.predicting import predict_rows
 
+    if image or images:
+        _show_images([*(image or ()), *(images or ())], choose(competition, experiment, run), device, json)
+        return
     found = predict_rows(choose(competition, experiment, run), data=data, out=out, device=device, force=force)
     if json:
         console.show_json(found)
@@ -195,6 +200,22 @@ def predict(
         console.wrote(found["file"])
     else:
         console.next_command("kbench ensemble")
+
+
+def _show_images(files: list[str], choice: Any, device: str, json: bool) -> None:
+    from kbench import console
+    from kbench.api import open_run
+    from kbench.commands.single import most_likely
+
+    run = open_run(choice.run, competition=choice.competition, experiment=choice.experiment)
+    frame = run.predict(files, device=device)
+    made = [{str(name): float(value) for name, value in values.items()} for _, values in frame.iterrows()]
+    if json:
+        rows = [{"file": file, "values": values} for file, values in zip(files, made, strict=True)]
+        console.show_json({"run": run.name, "task": run.config.task, "rows": rows})
+        return
+    shown = (most_likely(values, run.config.task) for values in made)
+    console.show_table([{"file": file, **words} for file, words in zip(files, shown, strict=True)])
 
 
 @command("lr-find")

@@ -65,7 +65,9 @@ def check(
     if json:
         console.show_json(found)
     else:
+        plan = found.pop("plan", [])
         console.show_table([found] if not every else [{"checked": name} for name in found["checked"]])
+        console.show_table(plan, title="the recipe, with every default")
         console.next_command("kbench train")
 
 

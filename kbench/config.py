@@ -151,6 +151,7 @@ class Stage(Section):
     )
     range_test: RangeTest = Field(RangeTest(), description="how `lr: find` looks for the rate")
     lr_from_fold: int | None = Field(None, ge=0, description="with `lr: find`: take the rate this fold found")
+    lr_from_stage: str | None = Field(None, description="with `lr: find`: take the rate this earlier stage found")
     lr_decay: Finite = Field(1.0, ge=1, description="each earlier layer group learns this many times slower")
     weight_decay: Decay | Annotated[list[Decay], Field(min_length=1)] = Field(
         0.0, description="for all layer groups, or one per group"
@@ -288,3 +289,63 @@ class Competition(Section):
         view["plugins"] = [sha256(path) for path in plugins]
         view["weights"] = sha256(weights) if weights else None
         return {"contract": digest(self.contract_view()), "training": digest(view)}
+
+
+def _stage_problems(stages: Mapping[str, Stage]) -> Iterator[Problem]:
+    """Yield what is wrong between stages."""
+    done: list[str] = []
+    for name, stage in stages.items():
+        if name in RESERVED:
+            yield Problem(f"stages.{name}", f"a stage cannot be called '{name}'", "choose another name")
+        if stage.start not in (*RESERVED, *done):
+            yield Problem(
+                f"stages.{name}.start", f"'{stage.start}' is no earlier stage", nearest(stage.start, (*RESERVED, *done))
+            )
+        yield from _precompute_problems(name, stage)
+        source = stage.lr_from_stage
+        if source is not None and (source not in done or stages[source].lr != "find"):
+            yield Problem(f"stages.{name}.lr_from_stage", f"'{source}' is no earlier stage with `lr: find`",
+                          nearest(source, done))  # fmt: skip
+        if source is not None and stage.lr != "find":
+            yield Problem(f"stages.{name}.lr_from_stage", "stands beside a rate of its own", "write `lr: find`")
+        if stage.range_test.end <= stage.range_test.start:
+            yield Problem(f"stages.{name}.range_test.end", "is not above `start`", "write start: 1e-5, end: 10")
+        done.append(name)
+    full = [stage.subset == "full" for stage in stages.values()]
+    if full != sorted(full):
+        yield Problem("stages", "a stage with `subset: full` may only be followed by such stages")
+    if not any(stage.keep for stage in stages.values()):
+        yield Problem("stages", "no stage keeps a model to predict with", "write `keep: [cycles]` in the last stage")
+
+
+def _precompute_problems(name: str, stage: Stage) -> Iterator[Problem]:
+    """Yield what cannot be together with activations that are computed once."""
+    if not stage.precompute:
+        return
+    where, why = f"stages.{name}", "with `precompute: true` an image is seen once, as it is judged"
+    if stage.groups != "head":
+        yield Problem(f"{where}.groups", "is not `head`, and only a frozen body can be precomputed",
+                      "write `groups: head`, or `precompute: false` where the body learns")  # fmt: skip
+    if stage.augment.name != "none":
+        yield Problem(f"{where}.augment", f"'{stage.augment.name}' would have no effect: {why}",
+                      "write `augment: none` here; a later stage without `precompute` may augment")  # fmt: skip
+    if stage.mix is not None:
+        yield Problem(f"{where}.mix", f"'{stage.mix.name}' mixes images, and {why}", "write `mix: null`")
+    if stage.step.name != "supervised":
+        yield Problem(f"{where}.step", f"'{stage.step.name}' is given images, and {why}", "write `step: supervised`")
+
+
+def _member_problems(ensemble: EnsembleSection, stages: Mapping[str, Stage]) -> Iterator[Problem]:
+    for position, member in enumerate(ensemble.members or ()):
+        if member not in stages and not any(member.startswith(f"{name}-") for name in stages):
+            hint = nearest(member, stages)
+            yield Problem(f"ensemble.members.{position}", f"'{member}' is neither a stage nor `stage-cycle`", hint)
+
+
+def _statistics_problems(section: Input) -> Iterator[Problem]:
+    for key, other in (("mean", "std"), ("std", "mean")):
+        values = getattr(section, key)
+        if values is not None and getattr(section, other) is None:
+            yield Problem(f"input.{key}", f"stands without `{other}`", "write both or neither")
+        if values is not None and len(values) != section.channels:
+            yield Problem(f"input.{key}", f"{len(values)} values for {section.channels} channels", "one per channel")

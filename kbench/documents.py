@@ -16,13 +16,14 @@ from pydantic import BaseModel, ValidationError
 
 from kbench import registry
 from kbench.binding import bind
-from kbench.config import Competition, Stage
+from kbench.config import Competition, Stage, as_component
 from kbench.errors import ConfigError, Problem, as_problem, nearest, raise_all
 from kbench.workspace import Workspace
 from kbench.yaml12 import dump_yaml, parse_yaml
 
 __all__ = ["dump_yaml", "load_competition", "merge", "override", "parse_yaml", "read_document", "read_yaml",
            "validate", "with_stage_defaults"]  # fmt: skip
+_RECIPE = ("train", "stages", "tta")  # what a recipe writes
 _OURS = ("name", "experiment")  # fields of `Competition` that come from file names
 
 
@@ -153,9 +154,55 @@ def read_document(
         if not isinstance(parent, str | None):
             raise ConfigError(f"'{path}' extends {parent!r:.80}", "the name of an experiment", "correct `extends:`")
         experiment = None if parent in ("baseline", name) else parent
-    for change in reversed(chain.values()):
-        content = merge(content, change)
-    return override(content, assignments)
+    recipe = [text for text in assignments if text.partition("=")[0].split(".")[0] == "recipe"]
+    documents = [content, *reversed(chain.values()), *([override({}, recipe)] if recipe else [])]
+    return override(_assembled(documents), [text for text in assignments if text not in recipe])
+
+
+def _assembled(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Merge a baseline and its experiments, and write out their recipe where it is named.
+
+    A recipe takes the place of `train:`, `stages:` and `tta:` of the documents below the one that names it; later
+    ones may change its parameters. What stands beside it, and above, is merged over it.
+    """
+    recipe, level = None, 0
+    for place, document in enumerate(documents):
+        if "recipe" in document:
+            before = recipe
+            recipe = None if document["recipe"] is None else merge(recipe, as_component(document["recipe"]))
+            level = place if _renamed_recipe(before, recipe) else level
+    content: dict[str, Any] = {}
+    for place, document in enumerate(documents):
+        if recipe is not None and place == level:
+            content = merge({key: value for key, value in content.items() if key not in _RECIPE}, written_out(recipe))
+        own = {key: value for key, value in document.items() if key != "recipe"}
+        content = merge(content, own) if place or recipe is not None else copy.deepcopy(own)
+    return content
+
+
+def _renamed_recipe(before: Any, now: Any) -> bool:
+    names = [item.get("name") if isinstance(item, dict) else item for item in (before, now)]
+    return names[0] != names[1]
+
+
+def written_out(recipe: Any) -> dict[str, Any]:
+    """Return the sections a recipe stands for.
+
+    Raises:
+        ConfigError: there is no such recipe, or a parameter is wrong.
+    """
+    named = isinstance(recipe, dict) and isinstance(recipe.get("name"), str)
+    params = {key: value for key, value in recipe.items() if key != "name"} if named else {}
+    if named:
+        problems = registry.bind("recipe", recipe["name"], params, where="recipe")
+    else:
+        problems = [Problem("recipe", f"should be a recipe's name, or a mapping with it, got {recipe!r:.80}")]
+    raise_all(
+        problems, error=ConfigError, subject="the YAML", expected="one of the recipes of `kbench list recipe`",
+        todo="correct `recipe:`, then `kbench check`",
+    )  # fmt: skip
+    made: dict[str, Any] = registry.build("recipe", recipe["name"], params)
+    return made
 
 
 def validate(
@@ -275,7 +322,7 @@ def _keys(model: Any, path: Sequence[str] = ()) -> set[str]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is not None:  # else a stage's name
             model = _section_of(field.annotation)
-    return set(getattr(model, "model_fields", {})) | ({"train"} if model is Competition else set())
+    return set(getattr(model, "model_fields", {})) | ({"train", "recipe"} if model is Competition else set())
 
 
 def _section_of(annotation: Any) -> Any:

@@ -51,6 +51,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.training.region_losses",
         "kbench.training.sum_loss",
     ),
+    "recipe": ("kbench.training.recipes",),
     "step": ("kbench.training.step",),
     "mix": ("kbench.training.mix",),
     "views": ("kbench.inference.views",),

@@ -43,12 +43,14 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
     ("mask", "instances"): {"folder": "masks/{id}", "label": r"(?P<label>.)\.png"},
     ("loss", "sum"): {"parts": [{"name": "cross_entropy", "weight": 0.5}, "dice"]},
     ("windows", "resized"): {"scale": 0.5},  # one of two, so neither has to be given
+    ("recipe", "progressive"): {"sizes": [64, 128]},
     ("augmentation", "pipeline"): {"transforms": ["HorizontalFlip"]},
     ("fold strategy", "predefined"): {"column": "fold"},  # one of two, so neither has to be given
 }
 TESTED = {
     "source", "layout", "reader", "fold strategy", "augmentation", "crop", "sampler", "metric", "model", "schedule",
     "optimizer", "loss", "step", "mix", "views", "combiner", "decision", "windows", "mask", "postprocess", "format",
+    "recipe",
 }  # fmt: skip
 PARTS = [registry.get(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 

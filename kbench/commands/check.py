@@ -10,6 +10,7 @@ from kbench import console
 from kbench.commands.choice import Choice
 from kbench.commands.dry_build import part_problems
 from kbench.commands.parts import size_reader
+from kbench.commands.rates import batch_warnings, plan_rows
 from kbench.commands.setup import Setup, mask_kind, open_setup
 from kbench.data.mask_cache import mask_problems, sizes_of
 from kbench.data.tables import Table
@@ -43,12 +44,14 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
         console.warn(f"no data yet: `kbench download {name}`")
         found["data"] = None
     problems += part_problems(setup.competition, setup.train if found.get("rows") else None)
+    for text in batch_warnings(setup):
+        console.warn(text)
     raise_all(
         problems, error=ConfigError, subject=f"'{name}'",
         expected="parts that can be built, and data that fits the YAML",
         todo="correct what is named above, then `kbench check` again",
     )  # fmt: skip
-    return found
+    return {**found, "plan": plan_rows(setup.competition)}
 
 
 def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         precision=stage.precision, channels_last=stage.channels_last, ema=stage.ema,
         early_stop=stage.early_stop, min_delta=stage.min_delta,
         monitor=_monitor(competition, stage), keep=keep, subset=stage.subset, start=stage.start,
-        precompute=stage.precompute,
+        precompute=stage.precompute, lr_from_stage=stage.lr_from_stage,
         adaptive=bool(registry.get("schedule", stage.schedule.name).meta.get("adaptive")),
     )  # fmt: skip
 

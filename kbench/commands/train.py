@@ -9,6 +9,7 @@ from kbench import console, files
 from kbench.commands.fold_job import FULL, TrainOptions, prepare_fold
 from kbench.commands.predict import predict_out_of_fold, score_of_fold
 from kbench.commands.predict_maps import rows_of_fold
+from kbench.commands.rates import batch_warnings, on_activations, rate_notes
 from kbench.commands.runs import prepare_run
 from kbench.commands.score_maps import score_of_maps
 from kbench.commands.setup import Setup
@@ -55,12 +56,16 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
     for fold in done:
         console.note(f"fold {fold} is trained already")
         _finish(setup, paths, identity, fold, options)  # a process killed after training did not
+    for text in batch_warnings(setup):
+        console.warn(text)
     for some in _rounds(setup, todo):
-        if len(some) == 1 or options.jobs == 1:
+        if len(some) == 1 or options.jobs == 1 or on_activations(setup.competition):
             failed += _train_here(setup, paths, identity, some, options, alone=len(wanted) == 1)
         else:
             commands = [_command(setup, fold, options) for fold in some]
             failed += run_commands(commands, jobs=options.jobs, paths=paths)
+    for text in rate_notes(setup, paths, identity):
+        console.note(text)
     return {"run": paths.name, "trained": [fold for fold in todo if fold not in failed], "done": done, "failed": failed}
 
 

@@ -56,6 +56,9 @@ def schema() -> dict[str, Any]:
     for key in ("name", "experiment"):
         content["properties"].pop(key)
     content["properties"]["train"] = {"$ref": "#/$defs/Stage", "description": "defaults of every stage"}
+    content["properties"]["recipe"] = {
+        "$ref": "#/$defs/Component", "description": "stages, their defaults and views by a name of `kbench list recipe`"
+    }  # fmt: skip
     content["properties"]["extends"] = {"type": "string", "description": "of an experiment: another one; the baseline"}
     content.pop("required")  # an experiment says only what differs; `kbench check` names what is missing
     content["$schema"] = "https://json-schema.org/draft/2020-12/schema"

@@ -47,6 +47,7 @@ class StagePlan:
         lr_decay: each earlier group learns this many times slower.
         range_test: how a rate is found.
         lr_from_fold: take the rate this fold found, or None.
+        lr_from_stage: take the rate this earlier stage found, or None.
         weight_decay: one, or one per group.
         optimizer: (layers, rates, decays) -> optimiser.
         groups: which layer groups train.
@@ -106,6 +107,7 @@ class StagePlan:
     stop_after: int | None = None
     rates: tuple[float, ...] | None = None
     precompute: bool = False
+    lr_from_stage: str | None = None
 
     @property
     def size(self) -> Size:

@@ -39,6 +39,7 @@ from kbench.training.update import Learner, Rules, average_of
 
 _FIND_EPOCHS = 10**6  # orders of the range test are numbered from here
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
+_SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
 _EPOCHS_S = 10.0  # between resume points of a stage on activations, whose epochs take less than writing one
 
 
@@ -103,9 +104,12 @@ def run_stage(
         runner.learner.micro_batch = progress.micro_batch
     else:
         yield from runner.announce()
-    while progress.epoch < runner.epochs and not runner.stopped_early():
-        yield from runner.run_epoch()
-    runner.hand_over()
+    try:
+        while progress.epoch < runner.epochs and not runner.stopped_early():
+            yield from runner.run_epoch()
+        runner.hand_over()
+    finally:
+        torch.set_num_threads(runner.threads)
 
 
 def range_test(context: FoldContext, stage: StagePlan, model: nn.Module, *, progress: Progress) -> LRCurve:
@@ -130,8 +134,11 @@ class _Runner:
         self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
         self.dense = is_dense(table.task)
         self.activations = self._activations()
+        self.threads = torch.get_num_threads()
         self.learned: nn.Module = model if self.activations is None else getattr(model, "head")  # noqa: B009
         if self.activations is not None:
+            if sum(parameter.numel() for parameter in self.learned.parameters()) < _SMALL_HEAD:
+                torch.set_num_threads(1)
             rows = RowLoader(self.activations.values, table.targets, room=free_memory(torch.device("cpu")))
             self.feed = self.valid_feed = Feed(rows, nn.Identity(), context.device)
         else:
@@ -234,6 +241,9 @@ class _Runner:
         return spread(float(found), stage.lr_decay, self.n_groups)
 
     def _found_elsewhere(self) -> float | None:
+        """Return the rate an earlier stage or another fold found, or None."""
+        if self.stage.lr_from_stage is not None:
+            return float(self.context.plan.get(f"lr/{self.stage.lr_from_stage}"))
         fold = self.stage.lr_from_fold
         if fold is None or fold == self.context.fold:
             return None
