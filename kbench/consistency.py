@@ -27,6 +27,12 @@ def stage_problems(stages: Mapping[str, Stage]) -> Iterator[Problem]:
                 f"stages.{name}.start", f"'{stage.start}' is no earlier stage", nearest(stage.start, (*RESERVED, *done))
             )
         yield from _precompute_problems(name, stage)
+        source = stage.lr_from_stage
+        if source is not None and (source not in done or stages[source].lr != "find"):
+            yield Problem(f"stages.{name}.lr_from_stage", f"'{source}' is no earlier stage with `lr: find`",
+                          nearest(source, done))  # fmt: skip
+        if source is not None and stage.lr != "find":
+            yield Problem(f"stages.{name}.lr_from_stage", "stands beside a rate of its own", "write `lr: find`")
         if stage.range_test.end <= stage.range_test.start:
             yield Problem(f"stages.{name}.range_test.end", "is not above `start`", "write start: 1e-5, end: 10")
         done.append(name)
