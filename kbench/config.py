@@ -95,7 +95,8 @@ class FoldSection(Section):
     n: int = Field(5, ge=1, description="how many folds")
     seed: int = Field(42, ge=0, lt=2**32, description="of the cut alone; the recipe has its own")
     by: list[str] = Field(
-        default_factory=list, description="columns whose combinations are balanced; the target by default"
+        default_factory=list,
+        description="columns whose combinations are balanced (`coverage`: of a mask); the target by default",
     )
     group: str | None = Field(None, description="column whose values stay in one fold; `auto`: near-duplicate images")
     options: dict[str, Any] = Field(default_factory=dict, description="further parameters of the strategy")

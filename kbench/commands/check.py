@@ -9,9 +9,8 @@ from typing import Any
 from kbench import console
 from kbench.commands.choice import Choice
 from kbench.commands.dry_build import part_problems
-from kbench.commands.parts import size_reader
 from kbench.commands.rates import batch_warnings, plan_rows
-from kbench.commands.setup import Setup, mask_kind, open_setup
+from kbench.commands.setup import Setup, mask_kind, open_setup, size_reader
 from kbench.data.mask_cache import mask_problems, sizes_of
 from kbench.data.tables import Table
 from kbench.data.verify import unreadable_images

@@ -53,7 +53,7 @@ def folds(choice: Choice, *, adopt: str | None, force: bool) -> dict[str, Any]:
 def _adopt(setup: Setup, file: Path, path: Path, *, force: bool) -> Folds:
     section = setup.competition.folds
     cut = Cut(section.n, section.seed, tuple(section.by), section.group)
-    made = adopt_folds(file, setup.grouped(), cut=cut)
+    made = adopt_folds(file, setup.to_cut(), cut=cut)
     if path.is_file() and not force and read_folds(path).hash != made.hash:
         raise FoldError(
             f"'{path}' holds other folds already", "no folds yet, or the same ones",

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from kbench import registry
-from kbench.commands.setup import mask_kind
+from kbench.commands.setup import mask_kind, size_reader
 from kbench.config import Competition, Component, Stage
 from kbench.console import bar
 from kbench.data.cache import Images, Resize, RowPaths, open_images
 from kbench.data.dataset import Show
-from kbench.data.images import Reader, remembering
+from kbench.data.images import remembering
 from kbench.data.mask_cache import open_masks, sizes_of
 from kbench.data.normalise import Scale, choose
 from kbench.data.tables import Table
@@ -172,15 +172,6 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
         return opened[resize]
 
     return images
-
-
-def size_reader(competition: Competition) -> Reader | None:
-    """Return what tells the size of an image: a reader, or None where the header of its file does."""
-    section = competition.input
-    if section.reader.name == "image":
-        return None
-    reader: Reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
-    return reader
 
 
 def opened_masks(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:

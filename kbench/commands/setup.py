@@ -17,7 +17,9 @@ from kbench.config import Competition
 from kbench.data.cache import memoised
 from kbench.data.fold_files import read_folds, write_folds
 from kbench.data.folds import Cut, Folds, make_folds
+from kbench.data.images import Reader
 from kbench.data.layouts import Request, read_table
+from kbench.data.mask_cache import coverage, sizes_of
 from kbench.data.near_duplicates import clusters, hash_images, leaks, links
 from kbench.data.rows import MaskKind, without
 from kbench.data.tables import Table
@@ -33,6 +35,7 @@ PSEUDO = "first"
 __all__ = ["Choice", "Setup", "choose", "label_threshold", "open_setup"]
 
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
+COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
 
 
 @dataclass
@@ -149,20 +152,30 @@ class Setup:
         """Return a warning when near-duplicates fall on both sides of a fold; nothing when none do."""
         return leaks(folds, self._links)
 
-    def grouped(self) -> Table:
-        """Return the training table; with `group: auto` near-duplicates share a value of a column `auto`."""
-        table = self.train
-        if self.competition.folds.group != AUTO or (table.meta is not None and AUTO in table.meta.columns):
-            return table
-        found = table.ids[clusters(len(table), self._links)]
+    def to_cut(self) -> Table:
+        """Return the training table with the columns folds ask for that are made from files.
+
+        `auto`: a value near-duplicates share (`group: auto`); `coverage`: how much the class covers (`by: [coverage]`).
+        """
+        table, made = self.train, dict[str, np.ndarray]()
+        known: list[str] = [] if table.meta is None else list(table.meta.columns)
+        if self.competition.folds.group == AUTO and AUTO not in known:
+            made[AUTO] = table.ids[clusters(len(table), self._links)]
+        kind = mask_kind(self.competition, self.data)
+        if kind is not None and COVERAGE in self.competition.folds.by and COVERAGE not in known:
+            with console.bar("measuring masks") as advance:
+                made[COVERAGE] = coverage(
+                    table, kind=kind, size_of=sizes_of(table, size_reader(self.competition)), progress=advance,
+                    jobs=os.cpu_count() or 1,
+                )  # fmt: skip
         meta = pd.DataFrame(index=range(len(table))) if table.meta is None else table.meta
-        return replace(table, meta=meta.assign(**{AUTO: found}))
+        return replace(table, meta=meta.assign(**made)) if made else table
 
     def cut_folds(self) -> Folds:
         """Cut folds as the YAML says and write them."""
         section = self.competition.folds
         cut = Cut(section.n, section.seed, tuple(section.by), section.group)
-        folds = make_folds(self.grouped(), section.strategy, cut, section.options)
+        folds = make_folds(self.to_cut(), section.strategy, cut, section.options)
         folds.manifest["table"] = self.train.fingerprint()
         folds.manifest["warnings"] += self.leaking(folds)
         path = write_folds(self.workspace.folds(self.competition.name), folds)
@@ -271,6 +284,15 @@ def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
         return given
     parameter = registry.get("metric", competition.metric.name).parameters().get("threshold")
     return default if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def size_reader(competition: Competition) -> Reader | None:
+    """Return what tells the size of an image: a reader, or None where the header of its file does."""
+    section = competition.input
+    if section.reader.name == "image":
+        return None
+    reader: Reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    return reader
 
 
 def _texts(value: str | list[str] | None) -> tuple[str, ...]:

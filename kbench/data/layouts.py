@@ -24,6 +24,7 @@ from kbench.data.rows import (
     metadata,
     raise_problems,
     read_rows,
+    with_metadata,
     without,
 )
 from kbench.data.tables import Table
@@ -56,6 +57,8 @@ def csv(
     *,
     separator: str = " ",
     empty_tags: bool = False,
+    join: Sequence[str] = (),
+    annotations: str | None = None,
 ) -> Table:
     """Read ids, targets and metadata from a CSV, and find each id's image; a folder alone will do without targets.
 
@@ -65,6 +68,9 @@ def csv(
         request: which rows.
         separator: between the tags of one cell (`multi_label`).
         empty_tags: whether an empty cell means no tag rather than a missing target.
+        join: other CSVs with metadata columns; their first column is the id.
+        annotations: path of a JSON file per image with further metadata, such as `labels/{id}.json`; a key of an
+            object in it is written after a dot: `attributes.route`.
 
     Raises:
         DataError: one error with every problem: columns that are not there, repeated or unusable ids, missing
@@ -73,8 +79,8 @@ def csv(
     Source: F-02.
     """
     if request.csv is None:
-        return _images_alone(request)
-    frame, id_column, target = read_rows(request)
+        return _images_alone(request, join=join, annotations=annotations)
+    frame, id_column, target = read_rows(request, join=join, annotations=annotations)
     ids = np.array(frame[id_column].tolist(), dtype=str)
     problems = id_problems(id_column, ids)
     targets, masks = _without_targets(request), _find_masks(request, frame, ids)
@@ -135,14 +141,14 @@ def _target_problems(request: Request, target: Sequence[str]) -> list[Problem]:
     return []
 
 
-def _images_alone(request: Request) -> Table:
+def _images_alone(request: Request, *, join: Sequence[str] = (), annotations: str | None = None) -> Table:
     """Return a split that is a folder of images: the ids are the paths in it, without suffix."""
     where = f"data.{request.split}"
     if request.split == "train" and not is_dense(request.task):
         hint = "name the CSV with ids and targets, or use the layout 'folders'"
         raise_problems(request, [Problem(f"{where}.csv", "the layout 'csv' needs a CSV", hint)])
-    if not request.images or request.where or request.id or (request.split == "train" and request.metadata):
-        hint = "name `images:` alone, without id, where and metadata"
+    if not request.images or request.where or request.id:
+        hint = "name `images:` alone, without id and where"
         raise_problems(request, [Problem(where, "a split without a CSV is a folder of images", hint)])
     names, paths, others = list_images(request.root, request.images[0], suffix=request.suffix)
     order = np.argsort(np.array(names, dtype=str), kind="stable") if names else np.empty(0, dtype=int)
@@ -151,7 +157,14 @@ def _images_alone(request: Request) -> Table:
     problems = id_problems("id", ids)
     if not names:
         problems.append(Problem(f"{where}.images", f"'{request.images[0]}' has no images", "`kbench download`"))
-    masks = _find_masks(request, pd.DataFrame({"id": ids}, dtype=object), ids)
+    frame = pd.DataFrame({"id": ids}, dtype=object)
+    frame = with_metadata(request, frame, ids.tolist(), join=join, annotations=annotations)
+    problems += [
+        Problem("data.metadata", f"no file has a column '{name}'", nearest(name, map(str, frame.columns)))
+        for name in request.metadata
+        if request.split == "train" and name not in frame.columns
+    ]
+    masks = _find_masks(request, frame, ids)
     found = [find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images[1:]]
     lacking, missing = file_problems(request, found, ids)
     raise_problems(request, [*problems, *masks.problems, *missing])
@@ -164,6 +177,7 @@ def _images_alone(request: Request) -> Table:
         target_names=_without_targets(request).names,
         masks=masks.cells or None,
         encoded=request.mask is not None and request.mask.encoded,
+        meta=metadata(request, frame),
         notes=(note,) if others else (),
     )
     return without(table, lacking | masks.lacking, "without an image or a mask" if masks.cells else "without an image")

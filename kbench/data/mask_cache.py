@@ -6,6 +6,7 @@ nearest pixel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +20,7 @@ from kbench.data.images import Reader
 from kbench.data.rows import MaskKind, Size
 from kbench.data.tables import Table
 from kbench.data.verify import look
-from kbench.errors import DataError, KbenchError, Problem
+from kbench.errors import DataError, FoldError, KbenchError, Problem
 
 _SHOWN = 10  # rows with a wrong mask that are named
 _VERSION = 1  # of the pixels a key stands for; raise it when reading masks changes
@@ -156,3 +157,31 @@ def mask_problems(
     if bad > len(found):
         found.append(Problem("data.masks", f"and {bad - len(found):,} more rows with a wrong mask"))
     return found
+
+
+def coverage(
+    table: Table, *, kind: MaskKind, size_of: Callable[[int], Size], progress: Progress, jobs: int = 1
+) -> np.ndarray:
+    """Return [N] text, how much of each image its one class covers: `00` nothing, `01` to `10` by tenths; to balance.
+
+    Args:
+        table: rows with masks of one class.
+        kind: reads them.
+        size_of: row -> height and width of its image.
+        progress: called as `progress(done, total)`.
+        jobs: number of threads.
+
+    Raises:
+        FoldError: there are several classes.
+    """
+    if len(kind.names) != 1 or table.masks is None:
+        raise FoldError(
+            f"`by: [coverage]` with {len(kind.names)} classes", "masks of one class",
+            "write metadata columns, or use `strategy: kfold`",
+        )  # fmt: skip
+    direct, tenths = DirectMasks(table, kind, size_of, Resize("keep", 0, 0)), []
+    with ThreadPoolExecutor(jobs) as pool:
+        for row, mask in enumerate(pool.map(direct.__getitem__, range(len(direct)))):
+            tenths.append(math.ceil(10 * float((mask == 1).mean())))
+            progress(row + 1, len(direct))
+    return np.array([f"{tenth:02d}" for tenth in tenths])

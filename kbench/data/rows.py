@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.frames import read_frame
+from kbench.data.joins import other_columns
 from kbench.data.listings import Found
 from kbench.data.tables import Table
 from kbench.errors import DataError, Problem, counted, first_names, nearest, raise_all
@@ -105,8 +106,15 @@ def raise_problems(request: Request, problems: Sequence[Problem]) -> None:
     )
 
 
-def read_rows(request: Request) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
+def read_rows(
+    request: Request, *, join: Sequence[str] = (), annotations: str | None = None
+) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
     """Read the rows of the request's CSV.
+
+    Args:
+        request: which rows.
+        join: other tables with metadata, and
+        annotations: files with metadata; see `with_metadata`.
 
     Returns:
         Text cells, sorted by id; the name of the id column; the target columns.
@@ -118,6 +126,9 @@ def read_rows(request: Request) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
     columns = [str(name) for name in frame.columns]
     id_column = request.id or columns[0]
     target = request.target or tuple(name for name in columns if name != id_column)[:1]
+    if id_column in columns:
+        frame = with_metadata(request, frame, frame[id_column].tolist(), join=join, annotations=annotations)
+        columns = [str(name) for name in frame.columns]
     wanted = [("id", id_column), *(("where", name) for name in request.where)]
     if request.split == "train":
         wanted += [*(("target", name) for name in request.target), *(("metadata", name) for name in request.metadata)]
@@ -132,6 +143,27 @@ def read_rows(request: Request) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
     frame = _kept(request, frame)
     order = np.argsort(np.array(frame[id_column].tolist(), dtype=str), kind="stable")
     return frame.iloc[order].reset_index(drop=True), id_column, target
+
+
+def with_metadata(
+    request: Request, frame: pd.DataFrame, ids: Sequence[str], *, join: Sequence[str], annotations: str | None
+) -> pd.DataFrame:
+    """Return rows with the metadata columns of other files; see `other_columns`.
+
+    Args:
+        request: which rows.
+        frame: text cells.
+        ids: of the rows, in the order of the frame.
+        join: CSVs below the root whose first column is the id.
+        annotations: path of a JSON file per image.
+
+    Raises:
+        DataError: a file cannot be read, or training rows are not in it.
+    """
+    wanted = [name for name in request.metadata if name not in frame.columns]
+    added, problems = other_columns(request.root, ids, wanted, join=join, annotations=annotations)
+    raise_problems(request, problems if request.split == "train" else [])
+    return frame.assign(**added)
 
 
 def _kept(request: Request, frame: pd.DataFrame) -> pd.DataFrame:
