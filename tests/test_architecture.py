@@ -24,7 +24,8 @@ ORDER = (
     "__main__", "cli", "cli_data", "cli_base", "api", "console", "commands", "report", "orchestrate", "submission",
     "ensemble", "training",
     "inference", "models", "data", "metrics", "sources",
-    "documents", "merging", "binding", "config", "consistency", "registry", "workspace", "yaml12", "files", "tasks", "errors",
+    "documents", "merging", "binding", "config", "consistency", "registry", "workspace", "yaml12",
+    "files", "tasks", "errors",
 )  # fmt: skip
 GROUND = ORDER[ORDER.index("documents") :]
 UPWARDS = {  # who may look up, and why
