@@ -84,7 +84,8 @@ def show_score(score: Mapping[str, Any], where: str) -> None:
     """Print a score with its interval; what was fitted, and how much better it looks on its own rows, too.
 
     Args:
-        score: with `metric`, `score`, `low`, `high`; `plain`, `optimism` and `decision` where something was fitted.
+        score: with `metric`, `score`, `low`, `high`; `plain`, `optimism` and `decision` or `postprocess` where
+            something was fitted.
         where: the end of the line, such as `over 1,000 rows`.
     """
     text = f"{score['metric']} {score['score']:.5f} [{score['low']:.5f}, {score['high']:.5f}]"
@@ -97,6 +98,9 @@ def show_score(score: Mapping[str, Any], where: str) -> None:
     result(f"{text} on the rows it was found on, optimism {score['optimism']:.5f}")
     if "decision" in score:
         result(f"found: {_cell(score['decision']['found'])}")
+    if "postprocess" in score:
+        gain, params = score["postprocess"]["gain"], score["postprocess"]["params"]
+        result(f"tuning gains {gain['value']:+.5f} [{gain['low']:+.5f}, {gain['high']:+.5f}], found: {_cell(params)}")
 
 
 def show_csv(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -156,6 +156,7 @@ def _ensemble_maps(
     )  # fmt: skip
     notes = [f"{run} without folds {', '.join(map(str, left))}" for run, left in missing.items()]
     notes += ["trained on all rows: what is sent is not what was scored"] if options.full else []
+    notes += _pseudo_notes([run.paths for run in runs])
     members = [{"run": run.paths.name, **member} for run in runs for member in run.test().source()["members"]]
     competition = setup.competition
     lineage = Lineage(
@@ -168,7 +169,8 @@ def _ensemble_maps(
     )  # fmt: skip
     new_entry(file, lineage)
     return {
-        "file": str(file), "runs": lineage.runs, "members": len(members), "missing": missing, "notes": notes, **score
+        "file": str(file), "runs": lineage.runs, "members": len(members), "missing": missing, "notes": notes,
+        "gains": [], **score,
     }  # fmt: skip
 
 
@@ -228,11 +230,13 @@ def _notes(made: Sequence[RunPart], options: EnsembleOptions) -> list[str]:
         notes.append(f"the file's probabilities are clipped to {clip:g}..{1 - clip:g}; the score is of those before")
     if options.mixed_folds and len({part.identity["folds"] for part in made}) > 1:
         notes.append("mixed folds: a plain mean without a score")
-    for part in made:
-        origin = files.read_json(part.paths.manifest).get("pseudo")
-        if origin:
-            notes.append(f"{part.paths.name} trained with pseudo-labels {origin['labels']} ({origin['checksum']})")
-    return notes
+    return [*notes, *_pseudo_notes([part.paths for part in made])]
+
+
+def _pseudo_notes(runs: Sequence[RunPaths]) -> list[str]:
+    """Return which runs trained with pseudo-labels, and whose."""
+    origins = [(paths.name, files.read_json(paths.manifest).get("pseudo")) for paths in runs]
+    return [f"{name} trained with pseudo-labels {one['labels']} ({one['checksum']})" for name, one in origins if one]
 
 
 def _lineage(made: Sequence[RunPart], blend: Blend, sent: Sent, notes: list[str]) -> Lineage:

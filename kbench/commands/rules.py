@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from kbench import console, files, registry
@@ -31,8 +31,8 @@ class Ruled:
     Attributes:
         rule: for what is sent.
         params: its parameters, numbers only.
-        score: metric, score and interval out of fold; with tuned numbers the nested ones, and `plain`, `chosen`,
-            `optimism` and `gain` beside them.
+        score: metric, score and interval out of fold; with tuned numbers the nested ones, and beside them `plain` (on
+            the rows they were found on), `optimism` and `postprocess` (what was found and gained).
     """
 
     rule: Rule
@@ -62,14 +62,14 @@ def apply_rule(setup: Setup, oof: OofMaps) -> Ruled:
             table=oof.table, params=params, groups=groups_of(setup, oof.table), advance=advance,
         )  # fmt: skip
     rule = _built(setup, outcome.params)
-    found = {"plain": outcome.plain, "chosen": outcome.chosen, "postprocess": outcome.as_json()}
+    found: dict[str, Any] = {"postprocess": outcome.as_json()}
     if outcome.nested is None:  # one fold: there is no honest score of what was found on it
         worth = ruled(setup, oof, lambda fold: rule)
         return Ruled(rule, outcome.params, {**score_worth(setup, oof.table, worth), **found})
     by_fold = {fold: _built(setup, chosen) for fold, chosen in outcome.by_fold.items()}
     worth = ruled(setup, oof, lambda fold: by_fold[fold])
     sign = 1 if parts.build_metric(setup.competition).maximise else -1
-    found["optimism"] = sign * (outcome.chosen - outcome.nested)
+    found |= {"plain": asdict(outcome.chosen), "optimism": sign * (outcome.chosen.value - outcome.nested)}
     return Ruled(rule, outcome.params, {**score_worth(setup, oof.table, worth), **found})
 
 

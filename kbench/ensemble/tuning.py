@@ -23,7 +23,7 @@ import numpy as np
 
 from kbench import registry
 from kbench.data.tables import Table
-from kbench.ensemble.bootstrap import Interval, paired
+from kbench.ensemble.bootstrap import Interval, interval, paired
 from kbench.ensemble.postprocess import NEUTRAL, Rule
 from kbench.errors import ConfigError, first_names
 from kbench.metrics import Metric
@@ -54,7 +54,7 @@ class Outcome:
         params: parameters of the rule, numbers only, chosen on all folds: what is sent.
         by_fold: fold -> parameters chosen on the other folds.
         plain: score without the tuned parameters.
-        chosen: score of `params` on the very rows they were chosen on.
+        chosen: score of `params` on the very rows they were chosen on, with its interval.
         nested: score where every fold has the parameters chosen on the others; None with one fold.
         gain: nested minus plain with its interval, turned so that more is better; None with one fold.
         candidates: how many were tried.
@@ -63,7 +63,7 @@ class Outcome:
     params: Params
     by_fold: dict[int, Params]
     plain: float
-    chosen: float
+    chosen: Interval
     nested: float | None
     gain: Interval | None
     candidates: int
@@ -145,7 +145,8 @@ def tune(
     second = _count(finals, np.arange(n_rows), maps=maps, truth=truth, table=table,
                     advance=lambda done: advance(len(rows) + done, total))  # fmt: skip
     every, score = np.arange(n_rows), _scorer(metric, table)
-    plain, chosen = score(second[0], every), score(second[1], every)
+    plain = score(second[0], every)
+    chosen = interval(metric, _real(second[1]), second[1], table, groups=groups)
     if not by_fold:
         return Outcome(final, {}, plain, chosen, None, None, len(search.params))
     place = np.searchsorted(folds, fold_of)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from small_runs import written
 
-from kbench import files
+from kbench import console, files
+from kbench.commands.ensemble import EnsembleOptions, ensemble
 from kbench.commands.fold_job import TrainOptions, prepare_fold
 from kbench.commands.predict import members_of, predict_test
 from kbench.commands.pseudo_label import pseudo_label
@@ -158,10 +159,14 @@ def write_street(root: Path) -> None:
                 files.make_folder(path)
                 cv2.imwrite(str(path / f"{name}.png"), pixels)
     files.write_text(root / "data" / "street" / "train.csv", "id\n" + "".join(f"{name}\n" for name in ids))
+    asked = "".join(f"g{row}_{k},\n" for row in range(4) for k in range(2))
+    files.write_text(root / "data" / "street" / "sample_submission.csv", f"id,rle\n{asked}")
 
 
 @pytest.mark.slow
-def test_sure_pixels_of_test_images_train_and_the_others_are_ignored(tmp_path: Path) -> None:
+def test_sure_pixels_of_test_images_train_and_the_others_are_ignored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_street(tmp_path)
     setup = open_setup(Choice("street", workspace=tmp_path))
     train(setup, "all", CPU)
@@ -183,5 +188,16 @@ def test_sure_pixels_of_test_images_train_and_the_others_are_ignored(tmp_path: P
         assert (masks[row] != 255).mean() >= 0.1
     files.remove(run_paths(second).root)
     train(second, "1", CPU)
-    score = score_run(second, run_paths(second), identity(second), device="cpu")
-    assert score["rows"] == 6
+    tuned = ("maps.postprocess={name: standard, min_object: tuned, grid: {min_object: [3]}}",)
+    made = ensemble(Choice("street", assignments=tuned, workspace=tmp_path), ["with"], EnsembleOptions(device="cpu"))
+    assert (made["missing"], made["gains"]) == ({"with": [0]}, [])
+    assert any("with trained with pseudo-labels baseline-s0/first" in note for note in made["notes"])
+    both = ensemble(Choice("street", assignments=tuned, workspace=tmp_path), [], EnsembleOptions(device="cpu"))
+    capsys.readouterr()
+    console.show_score(both, "over 12 rows")
+    said = capsys.readouterr().out
+    assert "nested" in said
+    assert "optimism" in said
+    assert "tuning gains" in said
+    console.show_score(made, "over 6 rows")  # tuned on one fold, which says nothing of what that gains
+    assert "nested" not in capsys.readouterr().out

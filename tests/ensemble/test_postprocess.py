@@ -196,7 +196,7 @@ def test_specks_are_found_to_be_too_small_and_the_gain_is_nested() -> None:
     found, asked = tuned(params, advance=lambda done, total: seen.append((done, total)))
     assert found.params == {"min_object": 4, "threshold": 0.5}
     assert found.plain < 0.75
-    assert found.nested == found.chosen == 1
+    assert found.nested == found.chosen.value == 1
     assert found.gain is not None
     assert found.gain.low > 0
     assert found.gain.value == pytest.approx(1 - found.plain)
