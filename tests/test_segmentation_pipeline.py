@@ -132,7 +132,8 @@ def test_a_tuned_post_process_is_scored_nested_and_sent(salty: Workspace) -> Non
         score = salty.json("score")
         assert score["postprocess"]["candidates"] == 4
         assert score["score"] == pytest.approx(score["postprocess"]["nested"])
-        assert score["chosen"] >= score["plain"]
+        assert score["plain"]["value"] >= score["postprocess"]["plain"]
+        assert score["optimism"] == pytest.approx(score["plain"]["value"] - score["score"])
         made = salty.json("ensemble")
         assert made["score"] == pytest.approx(score["score"])
     finally:
