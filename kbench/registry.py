@@ -42,7 +42,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "crop": ("kbench.data.crops", "kbench.data.native_crops"),
     "sampler": ("kbench.data.samplers",),
     "metric": ("kbench.metrics",),
-    "model": ("kbench.models.classifier", "kbench.models.segmenter"),
+    "model": ("kbench.models.classifier", "kbench.models.segmenter", "kbench.models.unets"),
     "schedule": ("kbench.training.schedules",),
     "optimizer": ("kbench.training.optimizers",),
     "loss": (

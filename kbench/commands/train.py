@@ -165,8 +165,9 @@ def _watch(events: Iterator[Event], fold: int | str) -> None:
 
 def _line(fold: int | str, epoch: Epoch) -> str:
     judged = "" if epoch.valid_loss is None else f"  valid {epoch.valid_loss:.4f}  score {epoch.score:.5f}"
+    scale = "" if epoch.loss_scale is None else f"  loss scale {epoch.loss_scale:.4g}"
     return (
         f"fold {fold}  {epoch.stage} {epoch.epoch + 1}/{epoch.epochs}  train {epoch.train_loss:.4f}{judged}"
         f"{' *' if epoch.best else ''}  {epoch.images_per_s:.0f} images/s  {epoch.waiting:.0%} waiting"
-        f"  {epoch.seconds:.1f} s"
+        f"  {epoch.seconds:.1f} s{scale}"
     )

@@ -60,6 +60,7 @@ class Epoch:
         images_per_s: training images per second.
         waiting: share of the time spent waiting for data.
         seconds: of training and judging.
+        loss_scale: of the fp16 gradient scaler at the end of the epoch, or None in other precisions.
     """
 
     stage: str
@@ -74,6 +75,7 @@ class Epoch:
     images_per_s: float
     waiting: float
     seconds: float
+    loss_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,6 @@ class _Runner:
             loss=stage.loss(*context.balance(self.rows)),
             device=context.device,
             precision=precision,
-            nominal=float(stage.batch_size * stage.accumulate),
             clip=stage.clip,
             ema=stage.ema,
         )
@@ -329,7 +330,7 @@ class _Runner:
         valid_loss, score, better = self._judge(last_rate)
         made_epoch = Epoch(
             self.stage.name, progress.epoch, self.epochs, progress.step, last_rate, meter.loss, valid_loss, score,
-            better, speed, waiting, time.perf_counter() - started,
+            better, speed, waiting, time.perf_counter() - started, self.learner.loss_scale,
         )  # fmt: skip
         self.context.log.epoch(made_epoch)
         progress.epoch += 1

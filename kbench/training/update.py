@@ -44,6 +44,11 @@ class Learner:
     micro_batch: int
 
     @property
+    def loss_scale(self) -> float | None:
+        """What losses are multiplied by before the gradient, or None where nothing is scaled (S-25)."""
+        return float(self.scaler.get_scale()) if self.scaler.is_enabled() else None
+
+    @property
     def judged(self) -> nn.Module:
         """The model that is evaluated and kept: the moving average where there is one."""
         return self.model if self.averaged is None else self.averaged
@@ -58,7 +63,6 @@ class Rules:
         loss: compares logits with a target.
         device: where the model is.
         precision: of the forward pass.
-        nominal: valid targets an update usually has; keeps fp16 gradients in range, changes no result.
         clip: largest gradient norm, or None.
         ema: decay of the moving average, or None.
     """
@@ -67,7 +71,6 @@ class Rules:
     loss: Loss
     device: torch.device
     precision: Precision
-    nominal: float = 1.0
     clip: float | None = None
     ema: float | None = None
     said: list[str] = field(default_factory=list)
@@ -124,19 +127,22 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
 def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> LossSum:
     torch.manual_seed(seed)
     totals, counts = [], []
+    nominal: torch.Tensor | None = None
     for images, target in batches:
         parts = -(-len(images) // learner.micro_batch)  # of even size: batch norm needs two images
         for some, their in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True):
             with autocast(rules.device, rules.precision):
                 loss = rules.step(learner.model, some, their, rules.loss)
-            learner.scaler.scale(loss.total / rules.nominal).backward()  # type: ignore[no-untyped-call]
+            if nominal is None:  # about the update's count: keeps fp16 gradients in range, changes no result
+                nominal = (loss.count.detach() * (sum(len(rows) for rows, _ in batches) / len(some))).clamp_min(1)
+            learner.scaler.scale(loss.total / nominal).backward()  # type: ignore[no-untyped-call]
             totals.append(loss.total.detach())
             counts.append(loss.count.detach())
     total, count = torch.stack(totals).sum(), torch.stack(counts).sum()
     learner.scaler.unscale_(learner.optimizer)
     gradients = [parameter.grad for parameter in _trained(learner.optimizer) if parameter.grad is not None]
-    if gradients:
-        factor = torch.where(count > 0, rules.nominal / count.clamp_min(1e-12), torch.zeros_like(count))
+    if gradients and nominal is not None:
+        factor = torch.where(count > 0, nominal / count.clamp_min(1e-12), torch.zeros_like(count))
         torch._foreach_mul_(gradients, factor)
     return LossSum(total, count)
 

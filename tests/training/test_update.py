@@ -86,13 +86,13 @@ TARGETS = [
 def test_accumulated_batches_equal_one_large_batch(name, params, loss, options, targets, clip) -> None:
     pictures, target = images(13), targets(13)
 
-    def trained(sizes: list[int], nominal: float) -> torch.Tensor:
-        how = rules(loss, options, clip=clip, nominal=nominal)
+    def trained(sizes: list[int]) -> torch.Tensor:
+        how = rules(loss, options, clip=clip)
         return after(lambda: learner(net(), name=name, params=params), cut(pictures, target, sizes), how)
 
-    large = trained([13], 13)
-    torch.testing.assert_close(trained([4, 4, 4, 1], 16), large, atol=1e-6, rtol=0)
-    torch.testing.assert_close(trained([5, 8], 1), large, atol=1e-6, rtol=0)
+    large = trained([13])
+    torch.testing.assert_close(trained([4, 4, 4, 1]), large, atol=1e-6, rtol=0)
+    torch.testing.assert_close(trained([5, 8]), large, atol=1e-6, rtol=0)
 
 
 @settings(max_examples=30)
@@ -124,6 +124,48 @@ def test_without_a_valid_target_nothing_is_learned() -> None:
     found = update(made, [(images(3), torch.full((3, 2), torch.nan))], rules=rules("bce"), seed=0)
     assert torch.equal(weights(made.model), before)
     assert float(found.mean()) == 0
+
+
+def test_a_gradient_scaler_changes_no_result_and_says_its_scale() -> None:
+    batches = cut(images(6), tags(6), [4, 2])
+    plain, scaled = learner(net()), learner(net())
+    scaled.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    assert plain.loss_scale is None
+    scales = []
+    for step in range(3):
+        for made in (plain, scaled):
+            update(made, batches, rules=rules("bce"), seed=step)
+        scales.append(scaled.loss_scale)
+    torch.testing.assert_close(weights(scaled.model), weights(plain.model), atol=1e-6, rtol=0)
+    assert scales == [1024.0, 2048.0, 2048.0]
+
+
+def test_an_update_that_overflows_is_left_out_and_lowers_the_scale() -> None:
+    made = learner(net())
+    made.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = weights(made.model)
+    pictures = images(4)
+    pictures[0, 0, 0, 0] = torch.inf
+    update(made, [(pictures, classes(4))], rules=rules(), seed=0)
+    assert torch.equal(weights(made.model), before)
+    assert made.loss_scale == 512.0
+
+
+def test_the_scaled_loss_is_of_the_size_of_a_mean_for_pixels_too() -> None:
+    seen: list[float] = []
+
+    class Scaler(torch.amp.GradScaler):
+        def scale(self, outputs: Any) -> Any:
+            seen.append(float(outputs.detach()))
+            return super().scale(outputs)
+
+    model = nn.Conv2d(3, 2, 1)
+    made = learner(model)
+    made.scaler = Scaler("cpu", init_scale=4.0)
+    target = (torch.arange(6 * 64).reshape(6, 8, 8)) % 2
+    found = update(made, cut(images(6), target, [4, 2]), rules=rules(), seed=0)
+    assert float(found.count) == 6 * 64
+    assert sum(seen) == pytest.approx(float(found.mean()), rel=1e-5)
 
 
 def test_clipping_bounds_the_norm_of_the_whole_gradient() -> None:
