@@ -21,7 +21,7 @@ from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_probl
 from kbench.models.classifier import check_backbone
 from kbench.models.outputs import default_loss
 from kbench.models.split import check_split
-from kbench.tasks import exclusive, is_dense
+from kbench.tasks import SEGMENTATION, exclusive, is_dense
 from kbench.training.optimizers import apply_schedule
 
 Trial = tuple[str, Callable[[], Any]]
@@ -128,6 +128,11 @@ def _try_loss(competition: Competition, stage: Stage, targets: np.ndarray | None
 
 def _try_metric(competition: Competition, table: Table | None) -> None:
     metric = parts.build_metric(competition)
+    if table is not None and competition.task in SEGMENTATION:
+        few = table.select(np.arange(min(2, len(table))))
+        counts = np.ones((len(few), len(table.target_names), 3))
+        metric(counts[..., 0] + counts[..., 2], counts, few)
+        return
     if table is None or table.targets is None:
         return
     few = table.select(np.unique(np.linspace(0, len(table) - 1, min(_FEW, len(table))).astype(int)))

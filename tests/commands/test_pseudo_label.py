@@ -168,6 +168,9 @@ def test_sure_pixels_of_test_images_train_and_the_others_are_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_street(tmp_path)
+    wrong = open_setup(Choice("street", assignments=("metric.classes=[cube]",), workspace=tmp_path))
+    with pytest.raises(ConfigError, match="'cube'"):
+        train(wrong, "0", CPU)
     setup = open_setup(Choice("street", workspace=tmp_path))
     train(setup, "all", CPU)
     found = pseudo_label(Choice("street", run="baseline-s0", workspace=tmp_path), sure=Sure(0.8, 0.1), device="cpu")
