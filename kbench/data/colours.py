@@ -34,7 +34,7 @@ class Codec:
 
     def encode(self, numbers: np.ndarray) -> np.ndarray:
         """Return the [H, W, 3] uint8 colours of [H, W] numbers."""
-        return np.asarray(self.colours[numbers])
+        return np.take(self.colours, numbers, axis=0)
 
     def decode(self, image: np.ndarray, *, of: str) -> np.ndarray:
         """Return the [H, W] uint8 numbers of an [H, W, 3] uint8 image; every pixel is looked up in one table.
@@ -47,11 +47,11 @@ class Codec:
             DataError: with `strict`, it has colours that are not there; they are listed.
         """
         codes = _codes(image)
-        found: np.ndarray = self._lookup()[codes]
+        found: np.ndarray = np.take(self._lookup(), codes)
         strange = found == _UNKNOWN
         if strange.any():
             others, places, counts = np.unique(codes[strange], return_inverse=True, return_counts=True)
-            rgb = np.stack([others >> 16, others >> 8 & 255, others & 255], axis=1)
+            rgb = np.stack([others & 255, others >> 8 & 255, others >> 16], axis=1)
             if self.how == "strict":
                 order = np.argsort(-counts, kind="stable")[:5]
                 shown = ", ".join(f"{rgb[place].tolist()} ({counts[place]:,} pixels)" for place in order)
@@ -73,8 +73,10 @@ class Codec:
 
 
 def _codes(image: np.ndarray) -> np.ndarray:
-    wide = image.astype(np.uint32)
-    return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
+    """Return the three bytes of each pixel as one number, the first one lowest."""
+    wide = np.zeros((*image.shape[:2], 4), dtype=np.uint8)
+    wide[..., :3] = image[..., :3]
+    return np.asarray(wide.view("<u4")[..., 0])
 
 
 def _nearest(rgb: np.ndarray, colours: np.ndarray) -> np.ndarray:
