@@ -167,6 +167,9 @@ def leaderboard(
     else:
         keys = ("name", "run", "members", "metric", "cv", "public", "private", "gap", "status")
         console.show_table([{key: row[key] for key in keys} for row in found["rows"]])
+        if not found["rows"]:
+            console.note("no submission yet")
+            console.next_command("kbench ensemble")
         if found["rank_correlation"] is not None:
             console.result(f"rank correlation of CV and public score: {found['rank_correlation']:.2f}")
 

@@ -74,7 +74,9 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.5g}"
+        return "0" if abs(value) < 1e-12 else f"{value:.5g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value)) or "-"
     if isinstance(value, dict):
         return "  ".join(f"{key} {_cell(item)}" for key, item in value.items())
     return str(value)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from kbench import registry
 from kbench.binding import bind
 from kbench.config import Competition, Stage
-from kbench.errors import ConfigError, Problem, as_problem, nearest, raise_all
+from kbench.errors import ConfigError, Problem, as_problems, nearest, raise_all
 from kbench.merging import assembled, merge, with_stage_defaults, written_out
 from kbench.workspace import Workspace
 from kbench.yaml12 import dump_yaml, parse_yaml
@@ -173,7 +173,7 @@ def _load_plugins(names: Any, folder: Path) -> list[Problem]:
             if isinstance(plugin, str) and "/" not in plugin:  # said already
                 registry.load_plugin(folder / plugin)
         except ConfigError as error:
-            problems.append(as_problem(f"plugins.{position}", error))
+            problems += as_problems(f"plugins.{position}", error)
     return problems
 
 

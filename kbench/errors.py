@@ -39,6 +39,7 @@ class KbenchError(Exception):
     def __init__(self, what: str, expected: str, todo: str) -> None:
         super().__init__(what)
         self.what, self.expected, self.todo = what, expected, todo
+        self.problems: tuple[Problem, ...] = ()  # those it lists, if it lists any
 
     def __str__(self) -> str:
         return f"{self.what}\n  expected: {self.expected}\n  next: {self.todo}"
@@ -132,9 +133,11 @@ class Problem:
         return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")
 
 
-def as_problem(where: str, error: KbenchError) -> Problem:
-    """Return an error as one finding of a check."""
-    return Problem(where, error.what, f"expected: {error.expected}; {error.todo}")
+def as_problems(where: str, error: KbenchError) -> list[Problem]:
+    """Return an error as findings of a check: one, or those it lists."""
+    if error.problems:
+        return [Problem(f"{where}: {problem.where}", problem.what, problem.hint) for problem in error.problems]
+    return [Problem(where, error.what, f"expected: {error.expected}; {error.todo}")]
 
 
 def raise_all(
@@ -157,7 +160,9 @@ def raise_all(
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise error(f"{subject}: {count}\n{lines}", expected, todo)
+        made = error(f"{subject}: {count}\n{lines}", expected, todo)
+        made.problems = tuple(problems)
+        raise made
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -106,11 +106,20 @@ def parse_yaml(text: str, *, name: str) -> Any:
         content = yaml.load(text, Loader=_Loader)
         _check(content)
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
-        reason = " ".join(str(error).split()).replace("<unicode string>", name)
+        reason = " ".join(_reason(error).split())
         raise ConfigError(
             f"'{name}' is not valid YAML: {reason[:500]}", "a YAML file", "correct that line; indent with spaces"
         ) from error
     return content
+
+
+def _reason(error: Exception) -> str:
+    """Return why a text is no YAML, its line and column first."""
+    mark = getattr(error, "problem_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return str(error)
+    why = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {why}"
 
 
 def _check(content: Any) -> None:

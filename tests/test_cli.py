@@ -306,6 +306,23 @@ def test_without_json_results_go_to_stdout_and_notes_to_stderr(kbench: Kbench, s
 # -- the workspace ----------------------------------------------------------------------------------------------
 
 
+def test_new_writes_whole_paths_and_asks_for_files_that_are_there(kbench: Kbench, small: Workspace) -> None:
+    missing = kbench("new", "mine", "--data", "source/classes", "--solution", "source/nowhere.csv")
+    assert "nowhere.csv' does not exist" in missing.parts[0]
+    assert not small.competition("mine").exists()
+    made = kbench("new", "mine", "--data", "source/../source/classes", "--solution", "source/classes/solution.csv")
+    assert made.code == 0
+    text = small.competition("mine").read_text()
+    assert f"path: {small.root}/source/classes, solution: {small.root}/source/classes/solution.csv" in text
+    assert "batch_size: 8," in text
+
+
+def test_a_leaderboard_without_rows_says_so(kbench: Kbench, small: Workspace) -> None:
+    result = kbench("leaderboard")
+    assert (result.code, result.out) == (0, "")
+    assert "no submission yet" in result.err
+
+
 def test_init_makes_a_workspace_with_digits(kbench: Kbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert kbench("init", "new/place").code == 0
@@ -404,6 +421,63 @@ def test_check_names_all_that_cannot_be_built_at_once(kbench: Kbench, small: Wor
     settings = ["stages.first.schedule.epochs=0", "stages.all.mix={name: mixup, prob: 2}", "tta={name: random, n: 0}"]
     result = kbench("check", *(word for text in settings for word in ("--set", text)))
     assert "3 problems" in result.parts[0]
+
+
+def test_check_names_a_backbone_timm_lacks_beside_what_else_is_wrong(kbench: Kbench, small: Workspace) -> None:
+    wrong = ["model={name: timm, backbone: resnet1o}", "metric=logloss", "stages.all.lr=fast"]
+    what = kbench("check", *(word for text in wrong for word in ("--set", text))).parts[0]
+    assert "'classes.yaml': 3 problems" in what
+    assert "model.backbone: timm has no model 'resnet1o' (did you mean 'resnet" in what
+
+
+def test_check_lists_what_is_wrong_with_rows_and_images_together(kbench: Kbench, small: Workspace) -> None:
+    kbench("download")
+    train = small.root / "source" / "classes" / "train.csv"
+    files.write_text(train, train.read_text() + "0001,left,north,3\nzzzz,left,north,3\n")
+    broken = train.parent / "train" / "0003.png"
+    files.write_bytes(broken, broken.read_bytes()[:60])
+    files.write_text(train.parent / "train" / "0004.png", "no picture")
+    lines = kbench("check", "--images").parts[0].splitlines()
+    assert lines[0] == "'classes': 4 problems"
+    assert [line.partition("'")[0] for line in lines[1:]] == [
+        "  - data.train: id: 1 repeated id: ",
+        "  - data.train: data.images: 1 missing file: ",
+        "  - images: 1 file of no known image format: ",
+        "  - images: 1 file truncated: ",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("train.csv", "0000,left", "0000,lefft", "lefft"),
+        ("sample_submission.csv", "id,left,right", "id,lefft,right", "lefft"),
+        ("sample_submission.csv", "0003,", "3,", "1 id of the sample is no test row: '3'"),
+    ],
+)
+def test_check_holds_targets_and_test_rows_against_the_sample(
+    kbench: Kbench, small: Workspace, file: str, old: str, new: str, said: str
+) -> None:
+    kbench("download")
+    path = small.root / "source" / "classes" / file
+    text = path.read_text()
+    assert old in text
+    files.write_text(path, text.replace(old, new, 1))
+    what = kbench("check").parts[0]
+    assert "  - submission: " in what
+    assert said in what
+
+
+def test_check_names_a_solution_that_is_not_there(kbench: Kbench, small: Workspace) -> None:
+    files.remove(small.root / "source" / "classes" / "solution.csv")
+    what = kbench("check").parts[0]
+    assert "source.solution: the solution file" in what
+
+
+def test_check_warns_of_a_batch_too_large_for_the_data(kbench: Kbench, small: Workspace) -> None:
+    result = kbench("check", "--set", "stages.all.batch_size=64")
+    assert (result.code, result.err.count("warning: ")) == (0, 1)
+    assert "stage 'all': about 24 images in batches of 64 are 1 update an epoch" in result.err
 
 
 def test_check_works_before_the_data_is_there(kbench: Kbench, small: Workspace) -> None:

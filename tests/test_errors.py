@@ -13,7 +13,7 @@ from kbench.errors import (
     Problem,
     ServiceError,
     UnknownOutcome,
-    as_problem,
+    as_problems,
     check_number,
     counted,
     first_names,
@@ -59,9 +59,15 @@ def test_a_problem_without_a_hint_has_no_brackets() -> None:
 
 
 def test_an_error_becomes_a_problem_with_all_its_parts() -> None:
-    assert str(as_problem("here", ConfigError("a is 'x'", "a number", "write 3"))) == (
-        "here: a is 'x' (expected: a number; write 3)"
-    )
+    [problem] = as_problems("here", ConfigError("a is 'x'", "a number", "write 3"))
+    assert str(problem) == "here: a is 'x' (expected: a number; write 3)"
+
+
+def test_an_error_that_lists_problems_becomes_as_many() -> None:
+    with pytest.raises(DataError) as caught:
+        raise_all([Problem("a", "one", "h"), Problem("b", "two")], error=DataError, subject="x", expected="y", todo="z")
+    assert [str(item) for item in as_problems("here", caught.value)] == ["here: a: one (h)", "here: b: two"]
+    assert pickle.loads(pickle.dumps(caught.value)).problems == caught.value.problems
 
 
 def test_all_problems_are_in_one_error() -> None:

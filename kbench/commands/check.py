@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from kbench import console
-from kbench.commands.choice import Choice
+from kbench.commands.choice import Choice, choose
 from kbench.commands.dry_build import part_problems
 from kbench.commands.rates import batch_warnings, plan_rows
 from kbench.commands.setup import Setup, mask_kind, open_setup, size_reader
+from kbench.data.frames import texts
+from kbench.data.listings import list_images
 from kbench.data.mask_cache import mask_problems, sizes_of
 from kbench.data.tables import Table
 from kbench.data.verify import unreadable_images
-from kbench.documents import load_competition
-from kbench.errors import ConfigError, KbenchError, Problem, as_problem, raise_all
-from kbench.submission.check import read_sample
+from kbench.documents import load_competition, read_document
+from kbench.errors import (
+    ConfigError,
+    KbenchError,
+    Problem,
+    SubmissionError,
+    as_problems,
+    counted,
+    first_names,
+    raise_all,
+)
+from kbench.inference.predictions import Predictions
+from kbench.models.classifier import check_backbone
+from kbench.submission.check import check_submission, read_sample
+from kbench.submission.formats import id_column
+from kbench.tasks import is_dense
 from kbench.workspace import Workspace, find_workspace
+
+_Found = TypeVar("_Found")
+_FEW = 1000  # rows a submission is tried on
+_MIN_UPDATES, _SMALL_BATCH = 4, 8  # per epoch, before a batch of more images is called too large for the data
 
 
 def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
@@ -33,7 +54,7 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     """
     if every:
         return _check_every(find_workspace())
-    setup = open_setup(choice)
+    setup = _open(choice)
     name = setup.competition.name
     found: dict[str, Any] = {"competition": name, "yaml": "ok", "stages": list(setup.competition.stages)}
     problems = _weights_problems(setup)
@@ -45,12 +66,32 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     problems += part_problems(setup.competition, setup.train if found.get("rows") else None)
     for text in batch_warnings(setup):
         console.warn(text)
+    _gather(problems, "source.solution", lambda: setup.source().solution(setup.data))
     raise_all(
         problems, error=ConfigError, subject=f"'{name}'",
         expected="parts that can be built, and data that fits the YAML",
         todo="correct what is named above, then `kbench check` again",
     )  # fmt: skip
     return {**found, "plan": plan_rows(setup.competition)}
+
+
+def _open(choice: Choice) -> Setup:
+    """Read the YAML; where it has problems, hold its backbone against timm too, which validation leaves for later."""
+    try:
+        return open_setup(choice)
+    except ConfigError as error:
+        if not error.problems:
+            raise
+        workspace = find_workspace(choice.workspace)
+        name = choose(workspace, choice.competition)
+        model = read_document(workspace, name, choice.experiment, choice.assignments).get("model")
+        backbone = model.get("backbone") if isinstance(model, dict) and model.get("name", "timm") == "timm" else None
+        wrong = check_backbone(backbone) if isinstance(backbone, str) else ""
+        raise_all(
+            [*error.problems, *([Problem("model.backbone", wrong)] if wrong else [])], error=ConfigError,
+            subject=error.what.partition(": ")[0], expected=error.expected, todo=error.todo,
+        )  # fmt: skip
+        raise
 
 
 def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
@@ -62,13 +103,74 @@ def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[st
             unreadable = _unreadable(setup.train, deep, advance)
             problems += unreadable or (_wrong_masks(setup, advance) if deep else [])
             found["targets"] = len(setup.train.target_names)
+        else:
+            problems += _unreadable(_images_alone(setup), deep, advance)
+        if found["rows"]:
             found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
+            _warn_of_few_updates(setup)
         if setup.competition.data.test is not None:
             found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
             if found["test"]:
                 problems += _unreadable(setup.test, deep, advance)
         found["sample"] = _gather(problems, "submission.sample", lambda: len(read_sample(setup.sample)))
+        if found["rows"] and found["sample"] and found.get("test", 1):
+            _gather(problems, "submission", lambda: _try_submission(setup))
     return found
+
+
+def _warn_of_few_updates(setup: Setup) -> None:
+    """Say where an epoch is so short that neither batch norm nor a search for the rate can follow."""
+    n = setup.competition.folds.n
+    rows = len(setup.train) * (n - 1) // n if n > 1 else len(setup.train)
+    for name, stage in setup.competition.stages.items():
+        updates = -(-rows // (stage.batch_size * stage.accumulate))
+        if updates < _MIN_UPDATES and stage.batch_size > _SMALL_BATCH:
+            console.warn(
+                f"stage '{name}': about {rows:,} images in batches of {stage.batch_size * stage.accumulate} are "
+                f"{counted(updates, 'update')} an epoch; a smaller `batch_size` learns better"
+            )
+
+
+def _images_alone(setup: Setup) -> Table:
+    """Return the training images as the folders have them, for when the rows cannot be told."""
+    part = setup.competition.data.train
+    folders = [part.images] if isinstance(part.images, str) else part.images or []
+    there = [folder for folder in folders if (setup.data / folder).is_dir()]
+    paths = sorted(path for folder in there for path in list_images(setup.data, folder, suffix=part.suffix)[1])
+    return Table(
+        ids=np.array(paths, dtype=str), root=setup.data, images=tuple((path,) for path in paths),
+        task=setup.competition.task, target_names=(), targets=None,
+    )  # fmt: skip
+
+
+def _try_submission(setup: Setup) -> None:
+    """Write a submission of a few rows in memory: do the sample's ids and columns fit the targets?
+
+    Raises:
+        SubmissionError: the sample has other columns than the targets, or ids that are no test row.
+    """
+    sample, names, task = read_sample(setup.sample), setup.train.target_names, setup.competition.task
+    if setup.competition.data.test is not None:
+        unknown = np.setdiff1d(texts(sample, id_column(sample)), setup.test.ids)
+        if len(unknown) and not is_dense(task):
+            raise SubmissionError(
+                f"{counted(len(unknown), 'id')} of the sample {'is' if len(unknown) == 1 else 'are'} no test row: "
+                f"{first_names(unknown.tolist())}",
+                "a test row for each id of the sample",
+                "correct `data.test` or `submission.sample` in the YAML",
+            )
+    if is_dense(task):
+        return  # what such a file looks like depends on the pictures themselves
+    try:
+        format = setup.format
+    except KbenchError:
+        return  # said under `submission.format`
+    few = sample.head(_FEW)
+    ids = np.unique(texts(few, id_column(few)))
+    values = np.zeros((len(ids), len(names)), dtype=np.float32)
+    values[:, 0 if task == "single_label" else slice(None)] = 1
+    made = format.build(Predictions(ids, names, values, task, {}), few)
+    check_submission(made, few, format=format)
 
 
 def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Problem]:
@@ -85,11 +187,11 @@ def _wrong_masks(setup: Setup, advance: console.Advance) -> list[Problem]:
     return mask_problems(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * (os.cpu_count() or 1))
 
 
-def _gather(problems: list[Problem], where: str, look: Callable[[], int]) -> int | None:
+def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> _Found | None:
     try:
         return look()
     except KbenchError as error:
-        problems.append(as_problem(where, error))
+        problems += as_problems(where, error)
         return None
 
 

@@ -17,7 +17,7 @@ from kbench import registry
 from kbench.commands import parts
 from kbench.config import Competition, Component, Stage
 from kbench.data.tables import Table
-from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problem
+from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problems
 from kbench.models.classifier import check_backbone
 from kbench.models.outputs import default_loss
 from kbench.models.split import check_split
@@ -40,7 +40,7 @@ def part_problems(competition: Competition, table: Table | None) -> list[Problem
         try:
             build()
         except KbenchError as error:
-            found.append(as_problem(where, error))
+            found += as_problems(where, error)
         except Exception as error:  # a part of a plug-in can fail in any way
             found.append(Problem(where, f"fails: {type(error).__name__}: {error}"))
     return list(dict.fromkeys(found))

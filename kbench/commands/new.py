@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ def new(name: str, *, data: str | None, solution: str | None, force: bool) -> di
         )  # fmt: skip
     source: dict[str, Any] = {"name": "kaggle", "slug": name}
     if data is not None:
-        source = {"name": "local", "path": str(Path(data).expanduser().absolute())}
-        source |= {"solution": str(Path(solution).expanduser().absolute())} if solution else {}
+        source = {"name": "local", "path": _written(data)}
+        source |= {"solution": _written(solution)} if solution else {}
     said = _bring(workspace, name, source)
     text = draft(workspace.data(name), name=name, source=source, **said)
     files.write_text(path, text)
@@ -53,11 +54,17 @@ def new(name: str, *, data: str | None, solution: str | None, force: bool) -> di
     return {"file": str(path), "todo": todo}
 
 
+def _written(path: str) -> str:
+    """Return a path as the YAML says it: whole, without `..`."""
+    return os.path.normpath(Path(path).expanduser().absolute())
+
+
 def _bring(workspace: Workspace, name: str, source: dict[str, Any]) -> dict[str, Any]:
     """Fetch a competition's files; return what its service says of it."""
     params = {key: value for key, value in source.items() if key != "name"}
     made = registry.build("source", source["name"], params, _root=workspace.root)
     said = {}
+    made.solution(workspace.data(name))  # one that does not exist is said now, not when the first file is graded
     if source["name"] == "kaggle":
         about = made.about()
         said = {"title": about.title, "metric": about.metric, "code_only": about.code_only}

@@ -63,6 +63,7 @@ class Facts:
         sample: the sample submission.
         format: a submission format's name.
         size: height, width and channels of an image.
+        rows: number of training rows.
     """
 
     train_csv: str | None = None
@@ -81,6 +82,7 @@ class Facts:
     sample: str | None = None
     format: str | None = None
     size: tuple[int, int, int] | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def _from_table(tree: _Tree, table: str, asked: Sequence[str]) -> Facts:
         classes=classes,
         train=train,
         masks=masks,
+        rows=len(frame),
     )
 
 
@@ -245,6 +248,7 @@ def _from_folders(tree: _Tree) -> Facts:
         train=Images(train, suffixes.pop() if len(suffixes) == 1 else None, paths[0]),
         by_class=True,
         valid=valid,
+        rows=len(paths),
     )
 
 

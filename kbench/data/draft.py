@@ -21,13 +21,13 @@ _TODO = "TODO"
 _METADATA = 10  # columns kept for folds and reports
 _PLAIN = re.compile(r"[A-Za-z0-9_.~/]([A-Za-z0-9_./~+() -]*[A-Za-z0-9_./~+()-])?")
 _SCRATCH = [
-    "train: {optimizer: adamw, batch_size: 64, weight_decay: 0.01, augment: basic}",
+    "train: {{optimizer: adamw, batch_size: {batch}, weight_decay: 0.01, augment: basic}}",
     "stages:",
     "  all: {lr: find, schedule: {name: sgdr, cycles: 3, cycle_len: 2, cycle_mult: 2}, keep: [cycles]}",
     "tta: none",
 ]
 _PRETRAINED = [
-    "train: {optimizer: adamw, batch_size: 32, weight_decay: 0.01, augment: side_on}",
+    "train: {{optimizer: adamw, batch_size: {batch}, weight_decay: 0.01, augment: side_on}}",
     "stages:",
     "  head: {groups: head, lr: find, schedule: {name: one_cycle, epochs: 1}}",
     "  all: {lr: find, lr_decay: 3, schedule: {name: sgdr, cycles: 2, cycle_mult: 2}, keep: [cycles]}",
@@ -215,8 +215,14 @@ def _experiment(facts: Facts) -> list[str]:
     else:
         model = "{backbone: resnet10t}" if side <= 64 else "{backbone: resnet34, pretrained: true}"
     lines.append(f"model: {model}")
-    lines += _SCRATCH if side <= 64 else _PRETRAINED
+    train, *stages = _SCRATCH if side <= 64 else _PRETRAINED
+    lines += [train.format(batch=_batch(facts.rows, most=64 if side <= 64 else 32)), *stages]
     return [*lines, "ensemble: {decision: threshold}"] if facts.format == "tags" else lines
+
+
+def _batch(rows: int | None, *, most: int) -> int:
+    """Return a batch size, a power of two from 8 on, that makes some dozen updates of an epoch."""
+    return next((size for size in (64, 32, 16) if size <= most and (rows is None or rows >= 20 * size)), 8)
 
 
 def _value(value: Any) -> str:

@@ -176,7 +176,7 @@ def _columns(path: Path) -> dict[str, list[str]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, _reason(error)) from error
     if not isinstance(content, dict) or not all(isinstance(ids, list) for ids in content.values()):
         raise _unreadable(path, "it is no JSON object of lists")
     pairs = [(str(name), fold) for fold, ids in content.items() for name in ids]
@@ -188,7 +188,7 @@ def _csv_columns(path: Path) -> dict[str, list[str]]:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             rows = [row for row in csv.reader(handle, strict=True) if row]
     except (OSError, ValueError, csv.Error) as error:
-        raise _unreadable(path, str(error)) from error
+        raise _unreadable(path, _reason(error)) from error
     if not rows:
         raise _unreadable(path, "it is empty")
     ragged = [number for number, row in enumerate(rows, start=1) if len(row) != len(rows[0])]
@@ -198,6 +198,10 @@ def _csv_columns(path: Path) -> dict[str, list[str]]:
         raise _unreadable(path, "two columns have one name")
     columns = list(map(list, zip(*rows[1:], strict=True))) or [[] for _ in rows[0]]
     return dict(zip(rows[0], columns, strict=True))
+
+
+def _reason(error: Exception) -> str:
+    return "no such file" if isinstance(error, FileNotFoundError) else str(error)
 
 
 def _unreadable(path: Path, reason: str) -> FoldError:

@@ -8,6 +8,7 @@ hardware has it, else float16 with a gradient scaler. `benchmarks/README.md` say
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,8 @@ def choose_device(name: str = "auto") -> torch.device:
         from accelerate.state import PartialState
 
         name = str(PartialState().default_device)
+    elif not re.fullmatch(r"(cpu|cuda|xpu|mps)(:\d+)?", name):
+        raise ConfigError(f"'{name}' is no device", "auto, cpu, cuda or cuda:N", "leave out --device")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

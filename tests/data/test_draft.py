@@ -117,6 +117,13 @@ def test_a_label_column_of_class_names_is_a_label_submission(tmp_path: Path) -> 
     assert (competition.submission.format.name, competition.metric.name) == ("label", "accuracy")
 
 
+@pytest.mark.parametrize(("rows", "batch"), [(40, 8), (500, 16), (5000, 32)])
+def test_a_batch_is_a_small_part_of_the_rows(tmp_path: Path, rows: int, batch: int) -> None:
+    lines = "".join(f"{row},{'ab'[row % 2]}\n" for row in range(rows))
+    write(tmp_path, size=(20, 20), train=f"id,label\n{lines}", files="train/0.jpg train/1.jpg test/c.jpg")
+    assert validated(tmp_path).stages["all"].batch_size == batch
+
+
 def test_numbers_are_regression(tmp_path: Path) -> None:
     write(
         tmp_path,

@@ -10,6 +10,12 @@ from kbench.models.precision import autocast, choose_device, choose_precision, c
 CPU = torch.device("cpu")
 
 
+def test_a_word_that_is_no_device_is_refused_in_a_word() -> None:
+    with pytest.raises(ConfigError) as caught:
+        choose_device("gpu")
+    assert caught.value.what == "'gpu' is no device"
+
+
 def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(ConfigError, match="fp16"):
         choose_precision("fp16", CPU, training=True)
