@@ -143,6 +143,13 @@ class RangeTest(Section):
     linear: bool = Field(False, description="raise the rate by equal steps instead of equal factors")
 
 
+class Average(Section):
+    """The mean of weights a stage with `keep: [average]` leaves, batch norm refitted to it."""
+
+    of: Literal["epochs", "cycles"] = Field("cycles", description="at whose ends weights are taken")
+    start: int = Field(1, ge=1, description="the first epoch or cycle that counts, from 1")
+
+
 class Stage(Section):
     """One stage of training. What a stage leaves out is taken from `train:`."""
 
@@ -157,6 +164,7 @@ class Stage(Section):
     weight_decay: Decay | Annotated[list[Decay], Field(min_length=1)] = Field(
         0.0, description="for all layer groups, or one per group"
     )
+    normalise_decay: bool = Field(False, description="divide the weight decay by the root of the cycle's updates")
     optimizer: Part = Field(Component(name="adamw"), description="see `kbench list optimizer`")
     groups: Literal["all", "head"] | Annotated[list[int], Field(min_length=1)] = Field(
         "all", description="layer groups that train; the others are frozen"
@@ -180,9 +188,10 @@ class Stage(Section):
     early_stop: int | None = Field(None, ge=1, description="epochs without a better score before the stage stops")
     min_delta: Finite = Field(0.0, ge=0, description="how much better counts as better")
     monitor: str | None = Field(None, description="what `best` means: `loss` or a metric; the competition's by default")
-    keep: list[Literal["cycles", "best", "last"]] = Field(
+    keep: list[Literal["cycles", "best", "last", "average"]] = Field(
         default_factory=list, description="which states become ensemble members"
     )
+    average: Average = Field(Average(), description="what `keep: [average]` is the mean of")
     subset: Literal["fold", "full"] = Field("fold", description="rows that train: the fold's, or all of them")
     start: str = Field("previous", description="`previous` stage, `fresh`, or a stage's name")
 

@@ -80,6 +80,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         early_stop=stage.early_stop, min_delta=stage.min_delta,
         monitor=_monitor(competition, stage), keep=keep, subset=stage.subset, start=stage.start,
         precompute=stage.precompute, lr_from_stage=stage.lr_from_stage,
+        normalise_decay=stage.normalise_decay, average_of=stage.average.of, average_from=stage.average.start,
         adaptive=bool(registry.get("schedule", stage.schedule.name).meta.get("adaptive")),
     )  # fmt: skip
 

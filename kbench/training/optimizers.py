@@ -6,6 +6,7 @@ and one weight decay per group, and its own keywords.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -101,6 +102,7 @@ def sgd(
     *,
     momentum: float = 0.9,
     nesterov: bool = False,
+    decoupled: bool = False,
     no_decay: bool = False,
 ) -> torch.optim.Optimizer:
     """Return stochastic gradient descent with momentum, fast.ai's optimiser.
@@ -111,6 +113,8 @@ def sgd(
         decays: weight decay of each group.
         momentum: 0 for none.
         nesterov: Nesterov's momentum.
+        decoupled: decay the weights by rate times decay, apart from the gradient and its momentum (SGDW, Loshchilov &
+            Hutter 2017, algorithm 1; F-21).
         no_decay: exempt biases and norms from weight decay.
 
     Raises:
@@ -120,7 +124,32 @@ def sgd(
     if nesterov and momentum == 0:
         raise ConfigError("nesterov is 'true' and momentum is '0'", "a momentum above 0", "write `momentum: 0.9`")
     groups = parameter_groups(layers, rates, decays, no_decay=no_decay)
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov)
+    if not decoupled:
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov)
+    for group in groups:
+        group["decoupled"], group["weight_decay"] = group["weight_decay"], 0.0
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov)
+    optimizer.register_step_pre_hook(_decay)
+    return optimizer
+
+
+@torch.no_grad()
+def _decay(optimizer: torch.optim.Optimizer, *given: object) -> None:
+    """Shrink the weights of groups with a decay of their own, before the step."""
+    for group in optimizer.param_groups:
+        if group["decoupled"]:
+            torch._foreach_mul_(group["params"], 1 - group["lr"] * group["decoupled"])
+
+
+def normalised(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Let each cycle divide the weight decay by the root of its updates (AdamW, appendix B.1; F-21); return it."""
+    for group in optimizer.param_groups:
+        group["decay_norm"] = group[_decay_key(group)]
+    return optimizer
+
+
+def _decay_key(group: dict[str, Any]) -> str:
+    return "decoupled" if "decoupled" in group else "weight_decay"
 
 
 @register("optimizer")
@@ -193,6 +222,9 @@ def apply_schedule(
     momentum = schedule.momentum(step)
     for group in optimizer.param_groups:
         group["lr"] = schedule.rate(step, group["lr_max"], history)
+        if "decay_norm" in group:
+            cycle = next(cycle for cycle in schedule.cycles if step <= cycle.last)
+            group[_decay_key(group)] = group["decay_norm"] / math.sqrt(cycle.last - cycle.first + 1)
         if momentum is not None:
             set_momentum(group, momentum)
 

@@ -47,6 +47,9 @@ class StagePlan:
         lr_decay: each earlier group learns this many times slower.
         range_test: how a rate is found.
         lr_from_fold: take the rate this fold found, or None.
+        normalise_decay: divide the weight decay by the root of the cycle's updates (F-21).
+        average_of: ends of `epochs` or `cycles` whose mean of weights `keep: average` is.
+        average_from: the first of them that counts, from 1.
         lr_from_stage: take the rate this earlier stage found, or None.
         weight_decay: one, or one per group.
         optimizer: (layers, rates, decays) -> optimiser.
@@ -108,6 +111,9 @@ class StagePlan:
     rates: tuple[float, ...] | None = None
     precompute: bool = False
     lr_from_stage: str | None = None
+    normalise_decay: bool = False
+    average_of: Literal["epochs", "cycles"] = "cycles"
+    average_from: int = 1
 
     @property
     def size(self) -> Size:

@@ -34,6 +34,8 @@ class Progress:
         best_epoch: its number, or None.
         micro_batch: images per forward pass.
         meter: running sums of the epoch: total, count, images.
+        averaged: states in the running mean of weights.
+        best_loss: validation loss of the best epoch.
         body: digest of the frozen body, where the tensors hold the head alone.
     """
 
@@ -48,6 +50,8 @@ class Progress:
     micro_batch: int = 0
     meter: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     body: str = ""
+    averaged: int = 0
+    best_loss: float | None = None
 
     def next_stage(self) -> None:
         """Go to the beginning of the next stage."""

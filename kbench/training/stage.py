@@ -5,6 +5,7 @@ Everything that happens between two updates or two epochs happens here, in the o
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from kbench.data import seeds
-from kbench.data.dataset import Batches, Draw, ImageDataset, Loader, Normalise, cut
+from kbench.data.dataset import Batch, Batches, Draw, ImageDataset, Loader, Normalise, cut
 from kbench.errors import ConfigError
 from kbench.inference.activations import Activations, RowLoader, Seen
 from kbench.models.checkpoint import Tensors, keep_body, read_checkpoint, save_checkpoint, snapshot_tensors
@@ -26,18 +27,20 @@ from kbench.models.memory import free_memory
 from kbench.models.precision import Precision, choose_precision, place
 from kbench.models.split import body_digest, body_state, head_state, trains_head_alone
 from kbench.tasks import is_dense
+from kbench.training.averaging import WeightMean, refit_batch_norm
 from kbench.training.context import FoldContext
 from kbench.training.judging import Judging, judge_maps
 from kbench.training.loop import Feed, Meter, Update, diverged, evaluate, train_epoch
 from kbench.training.lr_curve import LRCurve
 from kbench.training.lr_finder import find_lr
-from kbench.training.optimizers import per_group, spread
+from kbench.training.optimizers import normalised, per_group, spread
 from kbench.training.recipe import StagePlan
-from kbench.training.resume import Progress, learner_tensors, restore_learner, save_resume
+from kbench.training.resume import Progress, learner_tensors, part, restore_learner, save_resume
 from kbench.training.schedules import Schedule
 from kbench.training.update import Learner, Rules, average_of
 
 _FIND_EPOCHS = 10**6  # orders of the range test are numbered from here
+_REFIT_EPOCH = 2 * 10**6  # the order batch norm is refitted in
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
 _EPOCHS_S = 10.0  # between resume points of a stage on activations, whose epochs take less than writing one
@@ -103,6 +106,7 @@ def run_stage(
     runner = _Runner(context, stage, model, progress)
     if tensors is not None:
         restore_learner(runner.learner, tensors)
+        runner.mean.restore(part(tensors, "mean/"), progress.averaged)
         runner.learner.micro_batch = progress.micro_batch
     else:
         yield from runner.announce()
@@ -172,6 +176,7 @@ class _Runner:
             micro_batch=stage.batch_size + 1,  # a last batch may have one more
         )
         self.saved = time.monotonic()
+        self.mean = WeightMean()
 
     def _activations(self) -> Activations | None:
         """Return what the frozen body says about all rows, where the stage trains the head on it (F-22)."""
@@ -224,7 +229,8 @@ class _Runner:
 
     def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
         decays = per_group(self.stage.weight_decay, self.n_groups, what="weight_decay")
-        return self.stage.optimizer(layers, list(rates), decays[-len(layers) :])  # of the head alone, the last
+        optimizer = self.stage.optimizer(layers, list(rates), decays[-len(layers) :])  # of the head alone, the last
+        return normalised(optimizer) if self.stage.normalise_decay else optimizer
 
     # -- learning rate ---------------------------------------------------------------------------------------
 
@@ -369,8 +375,9 @@ class _Runner:
             score = stage.monitor(targets, values, context.table.select(context.valid_rows))
             signed = score if stage.monitor.maximise else -score
         better = progress.best is None or signed > progress.best + stage.min_delta
+        better |= signed == progress.best and progress.best_loss is not None and valid_loss < progress.best_loss
         if better:
-            progress.best, progress.best_epoch = signed, progress.epoch
+            progress.best, progress.best_epoch, progress.best_loss = signed, progress.epoch, valid_loss
         progress.history.append(signed)
         return valid_loss, score, better
 
@@ -408,18 +415,39 @@ class _Runner:
         done = self._done()
         if done and "last" in stage.keep and not (ends and "cycles" in stage.keep and not self.context.limit):
             self._snapshot("last", epoch, kept=True)
+        if "average" in stage.keep and not self.context.limit:
+            self._average(ends, epoch, done=done)
         if done:
             self.context.plan.set(
                 f"end/{stage.name}",
                 {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
             )
 
+    def _average(self, ends: list[int], epoch: Epoch, *, done: bool) -> None:
+        """Count the weights at the end of an epoch or cycle; at the end of the stage keep their mean (F-18, F-20)."""
+        stage = self.stage
+        if stage.average_of == "epochs" or ends:
+            place = self.progress.epoch if stage.average_of == "epochs" else ends[0] + 1
+            if place >= stage.average_from:
+                self.mean.add(self.learner.judged)
+        if not done or not self.mean.count:
+            return
+        model = copy.deepcopy(self.learned)  # knows what is frozen
+        model.load_state_dict(self.mean.tensors)
+        key = (seeds.MIX, *self.key, _REFIT_EPOCH)
+        inputs = (self.feed.ready(batch, (*key, place))[0] for place, batch in enumerate(self._refit_batches()))
+        refit_batch_norm(model, inputs, device=self.context.device, precision=self.rules.precision)
+        self._snapshot("average", replace(epoch, valid_loss=None, score=None), kept=True, of=model)
+
+    def _refit_batches(self) -> Iterator[Batch]:
+        return self.feed.load(self._plan(_REFIT_EPOCH))
+
     def _done(self) -> bool:
         return self.progress.epoch >= self.epochs or self.stopped_early()
 
-    def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool) -> None:
+    def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool, of: nn.Module | None = None) -> None:
         context, stage = self.context, self.stage
-        weights, body = self._weights()
+        weights, body = self._weights(self.learner.judged if of is None else of)
         if not all(bool(value.isfinite().all()) for value in weights.values()):
             raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
         info: dict[str, Any] = {
@@ -433,9 +461,8 @@ class _Runner:
         }  # fmt: skip
         save_checkpoint(context.paths.snapshot(stage.name, tag), weights, info)
 
-    def _weights(self) -> tuple[Tensors, str]:
+    def _weights(self, judged: nn.Module) -> tuple[Tensors, str]:
         """Return what a snapshot holds: the whole model, or the head and the digest of its body, which is kept."""
-        judged = self.learner.judged
         if self.activations is None and not trains_head_alone(self.model):
             return dict(judged.state_dict()), ""
         head = judged if self.activations is not None else getattr(judged, "head")  # noqa: B009
@@ -450,9 +477,12 @@ class _Runner:
         self.saved = time.monotonic()
         self.progress.body = "" if self.activations is None else self._keep_body()
         self.progress.micro_batch = self.learner.micro_batch
+        self.progress.averaged = self.mean.count
         self.progress.log_lines = self.context.log.lines
         training = str(self.context.identity["training"])
-        save_resume(self.context.paths, self.progress, learner_tensors(self.learner), training=training)
+        mean = {f"mean/{name}": value for name, value in self.mean.tensors.items()}
+        tensors = {**learner_tensors(self.learner), **mean}
+        save_resume(self.context.paths, self.progress, tensors, training=training)
 
     def hand_over(self) -> None:
         """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""

@@ -419,3 +419,15 @@ def test_a_smoke_run_trains_one_epoch_of_every_stage_on_a_few_batches(tmp_path: 
     assert [event.stage for event in fold.epochs] == ["first", "second"]
     assert len(fold.states) == 4
     assert fold.tags() == ["first-last", "second-last"]
+
+
+def test_of_equal_scores_the_one_with_the_lower_loss_is_best(tmp_path: Path) -> None:
+    metric = make_metric("accuracy")
+    run = Trained(tmp_path, [toy.stage(schedule=("constant", {"epochs": 8}), monitor=metric, keep=frozenset({"best"}))])
+    scores = [(epoch.score, -epoch.valid_loss) for epoch in run.epochs]
+    best = max(range(len(scores)), key=lambda place: scores[place])
+    assert len({score for score, _ in scores}) < len(scores)  # some are equal
+    assert run.info("only", "best")["epoch"] == best
+    assert [epoch.best for epoch in run.epochs] == [
+        score == max(scores[: place + 1]) for place, score in enumerate(scores)
+    ]
