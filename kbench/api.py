@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ from kbench.data.cache import Images
 from kbench.data.folds import Folds
 from kbench.data.tables import Table
 from kbench.ensemble.average import ensemble_run
-from kbench.errors import PredictionError, nearest
+from kbench.errors import ConfigError, PredictionError, nearest
 from kbench.inference.predict import Job, Member, predict
 from kbench.inference.predictions import Predictions, load
 from kbench.models.checkpoint import Checkpoint
@@ -41,6 +41,16 @@ from kbench.models.precision import choose_device
 from kbench.report.sheets import Group, Tile, sheet
 from kbench.training.context import Plan
 from kbench.workspace import RunPaths
+
+Role = Literal["train", "valid", "fix", "aug", "test", "test_aug"]
+ROLES = {
+    "train": ("train", True),
+    "valid": ("valid", False),
+    "fix": ("train", False),
+    "aug": ("valid", True),
+    "test": ("test", False),
+    "test_aug": ("test", True),
+}  # rows, and whether they are augmented
 
 
 def open_run(
@@ -141,30 +151,42 @@ class Run:
         """
         return score_run(self.setup, self.paths, self._trained(), device=device)
 
-    def dataset(self, fold: int, stage: str | None = None, *, training: bool = False) -> TensorDataset:
+    def dataset(
+        self, fold: int, stage: str | None = None, *, training: bool = False, role: Role | None = None
+    ) -> TensorDataset:
         """Return the rows of a fold as the network sees them.
 
         Args:
             fold: its number.
             stage: a stage of the recipe; the last one by default.
-            training: the rows the fold trains on, augmented, instead of those it is judged on.
+            training: short for the role `train`.
+            role: one of the lesson's six (F-05): `train`, the rows the fold trains on, augmented; `valid`, those it is
+                judged on, the default; `fix`, the training rows as they would be judged; `aug`, the judged rows
+                augmented; `test` and `test_aug`, the test set in both ways.
 
         Returns:
             A torch Dataset of (image, target): image float32 [C, H, W], normalised; target int64 [] (`single_label`)
-            or float32 [K]. With `training` a sample's augmentation changes with the dataset's `epoch`.
+            or float32 [K], NaN without targets. What is augmented changes with the dataset's `epoch`.
 
         Raises:
-            ConfigError: there is no such stage.
+            ConfigError: there is no such stage or role.
             FoldError: there is no such fold.
         """
-        plan = stage_named(self.config, stage)
-        rows = training_rows(self.setup, plan, fold) if training else np.flatnonzero(self.folds.valid(fold))
-        opened = parts.opened_images(self.config, self.table, self.setup.workspace.cache(), what="training")
-        show = plan.show if training else plan.valid_show
-        images = opened(resize_of(show))
-        key = (seeds.AUGMENT, self.config.seed, fold, plan.index) if training else ()
-        scale = self._scale(fold, lambda: opened(resize_of(plan.show)))
-        return TensorDataset(images, show, scale, self.table, rows, key)
+        role = role or ("train" if training else "valid")
+        if role not in ROLES:
+            raise ConfigError(f"there is no role '{role}'", f"one of {', '.join(ROLES)}", nearest(role, ROLES))
+        plan, (split, augmented) = stage_named(self.config, stage), ROLES[role]
+        valid = np.flatnonzero(self.folds.valid(fold))  # says so when there is no such fold
+        table = self.test if split == "test" else self.table
+        rows = np.arange(len(table)) if split == "test" else valid
+        rows = training_rows(self.setup, plan, fold) if split == "train" else rows
+        cache = self.setup.workspace.cache()
+        opened = parts.opened_images(self.config, table, cache, what="test" if split == "test" else "training")
+        show = plan.show if augmented else plan.valid_show
+        key = (seeds.AUGMENT, self.config.seed, fold, plan.index) if augmented else ()
+        measured = parts.opened_images(self.config, self.table, cache, what="training") if split == "test" else opened
+        scale = self._scale(fold, lambda: measured(resize_of(plan.show)))
+        return TensorDataset(opened(resize_of(show)), show, scale, table, rows, key)
 
     def _scale(self, fold: int, images: Callable[[], Images]) -> dict[str, Any]:
         """Return the normalisation the fold is trained with, or would be."""

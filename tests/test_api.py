@@ -184,3 +184,22 @@ def test_an_experiment_that_is_not_trained_shows_its_data_and_says_what_it_lacks
         with pytest.raises(PredictionError, match="was not trained when it was opened"):
             ask()
     assert not run.paths.root.exists()
+
+
+def test_the_six_roles_show_their_rows_plain_or_augmented_and_in_order(small_workspace: Path) -> None:
+    run = opened(small_workspace)
+    made = {role: run.dataset(0, role=role) for role in ("train", "valid", "fix", "aug", "test", "test_aug")}
+    assert [len(made[role]) for role in made] == [24, 24, 24, 24, 10, 10]
+    for plain, augmented in (("fix", "train"), ("valid", "aug"), ("test", "test_aug")):
+        np.testing.assert_array_equal(made[plain].ids, made[augmented].ids)
+        assert list(made[plain].ids) == sorted(made[plain].ids)  # never shuffled
+        images = [torch.stack([made[role][place][0] for place in range(8)]) for role in (plain, augmented)]
+        assert not torch.equal(*images)
+        for role, differs in ((plain, False), (augmented, True)):
+            made[role].epoch = 1
+            again = torch.stack([made[role][place][0] for place in range(8)])
+            assert torch.equal(again, images[role == augmented]) != differs
+    assert not set(made["fix"].ids) & set(made["valid"].ids)
+    assert torch.isnan(made["test"][0][1])
+    with pytest.raises(ConfigError, match="no role 'tset'"):
+        run.dataset(0, role="tset")

@@ -1,0 +1,76 @@
+"""`kbench predict --image`, the spread of rates, and warnings about batch sizes, on small runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kbench.cli import app
+from kbench.commands.rates import batch_warnings, found_rates, on_activations, plan_rows, rate_notes
+from kbench.commands.runs import identity, open_run_setup
+from kbench.commands.setup import Choice, open_setup
+from kbench.commands.single import most_likely
+
+
+def ask(workspace: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
+    monkeypatch.chdir(workspace)
+    done = CliRunner().invoke(app, ["predict", *words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_images_are_predicted_by_the_whole_ensemble(small_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [str(small_workspace / "data" / "classes" / "test" / f"000{row}.png") for row in range(3)]
+    found = json.loads(ask(small_workspace, monkeypatch, "-c", "classes", "--json", "--image", files[0], *files[1:]))
+    assert [row["file"] for row in found["rows"]] == files
+    assert (found["run"], found["task"]) == ("baseline-s0", "single_label")
+    for row in found["rows"]:
+        assert set(row["values"]) == {"left", "right"}
+        assert sum(row["values"].values()) == pytest.approx(1, abs=1e-5)
+    shown = ask(small_workspace, monkeypatch, "-c", "classes", "--image", files[0])
+    assert "0000.png" in shown.replace("\n", "") or "most likely" in shown
+
+
+def test_a_picture_in_words() -> None:
+    assert most_likely({"cat": 0.2, "dog": 0.7, "fox": 0.06, "owl": 0.04}, "single_label") == {
+        "most likely": "dog 0.700", "then": "cat 0.200", "and then": "fox 0.060"
+    }  # fmt: skip
+    assert most_likely({"road": 0.7, "haze": 0.6, "water": 0.1}, "multi_label") == {"labels": "road 0.700, haze 0.600"}
+    assert "none above" in most_likely({"road": 0.3}, "multi_label")["labels"]
+    assert most_likely({"width": 2.0}, "regression") == {"width": "2"}
+
+
+def test_rates_the_folds_found_are_put_side_by_side(small_workspace: Path) -> None:
+    setup, paths, known = open_run_setup(Choice("classes", workspace=small_workspace))
+    rates = found_rates(setup, paths, known)
+    assert set(rates) == {"first"}
+    assert set(rates["first"]["folds"]) == {"0", "1"}
+    low, high = sorted(rates["first"]["folds"].values())
+    assert rates["first"]["spread"] == pytest.approx(high / low)
+    assert rates["first"]["mean"] == pytest.approx((low * high) ** 0.5)
+    (note,) = rate_notes(setup, paths, identity(setup))
+    assert note.startswith("stage first: the folds found rates from")
+
+
+def test_another_batch_size_with_the_same_rate_is_warned_of(small_workspace: Path) -> None:
+    def warned(*assignments: str) -> list[str]:
+        return batch_warnings(open_setup(Choice("classes", assignments=assignments, workspace=small_workspace)))
+
+    (said,) = warned("train.batch_size=16")
+    assert "stages.all makes updates of 16 images, 8 in the baseline" in said
+    assert "kbench lr-find --stage all" in said
+    assert warned() == warned("stages.all.batch_size=4", "stages.all.accumulate=2") == []
+    assert warned("train.batch_size=16", "stages.all.lr=0.03") == []
+    (said,) = warned("stages.all.lr=find", "stages.all.lr_from_stage=first", "stages.all.batch_size=16")
+    assert "takes the rate stage first found with 8 images" in said
+
+
+def test_the_plan_shows_every_stage_as_it_stands(small_workspace: Path) -> None:
+    competition = open_setup(Choice("classes", workspace=small_workspace)).competition
+    first, whole = plan_rows(competition)
+    assert (first["learns"], first["on"], first["lr"], first["epochs"]) == ("head", "images", "find", 1)
+    assert (whole["cycles"], whole["apart"], whole["batch"], whole["keeps"]) == (2, 3, 8, "cycles")
+    assert not on_activations(competition)
