@@ -1,0 +1,104 @@
+"""A whole run on precomputed activations: every fold in one process, one pass of the body, and what follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_runs
+
+import kbench
+from kbench.commands.cache import cache
+from kbench.commands.check import check
+from kbench.commands.fold_job import TrainOptions
+from kbench.commands.predict import predict_test
+from kbench.commands.runs import open_run_setup
+from kbench.commands.setup import Choice, open_setup
+from kbench.commands.train import train
+from kbench.errors import ConfigError
+from kbench.inference import activations as module
+from kbench.inference.predictions import load
+
+SPLIT = small_runs.MODEL.replace(
+    """        self.conv, self.fc = nn.Conv2d(channels, 4, 3), nn.Linear(16, n_outputs)
+        self.layer_prefixes = [["conv."], ["fc."]]
+
+    def forward(self, images):
+        return self.fc(nn.functional.adaptive_avg_pool2d(self.conv(images).relu(), 2).flatten(1))
+""",
+    """        generator = torch.Generator().manual_seed(0)
+        self.conv, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(16, n_outputs)
+        with torch.no_grad():
+            self.conv.weight.normal_(generator=generator), self.conv.bias.zero_()  # as if pretrained
+        self.layer_prefixes = [["conv."], ["head."]]
+
+    def features(self, images):
+        return nn.functional.adaptive_avg_pool2d(self.conv(images).relu(), 2).flatten(1)
+
+    def forward(self, images):
+        return self.head(self.features(images))
+""",
+)
+STAGES = (
+    "stages.all=null", "stages.first.precompute=true", "train.augment=none", "stages.first.keep=[cycles]",
+    "stages.first.schedule={name: sgdr, cycles: 2}", "tta=none",
+)  # fmt: skip
+
+
+@pytest.fixture
+def choice(tmp_path: Path) -> Choice:
+    small_runs.written(tmp_path)
+    (tmp_path / "competitions" / "classes" / "small.py").write_text(SPLIT)
+    return Choice("classes", assignments=STAGES, workspace=tmp_path)
+
+
+def test_folds_train_here_whatever_the_jobs_and_the_body_runs_once(
+    choice: Choice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Path] = []
+    build = module._build
+    monkeypatch.setattr(module, "_build", lambda *given: (built.append(given[-1]), build(*given))[1])
+    made = train(open_setup(choice), "all", TrainOptions(device="cpu", jobs=2))
+    assert made["trained"] == [0, 1]
+    assert len(built) == 1  # the out-of-fold rows are looked up too
+    setup, paths, known = open_run_setup(choice)
+    assert not paths.fold(0).console.exists()  # no process of its own
+    predict_test(setup, paths, known, [0, 1], "cpu")
+    predict_test(setup, paths, known, [0, 1], "cpu", force=True)
+    assert len(built) == 2  # of the training and of the test rows
+    monkeypatch.chdir(choice.workspace)  # type: ignore[arg-type]
+    assert {row["what"] for row in cache(clear=False)["rows"]} == {"activations"}
+    assert cache(clear=True)["freed_mb"] >= 0
+    assert cache(clear=False)["rows"] == []
+
+
+def test_predictions_do_not_depend_on_whether_the_cache_was_there(choice: Choice) -> None:
+    train(open_setup(choice), "0", TrainOptions(device="cpu"))
+    setup, paths, known = open_run_setup(choice)
+    member = paths.fold(0).predictions("test", "first-1")
+    values = []
+    for _ in range(2):
+        predict_test(setup, paths, known, [0], "cpu", force=True)
+        values.append(np.array(load(member).values))
+        kbench.files.remove(setup.workspace.cache())
+    np.testing.assert_array_equal(*values)
+
+
+def test_single_images_are_predicted_while_precompute_is_on(choice: Choice) -> None:
+    train(open_setup(choice), "all", TrainOptions(device="cpu"))
+    setup, paths, known = open_run_setup(choice)
+    predict_test(setup, paths, known, [0, 1], "cpu")
+    run = kbench.open_run("baseline-s0", competition="classes", workspace=choice.workspace)
+    found = run.predict([setup.test.root / names[0] for names in setup.test.images])
+    parts = [load(paths.fold(fold).predictions("test", f"first-{cycle}")).values for fold in (0, 1) for cycle in (0, 1)]
+    if run.config.tta.name == "none":
+        np.testing.assert_allclose(found.to_numpy(), np.mean(parts, axis=0), atol=1e-5)
+    assert found.shape == (10, 2)
+
+
+def test_a_model_that_is_not_split_is_named_before_anything_trains(choice: Choice, tmp_path: Path) -> None:
+    (tmp_path / "competitions" / "classes" / "small.py").write_text(small_runs.MODEL)
+    with pytest.raises(ConfigError, match="cannot be precomputed"):
+        check(replace(choice), images=False, every=False)
