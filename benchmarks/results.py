@@ -53,6 +53,7 @@ SETS = (
     Entry("dogcat", metrics=("accuracy",)),
     Entry("dogcat", "best", metrics=("accuracy",)),
     Entry("dogbreed", metrics=("accuracy",)),
+    Entry("dogbreed", "best", metrics=("accuracy",)),
     Entry("camvid_multilabel"),
 )
 
@@ -129,19 +130,28 @@ def measure(workspace: Path, entry: Entry, *, jobs: int, again: bool) -> dict[st
     folder = workspace / "results"
     folder.mkdir(exist_ok=True)
     path = folder / f"{entry.name.replace('/', '-')}.json"
-    if again:
-        path.unlink(missing_ok=True)
     diary = Diary(path, recipe_key(workspace, entry))
+    if again or diary.outdated:
+        forget(workspace, entry)
+        path.unlink(missing_ok=True)
+        diary = Diary(path, recipe_key(workspace, entry))
     words = ["-c", entry.competition]
     choice = [*words, "-e", entry.experiment] if entry.experiment != "baseline" else words
     diary.step("download", workspace, kbench("download", *words))
-    force = ["--force"] if again or diary.outdated else []
-    diary.step("train", workspace, kbench("train", *choice, "--fold", "all", "--jobs", str(jobs), *force))
+    diary.step("train", workspace, kbench("train", *choice, "--fold", "all", "--jobs", str(jobs)))
     made = diary.step("ensemble", workspace, kbench("ensemble", *choice, "--require-all"))
     diary.step("submit", workspace, kbench("submit", made["file"], *words))
     command = [str(HERE / "gains.py"), entry.competition, entry.experiment, "--metrics", *entry.metrics]
     gains = diary.step("gains", workspace, command)
     return row(entry, gains, diary.seconds("gains", "download"))
+
+
+def forget(workspace: Path, entry: Entry) -> None:
+    """Remove an entry's runs and its competition's folds, which the recipe may now cut otherwise."""
+    for run_folder in (workspace / "runs" / entry.competition).glob(f"{entry.experiment}-s*"):
+        shutil.rmtree(run_folder)
+    for file in (workspace / "folds").glob(f"{entry.competition}.*"):
+        file.unlink()
 
 
 def kbench(*words: str) -> list[str]:

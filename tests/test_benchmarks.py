@@ -11,7 +11,7 @@ import bench_fastai
 import gains
 import numpy as np
 import pytest
-from results import Diary
+from results import Diary, Entry, forget
 from sklearn.metrics import log_loss
 from turns import Side
 
@@ -82,6 +82,16 @@ def test_a_step_of_the_diary_is_done_once_until_the_recipe_changes(tmp_path) -> 
     assert other.outdated
     assert other.step("count", tmp_path, [str(script)]) == 3
     assert list(json.loads(path.read_text())["steps"]) == ["count"]
+
+
+def test_a_recipe_that_changed_takes_only_its_own_runs_and_folds_away(tmp_path) -> None:
+    gone = ["runs/cats/best-s0/run.json", "folds/cats.csv", "folds/cats.json"]
+    kept = ["runs/cats/baseline-s0/run.json", "runs/dogs/best-s0/run.json", "folds/dogs.csv"]
+    for name in gone + kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    forget(tmp_path, Entry("cats", "best"))
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == sorted(kept)
 
 
 @pytest.mark.parametrize("name", ["log_loss", "accuracy"])
