@@ -19,11 +19,12 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import gains_maps
 import numpy as np
 
 from kbench.commands import parts
 from kbench.commands.judging import decided, decision_of, groups_of, judge, plain_snapshots
-from kbench.commands.predict import fold_mean, members_of, predict_out_of_fold, predict_test
+from kbench.commands.predict import fold_mean, members_of, needed_checkpoints, predict_out_of_fold, predict_test
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import require_folds
 from kbench.commands.setup import Choice, Setup
@@ -32,8 +33,11 @@ from kbench.ensemble.average import aligned, concat, ensemble_run
 from kbench.ensemble.bootstrap import Interval, paired
 from kbench.inference.predictions import Predictions
 from kbench.metrics import Metric, make_metric
+from kbench.models.checkpoint import Checkpoint
 from kbench.submission.check import read_sample
 from kbench.submission.grading import read_truth
+from kbench.tasks import is_dense
+from kbench.workspace import RunPaths
 
 Members = Mapping[int, Sequence[Predictions]]
 """fold -> predictions of its snapshots, in the order they were trained."""
@@ -118,6 +122,11 @@ def on_the_solution(choice: Choice, views: Members, found: dict[str, Any], extra
     return made
 
 
+def members_by_fold(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[list[Checkpoint]]:
+    """Return the snapshots of each trained fold."""
+    return [needed_checkpoints(setup, paths, identity, fold) for fold in require_folds(setup, paths, identity)]
+
+
 def _decided(setup: Setup, one: Predictions, table: Table, found: Any) -> np.ndarray:
     made = decided(one, decision_of(setup.competition), found)
     return aligned(made, ids=table.ids, names=table.target_names)
@@ -132,7 +141,13 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # stdout is for the JSON alone
     choice = Choice(given.competition, given.experiment)
-    setup, _, _ = open_run_setup(choice)
+    setup, paths, identity = open_run_setup(choice)
+    if is_dense(setup.competition.task):
+        found = gains_maps.measure(choice, given.metrics, helps=helps, of_each=of_each)
+        found["members"] = sum(map(len, members_by_fold(setup, paths, identity)))
+        json.dump({**found, "n_views": len(parts.build_views(setup.competition))}, out)
+        out.flush()
+        return
     views, test = predicted(choice, "oof"), predicted(choice, "test")
     plain = views if setup.competition.tta.name == "none" else predicted(choice, "oof-plain")
     found = out_of_fold(choice, views, plain)

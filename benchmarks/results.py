@@ -55,6 +55,8 @@ SETS = (
     Entry("dogbreed", metrics=("accuracy",)),
     Entry("dogbreed", "best", metrics=("accuracy",)),
     Entry("camvid_multilabel"),
+    Entry("camvid"),
+    Entry("tgs_salt"),
 )
 
 

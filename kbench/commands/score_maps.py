@@ -200,20 +200,29 @@ def growth(setup: Setup, table: Table, stores: dict[int, MapStore]) -> list[dict
 
     A record has the reading's name, its score, and the gain of the mean of everything over it with its interval.
     """
-    shared = [name for name in next(iter(stores.values())).readings if all(name in s.readings for s in stores.values())]
     metric = parts.build_metric(setup.competition)
     kept = groups_of(setup, table)
-    values = {name: _gathered(table, stores, partial(_reading, name)) for name in shared}
-    whole = values[shared[-1]]
+    values = _readings(table, stores)
+    last, whole = list(values.items())[-1]
     records = []
     for name, worth in values.items():
         truth = truth_of(worth, table.task)
         record: dict[str, Any] = {"ensemble": name, "score": metric(truth, worth, table)}
-        if name != shared[-1]:
+        if name != last:
             gain = paired(metric, truth, whole, worth, table, groups=kept)
             record |= {"gain": gain.value, "low": gain.low, "high": gain.high}
         records.append(record)
     return records
+
+
+def readings_of(oof: MapsOutOfFold) -> dict[str, np.ndarray]:
+    """Return what every reading that all folds have is worth: name -> [N, K, 3]; the mean of everything is the last."""
+    return _readings(oof.table, oof.stores)
+
+
+def _readings(table: Table, stores: dict[int, MapStore]) -> dict[str, np.ndarray]:
+    shared = [name for name in next(iter(stores.values())).readings if all(name in s.readings for s in stores.values())]
+    return {name: _gathered(table, stores, partial(_reading, name)) for name in shared}
 
 
 def ruled(setup: Setup, oof: OofMaps, rule_of: Callable[[int], Rule]) -> np.ndarray:
