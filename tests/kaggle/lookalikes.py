@@ -10,6 +10,9 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 from sklearn.datasets import load_digits
+from streets_and_salt import salt
+
+from kbench.data.rle import CONVENTIONS, encode
 
 BREEDS = 120
 TAGS = ("agriculture", "clear", "cloudy", "primary", "road", "water")
@@ -96,3 +99,23 @@ def planet(rows: int = 40, test: int = 8) -> dict[str, bytes]:
     sample = table(["image_name", "tags"], [(name, "primary clear") for name in unseen])
     files["sample_submission_v2.csv.zip"] = zipped(**{"sample_submission_v2.csv": sample})
     return files
+
+
+def tgs_salt(rows: int = 20, test: int = 5) -> dict[str, bytes]:
+    """Return the layout of tgs-salt-identification-challenge: zips of images and 16-bit masks, run lengths, depths."""
+    ids = [f"{number * 7919 + 4096:010x}" for number in range(rows + test)]
+    pictures, masks, cells = {}, {}, []
+    for number, name in enumerate(ids):
+        grey, mask = salt(number)
+        pictures[name] = image(np.repeat(grey[:, :, None], 3, axis=2), ".png")
+        masks[name] = image(mask.astype(np.uint16) * 65535, ".png")
+        cells.append(encode(mask, CONVENTIONS["tgs"]))
+    train = {f"images/{name}.png": pictures[name] for name in ids[:rows]}
+    train |= {f"masks/{name}.png": masks[name] for name in ids[:rows]}
+    return {
+        "train.zip": zipped(**train),
+        "test.zip": zipped(**{f"images/{name}.png": pictures[name] for name in ids[rows:]}),
+        "train.csv": table(["id", "rle_mask"], zip(ids[:rows], cells[:rows], strict=True)),
+        "depths.csv": table(["id", "z"], [(name, 50 + 31 * place) for place, name in enumerate(ids)]),
+        "sample_submission.csv": table(["id", "rle_mask"], [(name, "1 1") for name in ids[rows:]]),
+    }
