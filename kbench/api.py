@@ -21,10 +21,11 @@ import torch
 from kbench import files, registry
 from kbench.commands import parts
 from kbench.commands.predict import checkpoints, member_of
-from kbench.commands.rules import score_run
+from kbench.commands.rules import any_out_of_fold, score_run
 from kbench.commands.runs import open_run_setup, run_paths
 from kbench.commands.samples import epoch_draws, label_text, resize_of, shown_images, stage_named, training_rows
-from kbench.commands.score import out_of_fold, require_folds, trained_folds
+from kbench.commands.score import require_folds, trained_folds
+from kbench.commands.score_maps import MapsOutOfFold, masks_out_of_fold
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.commands.tensors import GivenImages, Item, TensorDataset, given
 from kbench.config import Competition
@@ -34,6 +35,7 @@ from kbench.data.folds import Folds
 from kbench.data.tables import Table
 from kbench.ensemble.average import ensemble_run
 from kbench.errors import ConfigError, PredictionError, nearest
+from kbench.inference.mask_set import MaskSet
 from kbench.inference.predict import Job, Member, predict
 from kbench.inference.predictions import Predictions, load
 from kbench.models.checkpoint import Checkpoint
@@ -132,16 +134,19 @@ class Run:
             f"{len(self.table.target_names)} targets, {self.folds.n} folds, trained: {trained}>"
         )
 
-    def oof(self, *, device: str = "auto") -> Predictions:
+    def oof(self, *, device: str = "auto") -> Predictions | MaskSet:
         """Return the out-of-fold predictions of the trained folds; predicts what is not predicted yet.
 
         Returns:
-            Predictions with sorted `ids` [n], `names` (K) and `values` [n, K]: probabilities, or target units.
+            Predictions with sorted `ids` [n], `names` (K) and `values` [n, K]: probabilities, or target units. Of a
+            segmentation the masks, read one at a time: `ids`, `names` and `oof[row]`, [H, W] class numbers or
+            [K, H, W] layers.
 
         Raises:
             PredictionError: no fold is trained.
         """
-        return out_of_fold(self.setup, self.paths, self._trained(), device=device).predictions
+        made = any_out_of_fold(self.setup, self.paths, self._trained(), device=device)
+        return masks_out_of_fold(made, None) if isinstance(made, MapsOutOfFold) else made.predictions
 
     def score(self, *, device: str = "auto") -> dict[str, Any]:
         """Return what `kbench score` reports: `metric`, `score`, `low`, `high`, `folds`, `spread`, `rows` and more.

@@ -181,6 +181,15 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
+def test_classes_are_counted_and_masks_shown_before_training(street: Workspace) -> None:
+    found = street.json("inspect")
+    share = {record["class"]: record["pixels"] for record in found["balance"]}
+    assert set(share) == set(NAMES)
+    assert sum(share.values()) == pytest.approx(1)
+    assert share["lane"] > share["pedestrian"] > 0
+    assert any(name.endswith("masks.png") for name in found["files"])
+
+
 def test_every_step_is_tried_on_two_batches(street: Workspace) -> None:
     assert street.json("train", "--smoke")["rows"] == 3
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from kbench import console, files
 from kbench.commands import parts
+from kbench.commands.inspect_masks import draw_masks, mask_balance
 from kbench.commands.samples import epoch_draws, epoch_rows, file_images, label_text, shown_images, stage_named
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.config import Stage
@@ -22,6 +23,7 @@ from kbench.report import balance
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render
 from kbench.report.plan import StageRates, draw_stages
 from kbench.report.sheets import Group, Tile, draw_sheet
+from kbench.tasks import SEGMENTATION
 from kbench.training.recipe import StagePlan
 from kbench.training.schedules import curve
 
@@ -48,9 +50,10 @@ def inspect(choice: Choice, *, fold: int = 0, samples: int = 6) -> dict[str, Any
     folder = setup.workspace.inspection(setup.competition.name)
     setup.folds.valid(fold)  # says so when there is no such fold
     found: dict[str, Any] = {"competition": setup.competition.name, "folder": str(folder), "files": [], "warnings": []}
+    masked = setup.competition.task in SEGMENTATION
     sections = [
         _rows(setup, found),
-        _targets(setup.train, folder, found),
+        _masks(setup, folder, found) if masked else _targets(setup.train, folder, found),
         _folds(setup, found),
         _rates(setup, fold, folder, found),
         _augmentations(setup, fold, samples, folder, found),
@@ -128,6 +131,13 @@ def _targets(table: Table, folder: Path, found: dict[str, Any]) -> Section:
     if found["balance"]:
         shown.append(Grid(found["balance"], "targets"))
     return Section("Targets", "What is rare is learned last: a sampler or class weights may help.", shown)
+
+
+def _masks(setup: Setup, folder: Path, found: dict[str, Any]) -> Section:
+    found["balance"] = mask_balance(setup)
+    picture = _drawn(found, draw_masks(setup, folder / "masks.png"))
+    text = "A class of few pixels is learned last: class weights, a loss of regions or crops around it may help."
+    return Section("Masks", text, [picture, Grid(found["balance"], "classes: images that have them, share of pixels")])
 
 
 def _folds(setup: Setup, found: dict[str, Any]) -> Section:

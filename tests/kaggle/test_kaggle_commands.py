@@ -531,7 +531,11 @@ def small(machine: Machine, standin: StandIn, slug: str) -> str:
 def test_a_shipped_competition_passes_check_and_smoke_on_its_layout(slug, machine_of_mine, standin):
     options = small(machine_of_mine, standin, slug)
     said = machine_of_mine.run("kbench check").err.splitlines()
-    small_and_flat = ("a smaller `batch_size`", "near-duplicate", "strata have fewer")  # what is true of look-alikes alone
+    small_and_flat = (
+        "a smaller `batch_size`",
+        "near-duplicate",
+        "strata have fewer",
+    )  # of look-alikes alone
     assert [line for line in said if "warning" in line and not any(words in line for words in small_and_flat)] == []
     assert "every step works" in machine_of_mine.run(f"kbench train --smoke {options}").out
 
