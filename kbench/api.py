@@ -41,6 +41,7 @@ from kbench.inference.predictions import Predictions, load
 from kbench.models.checkpoint import Checkpoint
 from kbench.models.precision import choose_device
 from kbench.report.sheets import Group, Tile, sheet
+from kbench.tasks import is_dense
 from kbench.training.context import Plan
 from kbench.workspace import RunPaths
 
@@ -260,10 +261,16 @@ class Run:
             A frame with one row per image, named after its file or numbered, and one column per target.
 
         Raises:
+            ConfigError: the task predicts maps, not rows.
             DataError: an image cannot be read, or has another number of channels.
             PredictionError: no fold is trained, or one of `folds` is not.
         """
         identity, config = self._trained(), self.config
+        if is_dense(config.task):
+            raise ConfigError(
+                f"single images of the task '{config.task}', whose predictions are maps", "a task that predicts rows",
+                "`kbench predict --data FOLDER`, a folder laid out like the competition's test set",
+            )  # fmt: skip
         chosen = require_folds(self.setup, self.paths, identity) if folds is None else list(folds)
         reader = registry.build(
             "reader", config.input.reader.name, config.input.reader.params, _channels=config.input.channels
