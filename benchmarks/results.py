@@ -53,7 +53,6 @@ SETS = (
     Entry("dogcat", metrics=("accuracy",)),
     Entry("dogcat", "best", metrics=("accuracy",)),
     Entry("dogbreed", metrics=("accuracy",)),
-    Entry("dogbreed", "best", metrics=("accuracy",)),
     Entry("camvid_multilabel"),
     Entry("camvid"),
     Entry("tgs_salt"),
