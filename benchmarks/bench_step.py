@@ -73,7 +73,7 @@ def main() -> None:
         learner = Learner(
             model, sgd(groups, [1e-3] * 3, [0.0] * 3), torch.amp.GradScaler(device.type, enabled=False), None, BATCH
         )
-        rules = Rules(supervised(), loss, device, precision, nominal=float(BATCH))
+        rules = Rules(supervised(), loss, device, precision)
         schedule = constant(options.steps, epochs=1)
         batch = torch.randn(BATCH, 3, SIZE, SIZE, device=device).to(memory_format=torch.channels_last)
         target = torch.arange(BATCH, device=device) % 2
