@@ -21,6 +21,8 @@ from kbench.commands.workspace import shipped
 from kbench.errors import KbenchError
 from kbench.workspace import Workspace
 
+pytestmark = pytest.mark.slow  # a few seconds together
+
 COMMANDS = {
     str(item.name or item.callback.__name__): item.callback for item in cli.app.registered_commands if item.callback
 }

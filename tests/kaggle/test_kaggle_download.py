@@ -8,6 +8,8 @@ from standin import Fault
 
 from kbench.errors import DataError, ServiceError
 
+pytestmark = pytest.mark.slow  # the real client against the stand-in, a second and more for a few of them
+
 BIG = random.Random(0).randbytes(3_000_000)
 HALF = 1_500_000
 

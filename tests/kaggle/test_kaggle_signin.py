@@ -11,6 +11,8 @@ from standin import KEY, TOKEN, Fault, environment
 
 from kbench.sources import signin
 
+pytestmark = pytest.mark.slow  # the real client against the stand-in, a second and more for a few of them
+
 PROBE = """
 import sys
 from kbench.errors import KbenchError

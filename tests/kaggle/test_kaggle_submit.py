@@ -8,6 +8,8 @@ from standin import SUBMISSION, Fault
 from kbench.errors import ConfigError, ServiceError, SubmissionError, UnknownOutcome
 from kbench.sources import Receipt
 
+pytestmark = pytest.mark.slow  # the real client against the stand-in, a second and more for a few of them
+
 TAG = "kbench-7f3a"
 
 

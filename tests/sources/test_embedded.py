@@ -13,6 +13,8 @@ from kbench.errors import DataError, SourceError
 from kbench.files import sha256
 from kbench.sources.embedded import embedded
 
+pytestmark = pytest.mark.slow  # a few seconds together
+
 
 def quiet(what: str, done: int, total: int) -> None:
     pass
