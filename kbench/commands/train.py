@@ -20,7 +20,7 @@ from kbench.tasks import is_dense
 from kbench.training.fold import clear, state_of, train_fold
 from kbench.training.loop import Update
 from kbench.training.stage import Epoch, Event, Note
-from kbench.workspace import RunPaths
+from kbench.workspace import FoldPaths, RunPaths
 
 
 def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
         console.show_error(error)
     for fold in done:
         console.note(f"fold {fold} is trained already")
+        _pictures(paths.fold(fold))
         _finish(setup, paths, identity, fold, options)  # a process killed after training did not
     for text in batch_warnings(setup):
         console.warn(text)
@@ -132,8 +133,16 @@ def train_one(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int
     with files.lock(place.lock, waiting=_busy(fold)):
         job = prepare_fold(setup, paths, identity, fold, options)
         _watch(train_fold(job.context, job.stages, job.build, resumed=job.resumed), fold)
-    draw_fold(paths.fold(fold))
+    _pictures(paths.fold(fold))
     _finish(setup, paths, identity, fold, options)
+
+
+def _pictures(place: FoldPaths) -> None:
+    """Draw a trained fold's curves where they are missing, and remove what a killed process left half drawn."""
+    with files.lock(place.lock):
+        files.remove_temporaries(place.root)
+        if not place.losses.is_file():
+            draw_fold(place)
 
 
 def _finish(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions) -> None:

@@ -277,3 +277,18 @@ def test_a_smoke_run_finds_what_would_fail_after_hours(root: Path) -> None:
     with pytest.raises(KbenchError):
         smoke(Choice("labels", assignments=("submission.sample=missing.csv",), workspace=root), device="cpu")
     assert not list((root / "runs" / "labels").glob("*smoke*"))
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_kill_left_half_drawn_is_removed_and_drawn_again(root: Path) -> None:
+    setup = open_setup(Choice("classes", workspace=root))
+    train(setup, "0", CPU)
+    fold = root / "runs" / "classes" / "baseline-s0" / "fold-0"
+    leftover = fold / f"{files._TEMPORARY}123-abcd-losses.png"
+    leftover.write_bytes(b"half")
+    (fold / "losses.png").unlink()
+    assert train(setup, "0", CPU)["done"] == [0]
+    assert not leftover.exists()
+    assert (fold / "losses.png").is_file()
