@@ -23,11 +23,12 @@ from torch import nn
 from kbench import files
 from kbench.data.cache import Images, Progress, Resize, Rows, content_key
 from kbench.data.dataset import Batch, Draw, ImageDataset, Loader, Normalise, Show, cut
+from kbench.models.folding import folded
 from kbench.models.memory import in_parts
 from kbench.models.precision import Precision, autocast
 from kbench.models.split import Split, body_digest, check_split
 
-_VERSION = 1  # of what a key stands for; raise it when features of equal keys change
+_VERSION = 2  # of what a key stands for; raise it when features of equal keys change
 
 
 @dataclass(frozen=True)
@@ -132,11 +133,18 @@ def _build(source: Source, model: nn.Module, seen: Seen, path: Path) -> dict[str
     started, done = time.perf_counter(), 0
     array: np.ndarray | None = None
     was = {name: module.training for name, module in model.named_modules()}
-    model.eval()
+    body: nn.Module | None = None  # the model, made faster when the first images are there
+
+    def run_body(parts: list[torch.Tensor]) -> torch.Tensor:
+        assert body is not None, "it is there when images are"
+        return features(body, parts[0], source.device, seen.precision)
+
     try:
         for batch in loader(cut(len(source.ids), source.batch_size, Draw)):
             shown = normalise(batch.images[0].to(source.device))
-            values = in_parts(lambda parts: features(model, parts[0], source.device, seen.precision), [shown])
+            if body is None:
+                body = folded(model, shown)
+            values = in_parts(run_body, [shown])
             if array is None:
                 array = files.create_npy(path.with_suffix(".npy"), (len(source.ids), values.shape[1]), "float32")
             array[done : done + len(values)] = values.cpu().numpy()

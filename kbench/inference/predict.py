@@ -29,6 +29,7 @@ from kbench.errors import PredictionError
 from kbench.inference.activations import features
 from kbench.inference.predictions import Predictions, array_path, create_array, save
 from kbench.inference.views import Load, View, is_plain
+from kbench.models.folding import fold
 from kbench.models.memory import free_memory, in_parts
 from kbench.models.outputs import probabilities
 from kbench.models.precision import Precision, autocast
@@ -210,6 +211,8 @@ def _one_pass(job: Job, families: list[Family]) -> Iterator[int]:
         tensors = [part.to(job.device, non_blocking=True) for part in images]
         for family, normalise in zip(families, normalisers, strict=True):
             batch = [normalise(part) for part in tensors]
+            if start == 0 and batch:
+                fold(family.model, batch[0])
             if family.known is not None:
                 batch.append(torch.from_numpy(np.array(family.known[rows])).to(job.device))
             values = in_parts(partial(_mean_over_views, job, family, loads if tensors else []), batch).cpu().numpy()

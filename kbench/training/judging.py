@@ -17,6 +17,7 @@ from kbench.data.whole import WholeImages, batch_size, group
 from kbench.inference.maps import MapMaker
 from kbench.inference.views import View
 from kbench.metrics.dense import measured, truth_of
+from kbench.models.folding import PROBE, folded
 from kbench.models.outputs import dense_target, logits_of
 from kbench.models.precision import Precision
 from kbench.training.context import KEEP, FoldContext
@@ -63,6 +64,8 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> tupl
         for some in groups:
             assert some.masks is not None, "training rows have masks"
             shown = judging.normalise(some.images.to(context.device, non_blocking=True))
+            if not found:
+                model = folded(model, shown[..., :PROBE, :PROBE])
             maps, _ = make(model, shown, judging.precision)
             target = dense_target(some.masks.to(context.device), task, len(names))
             sums = judging.loss(logits_of(maps, task), target)

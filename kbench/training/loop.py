@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 from kbench.data import seeds
 from kbench.data.dataset import Batch, Draw
 from kbench.errors import TrainingError
+from kbench.models.folding import folded
 from kbench.models.groups import train_mode
 from kbench.models.memory import in_parts
 from kbench.models.outputs import dense_target, probabilities
@@ -211,11 +213,13 @@ def evaluate(
     """
     model.eval()
     total, count = 0.0, 0.0
-    parts = []
+    parts: list[np.ndarray] = []
     for batch in feed.load(batches):
         images = feed.normalise(batch.images[0].to(feed.device, non_blocking=True))
+        if not parts:
+            model = folded(model, images)
         assert batch.target is not None, "validation rows have targets"
-        logits = in_parts(lambda parts: _logits(model, parts[0], feed.device, precision), [images])
+        logits = in_parts(partial(_logits, model, feed.device, precision), [images])
         found = loss(logits.float(), batch.target.to(feed.device))
         total += float(found.total)
         count += float(found.count)
@@ -223,7 +227,7 @@ def evaluate(
     return (total / count if count else 0.0), np.concatenate(parts)
 
 
-def _logits(model: nn.Module, images: torch.Tensor, device: torch.device, precision: Precision) -> torch.Tensor:
+def _logits(model: nn.Module, device: torch.device, precision: Precision, batch: list[torch.Tensor]) -> torch.Tensor:
     with autocast(device, precision):
-        logits: torch.Tensor = model(images)
+        logits: torch.Tensor = model(batch[0])
     return logits
