@@ -48,8 +48,8 @@ def main() -> None:
     from kbench.commands.predicting import predict_rows
     from kbench.commands.runs import prepare_run
     from kbench.commands.setup import Choice, open_setup
+    from kbench.training.events import Epoch
     from kbench.training.fold import train_fold
-    from kbench.training.stage import Epoch
 
     choice = Choice("dogcat")
     setup = open_setup(choice)

@@ -35,7 +35,6 @@ UPWARDS = {  # who may look up, and why
 }
 LONG = {  # files of more than 350 lines, and why they stay whole
     "kbench.files": "the only door to the disk",
-    "kbench.training.stage": "everything that happens between two updates, in the order it happens",
     "kbench.training.schedules": "one function per schedule over the same helpers",
 }
 HEAVY = ("torch", "torchvision", "sklearn", "pandas", "numpy", "cv2", "timm", "albumentations", "matplotlib", "scipy")

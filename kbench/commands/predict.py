@@ -23,7 +23,7 @@ from kbench.inference.activations import Seen
 from kbench.inference.predict import Job, Member, predict
 from kbench.inference.predictions import Predictions, load
 from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors, snapshot_tensors
-from kbench.models.precision import choose_device, place
+from kbench.models.precision import choose_device, place, usable_precision
 from kbench.models.split import load_head
 from kbench.workspace import RunPaths
 
@@ -209,7 +209,7 @@ def member_of(
         device: where the model runs.
     """
     info = checkpoint.info
-    show = stages[info["stage"]].show
+    show, precision = stages[info["stage"]].show, usable_precision(info["precision"], device)
 
     def load_model() -> torch.nn.Module:
         competition = setup.competition
@@ -231,7 +231,7 @@ def member_of(
 
     return Member(
         name=f"fold {info['fold']} {checkpoint.member}", load=load_model, size=tuple(info["size"]), resize=info["crop"],
-        scale=info["scale"], precision=info["precision"], out=out, source=source, augmentation=show.augmentation,
+        scale=info["scale"], precision=precision, out=out, source=source, augmentation=show.augmentation,
         train_crop=show.crop, body=checkpoint.body, head=head_like,
     )  # fmt: skip
 
@@ -244,7 +244,7 @@ def _with_activations(
     if not info.get("precomputed"):
         return member
     show = stages[info["stage"]].valid_show
-    seen = Seen(show, info["scale"], info["precision"], info["channels_last"])
+    seen = Seen(show, info["scale"], member.precision, info["channels_last"])
     made = activations_of(
         setup.competition, table, setup.workspace.cache(), job.images, device=job.device, plugins=setup.plugin_files()
     )

@@ -17,9 +17,9 @@ from kbench.errors import ConfigError, TrainingError
 from kbench.orchestrate import FoldCommand, run_commands
 from kbench.report.curves import draw_fold
 from kbench.tasks import is_dense
+from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold import clear, state_of, train_fold
 from kbench.training.loop import Update
-from kbench.training.stage import Epoch, Event, Note
 from kbench.workspace import FoldPaths, RunPaths
 
 

@@ -72,10 +72,27 @@ def choose_precision(setting: str, device: torch.device, *, training: bool) -> P
     return "fp32"
 
 
+def usable_precision(precision: Precision, device: torch.device) -> Precision:
+    """Return the precision to predict in on a device with a model that was judged in another one, maybe elsewhere.
+
+    What the device would only emulate is replaced by the nearest it computes; what was judged in fp32 stays so.
+    """
+    if device.type == "cpu":
+        return "bf16" if precision == "bf16" and not emulates_bfloat16(device) else "fp32"
+    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return "fp16"
+    return precision
+
+
 def cpu_has_bfloat16() -> bool:
     """Return whether the processor multiplies bfloat16 in hardware."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
+def emulates_bfloat16(device: torch.device) -> bool:
+    """Return whether bf16 on a device is slower than fp32."""
+    return device.type == "cpu" and not cpu_has_bfloat16()
 
 
 def autocast(device: torch.device, precision: Precision) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,14 +18,13 @@ from kbench.data.dataset import Show
 from kbench.data.normalise import Scale
 from kbench.data.tables import Table
 from kbench.data.whole import class_pixels
+from kbench.errors import ConfigError
 from kbench.inference.activations import Activations, Seen
 from kbench.inference.windows import Windows
+from kbench.training.events import Epoch
 from kbench.training.lr_curve import LRCurve
 from kbench.training.recipe import StagePlan
 from kbench.workspace import FoldPaths
-
-if TYPE_CHECKING:
-    from kbench.training.stage import Epoch
 
 KEEP = Resize("keep", 0, 0)
 TIMES = ("seconds", "images_per_s", "waiting", "at")  # fields of the log that differ between equal runs
@@ -190,6 +189,26 @@ class FoldContext:
         if targets.ndim == 1:
             return np.bincount(targets[rows], minlength=len(self.table.target_names))
         return np.asarray(np.nansum(targets[rows], axis=0))
+
+    def rate_found_elsewhere(self, stage: StagePlan) -> float | None:
+        """Return the rate that an earlier stage or another fold found for a stage, or None where it looks for its own.
+
+        Raises:
+            ConfigError: that fold has not found it yet.
+        """
+        if stage.lr_from_stage is not None:
+            return float(self.plan.get(f"lr/{stage.lr_from_stage}"))
+        fold = stage.lr_from_fold
+        if fold is None or fold == self.fold:
+            return None
+        found = self.plan_of(fold).get(f"lr/{stage.name}")
+        if found is None:
+            raise ConfigError(
+                f"stages.{stage.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
+                f"a fold {fold} that is trained",
+                f"`kbench train --fold {fold}` first, or remove `lr_from_fold`",
+            )
+        return float(found)
 
     def keep_curve(self, stage: str, curve: LRCurve) -> None:
         """Write the curve of a learning-rate range test."""

@@ -19,9 +19,10 @@ from kbench.errors import CheckpointError, TrainingError
 from kbench.models.checkpoint import Tensors, read_body, read_tensors, write_tensors
 from kbench.models.split import HEAD
 from kbench.training.context import FoldContext
+from kbench.training.events import Event, Note
 from kbench.training.recipe import StagePlan
 from kbench.training.resume import Progress, clear_resume, load_resume, part
-from kbench.training.stage import Event, Note, run_stage
+from kbench.training.stage import run_stage
 from kbench.workspace import FoldPaths
 
 

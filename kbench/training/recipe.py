@@ -120,6 +120,18 @@ class StagePlan:
         """Height and width of the images."""
         return self.show.size
 
+    def schedule_of(self, per_epoch: int) -> Schedule:
+        """Return the schedule of a stage with so many updates per epoch.
+
+        Rates that the folds found by their scores are played back: all rows have no score to find them by.
+        """
+        schedule, factors = self.schedule(per_epoch), self.rates
+        if factors is None:
+            return schedule
+        return replace(
+            schedule, rate=lambda step, lr_max, history: lr_max * factors[min(step // per_epoch, len(factors) - 1)]
+        )
+
 
 def for_full(stage: StagePlan, found: dict[str, Any]) -> StagePlan:
     """Return a stage that trains on all rows with what the folds found, and selects on nothing.

@@ -5,12 +5,11 @@ Everything that happens between two updates or two epochs happens here, in the o
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,25 +17,23 @@ import torch
 from torch import nn
 
 from kbench.data import seeds
-from kbench.data.dataset import Batch, Batches, Draw, ImageDataset, Loader, Normalise, cut
-from kbench.errors import ConfigError
+from kbench.data.dataset import Batches, Draw, ImageDataset, Loader, Normalise, cut
 from kbench.inference.activations import Activations, RowLoader, Seen
-from kbench.models.checkpoint import Tensors, keep_body, read_checkpoint, save_checkpoint, snapshot_tensors
+from kbench.models.checkpoint import Tensors
 from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
 from kbench.models.memory import free_memory
-from kbench.models.precision import Precision, choose_precision, place
-from kbench.models.split import body_digest, body_state, head_state, trains_head_alone
+from kbench.models.precision import Precision, choose_precision, emulates_bfloat16, place, usable_precision
 from kbench.tasks import is_dense
-from kbench.training.averaging import WeightMean, refit_batch_norm
 from kbench.training.context import FoldContext
+from kbench.training.events import Epoch, Event, Note
 from kbench.training.judging import Judging, judge_maps
-from kbench.training.loop import Feed, Meter, Update, diverged, evaluate, train_epoch
+from kbench.training.keeping import Keeper
+from kbench.training.loop import Feed, Meter, diverged, evaluate, train_epoch
 from kbench.training.lr_curve import LRCurve
 from kbench.training.lr_finder import find_lr
 from kbench.training.optimizers import normalised, per_group, spread
 from kbench.training.recipe import StagePlan
-from kbench.training.resume import Progress, learner_tensors, part, restore_learner, save_resume
-from kbench.training.schedules import Schedule
+from kbench.training.resume import Progress, part, restore_learner
 from kbench.training.update import Learner, Rules, average_of
 
 _FIND_EPOCHS = 10**6  # orders of the range test are numbered from here
@@ -44,51 +41,6 @@ _REFIT_EPOCH = 2 * 10**6  # the order batch norm is refitted in
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
 _EPOCHS_S = 10.0  # between resume points of a stage on activations, whose epochs take less than writing one
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One finished epoch.
-
-    Attributes:
-        stage: name of the stage.
-        epoch: number in the stage, from 0.
-        epochs: how many the stage has.
-        step: updates made in the stage.
-        lr: rate of the last layer group at the last update.
-        train_loss: mean over valid targets.
-        valid_loss: mean over valid targets, or None without validation rows.
-        score: value of the monitored metric, or None.
-        best: whether it is the best of the stage so far.
-        images_per_s: training images per second.
-        waiting: share of the time spent waiting for data.
-        seconds: of training and judging.
-        loss_scale: of the fp16 gradient scaler at the end of the epoch, or None in other precisions.
-    """
-
-    stage: str
-    epoch: int
-    epochs: int
-    step: int
-    lr: float
-    train_loss: float
-    valid_loss: float | None
-    score: float | None
-    best: bool
-    images_per_s: float
-    waiting: float
-    seconds: float
-    loss_scale: float | None = None
-
-
-@dataclass(frozen=True)
-class Note:
-    """Something the user should know."""
-
-    text: str
-
-
-Event = Epoch | Update | Note
 
 
 def run_stage(
@@ -106,14 +58,14 @@ def run_stage(
     runner = _Runner(context, stage, model, progress)
     if tensors is not None:
         restore_learner(runner.learner, tensors)
-        runner.mean.restore(part(tensors, "mean/"), progress.averaged)
+        runner.keeper.mean.restore(part(tensors, "mean/"), progress.averaged)
         runner.learner.micro_batch = progress.micro_batch
     else:
         yield from runner.announce()
     try:
         while progress.epoch < runner.epochs and not runner.stopped_early():
             yield from runner.run_epoch()
-        runner.hand_over()
+        runner.keeper.hand_over()
     finally:
         torch.set_num_threads(runner.threads)
 
@@ -152,8 +104,7 @@ class _Runner:
             if not self.dense:  # judged on whole images, by `judge_maps`
                 self.valid_feed = self._feed(context.images_for(stage.valid_show), stage.valid_show, mix=None)
         batches = self._plan(0)
-        per_epoch = -(-len(batches) // stage.accumulate)
-        self.schedule = self._schedule(per_epoch)
+        self.schedule = stage.schedule_of(-(-len(batches) // stage.accumulate))
         self.epochs = min(stage.stop_after or self.schedule.epochs, self.schedule.epochs)
         self.rules = Rules(
             step=stage.step,
@@ -175,8 +126,20 @@ class _Runner:
             averaged=average_of(self.learned) if stage.ema is not None else None,
             micro_batch=stage.batch_size + 1,  # a last batch may have one more
         )
+        self.keeper = Keeper(
+            context, stage, self.schedule, model, self.learner, progress, self.rules, self._facts(),
+            precomputed=self.activations is not None, refit_inputs=self._refit_inputs,
+        )  # fmt: skip
         self.saved = time.monotonic()
-        self.mean = WeightMean()
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what a snapshot says of how its model is run."""
+        table, stage = self.context.table, self.stage
+        return {
+            "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": self.context.scale_for(None),
+            "precision": self.judged_in, "channels_last": self.channels_last, "task": table.task,
+            "names": list(table.target_names),
+        }  # fmt: skip
 
     def _activations(self) -> Activations | None:
         """Return what the frozen body says about all rows, where the stage trains the head on it (F-22)."""
@@ -195,26 +158,13 @@ class _Runner:
             training, judging = (choose_precision(self.stage.precision, device, training=way) for way in (True, False))
             known = {"device": device.type, "training": training, "judging": judging}
             plan.set(key, known)
-        return known["training"], known["judging"]
+        return known["training"], usable_precision(known["judging"], device)
 
     def _feed(self, images: Any, show: Any, *, mix: Any) -> Feed:
         context = self.context
         dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show))
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
         return Feed(loader, self.normalise, context.device, mix, len(context.table.target_names), context.table.task)
-
-    def _schedule(self, per_epoch: int) -> Schedule:
-        schedule = self.stage.schedule(per_epoch)
-        factors = self.stage.rates
-        if factors is None:
-            return schedule
-        return Schedule(  # rates the folds found by their scores; all rows have no score to find them by
-            epochs=schedule.epochs,
-            steps=schedule.steps,
-            cycles=schedule.cycles,
-            rate=lambda step, lr_max, history: lr_max * factors[min(step // per_epoch, len(factors) - 1)],
-            momentum=schedule.momentum,
-        )
 
     def _plan(self, epoch: int) -> Batches:
         """Return the batches of an epoch."""
@@ -227,6 +177,12 @@ class _Runner:
         limited: Batches = batches[: self.context.limit] if self.context.limit else batches
         return limited
 
+    def _refit_inputs(self) -> Iterator[torch.Tensor]:
+        """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
+        key = (seeds.MIX, *self.key, _REFIT_EPOCH)
+        for number, batch in enumerate(self.feed.load(self._plan(_REFIT_EPOCH))):
+            yield self.feed.ready(batch, (*key, number))[0]
+
     def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
         decays = per_group(self.stage.weight_decay, self.n_groups, what="weight_decay")
         optimizer = self.stage.optimizer(layers, list(rates), decays[-len(layers) :])  # of the head alone, the last
@@ -235,33 +191,17 @@ class _Runner:
     # -- learning rate ---------------------------------------------------------------------------------------
 
     def _rates(self) -> list[float]:
-        stage, plan = self.stage, self.context.plan
+        """Return the highest rate of each layer group; one that is to be found is found, and kept in the plan."""
+        stage, context = self.stage, self.context
         if stage.lr != "find":
-            value = stage.lr
-            if isinstance(value, float | int):
-                return spread(float(value), stage.lr_decay, self.n_groups)
-            return per_group(list(value), self.n_groups, what="lr")
-        found = plan.get(f"lr/{stage.name}")
+            if isinstance(stage.lr, float | int):
+                return spread(float(stage.lr), stage.lr_decay, self.n_groups)
+            return per_group(list(stage.lr), self.n_groups, what="lr")
+        found = context.plan.get(f"lr/{stage.name}")
         if found is None:
-            found = _SMOKE_LR if self.context.limit else self._found_elsewhere() or self.range_test().suggestion
-            plan.set(f"lr/{stage.name}", found)
+            found = _SMOKE_LR if context.limit else context.rate_found_elsewhere(stage) or self.range_test().suggestion
+            context.plan.set(f"lr/{stage.name}", found)
         return spread(float(found), stage.lr_decay, self.n_groups)
-
-    def _found_elsewhere(self) -> float | None:
-        """Return the rate an earlier stage or another fold found, or None."""
-        if self.stage.lr_from_stage is not None:
-            return float(self.context.plan.get(f"lr/{self.stage.lr_from_stage}"))
-        fold = self.stage.lr_from_fold
-        if fold is None or fold == self.context.fold:
-            return None
-        found = self.context.plan_of(fold).get(f"lr/{self.stage.name}")
-        if found is None:
-            raise ConfigError(
-                f"stages.{self.stage.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
-                f"a fold {fold} that is trained",
-                f"`kbench train --fold {fold}` first, or remove `lr_from_fold`",
-            )
-        return float(found)
 
     def range_test(self) -> LRCurve:
         """Run the learning-rate range test on a copy of the model; write and return its curve."""
@@ -298,6 +238,11 @@ class _Runner:
                                   "features": shape[1], "images_per_s": known.images_per_s})  # fmt: skip
             yield Note(f"activations: {shape[0]:,} images x {shape[1]:,} features, made at {known.images_per_s:.0f} "
                        f"images/s{'' if known.fresh else ' before'}")  # fmt: skip
+        if self.rules.precision == "bf16" and emulates_bfloat16(self.context.device):
+            yield Note(
+                "this processor has no bfloat16 instructions: torch emulates them, about ten times slower than fp32; "
+                "set `precision: auto`"
+            )
         shown = ", ".join(f"{rate:.3g}" for rate in self.lr)
         found = "found" if self.stage.lr == "find" else "set"
         yield Note(
@@ -328,11 +273,10 @@ class _Runner:
             if time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches):
                 meter.flush()
                 progress.meter = [meter.total, meter.count, meter.images]
-                self._checkpoint()
+                self.keeper.checkpoint()
                 saved = time.monotonic()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
-        speed = (meter.images - resumed_images) / max(meter.seconds, 1e-9)
-        waiting = meter.waited / max(meter.seconds, 1e-9)
+        speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
         valid_loss, score, better = self._judge(last_rate)
         made_epoch = Epoch(
             self.stage.name, progress.epoch, self.epochs, progress.step, last_rate, meter.loss, valid_loss, score,
@@ -341,10 +285,12 @@ class _Runner:
         self.context.log.epoch(made_epoch)
         progress.epoch += 1
         progress.batch, progress.meter = 0, [0.0, 0.0, 0.0]
-        self._keep(made_epoch)
+        done = progress.epoch >= self.epochs or self.stopped_early()
+        self.keeper.keep(made_epoch, done=done)
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
-        if self._done() or time.monotonic() - self.saved >= pause:
-            self._checkpoint()
+        if done or time.monotonic() - self.saved >= pause:
+            self.keeper.checkpoint()
+            self.saved = time.monotonic()
         yield made_epoch
         if self.activations is not None and progress.epoch == 1:
             body = self.activations.images_per_s
@@ -402,96 +348,3 @@ class _Runner:
         if self.stage.early_stop is None or progress.best_epoch is None:
             return False
         return progress.epoch - 1 - progress.best_epoch >= self.stage.early_stop
-
-    # -- what is kept ----------------------------------------------------------------------------------------
-
-    def _keep(self, epoch: Epoch) -> None:
-        stage, progress = self.stage, self.progress
-        ends = [cycle.index for cycle in self.schedule.cycles if cycle.last == progress.step - 1]
-        if ends and "cycles" in stage.keep and not self.context.limit:
-            self._snapshot(str(ends[0]), epoch, kept=True)
-        if epoch.best and ("best" in stage.keep or stage.early_stop):
-            self._snapshot("best", epoch, kept="best" in stage.keep)
-        done = self._done()
-        if done and "last" in stage.keep and not (ends and "cycles" in stage.keep and not self.context.limit):
-            self._snapshot("last", epoch, kept=True)
-        if "average" in stage.keep and not self.context.limit:
-            self._average(ends, epoch, done=done)
-        if done:
-            self.context.plan.set(
-                f"end/{stage.name}",
-                {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
-            )
-
-    def _average(self, ends: list[int], epoch: Epoch, *, done: bool) -> None:
-        """Count the weights at the end of an epoch or cycle; at the end of the stage keep their mean (F-18, F-20)."""
-        stage = self.stage
-        if stage.average_of == "epochs" or ends:
-            place = self.progress.epoch if stage.average_of == "epochs" else ends[0] + 1
-            if place >= stage.average_from:
-                self.mean.add(self.learner.judged)
-        if not done or not self.mean.count:
-            return
-        model = copy.deepcopy(self.learned)  # knows what is frozen
-        model.load_state_dict(self.mean.tensors)
-        key = (seeds.MIX, *self.key, _REFIT_EPOCH)
-        inputs = (self.feed.ready(batch, (*key, place))[0] for place, batch in enumerate(self._refit_batches()))
-        refit_batch_norm(model, inputs, device=self.context.device, precision=self.rules.precision)
-        self._snapshot("average", replace(epoch, valid_loss=None, score=None), kept=True, of=model)
-
-    def _refit_batches(self) -> Iterator[Batch]:
-        return self.feed.load(self._plan(_REFIT_EPOCH))
-
-    def _done(self) -> bool:
-        return self.progress.epoch >= self.epochs or self.stopped_early()
-
-    def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool, of: nn.Module | None = None) -> None:
-        context, stage = self.context, self.stage
-        weights, body = self._weights(self.learner.judged if of is None else of)
-        if not all(bool(value.isfinite().all()) for value in weights.values()):
-            raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
-        info: dict[str, Any] = {
-            "fold": context.fold, "stage": stage.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
-            "kept": kept, "subset": stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
-            "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss",
-            "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": context.scale_for(None),
-            "precision": self.judged_in, "channels_last": self.channels_last, "task": context.table.task,
-            "names": list(context.table.target_names), "body": body, "precomputed": self.activations is not None,
-            **context.identity,
-        }  # fmt: skip
-        save_checkpoint(context.paths.snapshot(stage.name, tag), weights, info)
-
-    def _weights(self, judged: nn.Module) -> tuple[Tensors, str]:
-        """Return what a snapshot holds: the whole model, or the head and the digest of its body, which is kept."""
-        if self.activations is None and not trains_head_alone(self.model):
-            return dict(judged.state_dict()), ""
-        head = judged if self.activations is not None else getattr(judged, "head")  # noqa: B009
-        return head_state(head), self._keep_body()
-
-    def _keep_body(self) -> str:
-        digest = body_digest(self.model)
-        keep_body(self.context.paths, digest, body_state(self.model))
-        return digest
-
-    def _checkpoint(self) -> None:
-        self.saved = time.monotonic()
-        self.progress.body = "" if self.activations is None else self._keep_body()
-        self.progress.micro_batch = self.learner.micro_batch
-        self.progress.averaged = self.mean.count
-        self.progress.log_lines = self.context.log.lines
-        training = str(self.context.identity["training"])
-        mean = {f"mean/{name}": value for name, value in self.mean.tensors.items()}
-        tensors = {**learner_tensors(self.learner), **mean}
-        save_resume(self.context.paths, self.progress, tensors, training=training)
-
-    def hand_over(self) -> None:
-        """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""
-        stage, context = self.stage, self.context
-        if stage.early_stop and self.progress.best_epoch is not None:
-            best = read_checkpoint(context.paths.snapshot(stage.name, "best"))
-            assert best is not None, "an epoch that was best wrote its snapshot"
-            self.model.load_state_dict(snapshot_tensors(best))
-        elif self.learner.averaged is not None:
-            self.learned.load_state_dict(self.learner.averaged.state_dict())
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(True)

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from kbench.errors import ConfigError
-from kbench.models.precision import autocast, choose_device, choose_precision, cpu_has_bfloat16, place
+from kbench.models import precision as module
+from kbench.models.precision import (
+    autocast,
+    choose_device,
+    choose_precision,
+    cpu_has_bfloat16,
+    emulates_bfloat16,
+    place,
+    usable_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -29,6 +38,15 @@ def test_what_was_set_is_taken(setting: str) -> None:
 def test_auto_takes_bfloat16_where_the_processor_multiplies_it() -> None:
     assert choose_precision("auto", CPU, training=True) == "fp32"
     assert choose_precision("auto", CPU, training=False) == ("bf16" if cpu_has_bfloat16() else "fp32")
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_a_model_of_another_machine_is_run_in_what_this_one_computes(monkeypatch, hardware: bool) -> None:
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: hardware)
+    assert usable_precision("fp32", CPU) == "fp32"
+    assert usable_precision("fp16", CPU) == "fp32"
+    assert usable_precision("bf16", CPU) == ("bf16" if hardware else "fp32")
+    assert emulates_bfloat16(CPU) is not hardware
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

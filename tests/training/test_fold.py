@@ -18,10 +18,10 @@ from kbench.errors import CheckpointError, ConfigError, TrainingError
 from kbench.metrics import make_metric
 from kbench.models.checkpoint import read_checkpoint, read_tensors
 from kbench.training.context import FoldContext, Plan
+from kbench.training.events import Epoch, Event
 from kbench.training.fold import begin, clear, mark, state_of, train_fold
 from kbench.training.loop import Update
 from kbench.training.recipe import StagePlan, for_full, kept_without_scores, with_limit
-from kbench.training.stage import Epoch, Event
 from kbench.workspace import FoldPaths, RunPaths
 
 TRAINING = toy.IDENTITY["training"]

@@ -18,10 +18,10 @@ from kbench import files
 from kbench.errors import KbenchError
 from kbench.models.checkpoint import read_checkpoint, read_tensors
 from kbench.training.context import TIMES
+from kbench.training.events import Note
 from kbench.training.fold import begin, state_of, train_fold
 from kbench.training.recipe import RangeTest, StagePlan
 from kbench.training.resume import Progress, load_resume, save_resume
-from kbench.training.stage import Note
 from kbench.workspace import FoldPaths
 
 TRAINING = toy.IDENTITY["training"]

@@ -1,0 +1,134 @@
+"""What a stage leaves on disk: snapshots that become ensemble members, mean weights, resume points."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from kbench.models.checkpoint import Tensors, keep_body, read_checkpoint, save_checkpoint, snapshot_tensors
+from kbench.models.split import body_digest, body_state, head_state, trains_head_alone
+from kbench.training.averaging import WeightMean, refit_batch_norm
+from kbench.training.context import FoldContext
+from kbench.training.events import Epoch
+from kbench.training.loop import diverged
+from kbench.training.recipe import StagePlan
+from kbench.training.resume import Progress, learner_tensors, save_resume
+from kbench.training.schedules import Schedule
+from kbench.training.update import Learner, Rules
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Writes what is kept of a stage.
+
+    Attributes:
+        context: the fold.
+        stage: what is to be kept.
+        schedule: whose cycles end in snapshots.
+        model: the whole model.
+        learner: what trains: the model, or its head on precomputed activations.
+        progress: where the fold is.
+        rules: of the updates.
+        facts: what every snapshot says of how its model is run.
+        precomputed: whether the head trains on activations.
+        refit_inputs: yields the inputs batch norm is refitted with, where weights are averaged.
+        mean: of the weights so far.
+    """
+
+    context: FoldContext
+    stage: StagePlan
+    schedule: Schedule
+    model: nn.Module
+    learner: Learner
+    progress: Progress
+    rules: Rules
+    facts: dict[str, Any]
+    precomputed: bool
+    refit_inputs: Callable[[], Iterator[torch.Tensor]]
+    mean: WeightMean = field(default_factory=WeightMean)
+
+    def keep(self, epoch: Epoch, *, done: bool) -> None:
+        """Write the snapshots that are due after an epoch; `done` says it is the stage's last."""
+        stage, progress, smoke = self.stage, self.progress, bool(self.context.limit)
+        ends = [cycle.index for cycle in self.schedule.cycles if cycle.last == progress.step - 1]
+        cycle = bool(ends) and "cycles" in stage.keep and not smoke
+        if cycle:
+            self._snapshot(str(ends[0]), epoch, kept=True)
+        if epoch.best and ("best" in stage.keep or stage.early_stop):
+            self._snapshot("best", epoch, kept="best" in stage.keep)
+        if done and "last" in stage.keep and not cycle:
+            self._snapshot("last", epoch, kept=True)
+        if "average" in stage.keep and not smoke:
+            self._average(ends, epoch, done=done)
+        if done:
+            self.context.plan.set(
+                f"end/{stage.name}",
+                {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
+            )
+
+    def _average(self, ends: list[int], epoch: Epoch, *, done: bool) -> None:
+        """Count the weights at the end of an epoch or cycle; at the end of the stage keep their mean (F-18, F-20)."""
+        stage = self.stage
+        if stage.average_of == "epochs" or ends:
+            place = self.progress.epoch if stage.average_of == "epochs" else ends[0] + 1
+            if place >= stage.average_from:
+                self.mean.add(self.learner.judged)
+        if not done or not self.mean.count:
+            return
+        model = copy.deepcopy(self.learner.model)  # knows what is frozen
+        model.load_state_dict(self.mean.tensors)
+        device, precision = self.context.device, self.rules.precision
+        refit_batch_norm(model, self.refit_inputs(), device=device, precision=precision)
+        self._snapshot("average", replace(epoch, valid_loss=None, score=None), kept=True, of=model)
+
+    def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool, of: nn.Module | None = None) -> None:
+        context, stage = self.context, self.stage
+        weights, body = self._weights(self.learner.judged if of is None else of)
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
+            raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
+        info: dict[str, Any] = {
+            "fold": context.fold, "stage": stage.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
+            "kept": kept, "subset": stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
+            "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss", **self.facts,
+            "body": body, "precomputed": self.precomputed, **context.identity,
+        }  # fmt: skip
+        save_checkpoint(context.paths.snapshot(stage.name, tag), weights, info)
+
+    def _weights(self, judged: nn.Module) -> tuple[Tensors, str]:
+        """Return what a snapshot holds: the whole model, or the head and the digest of its body, which is kept."""
+        if not self.precomputed and not trains_head_alone(self.model):
+            return dict(judged.state_dict()), ""
+        head = judged if self.precomputed else getattr(judged, "head")  # noqa: B009
+        return head_state(head), self._keep_body()
+
+    def _keep_body(self) -> str:
+        digest = body_digest(self.model)
+        keep_body(self.context.paths, digest, body_state(self.model))
+        return digest
+
+    def checkpoint(self) -> None:
+        """Write the resume point."""
+        progress = self.progress
+        progress.body = self._keep_body() if self.precomputed else ""
+        progress.micro_batch = self.learner.micro_batch
+        progress.averaged = self.mean.count
+        progress.log_lines = self.context.log.lines
+        mean = {f"mean/{name}": value for name, value in self.mean.tensors.items()}
+        tensors = {**learner_tensors(self.learner), **mean}
+        save_resume(self.context.paths, progress, tensors, training=str(self.context.identity["training"]))
+
+    def hand_over(self) -> None:
+        """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""
+        if self.stage.early_stop and self.progress.best_epoch is not None:
+            best = read_checkpoint(self.context.paths.snapshot(self.stage.name, "best"))
+            assert best is not None, "an epoch that was best wrote its snapshot"
+            self.model.load_state_dict(snapshot_tensors(best))
+        elif self.learner.averaged is not None:
+            self.learner.model.load_state_dict(self.learner.averaged.state_dict())
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
