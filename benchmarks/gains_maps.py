@@ -17,7 +17,7 @@ from kbench.commands.rules import apply_rule, is_plain, untuned_rule
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import require_folds
 from kbench.commands.score_maps import MapsOutOfFold, groups_of, maps_out_of_fold, readings_of
-from kbench.commands.setup import Choice
+from kbench.commands.setup import Choice, groups_in
 from kbench.ensemble.bootstrap import Interval, interval, paired
 from kbench.metrics import Metric, make_metric
 from kbench.metrics.dense import truth_of
@@ -53,7 +53,8 @@ def measure(
     found["test"] = {one.name: one(truth_of(counts[0], table.task), counts[0], table) for one in metrics}
     if len(folds) > 1:
         each, real = of_each(metric), truth_of(counts[0], table.task)
-        gain = paired(each, real, counts[0][:, None], np.stack(counts[1:], axis=1), table)
+        groups = groups_in(setup.test.select(np.searchsorted(setup.test.ids, table.ids)), setup.competition.folds)
+        gain = paired(each, real, counts[0][:, None], np.stack(counts[1:], axis=1), table, groups=groups)
         found["gains"]["folds"] = helps(gain, metric)
         found["single on test"] = float(np.mean([metric(real, one, table) for one in counts[1:]]))
     return found

@@ -13,8 +13,9 @@ import pandas as pd
 
 from kbench import console, registry
 from kbench.commands.choice import Choice, choose
-from kbench.config import Competition
+from kbench.config import Competition, FoldSection
 from kbench.data.cache import memoised
+from kbench.data.fold_blocks import moments
 from kbench.data.fold_files import read_folds, write_folds
 from kbench.data.folds import Cut, Folds, make_folds
 from kbench.data.images import Reader
@@ -251,9 +252,16 @@ class Setup:
         return path
 
     def groups(self) -> np.ndarray | None:
-        """Return [N] groups that intervals resample, or None."""
-        group = self.competition.folds.group
-        return self.folds.groups if group == AUTO else None if group is None else self.train.column(group)
+        """Return [N] groups that intervals resample, or None: rows of a group resemble each other."""
+        section = self.competition.folds
+        return self.folds.groups if section.group == AUTO else groups_in(self.train, section)
+
+
+def groups_in(table: Table, folds: FoldSection) -> np.ndarray | None:
+    """Return [N] groups of a table's rows, by what cut the folds: frames of a moment, or a column's values."""
+    if folds.strategy == "blocks":
+        return moments(table, folds.by, order=folds.options.get("order"), gap=folds.options.get("gap", 0.0))
+    return None if folds.group in (None, AUTO) else table.column(str(folds.group))
 
 
 def mask_kind(competition: Competition, data: Path) -> MaskKind | None:

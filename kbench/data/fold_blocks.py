@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from kbench.data.fold_labels import strata_of
@@ -40,18 +42,7 @@ def blocks(table: Table, cut: Cut, *, order: str | None = None, gap: float = 0.0
     check_number("rounds", rounds, "[1, 1000]", whole=True)
     if cut.n > len(table):
         raise FoldError(f"{cut.n} folds of {len(table):,} rows", "at least one row per fold", "set a lower `folds.n`")
-    drives, numbers = frame_numbers(table.ids)
-    if cut.by:
-        strata = strata_of(table, cut.by)
-        assert strata is not None, "columns have a value per row"
-        drives = strata
-    times = numbers.astype(np.float64) if order is None else _times(table, order)
-    if order is None and (numbers < 0).any():
-        bad = [str(name) for name in table.ids[numbers < 0]]
-        raise FoldError(
-            f"{len(bad):,} ids have no number: {first_names(bad)}", "the number of a frame in each id",
-            "name a metadata column: `options: {order: COLUMN}` under `folds`",
-        )  # fmt: skip
+    drives, times = _frames(table, cut.by, order)
     fold = np.empty(len(table), dtype=np.int64)
     avoid = np.zeros((len(table), cut.n), dtype=bool)
     random, totals = np.random.RandomState(cut.seed), np.zeros(cut.n, dtype=np.int64)
@@ -64,6 +55,50 @@ def blocks(table: Table, cut: Cut, *, order: str | None = None, gap: float = 0.0
         if gap > 0:
             avoid[rows] = _near(times[rows], fold[rows], gap, cut.n)
     return Placed(fold, avoid)
+
+
+def moments(table: Table, by: Sequence[str], *, order: str | None = None, gap: float = 0.0) -> np.ndarray | None:
+    """Return [N] text, equal for frames of a drive that resemble each other: what intervals of scores resample.
+
+    A moment begins at a frame and ends with the last one within the gap. Without a gap every frame is its own: None.
+    The block bootstrap (Kuensch 1989) with blocks as long as the resemblance.
+
+    Args:
+        table: the rows, of the training or the test set.
+        by: columns of a drive, as in `blocks`.
+        order: as in `blocks`.
+        gap: as in `blocks`.
+
+    Raises:
+        DataError: there is no such column.
+        FoldError: frames without a number.
+    """
+    if gap <= 0:
+        return None
+    drives, times = _frames(table, by, order)
+    names = np.empty(len(table), dtype=object)
+    drive, start = "", -np.inf
+    for row in np.lexsort((times, drives)):
+        if drives[row] != drive or times[row] > start + gap:
+            drive, start = drives[row], times[row]
+        names[row] = f"{drive} {start:g}"
+    return names.astype(str)
+
+
+def _frames(table: Table, by: Sequence[str], order: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return [N] the drive and [N] float64 the time of each frame."""
+    drives, numbers = frame_numbers(table.ids)
+    if by:
+        strata = strata_of(table, list(by))
+        assert strata is not None, "columns have a value per row"
+        drives = strata
+    if order is None and (numbers < 0).any():
+        bad = [str(name) for name in table.ids[numbers < 0]]
+        raise FoldError(
+            f"{len(bad):,} ids have no number: {first_names(bad)}", "the number of a frame in each id",
+            "name a metadata column: `options: {order: COLUMN}` under `folds`",
+        )  # fmt: skip
+    return drives, numbers.astype(np.float64) if order is None else _times(table, order)
 
 
 def _dealt(count: int, totals: np.ndarray, rounds: int, random: np.random.RandomState) -> np.ndarray:

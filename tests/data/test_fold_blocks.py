@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from fold_tables import make_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kbench.data.fold_blocks import moments
 from kbench.data.fold_files import read_folds, write_folds
 from kbench.data.folds import Cut, Folds, describe, make_folds
 from kbench.errors import ConfigError, DataError, FoldError
@@ -108,3 +110,25 @@ def test_what_cannot_be_cut_is_refused(options: dict[str, object], error: type[E
 def test_frames_need_numbers() -> None:
     with pytest.raises(FoldError, match="2 ids have no number: 'a', 'b'"):
         make_folds(make_table(["a", "b", "c1"]), "blocks", Cut(2, 0), {})
+
+
+@settings(max_examples=50)
+@given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=3), gap=st.integers(1, 200), seed=st.integers(0, 9))
+def test_a_moment_is_frames_of_one_drive_within_the_gap(counts: list[int], gap: int, seed: int) -> None:
+    table = frames(*counts)
+    table = table.select(np.random.default_rng(seed).permutation(len(table)))  # whatever their order
+    found = moments(table, ("route",), gap=gap)
+    assert found is not None
+    times = np.array([int(name[2:]) for name in table.ids])
+    for name in np.unique(found):
+        rows = found == name
+        assert len(set(table.column("route")[rows])) == 1
+        assert np.ptp(times[rows]) <= gap
+    starts = {(name.split()[0], float(name.split()[1])) for name in found}
+    for drive in set(table.column("route")):
+        own = sorted(start for of, start in starts if of == drive)
+        assert all(after - before > gap for before, after in pairwise(own)), "moments are as long as may be"
+
+
+def test_without_a_gap_every_frame_counts_for_itself() -> None:
+    assert moments(frames(3), (), gap=0) is None
