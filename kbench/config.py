@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from kbench.consistency import member_problems, stage_problems, statistics_problems
+from kbench.consistency import ensemble_problems, member_problems, stage_problems, statistics_problems
 from kbench.files import digest, sha256
 
 Task = Literal[
@@ -199,7 +199,7 @@ class Stage(Section):
 class EnsembleSection(Section):
     """How members become one prediction."""
 
-    mean: Literal["arithmetic", "geometric"] = Field("arithmetic", description="over snapshots and views")
+    mean: Literal["arithmetic", "geometric"] = Field("arithmetic", description="over views, snapshots, folds and runs")
     members: list[str] | None = Field(None, description="stages or `stage-cycle` that count; all kept ones by default")
     combine: Part = Field(Component(name="mean"), description="how members are weighed; `kbench list combiner`")
     prune: bool = Field(False, description="leave out members whose gain is inside the noise")
@@ -256,7 +256,7 @@ class Competition(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Competition:
         problems = [*stage_problems(self.stages), *member_problems(self.ensemble, self.stages)]
-        problems += statistics_problems(self.input)
+        problems += [*statistics_problems(self.input), *ensemble_problems(self.task, self.ensemble)]
         if problems:
             raise ValueError("\n".join(map(str, problems)))
         return self

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from kbench.errors import Problem, nearest
+from kbench.tasks import is_dense
 
 if TYPE_CHECKING:
     from kbench.config import EnsembleSection, Input, Stage
@@ -66,6 +67,15 @@ def member_problems(ensemble: EnsembleSection, stages: Mapping[str, Stage]) -> I
         if member not in stages and not any(member.startswith(f"{name}-") for name in stages):
             hint = nearest(member, stages)
             yield Problem(f"ensemble.members.{position}", f"'{member}' is neither a stage nor `stage-cycle`", hint)
+
+
+def ensemble_problems(task: str, ensemble: EnsembleSection) -> Iterator[Problem]:
+    """Yield what `ensemble:` asks for that the task's predictions cannot give."""
+    if is_dense(task) and ensemble.prune:
+        yield Problem("ensemble.prune", f"members of the task '{task}' are not pruned: their maps are never in memory",
+                      "remove it; `ensemble.members` names those that count")  # fmt: skip
+    if "regression" in task and ensemble.mean == "geometric":
+        yield Problem("ensemble.mean", "'geometric' is of probabilities, not of numbers", "write `arithmetic`")
 
 
 def statistics_problems(section: Input) -> Iterator[Problem]:

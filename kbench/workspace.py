@@ -162,6 +162,11 @@ class RunPaths:
         """The lock files of the folds that were ever trained."""
         return sorted(self.root.glob("*/.lock"))
 
+    def fold_numbers(self) -> list[int]:
+        """The folds that have a folder."""
+        names = (path.name.removeprefix("fold-") for path in self.root.glob("fold-*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def fold(self, fold: int | str) -> FoldPaths:
         """Files of one fold; `full` stands for all rows."""
         return FoldPaths(self.root / (fold if isinstance(fold, str) else f"fold-{fold}"))

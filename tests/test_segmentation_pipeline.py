@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +68,18 @@ class Workspace:
             done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, f"kbench {' '.join(words)} -> {done.exit_code}\n{done.stderr}"
         return done.stdout
+
+    def refused(self, *words: str) -> str:
+        """Run a command that is refused; return what it said."""
+        with contextlib.chdir(self.root):
+            done = CliRunner().invoke(app, words)
+        assert done.exit_code != 0, f"kbench {' '.join(words)}"
+        return " ".join(f"{done.stderr} {done.exception}".split())
+
+    def graded(self) -> float:
+        """Return the score of a new submission of the baseline on the local solution."""
+        self.run("ensemble")
+        return float(self.json("submit")["all_rows"])
 
     def json(self, *words: str) -> dict:
         """Run a command with --json; return what it printed."""
@@ -154,10 +167,47 @@ def test_two_runs_are_averaged_map_by_map(salty: Workspace) -> None:
     assert made["runs"] == ["baseline-s0", "other"]
     assert made["members"] == 8
     assert 0 <= made["score"] <= 1
+    yaml = salty.root / "competitions" / "salt.yaml"
+    yaml.write_text(SALT + "ensemble: {mean: geometric}\n")
+    try:
+        assert salty.json("ensemble", "baseline-s0", "other")["members"] == 8
+    finally:
+        yaml.write_text(SALT)
+
+
+def test_what_an_ensemble_of_maps_cannot_give_is_refused(salty: Workspace) -> None:
+    assert "--combine greedy" in salty.refused("ensemble", "--combine", "greedy")
+    assert "are never all in memory" in salty.refused("ensemble", "--prune")
+    assert salty.json("ensemble", "--combine", "mean")["members"] == 4
+    assert "ensemble.prune" in salty.refused("check", "--set", "ensemble.prune=true")
+    assert "ensemble.combine" in salty.refused("check", "--set", "ensemble.combine=weights")
+    assert "ensemble.decision" in salty.refused("check", "--set", "ensemble.decision=threshold")
+
+
+def test_runs_on_other_folds_are_averaged_without_a_score(salty: Workspace) -> None:
+    manifest = salty.root / "runs" / "salt" / "baseline-s0" / "run.json"
+    before = manifest.read_text()
+    shutil.copytree(manifest.parent, manifest.parent.with_name("elsewhere"))
+    elsewhere = manifest.parent.with_name("elsewhere") / "run.json"
+    elsewhere.write_text(before.replace(json.loads(before)["folds"], "0" * 16))
+    runs = ("ensemble", "baseline-s0", "elsewhere")
+    assert "--mixed-folds" in salty.refused(*runs)
+    made = salty.json(*runs, "--mixed-folds")
+    assert (made["score"], made["members"]) == (None, 8)
+    assert "mixed folds: a plain mean without a score" in made["notes"]
+    yaml = salty.root / "competitions" / "salt.yaml"
+    yaml.write_text(SALT + "maps: {postprocess: {name: standard, threshold: tuned}}\n")
+    try:
+        assert "runs on different folds have no out-of-fold maps" in salty.refused(*runs, "--mixed-folds")
+    finally:
+        yaml.write_text(SALT)
 
 
 def test_the_report_shows_masks_beside_their_truth(salty: Workspace) -> None:
-    made = salty.json("report")
+    made = salty.json("report", "--solution")
+    assert [record["ensemble"] for record in made["test"]] == ["fold 0", "2 folds"]
+    assert [record["members"] for record in made["test"]] == [2, 4]
+    assert made["test"][-1]["test"] == pytest.approx(salty.graded())
     files = {Path(name).name for name in made["files"]}
     assert {"worst.png", "random.png", "growth.csv", "classes.csv", "training.png"} <= files
     assert [record["class"] for record in made["classes"]] == ["salt"]

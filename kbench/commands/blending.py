@@ -128,13 +128,14 @@ def blend_plain(parts: Sequence[RunPart], recipe: Recipe, *, combiner: str, weig
     """Return the plain mean over runs of each run's mean over its members, its score and what each adds."""
     setup, table = parts[0].setup, _shared_rows(parts)
     oofs = {part.paths.name: part.oof.predictions.select(table.ids) for part in parts if part.oof is not None}
-    mean = average(list(oofs.values()), mean="arithmetic", weights=weights)
+    mean = average(list(oofs.values()), mean=setup.competition.ensemble.mean, weights=weights)
     outcome = judge(setup, mean, table)
     if len(parts) == 1:
         members = {name: one.select(table.ids) for name, one in oof_members(parts[0]).items()}
         stack = stack_of(setup, members, table, mean=setup.competition.ensemble.mean)
     else:
-        stack = stack_of(setup, oofs, table, mean="arithmetic", base=list(weights or [1.0] * len(parts)))
+        base = list(weights or [1.0] * len(parts))
+        stack = stack_of(setup, oofs, table, mean=setup.competition.ensemble.mean, base=base)
     found = gains(stack, recipe, evaluate(stack, recipe)) if len(stack.names) > 1 else []
     return Blend(combiner, recipe, None, outcome.fit.decided, score_record(setup, outcome, table), found)
 
@@ -232,7 +233,8 @@ def predict_blend(
             for of_place in by_place.values():
                 records += [_record(part, one) for one in of_place]
                 numbers += [float(share / len(by_place) / len(of_place))] * len(of_place)
-        mean = runs[0] if len(runs) == 1 else average(runs, mean="arithmetic", weights=weights)
+        how = parts[0].setup.competition.ensemble.mean
+        mean = runs[0] if len(runs) == 1 else average(runs, mean=how, weights=weights)
         return Sent(decided(mean, blend.recipe.decision, blend.decided), records, numbers)
     made: list[Predictions] = []
     used: list[float] = []

@@ -53,7 +53,7 @@ def _trials(competition: Competition, table: Table | None) -> Iterator[Trial]:
         yield "model", lambda: _check_split(competition, 2 if table is None else len(table.target_names))
     yield "tta", lambda: parts.build_views(competition)
     yield "metric", lambda: _try_metric(competition, table)
-    yield "ensemble.combine", lambda: _part("combiner", competition.ensemble.combine)
+    yield "ensemble.combine", lambda: _try_combiner(competition)
     if competition.ensemble.decision is not None:
         yield "ensemble.decision", lambda: _part("decision", competition.ensemble.decision)
     if table is not None:
@@ -82,6 +82,16 @@ def _stage_trials(competition: Competition, stage: Stage, targets: np.ndarray | 
 def _part(kind: str, component: Component | None, *given: Any, **injected: Any) -> Any:
     assert component is not None, "asked only for parts that are there"
     return registry.build(kind, component.name, component.params, *given, **injected)
+
+
+def _try_combiner(competition: Competition) -> None:
+    made = _part("combiner", competition.ensemble.combine)
+    if is_dense(competition.task) and (made.fitted or made.ranks):
+        raise ConfigError(
+            f"the combiner '{competition.ensemble.combine.name}' weighs members, and the maps of the task "
+            f"'{competition.task}' are never all in memory",
+            "the combiner `mean`", "write `combine: mean`; `kbench ensemble --weight` gives each run a weight",
+        )  # fmt: skip
 
 
 def _check_backbone(name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +24,13 @@ from kbench.commands.predict import checkpoints
 from kbench.commands.runs import commit, open_run_setup
 from kbench.commands.score import out_of_fold, require_folds
 from kbench.commands.setup import Choice, Setup
-from kbench.errors import PredictionError
+from kbench.errors import ConfigError, PredictionError
 from kbench.submission.check import read_sample, write_submission
 from kbench.submission.ledger import Lineage, free_name, new_entry
 from kbench.tasks import is_dense
 from kbench.workspace import RunPaths
+
+_MIXED = "mixed folds: a plain mean without a score"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
         `plain` and `optimism`), runs, members, `weights` and `gains` of the members, and missing folds.
     """
     choices = [replace(choice, run=run) for run in runs] or [choice]
-    opened = [open_run_setup(one) for one in choices]
+    opened = [open_run_setup(one, other_folds=options.mixed_folds) for one in choices]
     if is_dense(opened[0][0].competition.task):
         return _ensemble_maps(opened, options)
     made = [open_part(one, options) for one in opened]
@@ -98,16 +100,19 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
 def open_part(opened: tuple[Setup, RunPaths, dict[str, str]], options: EnsembleOptions) -> RunPart:
     """Return an opened run with its out-of-fold predictions, made where they are missing."""
     setup, paths, identity = opened
+    known = _on_these_folds(setup, identity)
     if paths.foreign.is_file():
-        return RunPart(setup, paths, identity, out_of_fold(setup, paths, identity), [], "fold", [])
+        return RunPart(setup, paths, identity, out_of_fold(setup, paths, identity) if known else None, [], "fold", [])
     folds, missing = _sent_folds(setup, paths, identity, options)
     subset = "full" if options.full else "fold"
-    oof = (
-        out_of_fold(setup, paths, identity, device=options.device)
-        if not options.full or _has_oof(setup, paths, identity)
-        else None
-    )
+    scored = known and (not options.full or _has_oof(setup, paths, identity))
+    oof = out_of_fold(setup, paths, identity, device=options.device) if scored else None
     return RunPart(setup, paths, identity, oof, list(folds), subset, missing)
+
+
+def _on_these_folds(setup: Setup, identity: dict[str, str]) -> bool:
+    """Return whether a run is trained on the folds that the competition has now: only they tell who saw which row."""
+    return setup.folds.hash == identity["folds"]
 
 
 def _sent_folds(
@@ -121,6 +126,8 @@ def _sent_folds(
     if options.full:
         return _full_folds(setup, paths, identity), []
     folds = require_folds(setup, paths, identity)
+    if not _on_these_folds(setup, identity):
+        return folds, []
     missing = [fold for fold in range(setup.folds.n) if fold not in folds]
     if missing:
         names = ", ".join(map(str, missing))
@@ -137,14 +144,17 @@ def _ensemble_maps(
     opened: Sequence[tuple[Setup, RunPaths, dict[str, str]]], options: EnsembleOptions
 ) -> dict[str, Any]:
     """Do the same for a dense task, whose maps are never all in memory."""
+    _check_plain(opened[0][0], options)
+    mixed = _mixed_folds({paths.name: identity["folds"] for _, paths, identity in opened}, options)
     runs: list[MapRun] = []
     missing: dict[str, list[int]] = {}
     for setup, paths, identity in opened:
         folds, left = _sent_folds(setup, paths, identity, options)
-        runs.append(open_map_run(setup, paths, identity, folds, "full" if options.full else "fold", options.device))
+        subset, scored = "full" if options.full else "fold", not options.full and _on_these_folds(setup, identity)
+        runs.append(open_map_run(setup, paths, identity, folds, subset, options.device, scored=scored))
         missing |= {paths.name: left} if left else {}
     setup = runs[0].setup
-    ruled = rule_of_runs(runs, weights=options.weights)
+    ruled = rule_of_runs(runs, weights=options.weights, mixed=mixed)
     score = ruled.score
     masks = masks_of_runs(runs, ruled.rule, weights=options.weights)
     sample = read_sample(setup.sample)
@@ -156,6 +166,7 @@ def _ensemble_maps(
     )  # fmt: skip
     notes = [f"{run} without folds {', '.join(map(str, left))}" for run, left in missing.items()]
     notes += ["trained on all rows: what is sent is not what was scored"] if options.full else []
+    notes += [_MIXED] if mixed else []
     notes += _pseudo_notes([run.paths for run in runs])
     members = [{"run": run.paths.name, **member} for run in runs for member in run.test().source()["members"]]
     competition = setup.competition
@@ -172,6 +183,41 @@ def _ensemble_maps(
         "file": str(file), "runs": lineage.runs, "members": len(members), "missing": missing, "notes": notes,
         "gains": [], **score,
     }  # fmt: skip
+
+
+def _check_plain(setup: Setup, options: EnsembleOptions) -> None:
+    """Refuse to weigh members whose maps are never all in memory.
+
+    Raises:
+        ConfigError: something is to be found on out-of-fold maps that is not the post-process.
+    """
+    recipe = recipe_of(setup, combine=options.combine, prune=options.prune)
+    if not is_plain(recipe) or recipe.decision is not None:
+        raise ConfigError(
+            f"weights, pruning or a decision, and the maps of the task '{setup.competition.task}' are never all in memory",
+            "the plain mean, and `maps: {postprocess: ...}`",
+            "leave out --combine and --prune; `--weight` gives each run a weight",
+        )
+
+
+def _mixed_folds(folds: Mapping[str, str], options: EnsembleOptions) -> bool:
+    """Return whether runs were trained on different folds.
+
+    Args:
+        folds: run -> hash of its folds.
+        options: whether they may be.
+
+    Raises:
+        PredictionError: they were, and may not be.
+    """
+    mixed = len(set(folds.values())) > 1
+    if mixed and not options.mixed_folds:
+        raise PredictionError(
+            "the runs were trained on different folds: " + ", ".join(f"{run} ({of})" for run, of in folds.items()),
+            "runs on the same folds: only then is the ensemble's score honest",
+            "leave out one of them, or `--mixed-folds` for a plain mean without a score",
+        )
+    return mixed
 
 
 def _full_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[int | str]:
@@ -193,14 +239,7 @@ def blend_of(made: Sequence[RunPart], options: EnsembleOptions) -> Blend:
     """Return how the runs' members are combined, and the score of that where there is one."""
     name = combiner_name(made[0].setup, options.combine)
     recipe = recipe_of(made[0].setup, combine=options.combine, prune=options.prune)
-    mixed = len({part.identity["folds"] for part in made}) > 1
-    if mixed and not options.mixed_folds:
-        raise PredictionError(
-            "the runs were trained on different folds: "
-            + ", ".join(f"{p.paths.name} ({p.identity['folds']})" for p in made),
-            "runs on the same folds: only then is the ensemble's score honest",
-            "leave out one of them, or `--mixed-folds` for a plain mean without a score",
-        )
+    mixed = _mixed_folds({part.paths.name: part.identity["folds"] for part in made}, options)
     without = [part.paths.name for part in made if part.oof is None]
     if mixed or without:
         if recipe.fitted or recipe.combiner.ranks:
@@ -229,7 +268,7 @@ def _notes(made: Sequence[RunPart], options: EnsembleOptions) -> list[str]:
     if clip:
         notes.append(f"the file's probabilities are clipped to {clip:g}..{1 - clip:g}; the score is of those before")
     if options.mixed_folds and len({part.identity["folds"] for part in made}) > 1:
-        notes.append("mixed folds: a plain mean without a score")
+        notes.append(_MIXED)
     return [*notes, *_pseudo_notes([part.paths for part in made])]
 
 

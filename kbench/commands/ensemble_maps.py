@@ -13,9 +13,9 @@ from kbench.commands.score_maps import (
     MapsOutOfFold,
     maps_out_of_fold,
     mean_maps,
+    mean_of,
     score_worth,
     shares_of,
-    sum_of,
 )
 from kbench.commands.setup import Setup
 from kbench.ensemble.postprocess import Rule
@@ -54,7 +54,14 @@ class MapRun:
 
 
 def open_map_run(
-    setup: Setup, paths: RunPaths, identity: dict[str, str], folds: Sequence[int | str], subset: str, device: str
+    setup: Setup,
+    paths: RunPaths,
+    identity: dict[str, str],
+    folds: Sequence[int | str],
+    subset: str,
+    device: str,
+    *,
+    scored: bool,
 ) -> MapRun:
     """Return a run with its out-of-fold maps, made where they are missing.
 
@@ -65,30 +72,35 @@ def open_map_run(
         folds: whose snapshots are sent.
         subset: `fold`, or `full`.
         device: where models run.
+        scored: whether each of the folds has rows that its models did not see.
     """
-    oof = None
-    trained = [int(fold) for fold in folds if subset == "fold"]
-    if trained:
-        oof = maps_out_of_fold(setup, paths, identity, trained, device=device)
+    oof = maps_out_of_fold(setup, paths, identity, [int(fold) for fold in folds], device=device) if scored else None
     return MapRun(setup, paths, identity, folds, subset, oof, device)
 
 
-def rule_of_runs(runs: Sequence[MapRun], *, weights: Sequence[float] | None) -> Ruled:
+def rule_of_runs(runs: Sequence[MapRun], *, weights: Sequence[float] | None, mixed: bool = False) -> Ruled:
     """Return the post-process of the runs' mean maps with the out-of-fold score of what is sent.
+
+    Args:
+        runs: the runs.
+        weights: one number per run.
+        mixed: whether they were trained on different folds; their mean then has no score.
 
     Raises:
         PredictionError: something is to be tuned and a run has no out-of-fold maps.
     """
     setup = runs[0].setup
-    found = [run.oof for run in runs if run.oof is not None]
+    found = [run.oof for run in runs if run.oof is not None and not mixed]
     if len(found) == len(runs) == 1 and is_plain(setup):
         return Ruled(untuned_rule(setup), {}, score_worth(setup, found[0].table, found[0].worth))
     if len(found) == len(runs):
-        return apply_rule(setup, mean_maps(found, weights))
+        return apply_rule(setup, mean_maps(found, weights, mean=setup.competition.ensemble.mean))
     params = setup.competition.maps.postprocess.params
     if tunes(params):
         raise PredictionError(
-            "models of all rows have no out-of-fold maps to tune the post-process on", "numbers in place of `tuned`",
+            f"{'runs on different folds' if mixed else 'models of all rows'} have no out-of-fold maps to tune the "
+            "post-process on",
+            "numbers in place of `tuned`",
             "`kbench ensemble` on the folds says them; write them under `maps: {postprocess: ...}`",
         )  # fmt: skip
     empty = {"metric": setup.competition.metric.name, "score": None, "low": None, "high": None}
@@ -98,14 +110,15 @@ def rule_of_runs(runs: Sequence[MapRun], *, weights: Sequence[float] | None) -> 
 def masks_of_runs(runs: Sequence[MapRun], rule: Rule, *, weights: Sequence[float] | None) -> MaskSet:
     """Return the test masks of the runs' mean maps after the rule."""
     tests = [run.test() for run in runs]
-    return (
-        masks_of(tests[0], rule)
-        if len(tests) == 1
-        else averaged([one.stored() for one in tests], rule, weights=weights)
-    )
+    if len(tests) == 1:
+        return masks_of(tests[0], rule)
+    mean = runs[0].setup.competition.ensemble.mean
+    return averaged([one.stored() for one in tests], rule, weights=weights, mean=mean)
 
 
-def averaged(stores: Sequence[MapStore], rule: Rule, *, weights: Sequence[float] | None) -> MaskSet:
+def averaged(
+    stores: Sequence[MapStore], rule: Rule, *, weights: Sequence[float] | None, mean: str = "arithmetic"
+) -> MaskSet:
     """Return the masks a rule makes of the weighted mean of kept maps, a row at a time.
 
     Raises:
@@ -121,6 +134,6 @@ def averaged(stores: Sequence[MapStore], rule: Rule, *, weights: Sequence[float]
     shares = shares_of(weights, len(stores))
 
     def read(row: int) -> np.ndarray:
-        return rule.apply(sum_of([share * store.maps(row) for share, store in zip(shares, stores, strict=True)]))
+        return rule.apply(mean_of([store.maps(row) for store in stores], shares, task=first.task, mean=mean))
 
     return MaskSet(first.ids, first.names, first.task, first.source, read)

@@ -28,7 +28,7 @@ class ReportOptions:
         k: images per class of a sheet; six times as many where classes are not told apart.
         by_class: whether sheets have a line per class; None where there are up to 20 of them.
         slices: metadata columns of the slice tables; all that tell rows apart when empty.
-        views: also predict with the plain view alone, to see what the others add.
+        views: also predict with the plain view alone, to see what the others add; maps are always judged so.
         solution: also grade growing ensembles of folds on the competition's local solution.
         device: where models run, if something is not predicted yet.
     """

@@ -21,6 +21,7 @@ from kbench.commands.rules import any_out_of_fold
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score_maps import MapsOutOfFold
 from kbench.commands.setup import Choice, Setup
+from kbench.commands.trial_grades import grader
 from kbench.ensemble.average import ensemble_run
 from kbench.ensemble.combiners import mean as plain_mean
 from kbench.ensemble.nested import Recipe, decided_by_part
@@ -28,8 +29,6 @@ from kbench.errors import ConfigError
 from kbench.report import growth
 from kbench.report.folds import draw_range_tests, draw_training, read_epochs
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render, shown
-from kbench.submission.check import read_sample, write_submission
-from kbench.submission.grading import grade
 
 
 def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
@@ -149,14 +148,9 @@ def _decided(look: Look, values: np.ndarray) -> np.ndarray:
 def _graded(look: Look) -> list[dict[str, Any]]:
     """Return the test score of one fold, two folds, and so on, from the competition's local solution."""
     setup = look.setup
-    solution = setup.source().solution(setup.data)
-    if solution is None:
-        raise ConfigError(
-            f"--solution: '{setup.competition.name}' has no solution on this machine",
-            "a source that grades here", "leave out --solution, or name the file under `source: {solution: FILE}`",
-        )  # fmt: skip
+    score = grader(setup, look.metric)
     predict_test(setup, look.paths, look.identity, look.folds, look.options.device)
-    sample, records = read_sample(setup.sample), []
+    records = []
     by_fold = {fold: members_of(setup, look.paths, look.identity, fold, "test") for fold in look.folds}
     steps = [(f"last snapshot of fold {look.folds[0]}", {0: by_fold[look.folds[0]][-1:]})]
     for count in range(1, len(look.folds) + 1):
@@ -167,13 +161,7 @@ def _graded(look: Look) -> list[dict[str, Any]]:
             ensemble_run(chosen, mean=setup.competition.ensemble.mean), decision_of(setup.competition),
             look.rows.outcome.fit.decided,
         )  # fmt: skip
-        with files.scratch_folder() as folder:
-            file = write_submission(
-                folder / f"trial{setup.format.suffix}", setup.format.build(mean, sample), sample=sample,
-                format=setup.format, gzip=False,
-            )  # fmt: skip
-            made = grade(file, solution, sample=sample, format=setup.format, metric=look.metric)
-        records.append({"ensemble": name, "members": sum(map(len, chosen.values())), "test": made.score})
+        records.append({"ensemble": name, "members": sum(map(len, chosen.values())), "test": score(mean)})
     return records
 
 

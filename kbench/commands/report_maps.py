@@ -6,11 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from kbench import files
 from kbench.commands import parts
 from kbench.commands.look import Look
-from kbench.commands.rules import apply_rule, is_plain
+from kbench.commands.predict_maps import rows_of_test
+from kbench.commands.rules import apply_rule, is_plain, untuned_rule
 from kbench.commands.score_maps import MapsOutOfFold, masks_out_of_fold, truth_masks
+from kbench.commands.trial_grades import grader
 from kbench.data.cache import Images
+from kbench.ensemble.postprocess import Rule
+from kbench.inference import map_store
+from kbench.inference.map_store import Writing
 from kbench.inference.mask_set import MaskSet
 from kbench.report import segments
 from kbench.report.confusion import confused_pairs, draw_confusion
@@ -29,24 +35,45 @@ def sections(look: Look, oof: MapsOutOfFold, found: dict[str, Any]) -> list[Sect
     Args:
         look: the run.
         oof: its out-of-fold maps.
-        found: what the command returns; `growth`, `classes` and `slices` are added.
+        found: what the command returns; `growth`, `classes` and `slices` are added, and `test` with a solution.
     """
-    masks = masks_out_of_fold(oof, None if is_plain(look.setup) else apply_rule(look.setup, oof.maps()).rule)
+    rule = None if is_plain(look.setup) else apply_rule(look.setup, oof.maps()).rule
+    masks = masks_out_of_fold(oof, rule)
     return [
-        _growth(look, found),
+        _growth(look, rule, found),
         _classes(look, oof, masks, found),
         _slices(look, oof, found),
         _panels(look, oof, masks),
     ]
 
 
-def _growth(look: Look, found: dict[str, Any]) -> Section:
+def _growth(look: Look, rule: Rule | None, found: dict[str, Any]) -> Section:
     found["growth"] = look.oof.score["growth"]
     grid = look.grid(found["growth"], "growth.csv", "gain: what the mean of everything adds to this one, out of fold")
     text = (
         "A snapshot alone and its plain view, the mean of snapshots, the mean over views. Folds show on test rows only."
     )
-    return Section("Snapshots and views", text, [grid])
+    if not look.options.solution:
+        return Section("Snapshots and views", text, [grid])
+    found["test"] = _graded(look, rule)
+    folds = look.grid(found["test"], "test.csv", "folds added one by one, graded on the solution")
+    return Section("Snapshots, views and folds", text, [grid, folds])
+
+
+def _graded(look: Look, rule: Rule | None) -> list[dict[str, Any]]:
+    """Return the test score of one fold, two folds, and so on; each is predicted anew and not kept."""
+    score, records = grader(look.setup, look.metric), []
+    rule = rule or untuned_rule(look.setup)
+    for count in range(1, len(look.folds) + 1):
+        part = rows_of_test(look.setup, look.paths, look.identity, look.folds[:count], look.options.device)
+        with files.scratch_folder() as folder:
+            names, source = look.setup.train.target_names, part.source()
+            writing = Writing(folder / "masks.json", part.ids, names, look.setup.competition.task, source, (), False,
+                              rule.apply)  # fmt: skip
+            test = score(map_store.write(writing, part.rows_again()).masks())
+        name = f"fold {look.folds[0]}" if count == 1 else f"{count} folds"
+        records.append({"ensemble": name, "members": len(part.members), "test": test})
+    return records
 
 
 def _classes(look: Look, oof: MapsOutOfFold, masks: MaskSet, found: dict[str, Any]) -> Section:

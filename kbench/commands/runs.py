@@ -125,13 +125,18 @@ def _trained_otherwise(setup: Setup, paths: RunPaths, before: dict[str, Any]) ->
     )
 
 
-def open_run_setup(choice: Choice) -> tuple[Setup, RunPaths, dict[str, str]]:
+def open_run_setup(choice: Choice, *, other_folds: bool = False) -> tuple[Setup, RunPaths, dict[str, str]]:
     """Open a run that exists, for scoring, predicting and ensembling.
 
     What weights depend on comes from the run; views, ensembling and submission come from the YAML as it is now.
 
+    Args:
+        choice: the run.
+        other_folds: whether it may be trained on other folds than the competition has now; what it says of rows then
+            means nothing, and it can only predict others.
+
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or it is trained on other folds.
     """
     workspace = find_workspace(choice.workspace)
     name = choose(workspace, choice.competition)
@@ -145,11 +150,12 @@ def open_run_setup(choice: Choice) -> tuple[Setup, RunPaths, dict[str, str]]:
     competition = validate(content, file=str(paths.config), folder=paths.plugins, name=name, experiment=experiment)
     setup = Setup(workspace, competition, choice, paths.plugins)
     known = {key: manifest[key] for key in ("training", "contract", "folds")}
-    if setup.folds.hash != known["folds"]:
+    if setup.folds.hash != known["folds"] and not other_folds:
         raise ConfigError(
             f"the run '{paths.name}' was trained on other folds than '{workspace.folds(name)}' holds now",
             f"folds with the hash {known['folds']}",
-            "bring the fold file back, or train the run anew with `kbench train --force`",
+            "bring the fold file back, or train the run anew with `kbench train --force`; "
+            "`kbench ensemble --mixed-folds` averages it with others, without a score",
         )
     return setup, paths, known
 

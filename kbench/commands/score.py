@@ -44,7 +44,7 @@ def trained_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> li
     """Return the folds of a run that are trained."""
     return [
         fold
-        for fold in range(setup.folds.n)
+        for fold in paths.fold_numbers()
         if state_of(paths.fold(fold), training=identity["training"])["state"] == "done"
     ]
 

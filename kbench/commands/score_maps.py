@@ -22,8 +22,11 @@ from kbench.inference.map_store import MapStore
 from kbench.inference.mask_set import MaskSet
 from kbench.metrics.dense import truth_of
 from kbench.metrics.pixels import image_counts
+from kbench.tasks import exclusive
 from kbench.training.context import KEEP
 from kbench.workspace import RunPaths
+
+_LEAST = 1 / 510  # half a step of the 8 bits that kept probabilities have
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class MapsOutOfFold:
         return store.maps(int(np.searchsorted(store.ids, name)))
 
 
-def mean_maps(found: Sequence[MapsOutOfFold], weights: Sequence[float] | None) -> OofMaps:
+def mean_maps(found: Sequence[MapsOutOfFold], weights: Sequence[float] | None, *, mean: str = "arithmetic") -> OofMaps:
     """Return the weighted mean of several runs' kept maps, of the rows all of them have out of fold.
 
     Raises:
@@ -102,7 +105,8 @@ def mean_maps(found: Sequence[MapsOutOfFold], weights: Sequence[float] | None) -
 
     def read() -> Iterator[tuple[int, np.ndarray]]:
         for row, name in enumerate(shared):
-            yield row, sum_of([share * one.one(str(name)) for share, one in zip(shares, found, strict=True)])
+            maps = [one.one(str(name)) for one in found]
+            yield row, mean_of(maps, shares, task=found[0].table.task, mean=mean)
 
     return OofMaps(found[0].table.select(rows), found[0].fold_of[rows], read)
 
@@ -113,12 +117,23 @@ def shares_of(weights: Sequence[float] | None, count: int) -> np.ndarray:
     return np.asarray(shares / shares.sum(), dtype=np.float32)
 
 
-def sum_of(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the sum of arrays of one shape."""
-    total = parts[0].copy()
-    for part in parts[1:]:
-        total += part
-    return total
+def mean_of(maps: Sequence[np.ndarray], shares: np.ndarray, *, task: str, mean: str) -> np.ndarray:
+    """Return [K, H, W] float32, the weighted mean of maps of one shape.
+
+    Args:
+        maps: [K, H, W] of each member.
+        shares: one number per member; they sum to 1.
+        task: the dense task; the geometric mean of classes that exclude one another sums to 1 again.
+        mean: `arithmetic` or `geometric`.
+    """
+    geometric = mean == "geometric"
+    total = np.zeros(maps[0].shape, dtype=np.float32)
+    for share, one in zip(shares, maps, strict=True):
+        total += share * (np.log(np.maximum(one, _LEAST)) if geometric else one)
+    if not geometric:
+        return total
+    values = np.exp(total)
+    return np.asarray(values / values.sum(axis=0) if exclusive(task, len(values)) else values)
 
 
 def maps_out_of_fold(

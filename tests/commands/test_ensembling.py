@@ -18,6 +18,7 @@ from kbench.commands.fold_job import TrainOptions
 from kbench.commands.foreign import import_run
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import out_of_fold
+from kbench.commands.score_maps import mean_of
 from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train
 from kbench.errors import ConfigError, PredictionError
@@ -271,6 +272,48 @@ def test_a_combiner_that_is_not_there_is_answered_with_one_that_is(bench: Bench)
     bench.add("classes", "a", noise=1.0, seed=1)
     with pytest.raises(ConfigError, match="greedy"):
         bench.ensemble("classes", "a", combine="gredy")
+
+
+def test_a_geometric_mean_is_that_of_runs_too_and_of_maps(bench: Bench) -> None:
+    bench.set("classes", "ensemble: {mean: geometric}")
+    for seed in (1, 2):
+        bench.add("classes", f"r{seed}", noise=0.6, seed=seed)
+    made = bench.ensemble("classes", "r1", "r2", weights=(1.0, 3.0))
+    tests = [np.load(bench.root / "runs" / "classes" / run / "test" / "merged.npy") for run in ("r1", "r2")]
+    values = tests[0] ** 0.25 * tests[1] ** 0.75
+    values /= values.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(pd.read_csv(made["file"])[COLUMNS["classes"]].to_numpy(), values, atol=1e-5)
+    shares = np.array([0.25, 0.75], dtype=np.float32)
+    maps = [one.T[:, :, None] for one in tests]
+    both = mean_of(maps, shares, task="segmentation", mean="geometric")
+    floored = [np.maximum(one, 1 / 510) for one in tests]  # kept maps have 8 bits
+    values = floored[0] ** 0.25 * floored[1] ** 0.75
+    np.testing.assert_allclose(both[:, :, 0].T, values / values.sum(axis=1, keepdims=True), atol=1e-5)
+    plain = mean_of(maps, shares, task="segmentation", mean="arithmetic")
+    np.testing.assert_allclose(plain[:, :, 0].T, 0.25 * tests[0] + 0.75 * tests[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["prune: true", "combine: greedy", "decision: threshold"])
+def test_what_maps_cannot_have_is_a_problem_of_the_yaml(bench: Bench, text: str) -> None:
+    bench.set("numbers", f"ensemble: {{mean: geometric, {text}}}")
+    path = bench.root / "competitions" / "numbers.yaml"
+    path.write_text(path.read_text().replace("task: regression", "task: dense_regression"))
+    with pytest.raises(ConfigError) as caught:
+        open_setup(Choice("numbers", workspace=bench.root))
+    assert f"ensemble.{text.split(':')[0]}" in str(caught.value)
+
+
+def test_a_run_on_folds_that_are_gone_joins_a_plain_mean_when_asked(bench: Bench) -> None:
+    for seed in (1, 2):
+        bench.add("classes", f"r{seed}", noise=0.6, seed=seed)
+    manifest = bench.root / "runs" / "classes" / "r2" / "run.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "folds": "0" * 16}))
+    with pytest.raises(ConfigError, match="--mixed-folds"):
+        bench.ensemble("classes", "r1", "r2")
+    made = bench.ensemble("classes", "r1", "r2", mixed_folds=True)
+    assert (made["score"], made["members"]) == (None, 2)
+    assert "mixed folds: a plain mean without a score" in made["notes"]
 
 
 def test_runs_on_other_folds_join_a_plain_mean_and_nothing_that_is_fitted(bench: Bench) -> None:
