@@ -194,7 +194,7 @@ def _check_plain(setup: Setup, options: EnsembleOptions) -> None:
     recipe = recipe_of(setup, combine=options.combine, prune=options.prune)
     if not is_plain(recipe) or recipe.decision is not None:
         raise ConfigError(
-            f"weights, pruning or a decision, and the maps of the task '{setup.competition.task}' are never all in memory",
+            f"weights, pruning or a decision for the task '{setup.competition.task}': its maps are never all in memory",
             "the plain mean, and `maps: {postprocess: ...}`",
             "leave out --combine and --prune; `--weight` gives each run a weight",
         )
