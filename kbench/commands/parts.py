@@ -75,7 +75,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         loss=partial(_loss, stage.loss, competition.task),
         mix=_part("mix", stage.mix) if stage.mix else None,
         sampler=partial(_part, "sampler", stage.sampler),
-        step=_part("step", stage.step),
+        step=_part("step", stage.step), whole_step=stage.step.name != "supervised",
         precision=stage.precision, channels_last=stage.channels_last, ema=stage.ema,
         early_stop=stage.early_stop, min_delta=stage.min_delta,
         monitor=_monitor(competition, stage), keep=keep, subset=stage.subset, start=stage.start,

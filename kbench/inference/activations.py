@@ -133,18 +133,11 @@ def _build(source: Source, model: nn.Module, seen: Seen, path: Path) -> dict[str
     started, done = time.perf_counter(), 0
     array: np.ndarray | None = None
     was = {name: module.training for name, module in model.named_modules()}
-    body: nn.Module | None = None  # the model, made faster when the first images are there
-
-    def run_body(parts: list[torch.Tensor]) -> torch.Tensor:
-        assert body is not None, "it is there when images are"
-        return features(body, parts[0], source.device, seen.precision)
-
+    body = FrozenBody(model, source.device, seen.precision)
     try:
         for batch in loader(cut(len(source.ids), source.batch_size, Draw)):
             shown = normalise(batch.images[0].to(source.device))
-            if body is None:
-                body = folded(model, shown)
-            values = in_parts(run_body, [shown])
+            values = body(shown)
             if array is None:
                 array = files.create_npy(path.with_suffix(".npy"), (len(source.ids), values.shape[1]), "float32")
             array[done : done + len(values)] = values.cpu().numpy()
@@ -165,6 +158,25 @@ def _build(source: Source, model: nn.Module, seen: Seen, path: Path) -> dict[str
 
 def _resized(show: Show) -> tuple[int, int]:
     return show.size if show.crop.resize != "keep" else (0, 0)
+
+
+class FrozenBody:
+    """The features of a model whose body does not learn, computed as prediction computes them.
+
+    Args:
+        model: split, on the device; its body must not change while this is in use.
+        device: where it runs.
+        precision: of the forward pass.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: Precision) -> None:
+        self._model, self._device, self._precision = model, device, precision
+        self._fast: nn.Module | None = None
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return [B, D] float32 of normalised images [B, C, H, W]."""
+        fast = self._fast = folded(self._model, images) if self._fast is None else self._fast
+        return in_parts(lambda parts: features(fast, parts[0], self._device, self._precision), [images]).clone()
 
 
 @torch.inference_mode()

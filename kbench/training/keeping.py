@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kbench.models.checkpoint import Tensors, keep_body, read_checkpoint, save_checkpoint, snapshot_tensors
+from kbench.models.precision import Precision
 from kbench.models.split import body_digest, body_state, head_state, trains_head_alone
 from kbench.training.averaging import WeightMean, refit_batch_norm
 from kbench.training.context import FoldContext
@@ -31,11 +32,13 @@ class Keeper:
         stage: what is to be kept.
         schedule: whose cycles end in snapshots.
         model: the whole model.
-        learner: what trains: the model, or its head on precomputed activations.
+        learner: what trains: the model, or its head.
         progress: where the fold is.
         rules: of the updates.
-        facts: what every snapshot says of how its model is run.
-        precomputed: whether the head trains on activations.
+        judged_in: precision of the forward pass when judging and predicting.
+        channels_last: memory format.
+        head_alone: whether the learner is the head, given features.
+        precomputed: whether they are precomputed activations.
         refit_inputs: yields the inputs batch norm is refitted with, where weights are averaged.
         mean: of the weights so far.
     """
@@ -47,7 +50,9 @@ class Keeper:
     learner: Learner
     progress: Progress
     rules: Rules
-    facts: dict[str, Any]
+    judged_in: Precision
+    channels_last: bool
+    head_alone: bool
     precomputed: bool
     refit_inputs: Callable[[], Iterator[torch.Tensor]]
     mean: WeightMean = field(default_factory=WeightMean)
@@ -87,23 +92,25 @@ class Keeper:
         self._snapshot("average", replace(epoch, valid_loss=None, score=None), kept=True, of=model)
 
     def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool, of: nn.Module | None = None) -> None:
-        context, stage = self.context, self.stage
+        context, stage, table = self.context, self.stage, self.context.table
         weights, body = self._weights(self.learner.judged if of is None else of)
         if not all(bool(value.isfinite().all()) for value in weights.values()):
             raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
         info: dict[str, Any] = {
             "fold": context.fold, "stage": stage.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
             "kept": kept, "subset": stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
-            "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss", **self.facts,
-            "body": body, "precomputed": self.precomputed, **context.identity,
+            "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss",
+            "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": context.scale_for(None),
+            "precision": self.judged_in, "channels_last": self.channels_last, "task": table.task,
+            "names": list(table.target_names), "body": body, "precomputed": self.precomputed, **context.identity,
         }  # fmt: skip
         save_checkpoint(context.paths.snapshot(stage.name, tag), weights, info)
 
     def _weights(self, judged: nn.Module) -> tuple[Tensors, str]:
         """Return what a snapshot holds: the whole model, or the head and the digest of its body, which is kept."""
-        if not self.precomputed and not trains_head_alone(self.model):
+        if not self.head_alone and not trains_head_alone(self.model):
             return dict(judged.state_dict()), ""
-        head = judged if self.precomputed else getattr(judged, "head")  # noqa: B009
+        head = judged if self.head_alone else getattr(judged, "head")  # noqa: B009
         return head_state(head), self._keep_body()
 
     def _keep_body(self) -> str:
@@ -114,7 +121,7 @@ class Keeper:
     def checkpoint(self) -> None:
         """Write the resume point."""
         progress = self.progress
-        progress.body = self._keep_body() if self.precomputed else ""
+        progress.body = self._keep_body() if self.head_alone else ""
         progress.micro_batch = self.learner.micro_batch
         progress.averaged = self.mean.count
         progress.log_lines = self.context.log.lines

@@ -132,6 +132,7 @@ class Feed:
         mix: mixup or cutmix, or None.
         n_outputs: number of targets.
         task: the competition's task.
+        body: what a frozen body makes of images where its head alone trains, or None.
     """
 
     load: Load
@@ -140,6 +141,11 @@ class Feed:
     mix: Mix | None = None
     n_outputs: int = 0
     task: str = "single_label"
+    body: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def seen(self, images: torch.Tensor) -> torch.Tensor:
+        """Return what is given to what trains: normalised images, or their features."""
+        return images if self.body is None else self.body(images)
 
     def ready(self, batch: Batch, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Move, normalise and mix one batch."""
@@ -150,7 +156,7 @@ class Feed:
             target = dense_target(target, self.task, self.n_outputs)
         if self.mix is not None:
             images, target = self.mix(images, target, seeds.generator(*key), self.n_outputs)
-        return images, target
+        return self.seen(images), target
 
 
 def train_epoch(
@@ -215,7 +221,7 @@ def evaluate(
     total, count = 0.0, 0.0
     parts: list[np.ndarray] = []
     for batch in feed.load(batches):
-        images = feed.normalise(batch.images[0].to(feed.device, non_blocking=True))
+        images = feed.seen(feed.normalise(batch.images[0].to(feed.device, non_blocking=True)))
         if not parts:
             model = folded(model, images)
         assert batch.target is not None, "validation rows have targets"

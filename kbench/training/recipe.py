@@ -76,6 +76,7 @@ class StagePlan:
         stop_after: epochs after which the stage ends, found on the folds (`--full`).
         rates: factor of the rate in each epoch, found on the folds (`--full` with plateau).
         precompute: train the head on what the frozen body said once (F-22).
+        whole_step: the step looks at the whole model, also where the head alone trains.
     """
 
     name: str
@@ -110,6 +111,7 @@ class StagePlan:
     stop_after: int | None = None
     rates: tuple[float, ...] | None = None
     precompute: bool = False
+    whole_step: bool = False
     lr_from_stage: str | None = None
     normalise_decay: bool = False
     average_of: Literal["epochs", "cycles"] = "cycles"

@@ -18,11 +18,12 @@ from torch import nn
 
 from kbench.data import seeds
 from kbench.data.dataset import Batches, Draw, ImageDataset, Loader, Normalise, cut
-from kbench.inference.activations import Activations, RowLoader, Seen
+from kbench.inference.activations import Activations, FrozenBody, RowLoader, Seen
 from kbench.models.checkpoint import Tensors
 from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
 from kbench.models.memory import free_memory
 from kbench.models.precision import Precision, choose_precision, emulates_bfloat16, place, usable_precision
+from kbench.models.split import trains_head_alone
 from kbench.tasks import is_dense
 from kbench.training.context import FoldContext
 from kbench.training.events import Epoch, Event, Note
@@ -93,16 +94,23 @@ class _Runner:
         self.dense = is_dense(table.task)
         self.activations = self._activations()
         self.threads = torch.get_num_threads()
-        self.learned: nn.Module = model if self.activations is None else getattr(model, "head")  # noqa: B009
+        layers = layer_groups(model)
+        freeze_but(model, layers, chosen(stage.groups, len(layers)))
+        train_mode(model)
+        whole = self.dense or (stage.whole_step and self.activations is None)
+        self.head_alone = trains_head_alone(model) and not whole
+        self.learned: nn.Module = getattr(model, "head") if self.head_alone else model  # noqa: B009
         if self.activations is not None:
             if sum(parameter.numel() for parameter in self.learned.parameters()) < _SMALL_HEAD:
                 torch.set_num_threads(1)
             rows = RowLoader(self.activations.values, table.targets, room=free_memory(torch.device("cpu")))
             self.feed = self.valid_feed = Feed(rows, nn.Identity(), context.device)
         else:
-            self.feed = self._feed(train_images, stage.show, mix=stage.mix)
+            body = FrozenBody(model, context.device, self.judged_in) if self.head_alone else None
+            self.feed = self._feed(train_images, stage.show, mix=stage.mix, body=body)
             if not self.dense:  # judged on whole images, by `judge_maps`
-                self.valid_feed = self._feed(context.images_for(stage.valid_show), stage.valid_show, mix=None)
+                images = context.images_for(stage.valid_show)
+                self.valid_feed = self._feed(images, stage.valid_show, mix=None, body=body)
         batches = self._plan(0)
         self.schedule = stage.schedule_of(-(-len(batches) // stage.accumulate))
         self.epochs = min(stage.stop_after or self.schedule.epochs, self.schedule.epochs)
@@ -114,9 +122,6 @@ class _Runner:
             clip=stage.clip,
             ema=stage.ema,
         )
-        layers = layer_groups(model)
-        freeze_but(model, layers, chosen(stage.groups, len(layers)))
-        train_mode(model)
         self.n_groups = len(layers)
         self.lr = self._rates()
         self.learner = Learner(
@@ -127,19 +132,11 @@ class _Runner:
             micro_batch=stage.batch_size + 1,  # a last batch may have one more
         )
         self.keeper = Keeper(
-            context, stage, self.schedule, model, self.learner, progress, self.rules, self._facts(),
+            context, stage, self.schedule, model, self.learner, progress, self.rules, judged_in=self.judged_in,
+            channels_last=self.channels_last, head_alone=self.head_alone,
             precomputed=self.activations is not None, refit_inputs=self._refit_inputs,
         )  # fmt: skip
         self.saved = time.monotonic()
-
-    def _facts(self) -> dict[str, Any]:
-        """Return what a snapshot says of how its model is run."""
-        table, stage = self.context.table, self.stage
-        return {
-            "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": self.context.scale_for(None),
-            "precision": self.judged_in, "channels_last": self.channels_last, "task": table.task,
-            "names": list(table.target_names),
-        }  # fmt: skip
 
     def _activations(self) -> Activations | None:
         """Return what the frozen body says about all rows, where the stage trains the head on it (F-22)."""
@@ -160,11 +157,12 @@ class _Runner:
             plan.set(key, known)
         return known["training"], usable_precision(known["judging"], device)
 
-    def _feed(self, images: Any, show: Any, *, mix: Any) -> Feed:
+    def _feed(self, images: Any, show: Any, *, mix: Any, body: FrozenBody | None) -> Feed:
         context = self.context
         dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show))
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
-        return Feed(loader, self.normalise, context.device, mix, len(context.table.target_names), context.table.task)
+        table = context.table
+        return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body)
 
     def _plan(self, epoch: int) -> Batches:
         """Return the batches of an epoch."""

@@ -2,7 +2,8 @@
 
 A step is a registered factory; what it returns is called as `step(model, images, target, loss) -> LossSum`
 with normalised images [B, C, H, W]. To add one (distillation, auxiliary heads), write a factory here or in a
-plug-in with `@register("step")`.
+plug-in with `@register("step")`; it is given the whole model, also in stages where the head alone learns, whose frozen
+body otherwise runs apart.
 """
 
 from __future__ import annotations

@@ -188,3 +188,34 @@ def test_a_frozen_body_is_shared_by_stages_on_images_too(tmp_path: Path) -> None
     assert kept is not None
     body = body_state(models[0])
     assert all(torch.equal(value, body[name]) for name, value in read_tensors(kept.tensors).items())
+
+
+def test_a_head_on_images_learns_what_it_learns_inside_the_model(tmp_path: Path) -> None:
+    """The body runs apart, without gradients; a step that looks at the whole model is given it."""
+    kinds: list[set[str]] = []
+
+    def looking(model: Any, images: torch.Tensor, target: torch.Tensor, loss: Any) -> Any:
+        kinds[-1].add(type(model).__name__)
+        return loss(model(images), target)
+
+    for number, whole in enumerate((False, True)):
+        kinds.append(set())
+        stage = head(precompute=False, augment=("side_on", {}), ema=0.5)
+        trained(tmp_path / f"fold-{number}", [replace(stage, step=looking, whole_step=whole), body_learns()])
+    assert kinds == [{"Sequential"}, {"SplitNet"}]
+    ours, theirs = (
+        snapshot_tensors(checkpoint)
+        for number in range(2)
+        if (checkpoint := read_checkpoint(FoldPaths(tmp_path / f"fold-{number}").snapshot("head", "1")))
+    )
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("events", [4, 9, 14])
+def test_a_head_on_images_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path, events: int) -> None:
+    stages = [head("images", precompute=False, augment=("side_on", {}), ema=0.5), body_learns()]
+    trained(tmp_path / "whole" / "fold-0", stages)
+    trained(tmp_path / "cut" / "fold-0", stages, events=events)
+    trained(tmp_path / "cut" / "fold-0", stages)
+    assert states(tmp_path / "cut" / "fold-0") == states(tmp_path / "whole" / "fold-0")
