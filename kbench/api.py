@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kbench import files, registry
 from kbench.commands import parts
 from kbench.commands.predict import checkpoints, member_of
 from kbench.commands.rules import any_out_of_fold, score_run
@@ -27,21 +26,21 @@ from kbench.commands.samples import epoch_draws, label_text, resize_of, shown_im
 from kbench.commands.score import require_folds, trained_folds
 from kbench.commands.score_maps import MapsOutOfFold, masks_out_of_fold
 from kbench.commands.setup import Choice, Setup, open_setup
-from kbench.commands.tensors import GivenImages, Item, TensorDataset, given
+from kbench.commands.single import predict_images
+from kbench.commands.tensors import Item, TensorDataset, given
+from kbench.commands.view_stack import ViewStack, view_stack
 from kbench.config import Competition
 from kbench.data import seeds
 from kbench.data.cache import Images
 from kbench.data.folds import Folds
 from kbench.data.tables import Table
-from kbench.ensemble.average import ensemble_run
 from kbench.errors import ConfigError, PredictionError, nearest
 from kbench.inference.mask_set import MaskSet
-from kbench.inference.predict import Job, Member, predict
-from kbench.inference.predictions import Predictions, load
+from kbench.inference.predict import Member
+from kbench.inference.predictions import Predictions
 from kbench.models.checkpoint import Checkpoint
 from kbench.models.precision import choose_device
 from kbench.report.sheets import Group, Tile, sheet
-from kbench.tasks import is_dense
 from kbench.training.context import Plan
 from kbench.workspace import RunPaths
 
@@ -240,64 +239,76 @@ class Run:
         Raises:
             PredictionError: there is no such snapshot.
         """
-        found = {checkpoint.member: checkpoint for checkpoint in self._checkpoints(fold)}
-        name = member or next(reversed(found))
-        if name not in found:
-            known = ", ".join(found)
-            raise PredictionError(f"fold {fold} has no snapshot '{name}'", f"one of {known}", nearest(name, found))
-        return self._member(found[name], Path(), choose_device(device)).load()
+        return self._member(self._named(fold, member), Path(), choose_device(device)).load()
 
     def predict(
-        self, items: Sequence[Item] | np.ndarray, *, folds: Sequence[int] | None = None, device: str = "auto"
+        self,
+        items: Sequence[Item] | np.ndarray,
+        *,
+        folds: Sequence[int] | None = None,
+        decided: bool = True,
+        device: str = "auto",
     ) -> pd.DataFrame:
-        """Predict images with the run's ensemble: the mean over folds, snapshots and views, as for a submission.
+        """Predict images with the run's ensemble as for a submission: weighed and decided as `ensemble:` says.
+
+        What `ensemble:` fits (weights, thresholds, cut points) is found on the out-of-fold rows of all trained folds,
+        which are predicted where they are missing.
 
         Args:
             items: paths or arrays, read and shown as in training; an array [N, H, W, C] is N images.
             folds: which folds' models; all trained ones by default.
+            decided: whether `ensemble.decision` is applied, as it is to what is sent; False: the probabilities or
+                numbers before it.
             device: where the models run.
 
         Returns:
             A frame with one row per image, named after its file or numbered, and one column per target.
 
         Raises:
-            ConfigError: the task predicts maps, not rows.
+            ConfigError: the task predicts maps, not rows, or members are compared by ranks.
             DataError: an image cannot be read, or has another number of channels.
             PredictionError: no fold is trained, or one of `folds` is not.
         """
-        identity, config = self._trained(), self.config
-        if is_dense(config.task):
-            raise ConfigError(
-                f"single images of the task '{config.task}', whose predictions are maps", "a task that predicts rows",
-                "`kbench predict --data FOLDER`, a folder laid out like the competition's test set",
-            )  # fmt: skip
-        chosen = require_folds(self.setup, self.paths, identity) if folds is None else list(folds)
-        reader = registry.build(
-            "reader", config.input.reader.name, config.input.reader.params, _channels=config.input.channels
-        )
-        handed = [given(item, place, config.input.channels) for place, item in enumerate(items)]
+        identity = self._trained()
+        handed = [given(item, place, self.config.input.channels) for place, item in enumerate(items)]
+        columns = list(self.table.target_names)
         if not handed:
-            return pd.DataFrame(columns=list(self.table.target_names), dtype=np.float32)
-        job = Job(
-            ids=np.array([f"{place:09d}" for place in range(len(handed))]), rows=np.arange(len(handed)),
-            images=lambda resize: GivenImages(handed, reader, resize), names=self.table.target_names, task=config.task,
-            views=parts.build_views(config), mean=config.ensemble.mean, device=choose_device(device), batch_size=64,
-            seed=config.seed,
-        )  # fmt: skip
-        with files.scratch_folder() as folder:
-            by_fold: dict[int, list[Member]] = {
-                fold: [
-                    self._member(checkpoint, folder / f"{fold}-{checkpoint.member}.json", job.device)
-                    for checkpoint in self._checkpoints(fold)
-                ]
-                for fold in chosen
-            }
-            for _ in predict(job, [member for members in by_fold.values() for member in members]):
-                pass
-            made = {fold: [load(member.out) for member in members] for fold, members in by_fold.items()}
-            values = np.array(ensemble_run(made, mean=config.ensemble.mean).values)
+            return pd.DataFrame(columns=columns, dtype=np.float32)
+        for fold in folds or ():
+            self._checkpoints(fold)
+        chosen = require_folds(self.setup, self.paths, identity) if folds is None else list(folds)
+        made = predict_images(self.setup, self.paths, identity, handed, folds=chosen, device=device)
+        values = made.decided if decided and made.decided is not None else made.values
         names = [place if isinstance(item, np.ndarray) else item[0].name for place, item in enumerate(handed)]
-        return pd.DataFrame(values, index=pd.Index(names), columns=list(self.table.target_names))
+        return pd.DataFrame(values, index=pd.Index(names), columns=columns)
+
+    def views(
+        self, fold: int, member: str | None = None, *, role: Literal["valid", "test"] = "valid", device: str = "auto"
+    ) -> ViewStack:
+        """Predict a fold's own rows, or the test set, with one snapshot in every view of `tta:` apart (F-24).
+
+        This is what fast.ai's `TTA` returns: the plain view and the n others, not averaged. The rows are predicted
+        anew, in one pass, and nothing is stored. `stack.mean("arithmetic")` and `stack.mean("geometric")` are the two
+        means of fast.ai, before and after 2018; `ensemble.mean` names the one that the run's predictions are.
+
+        Args:
+            fold: its number.
+            member: one of `members(fold)`; the last one by default.
+            role: whose rows: those the fold is judged on, or the test set's.
+            device: where the model runs.
+
+        Returns:
+            A stack with `values` [1 + n, N, K] (probabilities, or target units), `views`, `weights`, `ids`, `names`.
+
+        Raises:
+            ConfigError: the task predicts maps, or there is no such role.
+            PredictionError: there is no such snapshot.
+        """
+        if role not in ("valid", "test"):
+            raise ConfigError(f"there is no role '{role}'", "valid or test", nearest(role, ("valid", "test")))
+        table = self.test if role == "test" else self.table
+        rows = np.arange(len(table)) if role == "test" else np.flatnonzero(self.folds.valid(fold))
+        return view_stack(self.setup, self._named(fold, member), table, rows, device=device)
 
     def _trained(self) -> dict[str, str]:
         if self.identity is None:
@@ -317,6 +328,14 @@ class Run:
                 f"fold {fold} of '{self.name}' has no snapshot", "a trained fold", f"`kbench train --fold {fold}`"
             )
         return found
+
+    def _named(self, fold: int, member: str | None) -> Checkpoint:
+        found = {checkpoint.member: checkpoint for checkpoint in self._checkpoints(fold)}
+        name = member or next(reversed(found))
+        if name not in found:
+            known = ", ".join(found)
+            raise PredictionError(f"fold {fold} has no snapshot '{name}'", f"one of {known}", nearest(name, found))
+        return found[name]
 
     def _member(self, checkpoint: Checkpoint, out: Path, device: torch.device) -> Member:
         stages = {stage.name: stage for stage in parts.build_stages(self.config)}

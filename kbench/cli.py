@@ -207,18 +207,13 @@ def predict(
 
 def _show_images(files: list[str], choice: Any, device: str, json: bool) -> None:
     from kbench import console
-    from kbench.api import open_run
-    from kbench.commands.single import most_likely
+    from kbench.commands.single import predict_files
 
-    run = open_run(choice.run, competition=choice.competition, experiment=choice.experiment)
-    frame = run.predict(files, device=device)
-    made = [{str(name): float(value) for name, value in values.items()} for _, values in frame.iterrows()]
+    found = predict_files(choice, files, device=device)
     if json:
-        rows = [{"file": file, "values": values} for file, values in zip(files, made, strict=True)]
-        console.show_json({"run": run.name, "task": run.config.task, "rows": rows})
-        return
-    shown = (most_likely(values, run.config.task) for values in made)
-    console.show_table([{"file": file, **words} for file, words in zip(files, shown, strict=True)])
+        console.show_json({key: found[key] for key in ("run", "task", "rows")})
+    else:
+        console.show_table(found["words"])
 
 
 @command("lr-find")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from small_runs import written
 from torch.utils.data import DataLoader
 
 import kbench
+from kbench.commands.ensemble import EnsembleOptions, ensemble
+from kbench.commands.setup import Choice
+from kbench.commands.single import predict_files
 from kbench.errors import ConfigError, DataError, FoldError, PredictionError
 
 TASKS = ["classes", "labels", "numbers"]
@@ -131,6 +136,80 @@ def test_paths_and_arrays_are_predicted_alike(small_workspace: Path, name: str) 
     from_paths, from_arrays = run.predict(paths, device="cpu"), run.predict(arrays, device="cpu")
     np.testing.assert_array_equal(from_paths.to_numpy(), from_arrays.to_numpy())
     assert list(from_arrays.index) == list(range(10))
+
+
+@pytest.fixture
+def workspace(small_workspace: Path, tmp_path: Path) -> Path:
+    """A copy of the trained workspace, whose YAMLs a test may change."""
+    return Path(shutil.copytree(small_workspace, tmp_path / "copy", symlinks=True))
+
+
+def sent(workspace: Path, name: str, **ensembled: str) -> pd.DataFrame:
+    """Write `ensemble:` into the YAML; return the submission's target columns."""
+    path = workspace / "competitions" / f"{name}.yaml"
+    settings = ", ".join(f"{key}: {value}" for key, value in ensembled.items())
+    path.write_text(path.read_text() + f"ensemble: {{{settings}}}\n")
+    made = ensemble(Choice(name, workspace=workspace), [], EnsembleOptions(device="cpu"))
+    return pd.read_csv(made["file"]).drop(columns="id")
+
+
+@pytest.mark.parametrize(
+    ("name", "ensembled"),
+    [
+        ("classes", {"combine": "{name: weights}"}),
+        ("classes", {"combine": "{name: greedy, draws: 0}"}),
+        ("labels", {"decision": "{name: threshold, low: 0.05, high: 0.95}"}),
+        ("classes", {"prune": "true"}),
+    ],
+)
+def test_new_images_are_weighed_and_decided_as_the_submission_is(
+    workspace: Path, name: str, ensembled: dict[str, str]
+) -> None:
+    expected = sent(workspace, name, **ensembled)
+    run = opened(workspace, name)
+    images = [run.test.root / paths[0] for paths in run.test.images]
+    frame = run.predict(images, device="cpu")
+    np.testing.assert_allclose(frame[list(expected.columns)].to_numpy(), expected.to_numpy(), atol=1e-5)
+    before = run.predict(images, device="cpu", decided=False)
+    assert ("decision" in ensembled) == (not np.allclose(frame, before))
+    found = predict_files(Choice(name, workspace=workspace), [str(images[0])], device="cpu")
+    np.testing.assert_allclose(list(found["rows"][0]["values"].values()), before.iloc[0].to_numpy(), atol=1e-6)
+    if "decision" in ensembled:
+        chosen = [label for label in frame.columns if frame.iloc[0][label] == 1]
+        words = found["words"][0]["labels"]
+        assert all(label in words for label in chosen) if chosen else words.startswith("none")
+        assert found["rows"][0]["decided"] == {str(key): value for key, value in frame.iloc[0].items()}
+
+
+def test_a_few_images_have_no_ranks(workspace: Path) -> None:
+    path = workspace / "competitions" / "classes.yaml"
+    path.write_text(path.read_text() + "ensemble: {combine: rank}\n")
+    with pytest.raises(ConfigError, match="compares images"):
+        opened(workspace).predict(np.zeros((2, 9, 9, 3), np.uint8))
+
+
+@pytest.mark.parametrize("tta", ["flip", "{name: random, n: 3}", "five_crop"])
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_the_stack_of_views_has_both_means_and_they_are_the_runs_own(workspace: Path, tta: str, mean: str) -> None:
+    path = workspace / "competitions" / "classes.yaml"
+    path.write_text(path.read_text().replace("tta: flip", f"tta: {tta}\nensemble: {{mean: {mean}}}"))
+    run = opened(workspace)
+    stack = run.views(0, "all-1", device="cpu")
+    assert stack.views[0] == "plain"
+    assert stack.values.shape == (len(stack.views), 24, 2) == (len(stack.weights), len(stack.ids), len(stack.names))
+    assert stack.weights.sum() == pytest.approx(1)
+    assert not np.allclose(stack.values[0], stack.values[1])
+    np.testing.assert_allclose(stack.values.sum(axis=2), 1, atol=1e-5)
+    run.oof(device="cpu")
+    stored = np.load(run.paths.fold(0).predictions("oof", "all-1").with_suffix(".npy"))
+    np.testing.assert_allclose(stack.mean(mean).values, stored, atol=1e-5)  # type: ignore[arg-type]
+    shares = stack.weights[:, None, None]
+    if mean == "arithmetic":
+        np.testing.assert_allclose((stack.values * shares).sum(axis=0), stored, atol=1e-5)
+    else:
+        product = np.exp((np.log(stack.values) * shares).sum(axis=0))
+        np.testing.assert_allclose(product / product.sum(axis=1, keepdims=True), stored, atol=1e-5)
+    assert run.views(0, role="test", device="cpu").values.shape[1] == 10
 
 
 def test_predicting_leaves_nothing_behind(small_workspace: Path) -> None:

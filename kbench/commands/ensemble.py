@@ -8,21 +8,20 @@ from typing import Any
 
 from kbench import console, files
 from kbench.commands.blending import (
-    Asked,
     Blend,
     RunPart,
-    Sent,
     blend_fitted,
     blend_plain,
     combiner_name,
     is_plain,
-    predict_blend,
     recipe_of,
+    setup_of_all,
 )
 from kbench.commands.ensemble_maps import MapRun, masks_of_runs, open_map_run, rule_of_runs
 from kbench.commands.predict import checkpoints
 from kbench.commands.runs import commit, open_run_setup
 from kbench.commands.score import out_of_fold, require_folds
+from kbench.commands.sent import Asked, Sent, predict_blend
 from kbench.commands.setup import Choice, Setup
 from kbench.errors import ConfigError, PredictionError
 from kbench.submission.check import read_sample, write_submission
@@ -77,7 +76,7 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
     made = [open_part(one, options) for one in opened]
     blend = blend_of(made, options)
     sent = predict_blend(made, blend, Asked(options.device), weights=options.weights)
-    setup = made[0].setup
+    setup = blend.setup
     sample = read_sample(setup.sample)
     frame = setup.format.build(sent.predictions, sample)
     folder = setup.workspace.submissions(setup.competition.name)
@@ -93,7 +92,7 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
     return {
         "file": str(file), "runs": [part.paths.name for part in made], "members": len(sent.members),
         "missing": {part.paths.name: part.missing for part in made if part.missing}, "notes": notes,
-        "weights": blend.weights, "gains": blend.gains, **_score(made[0].setup, blend),
+        "weights": blend.weights, "gains": blend.gains, **_score(blend),
     }  # fmt: skip
 
 
@@ -237,8 +236,9 @@ def _has_oof(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> bool:
 
 def blend_of(made: Sequence[RunPart], options: EnsembleOptions) -> Blend:
     """Return how the runs' members are combined, and the score of that where there is one."""
-    name = combiner_name(made[0].setup, options.combine)
-    recipe = recipe_of(made[0].setup, combine=options.combine, prune=options.prune)
+    setup = setup_of_all([part.setup for part in made])
+    name = combiner_name(setup, options.combine)
+    recipe = recipe_of(setup, combine=options.combine, prune=options.prune)
     mixed = _mixed_folds({part.paths.name: part.identity["folds"] for part in made}, options)
     without = [part.paths.name for part in made if part.oof is None]
     if mixed or without:
@@ -248,15 +248,15 @@ def blend_of(made: Sequence[RunPart], options: EnsembleOptions) -> Blend:
                 f"{reason}: weights and thresholds cannot be found there", "runs on the same folds, all out of fold",
                 "leave out one of them, or set ensemble.combine: mean, no ensemble.prune and no ensemble.decision",
             )  # fmt: skip
-        return Blend(name, recipe, None, None, None, [])
+        return Blend(setup, name, recipe, None, None, None, [])
     make = blend_plain if is_plain(recipe) else blend_fitted
-    return make(made, recipe, combiner=name, weights=options.weights)
+    return make(setup, made, recipe, combiner=name, weights=options.weights)
 
 
-def _score(setup: Setup, blend: Blend) -> dict[str, Any]:
+def _score(blend: Blend) -> dict[str, Any]:
     """Return the score as it is printed; None for what is not known."""
     if blend.score is None:
-        return {"metric": setup.competition.metric.name, "score": None, "low": None, "high": None}
+        return {"metric": blend.setup.competition.metric.name, "score": None, "low": None, "high": None}
     return {key: value for key, value in blend.score.items() if key not in ("interval", "level")}
 
 

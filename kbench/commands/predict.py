@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from kbench import console, files
 from kbench.commands import parts
 from kbench.commands.activating import activations_of
 from kbench.commands.setup import Setup
+from kbench.config import Competition
+from kbench.data.cache import Images, Resize
 from kbench.data.dataset import auto_workers
 from kbench.data.tables import Table
 from kbench.ensemble.average import aligned, ensemble_run
@@ -140,6 +142,30 @@ def predict_test(
     _predict(setup, table, np.arange(len(table)), members, device, what=part, limit=limit, force=force)
 
 
+def batch_size_of(competition: Competition) -> int:
+    """Return how many images are judged and predicted at once."""
+    return competition.loader.valid_batch_size or 64
+
+
+def job_of(setup: Setup, ids: np.ndarray, rows: np.ndarray, images: Callable[[Resize], Images], device: str) -> Job:
+    """Return what is predicted of rows, as a run predicts them.
+
+    Args:
+        setup: the competition.
+        ids: [N] text.
+        rows: [N] rows of the images.
+        images: resizing -> images.
+        device: where the models run.
+    """
+    competition, chosen = setup.competition, choose_device(device)
+    return Job(
+        ids=ids, rows=rows, images=images, names=setup.train.target_names, task=competition.task,
+        views=parts.build_views(competition), mean=competition.ensemble.mean, device=chosen,
+        batch_size=batch_size_of(competition),
+        workers=auto_workers(competition.loader.workers, device=chosen.type), seed=competition.seed,
+    )  # fmt: skip
+
+
 def _predict(
     setup: Setup,
     table: Table,
@@ -152,21 +178,15 @@ def _predict(
     force: bool,
 ) -> None:
     competition = setup.competition
-    batch_size = competition.loader.valid_batch_size or 64
-    rows = rows[: limit * batch_size] if limit else rows
-    if limit and competition.tta.name == "none":
-        rows = rows[:batch_size]
-    job = Job(
-        ids=table.ids[rows], rows=rows,
-        images=parts.opened_images(competition, table, setup.workspace.cache(), what=what),
-        names=setup.train.target_names, task=competition.task, views=parts.build_views(competition),
-        mean=competition.ensemble.mean, device=choose_device(device), batch_size=batch_size,
-        workers=auto_workers(competition.loader.workers, device=choose_device(device).type), seed=competition.seed,
-    )  # fmt: skip
+    if limit:
+        batch_size = batch_size_of(competition)
+        rows = rows[: batch_size if competition.tta.name == "none" else limit * batch_size]
+    images = parts.opened_images(competition, table, setup.workspace.cache(), what=what)
+    job = job_of(setup, table.ids[rows], rows, images, device)
     stages = {stage.name: stage for stage in parts.build_stages(competition)}
     todo = []
     for checkpoint, out in members:
-        source = _source(setup, checkpoint, job.ids)
+        source = source_of(setup, checkpoint, job.ids)
         known = None if force else files.read_seal(out, verify=False)
         if known is None or known["source"] != source:
             made = member_of(setup, checkpoint, out, source, stages, job.device)
@@ -179,7 +199,7 @@ def _predict(
             advance(done, len(rows))
 
 
-def _source(setup: Setup, checkpoint: Checkpoint, ids: np.ndarray) -> dict[str, Any]:
+def source_of(setup: Setup, checkpoint: Checkpoint, ids: np.ndarray) -> dict[str, Any]:
     """Return what a member's predictions depend on."""
     info = checkpoint.info
     return {

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from kbench import files
-from kbench.commands.blending import Asked, predict_blend
 from kbench.commands.ensemble import EnsembleOptions, blend_of, open_part
 from kbench.commands.predict import members_of, predict_test
 from kbench.commands.predict_maps import masks_of, rows_of_test
@@ -14,6 +13,7 @@ from kbench.commands.rules import apply_rule, is_plain, untuned_rule
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import require_folds
 from kbench.commands.score_maps import maps_out_of_fold
+from kbench.commands.sent import Asked, predict_blend
 from kbench.commands.setup import Choice, Setup
 from kbench.errors import ConfigError
 from kbench.submission.check import read_sample, write_submission

@@ -72,6 +72,12 @@ class Setup:
         """The test table."""
         return self.table("test")
 
+    def with_train(self, table: Table) -> Setup:
+        """Return the same with another training table, such as one with more targets."""
+        made = replace(self)
+        made.train = table
+        return made
+
     def with_test(self, table: Table) -> Setup:
         """Return the same with other rows for the test set."""
         made = replace(self, _sizes={})

@@ -118,6 +118,7 @@ class Job:
         batch_size: images per batch.
         workers: loader processes.
         seed: of random views.
+        apart: keep the views of tasks that predict rows apart: a member's values are then [N, K, views].
     """
 
     ids: np.ndarray
@@ -131,6 +132,7 @@ class Job:
     batch_size: int
     workers: int = 0
     seed: int = 0
+    apart: bool = False
 
 
 def predict(job: Job, members: Sequence[Member]) -> Iterator[int]:
@@ -215,7 +217,8 @@ def _one_pass(job: Job, families: list[Family]) -> Iterator[int]:
                 fold(family.model, batch[0])
             if family.known is not None:
                 batch.append(torch.from_numpy(np.array(family.known[rows])).to(job.device))
-            values = in_parts(partial(_mean_over_views, job, family, loads if tensors else []), batch).cpu().numpy()
+            answer = partial(_views_apart if job.apart else _mean_over_views, job, family, loads if tensors else [])
+            values = in_parts(answer, batch).cpu().numpy()
             for position, member in enumerate(family.members):
                 array = arrays.get(id(member))
                 if array is None:
@@ -259,19 +262,12 @@ def _mean_over_views(job: Job, family: Family, loads: list[Load], batch: list[to
         loads: what the first tensors of the batch are.
         batch: normalised images, one tensor per load, then the known features of the plain view.
     """
-    images, known = batch[: len(loads)], batch[-1] if family.known is not None else None
     totals: list[torch.Tensor] = []
     weight = sum(view.weight for view in job.views)
-    for view in job.views:
-        shown = view.forward(images[loads.index(view.load)]) if images else None
-        for position, logits in enumerate(_logits(job, family, shown, known if is_plain(view) else None)):
-            values = probabilities(logits, job.task)
-            if values.ndim == 4:
-                values = view.inverse(values)
-                if totals and values.shape != totals[0].shape:  # another scale
-                    values = nn.functional.interpolate(
-                        values, totals[0].shape[-2:], mode="bilinear", align_corners=False
-                    )
+    for view, members in zip(job.views, _views(job, family, loads, batch), strict=True):
+        for position, values in enumerate(members):
+            if totals and values.shape[2:] != totals[0].shape[2:]:  # another scale
+                values = nn.functional.interpolate(values, totals[0].shape[-2:], mode="bilinear", align_corners=False)
             if job.mean == "geometric":
                 values = values.clamp_min(_SMALLEST).log()
             part = values * (view.weight / weight)
@@ -280,6 +276,22 @@ def _mean_over_views(job: Job, family: Family, loads: list[Load], batch: list[to
             else:
                 totals[position] = totals[position] + part
     return torch.stack([_finished(total, job) for total in totals], 1)
+
+
+@torch.inference_mode()
+def _views_apart(job: Job, family: Family, loads: list[Load], batch: list[torch.Tensor]) -> torch.Tensor:
+    """Return [B, members, K, views] predictions, for what `_mean_over_views` is given."""
+    return torch.stack([torch.stack(members, 1) for members in _views(job, family, loads, batch)], -1)
+
+
+def _views(job: Job, family: Family, loads: list[Load], batch: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Yield each view's [B, K, ...] probabilities or target units, one tensor per member."""
+    images, known = batch[: len(loads)], batch[-1] if family.known is not None else None
+    for view in job.views:
+        shown = view.forward(images[loads.index(view.load)]) if images else None
+        made = [probabilities(logits, job.task)
+                for logits in _logits(job, family, shown, known if is_plain(view) else None)]  # fmt: skip
+        yield [view.inverse(values) if values.ndim == 4 else values for values in made]
 
 
 def _finished(total: torch.Tensor, job: Job) -> torch.Tensor:

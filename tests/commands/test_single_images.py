@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,20 @@ def test_images_are_predicted_by_the_whole_ensemble(small_workspace: Path, monke
     assert "0000.png" in shown.replace("\n", "") or "most likely" in shown
 
 
-def test_a_picture_in_words() -> None:
-    assert most_likely({"cat": 0.2, "dog": 0.7, "fox": 0.06, "owl": 0.04}, "single_label") == {
+def test_a_picture_in_words(small_workspace: Path) -> None:
+    said = {
+        name: partial(most_likely, competition=open_setup(Choice(name, workspace=small_workspace)).competition)
+        for name in ("classes", "labels", "numbers")
+    }
+    assert said["classes"]({"cat": 0.2, "dog": 0.7, "fox": 0.06, "owl": 0.04}) == {
         "most likely": "dog 0.700", "then": "cat 0.200", "and then": "fox 0.060"
     }  # fmt: skip
-    assert most_likely({"road": 0.7, "haze": 0.6, "water": 0.1}, "multi_label") == {"labels": "road 0.700, haze 0.600"}
-    assert "none above" in most_likely({"road": 0.3}, "multi_label")["labels"]
-    assert most_likely({"width": 2.0}, "regression") == {"width": "2"}
+    tags = {"road": 0.7, "haze": 0.3, "water": 0.1}
+    assert said["labels"](tags) == {"labels": "road 0.700, haze 0.300"}, "F2 counts labels above 0.2"
+    assert said["labels"](tags, decided={"road": 0.0, "haze": 1.0, "water": 1.0})["labels"] == "haze 0.300, water 0.100"
+    assert said["labels"]({"road": 0.1})["labels"] == "none; most: road 0.100"
+    assert said["numbers"]({"width": 2.0}) == {"width": "2"}
+    assert said["numbers"]({"width": 2.2}, decided={"width": 2.0}) == {"width": "2"}
 
 
 def test_rates_the_folds_found_are_put_side_by_side(small_workspace: Path) -> None:
