@@ -1,10 +1,12 @@
 """Predict maps of whole images: overlapping tiles, many models in one pass, and memory of full street frames.
 
-python benchmarks/bench_maps.py [tiles] [members] [frames]     # all three by default
+python benchmarks/bench_maps.py [tiles] [members] [frames] [--models 21]     # all three by default
 
-tiles: overlapping windows against the plain loop (a window at a time, blended in numpy)
+tiles: overlapping windows against the plain loop (a window at a time, blended in numpy), seconds and peak memory
 members: an ensemble in one pass over the images against a pass per member, images decoded from JPEG
 frames: peak memory of 1936 x 1216 frames, 20 classes, 4 views, members of 7 folds x 3 snapshots, by number of frames
+
+Where memory is measured, each way runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -82,21 +84,40 @@ def told(what: str, seconds: dict[str, float], ratio: float) -> None:
     print(f"{what}: {', '.join(f'{name} {value:.1f} s' for name, value in seconds.items())}: {ratio:.2f} times as fast")
 
 
-def bench_tiles(folder: Path) -> None:
+def alone(*words: str) -> list[float]:
+    """Run one way in a process of its own; return what it printed."""
+    done = subprocess.run([sys.executable, __file__, "--alone", *words], capture_output=True, text=True, check=True)
+    return [float(word) for word in done.stdout.split()]
+
+
+def peak() -> int:
+    """Return the peak memory of this process in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def tiles(way: str) -> None:
+    """Predict by overlapping windows in one way; print seconds and peak memory."""
     classes, size, stride = 20, 256, 128
-    images, model = photographs(folder, 2, (608, 968)), network(classes)
-    seconds = {"plain loop": 0.0, "kbench": 0.0}
-    for turn in range(2):  # the first one warms up
-        for name in seconds:
+    with tempfile.TemporaryDirectory() as name:
+        images, model = photographs(Path(name), 2, (608, 968)), network(classes)
+        for _ in range(2):  # the first one warms up
             started = time.perf_counter()
-            if name == "kbench":
+            if way == "kbench":
                 list(stream(job(images, classes, windows="overlap", size=size, stride=stride), [member(classes, 0)]))
             else:
                 for row in range(len(images)):
                     plain_tiles(model, images[row], classes, size, stride)
-            seconds[name] = time.perf_counter() - started if turn else 0.0
-    ratio = seconds["plain loop"] / seconds["kbench"]
-    told(f"tiles    {classes} classes, 608 x 968, windows of {size} every {stride}", seconds, ratio)
+    print(time.perf_counter() - started, peak())
+
+
+def bench_tiles() -> None:
+    runs: dict[str, list[list[float]]] = {"plain loop": [], "kbench": []}
+    for _ in range(2):
+        for way, found in runs.items():
+            found.append(alone("tiles", way))
+    seconds = {way: min(each[0] for each in found) for way, found in runs.items()}
+    told("tiles    20 classes, 608 x 968, windows of 256 every 128", seconds, seconds["plain loop"] / seconds["kbench"])
+    print("         peak memory: " + ", ".join(f"{way} {found[0][1]:.0f} MB" for way, found in runs.items()))
 
 
 def bench_members(folder: Path) -> None:
@@ -113,8 +134,8 @@ def bench_members(folder: Path) -> None:
     told(f"members  {count} members, {len(images)} JPEGs of 608 x 968", seconds, ratio)
 
 
-def frames(count: int) -> None:
-    """Predict full street frames and print the peak of this process's memory, in MB."""
+def frames(count: int, models: int) -> None:
+    """Predict full street frames; print peak memory in MB and what lies on disk in kB."""
     classes = 20
     with tempfile.TemporaryDirectory() as name:
         images = photographs(Path(name), count, (1216, 1936))
@@ -126,37 +147,37 @@ def frames(count: int) -> None:
             Path(name) / "maps.json", np.array([f"{row:04d}" for row in range(count)]), made.names, "segmentation", {},
             ("mean",), False, rule,
         )  # fmt: skip
-        members = [member(classes, seed) for seed in range(21)]
+        members = [member(classes, seed) for seed in range(models)]
         map_store.write(writing, stream(made, members))
         stored = sum(path.stat().st_size for path in Path(name).glob("maps*"))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, stored // 1024)
+    print(peak(), stored // 1024)
 
 
-def bench_frames() -> None:
+def bench_frames(models: int) -> None:
     for count in (1, 3):
-        done = subprocess.run(
-            [sys.executable, __file__, "--frames", str(count)], capture_output=True, text=True, check=True
-        )
-        peak, stored = done.stdout.split()
-        print(f"frames   {count} of 1936 x 1216, 20 classes, 21 members x 4 views: peak {peak} MB, {stored} kB on disk")
+        memory, stored = alone("frames", str(count), str(models))
+        print(f"frames   {count} of 1936 x 1216, 20 classes, {models} models x 4 views: peak {memory:.0f} MB, "
+              f"{stored:.0f} kB on disk", flush=True)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="tiles, members, frames")
-    parser.add_argument("--frames", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--models", type=int, default=21, help="of the frames")
+    parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.frames:
-        frames(options.frames)
+    if options.alone:
+        way, *words = options.alone
+        tiles(*words) if way == "tiles" else frames(*map(int, words))
         return
     wanted = options.what or ["tiles", "members", "frames"]
-    with tempfile.TemporaryDirectory() as name:
-        if "tiles" in wanted:
-            bench_tiles(Path(name))
-        if "members" in wanted:
+    if "tiles" in wanted:
+        bench_tiles()
+    if "members" in wanted:
+        with tempfile.TemporaryDirectory() as name:
             bench_members(Path(name))
     if "frames" in wanted:
-        bench_frames()
+        bench_frames(options.models)
 
 
 if __name__ == "__main__":
