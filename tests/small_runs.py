@@ -38,6 +38,28 @@ def small(n_outputs, in_channels):
     return Small(n_outputs, in_channels)
 """
 
+SPLIT = MODEL.replace(
+    """        self.conv, self.fc = nn.Conv2d(channels, 4, 3), nn.Linear(16, n_outputs)
+        self.layer_prefixes = [["conv."], ["fc."]]
+
+    def forward(self, images):
+        return self.fc(nn.functional.adaptive_avg_pool2d(self.conv(images).relu(), 2).flatten(1))
+""",
+    """        generator = torch.Generator().manual_seed(0)
+        self.conv, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(16, n_outputs)
+        with torch.no_grad():
+            self.conv.weight.normal_(generator=generator), self.conv.bias.zero_()  # as if pretrained
+        self.layer_prefixes = [["conv."], ["head."]]
+
+    def features(self, images):
+        return nn.functional.adaptive_avg_pool2d(self.conv(images).relu(), 2).flatten(1)
+
+    def forward(self, images):
+        return self.head(self.features(images))
+""",
+)
+"""The same model, cut into a body as if pretrained and a head."""
+
 YAML = """
 title: Bright halves
 task: {task}

@@ -5,25 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from kbench import console
+from kbench.commands import parts
 from kbench.commands.fold_job import TrainOptions, prepare_fold
 from kbench.commands.predict import checkpoints
 from kbench.commands.runs import identity, run_paths
-from kbench.commands.setup import Choice, open_setup
+from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.data import seeds
 from kbench.errors import ConfigError, nearest
 from kbench.models.checkpoint import load_strict, snapshot_tensors
 from kbench.report.curves import draw_lr_find
-from kbench.training.resume import Progress
+from kbench.training.fold import load_end, restore, state_of
+from kbench.training.resume import Progress, load_resume
 from kbench.training.stage import range_test
+from kbench.workspace import RunPaths
 
 
 def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dict[str, Any]:
     """Run the range test of a stage and draw its curve.
 
-    A later stage starts from the fold's newest snapshot of the stage before it, if that is trained; else from the
-    model as it begins, which is said.
+    A later stage starts from what the fold has left of the stage it follows: its resume point, the end of that
+    stage, or the newest snapshot before; else from the model as it begins, which is said.
 
     Args:
         choice: competition and experiment.
@@ -42,12 +46,14 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
     index = 0 if stage is None else names.index(stage)
     torch.manual_seed(seeds.number(seeds.MODEL, job.context.seed, job.context.number))
     model = job.build()
-    before = [item for item in checkpoints(setup, trained, known, fold) if item.info["stage"] in names[:index]]
-    if before:
-        load_strict(model, snapshot_tensors(before[-1]), what=f"snapshot '{before[-1].path}'")
-        console.note(f"starting from {before[-1].member} of fold {fold}")
-    elif index:
-        console.warn(f"stage {names[index - 1]} of fold {fold} has no snapshot: starting from the model as it begins")
+    plan = job.stages[index]
+    if plan.start != "fresh" and index:
+        start = names[index - 1] if plan.start == "previous" else plan.start
+        source = _begin(setup, trained, known, fold, names, index, model) if _is_trained(trained, known, fold) else ""
+        if source:
+            console.note(f"starting from {source} of fold {fold}")
+        else:
+            console.warn(f"fold {fold} has nothing left of stage {start}: starting from the model as it begins")
     with console.Status() as status:
         status.show(f"range test of stage {names[index]}")
         curve = range_test(job.context, job.stages[index], model, progress=Progress(stage=index))
@@ -59,3 +65,39 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
         "csv": str(csv),
         "picture": str(draw_lr_find(csv)),
     }
+
+
+def _is_trained(run: RunPaths, known: dict[str, str], fold: int) -> bool:
+    return bool(state_of(run.fold(fold), training=known["training"])["state"] != "none")
+
+
+def _begin(
+    setup: Setup, run: RunPaths, known: dict[str, str], fold: int, names: list[str], index: int, model: nn.Module
+) -> str:
+    """Put what a fold has left of the stage before into a model as it is built; return where it is from, or "".
+
+    Args:
+        setup: the competition.
+        run: the trained run.
+        known: its hashes.
+        fold: which.
+        names: of the stages.
+        index: the stage that is to begin; it follows another.
+        model: is changed.
+    """
+    paths, start = run.fold(fold), parts.build_stages(setup.competition)[index].start
+    before = names[index - 1] if start == "previous" else start
+    resumed = load_resume(paths, training=known["training"]) if start == "previous" else None
+    if resumed is not None and resumed[0].stage == index and resumed[0].step == 0:
+        restore(model, *resumed, paths)
+        return f"the end of stage {before}"
+    if load_end(model, paths, before):
+        return f"the end of stage {before}"
+    if resumed is not None and resumed[0].stage == index - 1:
+        restore(model, *resumed, paths)
+        return f"stage {before} as far as it is trained"
+    found = [item for item in checkpoints(setup, run, known, fold) if item.info["stage"] in names[:index]]
+    if not found:
+        return ""
+    load_strict(model, snapshot_tensors(found[-1]), what=f"snapshot '{found[-1].path}'")
+    return found[-1].member

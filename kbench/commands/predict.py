@@ -253,6 +253,7 @@ def member_of(
         name=f"fold {info['fold']} {checkpoint.member}", load=load_model, size=tuple(info["size"]), resize=info["crop"],
         scale=info["scale"], precision=precision, out=out, source=source, augmentation=show.augmentation,
         train_crop=show.crop, body=checkpoint.body, head=head_like,
+        judged=stages[info["stage"]].valid_show.crop if info["crop"] == "keep" else None,
     )  # fmt: skip
 
 

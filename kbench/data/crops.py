@@ -41,11 +41,16 @@ class Crop:
         resize: how images are resized before.
         window: called as `window((H, W), (height, width), rng)`; returns what is shown.
         masked: called instead where a row has a mask, with the [H, W, M] mask for its size; None: nothing changes.
+        judged: how images of rows are shown when they are judged: the centre of a covered image, whole, or by a crop
+            of its own.
+        name: tells crops with the same `resize` apart in what is kept of their images.
     """
 
     resize: Literal["cover", "exact", "keep"]
     window: Callable[[Size, Size, np.random.Generator], Window]
     masked: Callable[[np.ndarray, Size, np.random.Generator], Window] | None = None
+    judged: Literal["centre", "whole"] | Crop = "centre"
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def centre() -> Crop:
 
 @register("crop")
 def squash() -> Crop:
-    """Show the whole image, squashed to the size (CropType.NO)."""
+    """Show the whole image, squashed to the size (CropType.NO; for CropType.NOOP see `whole`)."""
     return Crop("exact", lambda image, size, rng: Window(0, 0, *image))
 
 

@@ -1,4 +1,4 @@
-"""Crops for dense tasks that keep an image's own resolution: a window of it, or all of it (row S-07).
+"""Crops that keep an image's own resolution: a window of it, or all of it (row S-07; CropType.NOOP of F-08).
 
 A crop may look at the row's mask to show what is rare.
 """
@@ -26,7 +26,8 @@ def native(
 ) -> Crop:
     """Show a window of the size at the image's own resolution, anywhere in it.
 
-    An image smaller than the window is shown whole in the centre, with its reflection around.
+    An image smaller than the window is shown whole in the centre, with its reflection around; one of the size as it
+    is, which is fast.ai's CropType.NOOP. A row is judged on the centre, at the middle of the scales.
 
     Args:
         scale: range of the factor the window is shown larger by.
@@ -49,7 +50,7 @@ def native(
 
     def size_of(size: Size, rng: np.random.Generator) -> Size:
         factor = rng.uniform(*scale) if scale[0] < scale[1] else scale[0]
-        return (max(1, round(size[0] / factor)), max(1, round(size[1] / factor)))
+        return _shrunk(size, factor)
 
     def window(image: Size, size: Size, rng: np.random.Generator) -> Window:
         return _placed(image, size_of(size, rng), rng, None)
@@ -61,13 +62,23 @@ def native(
             point = _pixel_of(mask, wanted[int(rng.integers(len(wanted)))], len(_names), rng)
         return _placed((mask.shape[0], mask.shape[1]), shown, rng, point)
 
-    return Crop("keep", window, masked if wanted else None)
+    middle = (scale[0] * scale[1]) ** 0.5
+    judged = Crop("keep", lambda image, size, rng: centred(image, _shrunk(size, middle)), name=f"native {middle:g}")
+    return Crop("keep", window, masked if wanted else None, judged)
 
 
 @register("crop")
 def whole() -> Crop:
-    """Show the whole image, squashed to the size from its own resolution."""
-    return Crop("keep", lambda image, size, rng: Window(0, 0, *image))
+    """Show the whole image, squashed to the size from its own resolution, as rows are judged; one of the size as it is.
+
+    fast.ai's CropType.NO is `squash`, which shows the same from an image that is resized once. CropType.NOOP leaves
+    images as they are, which only those of one size can be in a batch: there it is this crop.
+    """
+    return Crop("keep", lambda image, size, rng: Window(0, 0, *image), judged="whole")
+
+
+def _shrunk(size: Size, factor: float) -> Size:
+    return (max(1, round(size[0] / factor)), max(1, round(size[1] / factor)))
 
 
 def _placed(image: Size, size: Size, rng: np.random.Generator, point: tuple[int, int] | None) -> Window:

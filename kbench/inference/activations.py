@@ -119,7 +119,7 @@ def _path(source: Source, model: nn.Module, seen: Seen) -> Path:
     show = seen.show
     key = files.digest([
         _VERSION, files.digest([str(name) for name in source.ids]), content_key(source.rows, source.folder),
-        source.reader, [show.crop.resize, *show.size], seen.scale, body_digest(model), seen.precision,
+        source.reader, [show.crop.resize, *show.size, show.crop.name], seen.scale, body_digest(model), seen.precision,
         seen.channels_last, source.device.type, version("torch"), version("timm"),
     ])  # fmt: skip
     return source.folder / "activations" / f"{key}.json"

@@ -23,12 +23,12 @@ from kbench import files
 from kbench.data import seeds
 from kbench.data.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.cache import Images, Resize
-from kbench.data.crops import Crop, Size, Window, centred
+from kbench.data.crops import Crop, Size
 from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.errors import PredictionError
 from kbench.inference.activations import features
 from kbench.inference.predictions import Predictions, array_path, create_array, save
-from kbench.inference.views import Load, View, is_plain
+from kbench.inference.views import Load, View, is_plain, window_of
 from kbench.models.folding import fold
 from kbench.models.memory import free_memory, in_parts
 from kbench.models.outputs import probabilities
@@ -57,6 +57,7 @@ class Member:
         head: takes a loaded model of the same body and returns this member's head, [B, D] -> [B, K], in eval mode.
         precomputed: (loaded model) -> [N, D] features of the rows of the images' table, for the plain view; None
             where the body always runs.
+        judged: the crop its images were judged by, where they are kept at their own resolution.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Member:
     body: str = ""
     head: Callable[[nn.Module], nn.Module] | None = None
     precomputed: Callable[[nn.Module], np.ndarray] | None = None
+    judged: Crop | None = None
 
     @property
     def family(self) -> tuple[Any, ...]:
@@ -167,7 +169,7 @@ def grouped(members: Sequence[Member], *, drawn: bool) -> list[list[Member]]:
     groups: dict[tuple[Any, ...], list[Member]] = {}
     for member in members:
         training = (id(member.augmentation), id(member.train_crop)) if drawn else ()
-        key = (member.size, member.resize, *training)
+        key = (member.size, member.resize, member.judged and member.judged.name, *training)
         groups.setdefault(key, []).append(member)
     return list(groups.values())
 
@@ -321,24 +323,10 @@ def _way(job: Job, member: Member, load: Load) -> tuple[Images, Show]:
         crop = member.train_crop
         augmentation = member.augmentation
     else:
-        crop, augmentation = Crop(member.resize, corner_window(load)), NO_AUGMENTATION
+        crop, augmentation = Crop(member.resize, window_of(load, member.judged, member.size)), NO_AUGMENTATION
     whole = (round(size[0] * load.margin), round(size[1] * load.margin))
     resize = Resize(crop.resize, *(whole if crop.resize != "keep" else (0, 0)))
     return job.images(resize), Show(size, crop, augmentation)
-
-
-def corner_window(load: Load) -> Callable[[Size, Size, np.random.Generator], Window]:
-    """Return the function that picks the load's window of an image."""
-
-    def window(image: Size, size: Size, rng: np.random.Generator) -> Window:
-        if load.corner == "centre":
-            return centred(image, size)
-        vertical, horizontal = load.corner.split("_")
-        top = 0 if vertical == "top" else image[0] - size[0]
-        left = 0 if horizontal == "left" else image[1] - size[1]
-        return Window(top, left, *size)
-
-    return window
 
 
 def _opened(job: Job, member: Member) -> Predictions:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
+from kbench.data.crops import Crop, Size, Window, centred
 from kbench.errors import ConfigError, check_number
 from kbench.registry import register
 
@@ -61,6 +63,30 @@ class View:
     forward: Map = same
     inverse: Map = same
     weight: float = 1.0
+
+
+def window_of(load: Load, judged: Crop | None, size: Size) -> Callable[[Size, Size, np.random.Generator], Window]:
+    """Return the function that picks the load's window of an image.
+
+    Args:
+        load: how the image is read.
+        judged: the crop images were judged by, where they keep their own resolution; None: a window of what is shown.
+        size: height and width the model is trained at. With `judged`, the window is as large as that crop's for this
+            size, whatever size the view is shown at.
+    """
+
+    def window(image: Size, shown: Size, rng: np.random.Generator) -> Window:
+        if judged is not None:
+            own = judged.window(image, size, rng)
+            shown = (int(own.height), int(own.width))
+        if load.corner == "centre":
+            return centred(image, shown)
+        vertical, horizontal = load.corner.split("_")
+        top = 0 if vertical == "top" else image[0] - shown[0]
+        left = 0 if horizontal == "left" else image[1] - shown[1]
+        return Window(top, left, *shown)
+
+    return window
 
 
 def is_plain(view: View) -> bool:

@@ -17,7 +17,7 @@ from kbench import files
 from kbench.data import seeds
 from kbench.errors import CheckpointError, TrainingError
 from kbench.models.checkpoint import Tensors, read_body, read_tensors, write_tensors
-from kbench.models.split import HEAD
+from kbench.models.split import HEAD, head_state, is_split
 from kbench.training.context import FoldContext
 from kbench.training.events import Event, Note
 from kbench.training.recipe import StagePlan
@@ -51,17 +51,15 @@ def train_fold(
     model = build()
     progress, tensors = resumed or (Progress(), None)
     if tensors is not None:
-        _restore(model, progress, tensors, context.paths)
+        restore(model, progress, tensors, context.paths)
         yield Note(f"going on from stage {stages[progress.stage].name}, epoch {progress.epoch}, batch {progress.batch}")
-    needed = {stage.start for stage in stages}
     try:
         for stage in stages[progress.stage :]:
             if tensors is None:
                 model = _start(context, stage, model, build)
             yield from run_stage(context, stage, model, progress=progress, tensors=tensors)
             tensors = None
-            if stage.name in needed:
-                write_tensors(context.paths.end(stage.name), model.state_dict())
+            _leave_end(context.paths, stage, stages, model)
             progress.next_stage()
     except TrainingError as error:
         mark(context.paths, "failed", context.identity, error=error.what)
@@ -72,7 +70,27 @@ def train_fold(
     clear_resume(context.paths)
 
 
-def _restore(model: nn.Module, progress: Progress, tensors: Tensors, paths: FoldPaths) -> None:
+def _leave_end(paths: FoldPaths, stage: StagePlan, stages: Sequence[StagePlan], model: nn.Module) -> None:
+    """Write a stage's end: whole where a later stage starts from it; the head, if nothing else has learned so far.
+
+    The head is for `kbench lr-find`, since the body of such a stage is the one the model is built with.
+    """
+    if stage.name in {other.start for other in stages}:
+        write_tensors(paths.end(stage.name), model.state_dict())
+    elif all(one.groups == "head" for one in stages[: stage.index + 1]) and is_split(model):
+        write_tensors(paths.end(stage.name), head_state(model.get_submodule(HEAD.rstrip("."))))
+
+
+def load_end(model: nn.Module, paths: FoldPaths, stage: str) -> bool:
+    """Put the end of a stage into a model as it is built; return whether there is one."""
+    end = paths.end(stage)
+    if not end.is_file():
+        return False
+    model.load_state_dict({**model.state_dict(), **read_tensors(end)})
+    return True
+
+
+def restore(model: nn.Module, progress: Progress, tensors: Tensors, paths: FoldPaths) -> None:
     """Put back a resume point's model; one that trains on activations kept its head beside the frozen body."""
     state = part(tensors, "model/")
     if progress.body:

@@ -167,5 +167,17 @@ def with_limit(stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
 
 
 def crop_for_validation(name: str, train: Crop, *, centre: Crop, squash: Crop) -> Crop:
-    """Return how images are shown when judged: the centre, unless training squashes (F-08)."""
-    return squash if name == "squash" or train.resize == "exact" else centre
+    """Return how images are shown when judged, so that things are as large there as in training (F-08).
+
+    As fast.ai does: the centre of a covered image, where training shows windows of it; the whole image, where training
+    shows it whole; what a crop says itself otherwise.
+
+    Args:
+        name: `input.crop` of the YAML; `squash` always shows the whole image.
+        train: how training images are shown.
+        centre: the crop `centre`.
+        squash: the crop `squash`.
+    """
+    if name == "squash" or train.resize == "exact" or train.judged == "whole":
+        return squash
+    return train.judged if isinstance(train.judged, Crop) else centre

@@ -21,26 +21,6 @@ from kbench.errors import ConfigError
 from kbench.inference import activations as module
 from kbench.inference.predictions import load
 
-SPLIT = small_runs.MODEL.replace(
-    """        self.conv, self.fc = nn.Conv2d(channels, 4, 3), nn.Linear(16, n_outputs)
-        self.layer_prefixes = [["conv."], ["fc."]]
-
-    def forward(self, images):
-        return self.fc(nn.functional.adaptive_avg_pool2d(self.conv(images).relu(), 2).flatten(1))
-""",
-    """        generator = torch.Generator().manual_seed(0)
-        self.conv, self.head = nn.Conv2d(channels, 4, 3), nn.Linear(16, n_outputs)
-        with torch.no_grad():
-            self.conv.weight.normal_(generator=generator), self.conv.bias.zero_()  # as if pretrained
-        self.layer_prefixes = [["conv."], ["head."]]
-
-    def features(self, images):
-        return nn.functional.adaptive_avg_pool2d(self.conv(images).relu(), 2).flatten(1)
-
-    def forward(self, images):
-        return self.head(self.features(images))
-""",
-)
 STAGES = (
     "stages.all=null", "stages.first.precompute=true", "train.augment=none", "stages.first.keep=[cycles]",
     "stages.first.schedule={name: sgdr, cycles: 2}", "tta=none",
@@ -50,7 +30,7 @@ STAGES = (
 @pytest.fixture
 def choice(tmp_path: Path) -> Choice:
     small_runs.written(tmp_path)
-    (tmp_path / "competitions" / "classes" / "small.py").write_text(SPLIT)
+    (tmp_path / "competitions" / "classes" / "small.py").write_text(small_runs.SPLIT)
     return Choice("classes", assignments=STAGES, workspace=tmp_path)
 
 

@@ -22,9 +22,9 @@ from kbench.data.dataset import Normalise, Show
 from kbench.data.images import image, remembering
 from kbench.errors import PredictionError
 from kbench.inference import predict as module
-from kbench.inference.predict import Job, Member, corner_window, grouped, predict
+from kbench.inference.predict import Job, Member, grouped, predict
 from kbench.inference.predictions import array_path, load
-from kbench.inference.views import Load
+from kbench.inference.views import Load, window_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # fork, Python 3.12
@@ -198,7 +198,7 @@ def test_five_crops_are_the_centre_and_the_corners_of_a_larger_image(tmp_path: P
 
 @pytest.mark.parametrize("corner", ["centre", "top_left", "top_right", "bottom_left", "bottom_right"])
 def test_windows_lie_inside_the_image(corner) -> None:
-    window = corner_window(Load(corner))((20, 30), (8, 9), np.random.default_rng(0))
+    window = window_of(Load(corner), None, (8, 9))((20, 30), (8, 9), np.random.default_rng(0))
     assert 0 <= window.top <= 12
     assert 0 <= window.left <= 21
     assert (window.height, window.width) == (8, 9)
