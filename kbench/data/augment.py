@@ -60,7 +60,7 @@ def basic(
         rotate: largest angle in degrees.
         light: largest change of brightness, of a range of 1.
         contrast: largest change of contrast.
-        zoom: largest zoom (max_zoom, F-09).
+        zoom: largest zoom (max_zoom, F-09); of which part, the crop says: `random` shows any.
         prob: probability of the rotation and of the zoom.
 
     Raises:

@@ -43,6 +43,8 @@ class Crop:
         masked: called instead where a row has a mask, with the [H, W, M] mask for its size; None: nothing changes.
         judged: how images of rows are shown when they are judged: the centre of a covered image, whole, or by a crop
             of its own.
+        zoomed: called instead where the augmentation zooms in, as `zoomed((H, W), (height, width), zoom, rng)`, and
+            returns the smaller window that is shown larger; None: the middle of the window.
         name: tells crops with the same `resize` apart in what is kept of their images.
     """
 
@@ -50,6 +52,7 @@ class Crop:
     window: Callable[[Size, Size, np.random.Generator], Window]
     masked: Callable[[np.ndarray, Size, np.random.Generator], Window] | None = None
     judged: Literal["centre", "whole"] | Crop = "centre"
+    zoomed: Callable[[Size, Size, float, np.random.Generator], Window] | None = None
     name: str = ""
 
 
@@ -59,7 +62,8 @@ class Geometry:
 
     Attributes:
         angle: degrees, counter-clockwise.
-        zoom: above 0; the window shrinks by it, or grows where it is below 1.
+        zoom: above 0; the window shrinks by it about its centre, or grows where it is below 1. Crops may choose the
+            place of the smaller window themselves (`Crop.zoomed`).
         flip: mirror left and right.
         turns: quarter turns, counter-clockwise, after the flip.
     """
@@ -83,9 +87,30 @@ def anywhere(image: Size, size: Size, rng: np.random.Generator) -> Window:
 
 
 @register("crop")
-def random() -> Crop:
-    """Show a window of the size, anywhere in the image (CropType.RANDOM)."""
-    return Crop("cover", anywhere)
+def random(*, pad: int = 0) -> Crop:
+    """Show a window of the size, anywhere in the image (CropType.RANDOM).
+
+    Where the augmentation zooms in, the window is anywhere in the larger image: fast.ai scales first, then crops.
+
+    Args:
+        pad: pixels of the image's reflection around it, of what is shown, that windows may reach into (`pad`, F-09).
+
+    Raises:
+        ConfigError: `pad` is negative.
+    """
+    check_number("pad", pad, "[0, 10000]", whole=True)
+
+    def window(image: Size, size: Size, rng: np.random.Generator) -> Window:
+        top, left = (int(rng.integers(-pad, max(0, image[axis] - size[axis]) + pad + 1)) for axis in (0, 1))
+        return Window(top, left, *size)
+
+    def zoomed(image: Size, size: Size, zoom: float, rng: np.random.Generator) -> Window:
+        height, width, reach = size[0] / zoom, size[1] / zoom, pad / zoom
+        top = rng.uniform(-reach, max(0.0, image[0] - height) + reach)
+        left = rng.uniform(-reach, max(0.0, image[1] - width) + reach)
+        return Window(top, left, height, width)
+
+    return Crop("cover", window, zoomed=zoomed)
 
 
 @register("crop")

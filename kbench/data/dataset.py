@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,14 +52,23 @@ class Show:
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return [height, width, C] and the mask [height, width, 1] shown the same way."""
+        """Return [height, width, C] and the mask [height, width, M] shown the same way.
+
+        Masks of classes take the nearest pixel. Those of numbers are interpolated as the image is; what mixes with an
+        unknown pixel (NaN) is unknown.
+        """
         geometry = self.augmentation.geometry(rng) if self.augmentation.geometry else Geometry()
         size, window = before_turns(self.size, geometry), None
         if mask is not None and self.crop.masked is not None:
             window = self.crop.masked(mask, size, rng)
+        if window is None and self.crop.zoomed is not None and geometry.zoom > 1:
+            window = self.crop.zoomed((image.shape[0], image.shape[1]), size, geometry.zoom, rng)
+            geometry = replace(geometry, zoom=1.0)
         window = window or self.crop.window((image.shape[0], image.shape[1]), size, rng)
         shown = warp(image, window, geometry, self.size)
-        shown_mask = None if mask is None else warp(mask, window, geometry, self.size, nearest=True)
+        shown_mask = None
+        if mask is not None:
+            shown_mask = warp(mask, window, geometry, self.size, nearest=mask.dtype.kind != "f")
         if self.augmentation.pixels:
             shown, shown_mask = self.augmentation.pixels(shown, shown_mask, rng)
         return shown, shown_mask

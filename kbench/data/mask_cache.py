@@ -1,7 +1,7 @@
 """Masks of a table's rows, read like images: decoded once into the same kind of memory-mapped cache.
 
 A mask is held against the size of its image before it is used. Masks are resized as their images are, taking the
-nearest pixel.
+nearest pixel of classes, and interpolating numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kbench.data.verify import look
 from kbench.errors import DataError, FoldError, KbenchError, Problem
 
 _SHOWN = 10  # rows with a wrong mask that are named
-_VERSION = 1  # of the pixels a key stands for; raise it when reading masks changes
+_VERSION = 2  # of the pixels a key stands for; raise it when reading masks changes
 
 
 class DirectMasks:
@@ -53,7 +53,7 @@ class DirectMasks:
                 f"the {size[0]} x {size[1]} pixels of its image",
                 "`kbench check` lists every such mask; correct data.masks in the YAML or the files",
             )
-        return self._resize(mask, nearest=True)
+        return self._resize(mask, nearest=mask.dtype.kind != "f")
 
 
 def open_masks(
@@ -74,7 +74,7 @@ def open_masks(
         kind: reads them.
         kind_key: JSON-like description of the kind.
         size_of: row -> height and width of its image.
-        resize: as the images are resized; nearest pixels.
+        resize: as the images are resized; nearest pixels of classes.
         folder: the cache folder.
         mode: `auto` caches when the masks need less than half of the free disk.
         progress: called as `progress(done, total)` while the cache is built.

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import drawn
 
+from kbench.data.augment import Augmentation
 from kbench.data.crops import Crop, Geometry, Window, centre, centred, googlenet, random, squash, warp
+from kbench.data.dataset import Show
 from kbench.errors import ConfigError
 
 PLAIN = Geometry()
@@ -200,3 +202,60 @@ def test_googlenet_shows_the_centre_where_no_window_fits() -> None:
 def test_ranges_that_make_no_sense_are_an_error(params) -> None:
     with pytest.raises(ConfigError):
         googlenet(**params)
+
+
+# -- zoom and padding as fast.ai has them (F-09) -------------------------------------------------------------------
+
+
+def places(image: np.ndarray) -> np.ndarray:
+    """Return [H, W, 2]: the row and the column of every pixel."""
+    return np.stack(np.mgrid[0 : image.shape[0], 0 : image.shape[1]], axis=2).astype(np.float32)
+
+
+@given(st.integers(8, 30), st.integers(8, 30), st.floats(1.01, 3), st.integers(0, 999))
+def test_a_zoom_shows_a_smaller_window_anywhere_in_the_image(height: int, width: int, zoom: float, seed: int) -> None:
+    zoomed = random().zoomed
+    assert zoomed is not None
+    window = zoomed((height, width), (8, 8), zoom, rng(seed))
+    assert (window.height, window.width) == pytest.approx((8 / zoom, 8 / zoom))
+    assert 0 <= window.top <= height - window.height
+    assert 0 <= window.left <= width - window.width
+
+
+def test_zoomed_windows_are_at_every_place_equally_often_and_one_warp_away() -> None:
+    image = places(np.zeros((24, 24)))
+    show = Show((24, 24), random(), Augmentation(lambda rng: Geometry(zoom=2.0)))
+    shown = [show(image, rng(seed), image[:, :, :1])[0] for seed in range(600)]
+    middles = np.array([one.mean(axis=(0, 1)) for one in shown])
+    assert np.histogram(middles[:, 0], 4, (6 - 0.5, 18 - 0.5))[0] == pytest.approx([150] * 4, abs=45)
+    assert np.histogram(middles[:, 1], 4, (6 - 0.5, 18 - 0.5))[0] == pytest.approx([150] * 4, abs=45)
+    inner = shown[0][2:-2, 2:-2]
+    np.testing.assert_allclose(
+        np.diff(inner[:, :, 0], axis=0), 0.5, atol=0.04
+    )  # interpolated once, in 32nds of a pixel
+
+
+def test_other_crops_zoom_about_the_middle_of_what_they_show() -> None:
+    image = places(np.zeros((24, 24)))
+    for crop in (centre(), squash()):
+        show = Show((24, 24), crop, Augmentation(lambda rng: Geometry(zoom=2.0)))
+        np.testing.assert_allclose(show(image, rng(3))[0].mean(axis=(0, 1)), [11.5, 11.5], atol=0.1)
+
+
+def test_padding_lets_windows_reach_into_the_reflection() -> None:
+    image = drawn(1, size=(8, 8))[0]
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    show, seen = Show((8, 8), random(pad=4)), set()
+    for seed in range(300):
+        window = random(pad=4).window((8, 8), (8, 8), rng(seed))
+        top, left = int(window.top), int(window.left)
+        seen.add(top)
+        np.testing.assert_array_equal(show(image, rng(seed))[0], padded[top + 4 : top + 12, left + 4 : left + 12])
+    assert seen == set(range(-4, 5))
+    zoomed = random(pad=4).zoomed
+    assert zoomed is not None
+    tops = [zoomed((8, 8), (8, 8), 2.0, rng(seed)).top for seed in range(300)]
+    assert -2 <= min(tops) < -1.8  # four pixels of what is shown are two of the image
+    assert 5.8 < max(tops) <= 6
+    with pytest.raises(ConfigError, match="pad"):
+        random(pad=-1)

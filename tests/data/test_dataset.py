@@ -14,7 +14,7 @@ from pictures import ArrayImages, drawn, write_images
 from kbench import registry
 from kbench.data.augment import Augmentation
 from kbench.data.cache import DirectImages, Resize
-from kbench.data.crops import Geometry, centre, random
+from kbench.data.crops import Geometry, centre, random, squash
 from kbench.data.dataset import Draw, ImageDataset, Loader, Show, auto_workers, cut
 from kbench.data.images import image
 from kbench.errors import DataError, KbenchError
@@ -217,3 +217,32 @@ def test_loading_stays_in_this_process_on_a_cpu_and_uses_the_cores_beside_a_gpu(
     assert auto_workers("auto", device="cuda", jobs=4) == 3
     assert auto_workers("auto", device="cuda", jobs=16) == 1
     assert auto_workers(5, device="cpu") == 5
+
+
+def test_numbers_of_a_dense_regression_are_interpolated_as_the_image_is_and_classes_are_not() -> None:
+    """A height map that is turned and zoomed has heights in between (TfmType.PIXEL, F-10)."""
+    y, x = np.mgrid[0:24, 0:30]
+    plane = (3 * y + x).astype(np.float32)[:, :, None]
+    turned = Augmentation(lambda rng: Geometry(angle=20.0, zoom=0.9, flip=True))
+    show = Show((16, 16), centre(), turned)
+    shown, numbers = show(plane, np.random.default_rng(0), plane)
+    assert numbers is not None
+    np.testing.assert_array_equal(numbers, shown)
+    _, classes = show(plane, np.random.default_rng(0), (plane > 60).astype(np.uint8) * 7)
+    assert classes is not None
+    assert classes.dtype == np.uint8
+    assert set(np.unique(classes)) == {0, 7}
+
+
+@pytest.mark.parametrize("shrunk", [False, True])
+def test_what_mixes_with_an_unknown_number_is_unknown(shrunk: bool) -> None:
+    numbers = np.full((24, 24, 1), 5.0, dtype=np.float32)
+    numbers[10:14, 10:14] = np.nan
+    window = centre() if not shrunk else squash()
+    size = (8, 8) if shrunk else (16, 16)
+    turned = Augmentation(lambda rng: Geometry(angle=13.0))
+    _, made = Show(size, window, turned)(np.zeros((24, 24, 3), np.uint8), np.random.default_rng(0), numbers)
+    assert made is not None
+    unknown = np.isnan(made)
+    assert 0 < unknown.mean() < 0.4
+    np.testing.assert_allclose(made[~unknown], 5.0, rtol=1e-6)  # no share of what is unknown is left in
