@@ -230,9 +230,7 @@ def test_zoomed_windows_are_at_every_place_equally_often_and_one_warp_away() -> 
     assert np.histogram(middles[:, 0], 4, (6 - 0.5, 18 - 0.5))[0] == pytest.approx([150] * 4, abs=45)
     assert np.histogram(middles[:, 1], 4, (6 - 0.5, 18 - 0.5))[0] == pytest.approx([150] * 4, abs=45)
     inner = shown[0][2:-2, 2:-2]
-    np.testing.assert_allclose(
-        np.diff(inner[:, :, 0], axis=0), 0.5, atol=0.04
-    )  # interpolated once, in 32nds of a pixel
+    np.testing.assert_allclose(np.diff(inner[:, :, 0], axis=0), 0.5, atol=0.04)  # one warp, in 32nds of a pixel
 
 
 def test_other_crops_zoom_about_the_middle_of_what_they_show() -> None:

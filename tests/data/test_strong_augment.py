@@ -64,9 +64,10 @@ def test_image_and_mask_are_warped_alike_and_the_mask_has_only_its_own_values(
     where = np.stack([y, x], axis=2)
     augmentation = strong(prob=1.0, turns=turns, scale=(0.7, 2.0), **QUIET)
     for crop in (random(), native()):
-        shown, mask = Show(size, crop, augmentation)(where, np.random.default_rng(seed), where)
+        shown, mask = Show(size, crop, augmentation)(where, np.random.default_rng(seed), where.astype(np.uint8))
         assert mask is not None
         assert shown.shape == mask.shape == (*size, 2)
+        mask = mask.astype(np.float32)
         assert set(np.unique(mask)) <= set(np.arange(50.0))
         assert np.abs(shown - mask).max() <= 1.01
 
