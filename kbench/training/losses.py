@@ -155,7 +155,7 @@ def focal(
         multi_label: sigmoid per tag instead of softmax over the classes; by default what the task and the number
             of outputs say.
         detach_factor: no gradient through `(1 - p_t)^gamma`, as Signate's code had it.
-        ignore_index: class index that is not counted (softmax only).
+        ignore_index: class index that is not counted.
 
     Raises:
         ConfigError: a value is out of range.
@@ -188,7 +188,7 @@ def focal(
         return LossSum(-(share * modulate(miss) * log_p).sum(), share.sum())
 
     def sigmoid_loss(logits: Tensor, target: Tensor) -> LossSum:
-        target = per_tag(logits, target)
+        target = per_tag(logits, ignored(target, ignore_index))
         valid = ~target.isnan()
         target, logits = target.where(valid, 0), logits.float()
         miss = logits.sigmoid() * (1 - target) + (-logits).sigmoid() * target
@@ -233,6 +233,11 @@ def _soft(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     target = like(logits, target)
     valid = ~target.isnan().any(dim=1, keepdim=True)
     return F.log_softmax(logits.float(), dim=1), target.where(valid, 0), valid
+
+
+def ignored(target: Tensor, ignore_index: int) -> Tensor:
+    """Return targets where the class index that is not counted is -100, which `per_tag` takes as unknown."""
+    return target if target.is_floating_point() else target.long().where(target != ignore_index, -100)
 
 
 def per_tag(logits: Tensor, target: Tensor) -> Tensor:

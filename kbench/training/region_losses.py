@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kbench.errors import check_number
 from kbench.registry import register
-from kbench.training.losses import Loss, LossSum, balanced_weights, each_alone, per_tag, weights_on_device
+from kbench.training.losses import Loss, LossSum, balanced_weights, each_alone, ignored, per_tag, weights_on_device
 
 _EXACT = 2**24  # up to here float32 counts pixels without an error
 Classes = Literal["all", "present"]
@@ -255,9 +255,7 @@ def _region_loss(
 
 
 def _regions(logits: Tensor, target: Tensor, *, alone: bool, raw: bool, per_image: bool, ignore_index: int) -> _Regions:
-    if not target.is_floating_point():
-        target = target.where(target != ignore_index, -100)
-    truth = per_tag(logits, target)
+    truth = per_tag(logits, ignored(target, ignore_index))
     valid = ~truth.isnan()
     if not alone:
         valid = valid.all(1, keepdim=True).expand_as(truth)

@@ -150,6 +150,33 @@ def test_focal_of_tags_is_torchvisions() -> None:
     assert ours.mean().item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_focal_of_tags_does_not_count_the_class_that_is_ignored(dtype: torch.dtype) -> None:
+    logits, target = batch(dense=True)
+    known = torch.rand(target.shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    loss = focal(multi_label=True, alpha=0.25, ignore_index=255)
+    ours = loss(logits, target.where(known, 255).to(dtype))
+    one_hot = F.one_hot(target, 4).movedim(-1, 1).float().where(known.unsqueeze(1), torch.nan)
+    theirs = loss(logits, one_hot)
+    assert ours.count == theirs.count == 4 * known.sum()
+    assert ours.total.item() == pytest.approx(theirs.total.item(), rel=1e-6)
+    single = loss(logits[:, :1], (target % 2).where(known, 255).to(dtype))
+    assert single.count == known.sum()
+
+
+def test_a_detached_factor_weighs_the_gradient_of_tags_too() -> None:
+    logits, _ = batch()
+    target = tags(logits, unknown=False)
+    logits.requires_grad_(True)
+    missed = torch.where(target > 0.5, 1 - logits.detach().sigmoid(), logits.detach().sigmoid())
+    (ours,) = torch.autograd.grad(focal(multi_label=True, detach_factor=True)(logits, target).total, logits)
+    weighted = (missed**2 * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
+    (theirs,) = torch.autograd.grad(weighted, logits)
+    torch.testing.assert_close(ours, theirs)
+    (full,) = torch.autograd.grad(focal(multi_label=True)(logits, target).total, logits)
+    assert not torch.allclose(ours, full)
+
+
 def test_a_detached_factor_weighs_the_gradient_of_cross_entropy() -> None:
     logits, target = batch()
     logits.requires_grad_(True)
