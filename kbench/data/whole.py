@@ -51,34 +51,53 @@ class WholeImages(Dataset):
         return draw.row, self._images[draw.row], None if self._masks is None else self._masks[draw.row]
 
 
-def group(samples: Sequence[WholeSample | KbenchError]) -> list[Group] | KbenchError:
-    """Put images of one size together; the first error takes the place of the batch."""
+def pixels_at_once(n_outputs: int) -> int:
+    """Return how many pixels go through the network at once: those whose maps are 2^25 float32 values, 134 MB."""
+    return (1 << 25) // max(1, n_outputs)
+
+
+def batch_size(images: Images, *, pixels: int, most: int) -> int:
+    """Return how many whole images are loaded at once.
+
+    Args:
+        images: of the table; the first one tells the size, and `group` parts batches where others are larger.
+        pixels: at once at most.
+        most: images at most.
+    """
+    height, width = (int(side) for side in images[0].shape[:2])
+    return max(1, min(most, pixels // (height * width)))
+
+
+def group(samples: Sequence[WholeSample | KbenchError], *, pixels: int) -> list[Group] | KbenchError:
+    """Put images of one size together; the first error takes the place of the batch.
+
+    Args:
+        samples: those of a batch.
+        pixels: of a group at most, unless a single image has more. Only samples that follow one another within this
+            many are put together, so that what waits for its turn is never more either.
+    """
+    found: list[Group] = []
     by_size: dict[tuple[int, ...], list[WholeSample]] = {}
+    room = pixels
     for sample in samples:
         if isinstance(sample, KbenchError):
             return sample
+        area = sample[1].shape[0] * sample[1].shape[1]
+        if area > room:
+            found += map(_stacked, by_size.values())
+            by_size, room = {}, pixels
         by_size.setdefault(sample[1].shape, []).append(sample)
-    return [
-        Group(
-            [row for row, *_ in some],
-            torch.from_numpy(np.stack([image for _, image, _ in some])),
-            None if some[0][2] is None else torch.from_numpy(np.stack([mask for *_, mask in some if mask is not None])),
-        )
-        for some in by_size.values()
-    ]
+        room -= area
+    return [*found, *map(_stacked, by_size.values())]
 
 
-def batch_size(images: Images, n_outputs: int, *, most: int, values: int = 1 << 25) -> int:
-    """Return how many whole images go through the network at once.
-
-    Args:
-        images: of the table; the first one tells the size.
-        n_outputs: number of maps per image.
-        most: an upper limit.
-        values: map values held at once, 2^25 float32 being 134 MB.
-    """
-    height, width = (int(side) for side in images[0].shape[:2])
-    return max(1, min(most, values // (height * width * max(1, n_outputs))))
+def _stacked(some: Sequence[WholeSample]) -> Group:
+    masks = [mask for *_, mask in some if mask is not None]
+    return Group(
+        [row for row, *_ in some],
+        torch.from_numpy(np.stack([image for _, image, _ in some])),
+        torch.from_numpy(np.stack(masks)) if masks else None,
+    )
 
 
 def class_pixels(masks: Images, rows: np.ndarray, n_outputs: int, task: str) -> tuple[np.ndarray, int]:

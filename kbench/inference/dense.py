@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from kbench.data.cache import Images
 from kbench.data.dataset import Draw, Loader, Normalise, cut
-from kbench.data.whole import Group, WholeImages, batch_size, group
+from kbench.data.whole import Group, WholeImages, batch_size, group, pixels_at_once
 from kbench.inference.map_store import Row
 from kbench.inference.maps import MapMaker
 from kbench.metrics.dense import measured
@@ -80,15 +81,21 @@ def readings(job: MapJob, members: Sequence[MapMember]) -> list[tuple[str, int |
 def stream(job: MapJob, members: Sequence[MapMember]) -> Iterator[Row]:
     """Yield the mean maps of each row, in order, with what every reading of them is worth."""
     shelf = _Shelf(members, job.make.device)
+    pixels = pixels_at_once(len(job.names))
     loader = Loader(
-        WholeImages(job.images, job.masks), workers=job.workers, pin=job.make.device.type == "cuda", collate=group
-    )
-    size = batch_size(job.images, len(job.names), most=job.most)
+        WholeImages(job.images, job.masks), workers=job.workers, pin=job.make.device.type == "cuda",
+        collate=partial(group, pixels=pixels),
+    )  # fmt: skip
+    size = batch_size(job.images, pixels=pixels, most=job.most)
+    waiting = iter(job.rows.tolist())
+    row = next(waiting, None)
+    made: dict[int, Row] = {}
     for groups in loader(cut(len(job.rows), size, lambda place: Draw(int(job.rows[place])))):
-        made: dict[int, Row] = {}
         for some in groups:
             made.update(_one_group(job, shelf, some))
-        yield from (made[row] for row in sorted(made))
+            while row in made:
+                yield made.pop(row)
+                row = next(waiting, None)
 
 
 def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, Row]]:

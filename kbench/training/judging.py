@@ -7,13 +7,14 @@ batch, whatever the number of images.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from kbench.data.dataset import Draw, Loader, cut
-from kbench.data.whole import WholeImages, batch_size, group
+from kbench.data.whole import WholeImages, batch_size, group, pixels_at_once
 from kbench.inference.maps import MapMaker
 from kbench.inference.views import View
 from kbench.metrics.dense import measured, truth_of
@@ -53,11 +54,13 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> tupl
     task, names, rows = context.table.task, context.table.target_names, context.valid_rows
     images = context.images(KEEP)
     make = MapMaker(context.windows, (View("plain"),), task, context.device)
+    pixels = pixels_at_once(len(names))
     loader = Loader(
         WholeImages(images, context.masks(KEEP)), workers=context.workers, pin=context.device.type == "cuda",
-        collate=group,
+        collate=partial(group, pixels=pixels),
     )  # fmt: skip
-    plan = cut(len(rows), batch_size(images, len(names), most=judging.most), lambda place: Draw(int(rows[place])))
+    size = batch_size(images, pixels=pixels, most=judging.most)
+    plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
     total, count = 0.0, 0.0
     found: dict[int, np.ndarray] = {}
     for groups in loader(plan[: context.limit] if context.limit else plan):

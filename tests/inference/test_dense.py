@@ -88,6 +88,24 @@ def test_the_mean_is_that_of_all_models_and_views_on_images_of_any_size() -> Non
         np.testing.assert_allclose(row.maps, expected, atol=1e-5)
 
 
+def test_small_images_before_large_ones_never_make_a_batch_of_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Counting(Lopsided):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images) * images[0, 0].numel())
+            return super().forward(images)
+
+    sizes = [(5, 7), (40, 50), (5, 7), (40, 50), (40, 50), (5, 7)]
+    whole = list(stream(job(sizes, maker(), most=6), [member(0)]))
+    monkeypatch.setattr(dense, "pixels_at_once", lambda n_outputs: 2 * 40 * 50)
+    parted = list(stream(job(sizes, maker(), most=6), [member(0, kind=Counting)]))
+    assert max(seen) <= 2 * 40 * 50
+    for one, other in zip(whole, parted, strict=True):
+        np.testing.assert_allclose(one.maps, other.maps, atol=1e-6)
+        assert np.array_equal(one.worth, other.worth)  # type: ignore[arg-type]
+
+
 def test_every_reading_is_worth_what_its_own_masks_are_worth() -> None:
     made = job(MIXED, maker("flip"))
     members = [member(0), member(1)]
