@@ -18,6 +18,8 @@ from kbench.data.tables import Table
 from kbench.ensemble.postprocess import Rule, small_holes
 from kbench.ensemble.tuning import Outcome, neutral, tune, tunes
 from kbench.errors import ConfigError
+from kbench.inference import map_store
+from kbench.inference.map_store import Row, Writing
 from kbench.metrics import make_metric
 
 EIGHT = np.ones((3, 3))
@@ -107,21 +109,64 @@ def test_what_changes_nothing_is_the_plain_rule(seed: int, task: str) -> None:
     np.testing.assert_array_equal(maps, before)
 
 
-def test_pixels_that_are_taken_away_go_to_the_next_class() -> None:
+def test_pixels_that_are_taken_away_go_to_the_class_around_them() -> None:
     maps = np.zeros((3, 6, 6), dtype=np.float32)
     maps[0] = 0.5
     maps[1] = 0.3
     maps[2] = 0.2
     maps[2, 2, 2:4] = 0.6
-    mask = rule(("a", "b", "c"), min_object={"c": 3}).apply(maps)
-    assert (mask == 0).all()
-    maps[0, 2, 2:4] = 0.1
-    mask = rule(("a", "b", "c"), min_object={"c": 3}).apply(maps)
-    assert mask[2, 2:4].tolist() == [1, 1]
-    assert rule(("a", "b", "c"), empty={"c": 3}).apply(maps)[2, 2] == 1
+    for given in ({"min_object": {"c": 3}}, {"empty": {"c": 3}}, {"min_hole": 3}):
+        assert (rule(("a", "b", "c"), **given).apply(maps) == 0).all()
+    maps[0, 2, 2:4] = 0.1  # "b" is more probable there, and would be as small
+    assert (rule(("a", "b", "c"), min_object=3).apply(maps) == 0).all()
     assert rule(("a", "b", "c"), empty={"c": 2}).apply(maps)[2, 2] == 2
     assert (rule(("a", "b", "c"), bias={"c": 1.5}).apply(maps) == 2).all()
-    assert rule(("a", "b", "c"), min_hole=3).apply(maps)[2, 2] == 0
+    assert (rule(("a", "b", "c"), min_object=40).apply(maps) == maps.argmax(0)).all()  # nothing would stay
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(2, 30))
+def test_what_is_filled_has_the_class_of_a_nearest_pixel_and_nothing_small_is_left(seed: int, least: int) -> None:
+    rng = np.random.default_rng(seed)
+    maps = np.stack([ndimage.gaussian_filter(rng.random((26, 31)), 1.5) for _ in range(4)]).astype(np.float32)
+    names = ("a", "b", "c", "d")
+    before = maps.argmax(0)
+    gone = np.zeros(before.shape, dtype=bool)
+    for k in range(4):
+        labels, _ = ndimage.label(before == k, EIGHT)
+        gone |= (before == k) & (np.bincount(labels.ravel())[labels] < least)
+    mask = rule(names, min_object=least).apply(maps)
+    if gone.all():
+        np.testing.assert_array_equal(mask, before)
+        return
+    np.testing.assert_array_equal(mask[~gone], before[~gone])
+    distance = ndimage.distance_transform_edt(gone)
+    for k in range(4):
+        near = ndimage.distance_transform_edt((before != k) | gone) if ((before == k) & ~gone).any() else np.inf
+        assert (np.broadcast_to(near - distance, gone.shape)[gone & (mask == k)] < 1).all()  # chamfer, not exact
+        labels, count = ndimage.label(mask == k, EIGHT)
+        assert all((labels == number).sum() >= least for number in range(1, count + 1))
+
+
+@pytest.mark.parametrize("params", [{"min_object": 12}, {"empty": {"c": 60}}, {"largest": True},
+                                    {"bias": {"c": 1.0, "b": -0.5}, "min_object": 12}])  # fmt: skip
+def test_maps_kept_in_8_bits_give_the_masks_that_exact_ones_give(tmp_path: Path, params: dict[str, Any]) -> None:
+    names = ("a", "b", "c")
+    rng = np.random.default_rng(5)
+    logits = 40 * np.stack([ndimage.gaussian_filter(rng.standard_normal((80, 90)), 5) * 5 for _ in names])
+    logits[2] = -40
+    logits[2, 40:43, 40:43] = logits[2, 60:62, 20:22] = logits.max() + 20  # sure specks: the other classes round to 0
+    maps = np.exp(logits - logits.max(0))
+    maps = (maps / maps.sum(0)).astype(np.float32)
+    made = rule(names, **params)
+    writing = Writing(tmp_path / "maps.json", np.array(["one"]), names, "segmentation", {}, ("mean",), True, made.apply)
+    store = map_store.write(writing, iter([Row(maps, None)]))
+    assert (store.maps(0).max(0) == 1).any()
+    exact, kept = store.mask(0), made.apply(store.maps(0))
+    assert (exact != kept).mean() < 0.005
+    speck = (slice(60, 62), slice(20, 22))
+    assert (exact[speck] != 2).all()
+    np.testing.assert_array_equal(exact[speck], kept[speck])
 
 
 def test_thresholds_are_of_classes_by_name() -> None:
