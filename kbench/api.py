@@ -139,14 +139,14 @@ class Run:
 
         Returns:
             Predictions with sorted `ids` [n], `names` (K) and `values` [n, K]: probabilities, or target units. Of a
-            segmentation the masks, read one at a time: `ids`, `names` and `oof[row]`, [H, W] class numbers or
-            [K, H, W] layers.
+            segmentation the masks that are scored, read one at a time: `ids`, `names` and `oof[row]`, [H, W] class
+            numbers or [K, H, W] layers.
 
         Raises:
             PredictionError: no fold is trained.
         """
         made = any_out_of_fold(self.setup, self.paths, self._trained(), device=device)
-        return masks_out_of_fold(made, None) if isinstance(made, MapsOutOfFold) else made.predictions
+        return masks_out_of_fold(made) if isinstance(made, MapsOutOfFold) else made.predictions
 
     def score(self, *, device: str = "auto") -> dict[str, Any]:
         """Return what `kbench score` reports: `metric`, `score`, `low`, `high`, `folds`, `spread`, `rows` and more.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,10 @@ import pytest
 from streets_and_salt import NAMES, SIGNATE, salt, write_salt, write_street
 from typer.testing import CliRunner
 
+from kbench.api import open_run
 from kbench.cli import app
 from kbench.data.rle import CONVENTIONS, encode
+from kbench.metrics.pixels import image_counts
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +154,69 @@ def test_a_tuned_post_process_is_scored_nested_and_sent(salty: Workspace) -> Non
         assert made["score"] == pytest.approx(score["score"])
     finally:
         yaml.write_text(SALT)
+
+
+RULE = "{name: standard, empty: 2000, threshold: 0.3}"
+TUNED = "{name: standard, threshold: tuned, empty: tuned, grid: {threshold: [0.2, 0.7], empty: [3000]}}"
+
+
+@contextlib.contextmanager
+def maps_of(salty: Workspace, rule: str, keep: str) -> Iterator[None]:
+    """Write a post-process, and whether maps are kept, into the YAML for a while."""
+    yaml = salty.root / "competitions" / "salt.yaml"
+    yaml.write_text(SALT + f"maps: {{postprocess: {rule}, keep: {keep}}}\n")
+    try:
+        yield
+    finally:
+        yaml.write_text(SALT)
+
+
+def test_ways_of_post_processing_are_one_table(salty: Workspace) -> None:
+    found = salty.json("sweep", "maps.postprocess={name: none},{name: standard, empty: 20000}")
+    by_rule = {json.loads(row["maps.postprocess"])["name"]: row for row in found["rows"]}
+    salted = [bool(salt(row)[1].any()) for row in range(16)]
+    assert by_rule["standard"]["score"] == pytest.approx(1 - sum(salted) / 16)  # every image is said to be empty
+    assert by_rule["none"]["score"] != by_rule["standard"]["score"]
+    assert by_rule["standard"]["gain"] == pytest.approx(by_rule["standard"]["score"] - by_rule["none"]["score"])
+
+
+@pytest.mark.parametrize("rule", [RULE, TUNED])
+@pytest.mark.parametrize("keep", ["on", "off"])
+def test_report_score_and_submission_agree_about_a_post_process(salty: Workspace, rule: str, keep: str) -> None:
+    run = salty.root / "runs" / "salt" / "baseline-s0"
+    for fold in (0, 1):
+        shutil.rmtree(run / f"fold-{fold}" / "oof", ignore_errors=True)
+    with maps_of(salty, rule, keep):
+        score = salty.json("score")
+        assert json.loads((run / "score.json").read_text()) == score
+        made = salty.json("report")
+        assert json.loads((run / "score.json").read_text()) == made["score"] == score
+        assert [record["ensemble"] for record in made["growth"]][-2:] == ["mean", "mean, post-processed"]
+        assert made["growth"][-1]["score"] == pytest.approx(score["score"])
+        ensemble = salty.json("ensemble")
+        assert ensemble["score"] == pytest.approx(score["score"])
+        assert json.loads((run / "score.json").read_text()) == score
+        masks = open_run("baseline-s0", competition="salt", workspace=salty.root).oof()
+    frame = pd.read_csv(salty.root / "files" / "train.csv", dtype=str)
+    truth = {name: salt(row)[1] for row, name in enumerate(frame["id"])}
+    counts = sum(image_counts(masks[row], truth[name][:, :, None], n_classes=1) for row, name in enumerate(masks.ids))
+    assert made["classes"][0]["iou"] == pytest.approx(counts[0, 0] / counts[0].sum())  # type: ignore[index]
+    assert (run / "fold-0" / "oof" / "ruled.json").exists() == (keep == "off")
+
+
+def test_masks_of_a_rule_are_predicted_once_where_maps_are_not_kept(salty: Workspace) -> None:
+    store = salty.root / "runs" / "salt" / "baseline-s0" / "test" / "ruled.bin"
+    shutil.rmtree(store.parent, ignore_errors=True)
+    with maps_of(salty, RULE, "off"):
+        first = salty.json("ensemble")
+        assert {path.name for path in store.parent.glob("*.bin")} == {"ruled.bin"}  # nor is anything else predicted
+        before = store.stat().st_mtime_ns
+        second = salty.json("ensemble")
+        assert store.stat().st_mtime_ns == before
+        assert Path(first["file"]).read_bytes() == Path(second["file"]).read_bytes()
+    with maps_of(salty, RULE.replace("0.3", "0.4"), "off"):
+        salty.run("ensemble")
+    assert store.stat().st_mtime_ns > before
 
 
 def test_unseen_images_are_predicted_against_their_own_sample(salty: Workspace) -> None:

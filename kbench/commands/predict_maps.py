@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from kbench import console, files
 from kbench.commands import parts
 from kbench.commands.predict import member_of, needed_checkpoints
 from kbench.commands.setup import Setup
+from kbench.data.cache import Images
 from kbench.data.dataset import auto_workers
 from kbench.data.tables import Table
 from kbench.ensemble import postprocess
@@ -81,8 +82,7 @@ class MapPart:
             geometric=competition.ensemble.mean == "geometric",
         )  # fmt: skip
         job = MapJob(
-            rows=self.rows, images=parts.opened_images(competition, self.table, cache, what=self.what)(KEEP),
-            masks=None if masks is None else masks(KEEP), names=names, make=make,
+            rows=self.rows, images=self._images(), masks=None if masks is None else masks(KEEP), names=names, make=make,
             most=competition.loader.valid_batch_size or _MOST,
             workers=auto_workers(competition.loader.workers, device=device.type),
         )  # fmt: skip
@@ -95,37 +95,72 @@ class MapPart:
             members.append(MapMember(name, one.load, one.scale, one.precision, share))
         return job, members
 
-    def rows_again(self) -> Iterator[Row]:
-        """Predict the rows and yield them, storing nothing."""
+    def rows_again(self, places: np.ndarray | None = None) -> Iterator[Row]:
+        """Predict the rows, or those at some places among them, and yield them, storing nothing."""
         job, members = self.job()
+        job = job if places is None else replace(job, rows=self.rows[places])
         with console.bar(f"predicting {self.what}: {len(members)} models x {len(job.make.views)} views") as advance:
             for done, row in enumerate(stream(job, members), start=1):
-                advance(done, len(self.rows))
+                advance(done, len(job.rows))
                 yield row
 
     def stored(self, *, force: bool = False) -> MapStore:
         """Return the store of the rows' maps; predicts where it does not fit any more."""
-        source = self.source()
-        known = None if force else files.read_seal(self.path, verify=False)
-        wanted = self.setup.competition.maps.keep
-        if known and known["source"] == source and (known["kept"] or wanted != "on"):
+        if not force and self._known() is not None:
             return map_store.load(self.path)
-        job, members = self.job()
-        competition = self.setup.competition
-        rule = None
-        if competition.task in SEGMENTATION:
-            rule = postprocess.none(_names=job.names, _task=competition.task).apply
-        keep = competition.task not in SEGMENTATION or wanted == "on" or (wanted == "auto" and self._has_room(job))
-        writing = Writing(
-            self.path, self.ids, job.names, competition.task, source,
-            tuple(name for name, *_ in readings(job, members)), keep, rule,
-        )  # fmt: skip
-        return map_store.write(writing, self.rows_again())
+        names, task = self.setup.train.target_names, self.setup.competition.task
+        rule = postprocess.none(_names=names, _task=task).apply if task in SEGMENTATION else None
+        files.remove(self.path_of_ruled)
+        return self._written(self.path, self.source(), keep=self._will_keep(), rule=rule)
 
-    def _has_room(self, job: MapJob) -> bool:
-        height, width = job.images[int(self.rows[0])].shape[:2]
-        needed = len(self.rows) * len(job.names) * height * width
+    def keeps(self, *, force: bool = False) -> bool:
+        """Return whether the probabilities are in the store, or will be once it is made."""
+        known = None if force else self._known()
+        return self._will_keep() if known is None else bool(known["kept"])
+
+    @property
+    def path_of_ruled(self) -> Path:
+        """The JSON of the masks a rule made of maps that were not kept."""
+        return self.path.with_name("ruled.json")
+
+    def ruled(self, rule: Rule, *, force: bool = False) -> MapStore:
+        """Return the store of the masks a rule makes; predicts where they are not those of this rule."""
+        path, source = self.path_of_ruled, {**self.source(), "rule": rule.source}
+        known = None if force else files.read_seal(path)
+        if known is not None and known["source"] == source:
+            return map_store.load(path)
+        return self._written(path, source, keep=False, rule=rule.apply)
+
+    def _known(self) -> dict[str, Any] | None:
+        """Return what the store says of itself, or None where it does not fit."""
+        known = files.read_seal(self.path, verify=False)
+        wanted = self.setup.competition.maps.keep
+        fits = known is not None and known["source"] == self.source() and (known["kept"] or wanted != "on")
+        return known if fits else None
+
+    def _will_keep(self) -> bool:
+        competition = self.setup.competition
+        wanted = competition.maps.keep
+        return competition.task not in SEGMENTATION or wanted == "on" or (wanted == "auto" and self._has_room())
+
+    def _has_room(self) -> bool:
+        images = self._images()
+        height, width = images[int(self.rows[0])].shape[:2]
+        needed = len(self.rows) * len(self.setup.train.target_names) * height * width
         return bool(needed < files.free_bytes(self.path.parent) / 10)
+
+    def _images(self) -> Images:
+        setup = self.setup
+        opened = parts.opened_images(setup.competition, self.table, setup.workspace.cache(), what=self.what)
+        return opened(KEEP)
+
+    def _written(
+        self, path: Path, source: dict[str, Any], *, keep: bool, rule: Callable[[np.ndarray], np.ndarray] | None
+    ) -> MapStore:
+        job, members = self.job()
+        said = tuple(name for name, *_ in readings(job, members))
+        writing = Writing(path, self.ids, job.names, self.setup.competition.task, source, said, keep, rule)
+        return map_store.write(writing, self.rows_again())
 
 
 def _member(checkpoint: Checkpoint, share: float) -> dict[str, Any]:
@@ -196,13 +231,21 @@ def _few(rows: np.ndarray, limit: int | None) -> np.ndarray:
     return rows if limit is None else rows[: 2 * limit]
 
 
-def masks_of(part: MapPart, rule: Rule) -> MaskSet:
-    """Return the masks a rule makes of some rows; what was not kept of their maps is predicted again."""
-    store = part.stored()
+def masks_of(part: MapPart, rule: Rule, *, force: bool = False) -> MaskSet:
+    """Return the masks a rule makes of some rows; where maps are not kept, the masks are.
+
+    Args:
+        part: the rows.
+        rule: the competition's.
+        force: predict also what is predicted.
+    """
     if part.setup.competition.maps.postprocess.name == "none":
-        return store.masks()
-    if store.kept:
-        return MaskSet(store.ids, store.names, store.task, store.source, lambda row: rule.apply(store.maps(row)))
-    path = part.path.with_name("ruled.json")
-    writing = Writing(path, store.ids, store.names, store.task, store.source, store.readings, False, rule.apply)
-    return map_store.write(writing, part.rows_again()).masks()
+        return part.stored(force=force).masks()
+    if part.keeps(force=force):
+        return masks_of_kept(part.stored(force=force), rule)
+    return part.ruled(rule, force=force).masks()
+
+
+def masks_of_kept(store: MapStore, rule: Rule) -> MaskSet:
+    """Return the masks a rule makes of kept maps, each made when it is asked for."""
+    return MaskSet(store.ids, store.names, store.task, store.source, lambda row: rule.apply(store.maps(row)))

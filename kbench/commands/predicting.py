@@ -76,13 +76,13 @@ def _predict_maps(
     unseen = setup.with_test(table)
     part = f"data-{files.digest([str(folder), table.fingerprint()])}"
     rows = rows_of_test(unseen, paths, identity, folds, device, table=table, part=part)
-    rows.stored(force=force)
     rule = untuned_rule(setup)
     if not is_plain(setup):
         rule = apply_rule(setup, maps_out_of_fold(setup, paths, identity, folds, device=device).maps()).rule
+    masks = masks_of(rows, rule, force=force)
     sample = read_sample(folder / setup.competition.submission.sample)
     file = write_submission(
-        Path(out or f"submission{setup.format.suffix}").absolute(), unseen.format.build(masks_of(rows, rule), sample),
+        Path(out or f"submission{setup.format.suffix}").absolute(), unseen.format.build(masks, sample),
         sample=sample, format=unseen.format, gzip=setup.competition.submission.gzip,
     )  # fmt: skip
     return {"rows": len(table), "members": len(rows.members), "file": str(file)}

@@ -10,7 +10,7 @@ from kbench import files
 from kbench.commands import parts
 from kbench.commands.look import Look
 from kbench.commands.predict_maps import rows_of_test
-from kbench.commands.rules import apply_rule, is_plain, untuned_rule
+from kbench.commands.rules import untuned_rule
 from kbench.commands.score_maps import MapsOutOfFold, masks_out_of_fold, truth_masks
 from kbench.commands.trial_grades import grader
 from kbench.data.cache import Images
@@ -37,33 +37,33 @@ def sections(look: Look, oof: MapsOutOfFold, found: dict[str, Any]) -> list[Sect
         oof: its out-of-fold maps.
         found: what the command returns; `growth`, `classes` and `slices` are added, and `test` with a solution.
     """
-    rule = None if is_plain(look.setup) else apply_rule(look.setup, oof.maps()).rule
-    masks = masks_out_of_fold(oof, rule)
+    masks = masks_out_of_fold(oof)
     return [
-        _growth(look, rule, found),
+        _growth(look, oof, found),
         _classes(look, oof, masks, found),
         _slices(look, oof, found),
         _panels(look, oof, masks),
     ]
 
 
-def _growth(look: Look, rule: Rule | None, found: dict[str, Any]) -> Section:
+def _growth(look: Look, oof: MapsOutOfFold, found: dict[str, Any]) -> Section:
     found["growth"] = look.oof.score["growth"]
-    grid = look.grid(found["growth"], "growth.csv", "gain: what the mean of everything adds to this one, out of fold")
+    grid = look.grid(found["growth"], "growth.csv", "gain: what the last one adds to this one, out of fold")
     text = (
-        "A snapshot alone and its plain view, the mean of snapshots, the mean over views. Folds show on test rows only."
+        "A snapshot alone and its plain view, the mean of snapshots, the mean over views, and what the post-process "
+        "makes of it, where there is one. Folds show on test rows only."
     )
     if not look.options.solution:
         return Section("Snapshots and views", text, [grid])
+    rule = untuned_rule(look.setup) if oof.ruled is None else oof.ruled.rule
     found["test"] = _graded(look, rule)
     folds = look.grid(found["test"], "test.csv", "folds added one by one, graded on the solution")
     return Section("Snapshots, views and folds", text, [grid, folds])
 
 
-def _graded(look: Look, rule: Rule | None) -> list[dict[str, Any]]:
+def _graded(look: Look, rule: Rule) -> list[dict[str, Any]]:
     """Return the test score of one fold, two folds, and so on; each is predicted anew and not kept."""
     score, records = grader(look.setup, look.metric), []
-    rule = rule or untuned_rule(look.setup)
     for count in range(1, len(look.folds) + 1):
         part = rows_of_test(look.setup, look.paths, look.identity, look.folds[:count], look.options.device)
         with files.scratch_folder() as folder:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
+
+import numpy as np
 
 from kbench import console, files, registry
 from kbench.commands import parts
@@ -11,8 +13,12 @@ from kbench.commands.score import OutOfFold, out_of_fold, require_folds
 from kbench.commands.score_maps import (
     MapsOutOfFold,
     OofMaps,
+    Ruled,
+    fold_scores,
     groups_of,
+    growth,
     maps_out_of_fold,
+    readings_of,
     ruled,
     score_worth,
     truth_masks,
@@ -22,22 +28,6 @@ from kbench.ensemble.postprocess import Rule
 from kbench.ensemble.tuning import neutral, tune, tunes
 from kbench.tasks import is_dense
 from kbench.workspace import RunPaths
-
-
-@dataclass(frozen=True)
-class Ruled:
-    """A rule and what it is worth.
-
-    Attributes:
-        rule: for what is sent.
-        params: its parameters, numbers only.
-        score: metric, score and interval out of fold; with tuned numbers the nested ones, and beside them `plain` (on
-            the rows they were found on), `optimism` and `postprocess` (what was found and gained).
-    """
-
-    rule: Rule
-    params: dict[str, Any]
-    score: dict[str, Any]
 
 
 def is_plain(setup: Setup) -> bool:
@@ -53,43 +43,53 @@ def untuned_rule(setup: Setup) -> Rule:
 def apply_rule(setup: Setup, oof: OofMaps) -> Ruled:
     """Return the post-process of the YAML, tuned where it says so, with its out-of-fold score."""
     params = setup.competition.maps.postprocess.params
+    folds = np.unique(oof.fold_of).tolist()
     if not tunes(params):
         rule = _built(setup, params)
-        return Ruled(rule, params, score_worth(setup, oof.table, ruled(setup, oof, lambda fold: rule)))
+        worth = ruled(setup, oof, rule)
+        return Ruled(rule, params, score_worth(setup, oof.table, worth), worth, dict.fromkeys(folds, rule))
+    metric = parts.build_metric(setup.competition)
     with console.bar("tuning the post-process") as advance:
         outcome = tune(
-            oof.read, truth_masks(setup, oof.table), fold_of=oof.fold_of, metric=parts.build_metric(setup.competition),
-            table=oof.table, params=params, groups=groups_of(setup, oof.table), advance=advance,
+            oof.read, truth_masks(setup, oof.table), fold_of=oof.fold_of, metric=metric, table=oof.table,
+            params=params, groups=groups_of(setup, oof.table), advance=advance,
         )  # fmt: skip
-    rule = _built(setup, outcome.params)
-    found: dict[str, Any] = {"postprocess": outcome.as_json()}
-    if outcome.nested is None:  # one fold: there is no honest score of what was found on it
-        worth = ruled(setup, oof, lambda fold: rule)
-        return Ruled(rule, outcome.params, {**score_worth(setup, oof.table, worth), **found})
-    by_fold = {fold: _built(setup, chosen) for fold, chosen in outcome.by_fold.items()}
-    worth = ruled(setup, oof, lambda fold: by_fold[fold])
-    sign = 1 if parts.build_metric(setup.competition).maximise else -1
-    found |= {"plain": asdict(outcome.chosen), "optimism": sign * (outcome.chosen.value - outcome.nested)}
-    return Ruled(rule, outcome.params, {**score_worth(setup, oof.table, worth), **found})
+    by_fold = {fold: _built(setup, outcome.by_fold.get(fold, outcome.params)) for fold in folds}
+    score = {**score_worth(setup, oof.table, outcome.counts), "postprocess": outcome.as_json()}
+    if outcome.nested is not None:  # with one fold there is no honest score of what was found on it
+        sign = 1 if metric.maximise else -1
+        score |= {"plain": asdict(outcome.chosen), "optimism": sign * (outcome.chosen.value - outcome.nested)}
+    return Ruled(_built(setup, outcome.params), outcome.params, score, outcome.counts, by_fold)
 
 
 def any_out_of_fold(
     setup: Setup, paths: RunPaths, identity: dict[str, str], *, device: str = "auto"
 ) -> OutOfFold | MapsOutOfFold:
-    """Return the out-of-fold rows or maps of a run's trained folds, whatever its task; predicts what is missing."""
+    """Return the out-of-fold rows or maps of a run's trained folds, whatever its task; predicts what is missing.
+
+    What is worth and scored is what is sent: after the post-process where there is one. `score.json` is written.
+    """
     if not is_dense(setup.competition.task):
         return out_of_fold(setup, paths, identity, device=device)
-    return maps_out_of_fold(setup, paths, identity, require_folds(setup, paths, identity), device=device)
+    oof = maps_out_of_fold(setup, paths, identity, require_folds(setup, paths, identity), device=device)
+    if not is_plain(setup):
+        oof = _after_rule(setup, oof)
+    files.write_json(paths.score, oof.score)
+    return oof
+
+
+def _after_rule(setup: Setup, oof: MapsOutOfFold) -> MapsOutOfFold:
+    """Return the same maps, worth what the post-process makes of them."""
+    found = apply_rule(setup, oof.maps())
+    assert found.worth is not None, "there are out-of-fold maps"
+    score = oof.score | fold_scores(setup, oof.table, oof.fold_of, found.worth) | found.score
+    score["growth"] = growth(setup, oof.table, {**readings_of(oof), "mean, post-processed": found.worth})
+    return replace(oof, worth=found.worth, score=score, ruled=found)
 
 
 def score_run(setup: Setup, paths: RunPaths, identity: dict[str, str], *, device: str = "auto") -> dict[str, Any]:
     """Return the out-of-fold score of a run of any task, as `score.json` holds it."""
-    oof = any_out_of_fold(setup, paths, identity, device=device)
-    if isinstance(oof, OutOfFold) or is_plain(setup):
-        return oof.score
-    score = {**oof.score, **apply_rule(setup, oof.maps()).score}
-    files.write_json(paths.score, score)
-    return score
+    return any_out_of_fold(setup, paths, identity, device=device).score
 
 
 def _built(setup: Setup, params: dict[str, Any]) -> Rule:
@@ -98,4 +98,4 @@ def _built(setup: Setup, params: dict[str, Any]) -> Rule:
         "postprocess", part.name, {key: value for key, value in params.items() if key != "grid"},
         _names=setup.train.target_names, _task=setup.competition.task,
     )  # fmt: skip
-    return rule
+    return replace(rule, source={"name": part.name, "params": params})

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from kbench import files
 from kbench.commands import parts
-from kbench.commands.predict_maps import MapPart, rows_of_fold
+from kbench.commands.predict_maps import MapPart, masks_of, masks_of_kept, rows_of_fold
 from kbench.commands.setup import Setup
 from kbench.data.tables import Table
 from kbench.ensemble.bootstrap import interval, paired
@@ -31,17 +30,37 @@ _LEAST = 1 / 510  # half a step of the 8 bits that kept probabilities have
 
 @dataclass(frozen=True)
 class OofMaps:
-    """Out-of-fold maps, read one row at a time, each time they are asked for.
+    """Out-of-fold maps, read one row at a time, those that are asked for each time.
 
     Attributes:
         table: the rows.
         fold_of: [N] fold of each row.
-        read: yields (row of the table, [K, H, W] float32), in any order; predicts again what was not kept.
+        read: rows of the table -> yields (row, [K, H, W] float32), in any order; predicts again what was not kept.
     """
 
     table: Table
     fold_of: np.ndarray
-    read: Callable[[], Iterator[tuple[int, np.ndarray]]]
+    read: Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A rule and what it is worth.
+
+    Attributes:
+        rule: for what is sent.
+        params: its parameters, numbers only.
+        score: metric, score and interval out of fold; with tuned numbers the nested ones, and beside them `plain` (on
+            the rows they were found on), `optimism` and `postprocess` (what was found and gained).
+        worth: [N, K, 3] of the masks that are scored, or None without out-of-fold maps.
+        by_fold: fold -> the rule that made its masks.
+    """
+
+    rule: Rule
+    params: dict[str, Any]
+    score: dict[str, Any]
+    worth: np.ndarray | None = None
+    by_fold: dict[int, Rule] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,8 +73,9 @@ class MapsOutOfFold:
         stores: fold -> its maps.
         table: the rows of the trained folds.
         fold_of: [N] fold of each row of the table.
-        worth: [N, K, 3] of the mean maps (`metrics.dense.measured`).
-        score: what `score.json` holds.
+        worth: [N, K, 3] of the mean maps (`metrics.dense.measured`), or of what the rule makes of them.
+        score: what `score.json` holds, of the same.
+        ruled: the rule; None where masks are taken from the maps as they are.
     """
 
     run: str
@@ -65,19 +85,21 @@ class MapsOutOfFold:
     fold_of: np.ndarray
     worth: np.ndarray
     score: dict[str, Any]
+    ruled: Ruled | None = None
 
     def maps(self) -> OofMaps:
         """Return the maps themselves; what was not kept is predicted again."""
         return OofMaps(self.table, self.fold_of, self._read)
 
-    def _read(self) -> Iterator[tuple[int, np.ndarray]]:
+    def _read(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         for fold, store in self.stores.items():
-            rows = np.searchsorted(self.table.ids, store.ids)
+            own = np.searchsorted(self.table.ids, store.ids)
+            places = np.flatnonzero(np.isin(own, rows))
             if store.kept:
-                yield from ((int(row), store.maps(place)) for place, row in enumerate(rows))
-            else:
-                again = self.parts[fold].rows_again()
-                yield from ((int(row), made.maps) for row, made in zip(rows, again, strict=True))
+                yield from ((int(own[place]), store.maps(int(place))) for place in places)
+            elif len(places):
+                again = self.parts[fold].rows_again(places)
+                yield from ((int(row), made.maps) for row, made in zip(own[places], again, strict=True))
 
     def one(self, name: str) -> np.ndarray:
         """Return the kept maps [K, H, W] of an id."""
@@ -103,9 +125,9 @@ def mean_maps(found: Sequence[MapsOutOfFold], weights: Sequence[float] | None, *
     rows = np.searchsorted(found[0].table.ids, shared)
     shares = shares_of(weights, len(found))
 
-    def read() -> Iterator[tuple[int, np.ndarray]]:
-        for row, name in enumerate(shared):
-            maps = [one.one(str(name)) for one in found]
+    def read(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        for row in wanted.tolist():
+            maps = [one.one(str(shared[row])) for one in found]
             yield row, mean_of(maps, shares, task=found[0].table.task, mean=mean)
 
     return OofMaps(found[0].table.select(rows), found[0].fold_of[rows], read)
@@ -139,7 +161,7 @@ def mean_of(maps: Sequence[np.ndarray], shares: np.ndarray, *, task: str, mean: 
 def maps_out_of_fold(
     setup: Setup, paths: RunPaths, identity: dict[str, str], folds: list[int], *, device: str = "auto"
 ) -> MapsOutOfFold:
-    """Return the out-of-fold maps of trained folds; predicts and scores what is missing."""
+    """Return the out-of-fold maps of trained folds, before any post-process; predicts and scores what is missing."""
     pieces = {fold: rows_of_fold(setup, paths, identity, fold, device) for fold in folds}
     stores = {fold: piece.stored() for fold, piece in pieces.items()}
     chosen = np.isin(setup.folds.fold, folds)
@@ -148,7 +170,6 @@ def maps_out_of_fold(
     worth = _gathered(table, stores, lambda store: _measured(store)[-1])
     score = _score(setup, table, fold_of, worth, stores)
     score |= {"run": paths.name, "missing": [fold for fold in range(setup.folds.n) if fold not in folds]}
-    files.write_json(paths.score, score)
     return MapsOutOfFold(paths.name, pieces, stores, table, fold_of, worth, score)
 
 
@@ -198,29 +219,37 @@ def score_worth(setup: Setup, table: Table, worth: np.ndarray) -> dict[str, Any]
 def _score(
     setup: Setup, table: Table, fold_of: np.ndarray, worth: np.ndarray, stores: dict[int, MapStore]
 ) -> dict[str, Any]:
-    metric = parts.build_metric(setup.competition)
-    per_fold = {}
-    for fold in stores:
-        rows = fold_of == fold
-        per_fold[str(fold)] = metric(truth_of(worth[rows], table.task), worth[rows], table.select(rows))
-    return score_worth(setup, table, worth) | {
-        "folds": per_fold, "spread": float(np.std(list(per_fold.values()))),
+    return score_worth(setup, table, worth) | fold_scores(setup, table, fold_of, worth) | {
         "members": sum(len(store.source["members"]) for store in stores.values()),
-        "growth": growth(setup, table, stores),
+        "growth": growth(setup, table, _readings(table, stores)),
     }  # fmt: skip
 
 
-def growth(setup: Setup, table: Table, stores: dict[int, MapStore]) -> list[dict[str, Any]]:
-    """Return what snapshots and views add, out of fold: one record per reading that all folds have.
+def fold_scores(setup: Setup, table: Table, fold_of: np.ndarray, worth: np.ndarray) -> dict[str, Any]:
+    """Return the score of each of the trained `folds`, and their `spread`."""
+    metric = parts.build_metric(setup.competition)
+    scores = {}
+    for fold in np.unique(fold_of).tolist():
+        rows = fold_of == fold
+        scores[str(fold)] = metric(truth_of(worth[rows], table.task), worth[rows], table.select(rows))
+    return {"folds": scores, "spread": float(np.std(list(scores.values())))}
 
-    A record has the reading's name, its score, and the gain of the mean of everything over it with its interval.
+
+def growth(setup: Setup, table: Table, readings: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return what snapshots, views and a rule add, out of fold: one record per reading.
+
+    A record has the reading's name, its score, and the gain of the last reading over it with its interval.
+
+    Args:
+        setup: the competition.
+        table: the N rows.
+        readings: name -> [N, K, 3].
     """
     metric = parts.build_metric(setup.competition)
     kept = groups_of(setup, table)
-    values = _readings(table, stores)
-    last, whole = list(values.items())[-1]
+    last, whole = list(readings.items())[-1]
     records = []
-    for name, worth in values.items():
+    for name, worth in readings.items():
         truth = truth_of(worth, table.task)
         record: dict[str, Any] = {"ensemble": name, "score": metric(truth, worth, table)}
         if name != last:
@@ -240,26 +269,33 @@ def _readings(table: Table, stores: dict[int, MapStore]) -> dict[str, np.ndarray
     return {name: _gathered(table, stores, partial(_reading, name)) for name in shared}
 
 
-def ruled(setup: Setup, oof: OofMaps, rule_of: Callable[[int], Rule]) -> np.ndarray:
-    """Return [N, K, 3] of the masks each fold's rule makes of out-of-fold maps."""
+def ruled(setup: Setup, oof: OofMaps, rule: Rule) -> np.ndarray:
+    """Return [N, K, 3] of the masks a rule makes of out-of-fold maps."""
     truth = truth_masks(setup, oof.table)
     worth = np.zeros((len(oof.table), len(oof.table.target_names), 3), dtype=np.int64)
-    for row, maps in oof.read():
-        worth[row] = image_counts(rule_of(int(oof.fold_of[row])).apply(maps), truth(row), n_classes=worth.shape[1])
+    for row, maps in oof.read(np.arange(len(worth))):
+        worth[row] = image_counts(rule.apply(maps), truth(row), n_classes=worth.shape[1])
     return worth
 
 
-def masks_out_of_fold(oof: MapsOutOfFold, rule: Rule | None) -> MaskSet:
-    """Return the masks of all rows of a run's trained folds: those stored, or what a rule makes of the kept maps."""
+def masks_out_of_fold(oof: MapsOutOfFold) -> MaskSet:
+    """Return the masks of all rows of a run's trained folds, those that are scored."""
     ids, names = oof.table.ids, oof.table.target_names
+    masks = {fold: _masks_of_fold(oof, fold) for fold in oof.stores}
 
     def read(row: int) -> np.ndarray:
-        if rule is not None:
-            return rule.apply(oof.one(str(ids[row])))
-        store = oof.stores[int(oof.fold_of[row])]
-        return store.mask(int(np.searchsorted(store.ids, ids[row])))
+        own = masks[int(oof.fold_of[row])]
+        return own[int(np.searchsorted(own.ids, ids[row]))]
 
     return MaskSet(ids, names, oof.table.task, {"run": oof.run}, read)
+
+
+def _masks_of_fold(oof: MapsOutOfFold, fold: int) -> MaskSet:
+    store = oof.stores[fold]
+    if oof.ruled is None:
+        return store.masks()
+    rule = oof.ruled.by_fold[fold]
+    return masks_of_kept(store, rule) if store.kept else masks_of(oof.parts[fold], rule)
 
 
 def truth_masks(setup: Setup, table: Table) -> Callable[[int], np.ndarray]:

@@ -32,6 +32,10 @@ PICKING = ("threshold", "bias")
 """Parameters of `standard` that `Rule.pick` uses; the others are of `Rule.clean`."""
 
 
+def _unchanged(mask: np.ndarray) -> np.ndarray:
+    return mask
+
+
 @dataclass(frozen=True)
 class Rule:
     """A way from probabilities to a mask, in two steps.
@@ -39,18 +43,17 @@ class Rule:
     Attributes:
         pick: [K, H, W] float32 probabilities -> [H, W] uint8 class index where classes exclude one another, else
             [K, H, W] uint8 0 or 1.
-        clean: such a mask -> a better one; what it is given stays as it is. None changes nothing.
+        clean: such a mask -> a better one; what it is given stays as it is.
         source: name and parameters, for what is made with the rule; set where it is built from a YAML.
     """
 
     pick: Callable[[np.ndarray], np.ndarray]
-    clean: Callable[[np.ndarray], np.ndarray] | None = None
+    clean: Callable[[np.ndarray], np.ndarray] = _unchanged
     source: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, maps: np.ndarray) -> np.ndarray:
         """Return the mask of [K, H, W] float32 probabilities."""
-        mask = self.pick(maps)
-        return mask if self.clean is None else self.clean(mask)
+        return self.clean(self.pick(maps))
 
 
 @register("postprocess")

@@ -5,7 +5,7 @@ In the YAML a parameter of `standard` says `tuned` (one number for all classes) 
     maps:
       postprocess: {name: standard, min_object: tuned, threshold: tuned_per_class, grid: {min_object: [0, 20, 80]}}
 
-Every candidate is counted image by image, one image in memory at a time; then each fold is scored with what was best
+Every candidate is counted on some images, one image in memory at a time; then each fold is scored with what was best
 on the other folds (nested), and what is sent is what was best on all of them. The gain of the nested choice over the
 post-process without tuned parameters is the one to believe.
 
@@ -15,23 +15,20 @@ To make another parameter tunable, add it to `postprocess.NEUTRAL` and `GRID`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from kbench import registry
 from kbench.data.tables import Table
 from kbench.ensemble.bootstrap import Interval, interval, paired
-from kbench.ensemble.postprocess import NEUTRAL, Rule
+from kbench.ensemble.postprocess import NEUTRAL
+from kbench.ensemble.trials import Maps, Params, alike, area, count
 from kbench.errors import ConfigError, first_names
 from kbench.metrics import Metric
-from kbench.metrics.pixels import image_counts
 from kbench.tasks import exclusive
 
-Params = dict[str, Any]
-Maps = Callable[[], Iterable[tuple[int, np.ndarray]]]
 Advance = Callable[[int, int], None]
 GRID: dict[str, tuple[float | bool, ...]] = {
     "threshold": (0.5, 0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7),
@@ -58,6 +55,7 @@ class Outcome:
         nested: score where every fold has the parameters chosen on the others; None with one fold.
         gain: nested minus plain with its interval, turned so that more is better; None with one fold.
         candidates: how many were tried.
+        counts: [N, K, 3] int32 of each row with the parameters of its fold; with one fold with `params`.
     """
 
     params: Params
@@ -67,10 +65,13 @@ class Outcome:
     nested: float | None
     gain: Interval | None
     candidates: int
+    counts: np.ndarray = field(compare=False, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, for a lineage or a score file."""
-        return {**asdict(self), "by_fold": {str(fold): params for fold, params in self.by_fold.items()}}
+        found = asdict(replace(self, counts=np.empty(0)))
+        del found["counts"]
+        return {**found, "by_fold": {str(fold): params for fold, params in self.by_fold.items()}}
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,13 @@ def tune(
     params: Mapping[str, Any],
     groups: np.ndarray | None = None,
     most: int = 400,
+    pixels: int = 1 << 28,
     advance: Advance = lambda done, total: None,
 ) -> Outcome:
     """Choose the tuned parameters of `standard` and score the choice nested.
 
     Args:
-        maps: yields each row's number and [K, H, W] float32 out-of-fold probabilities, in any order; asked for twice.
+        maps: row numbers -> each with its [K, H, W] float32 out-of-fold probabilities, in any order; asked for twice.
         truth: row -> the true mask as a `MaskKind` reads it.
         fold_of: [N] fold of each row.
         metric: the competition's, of counts.
@@ -120,6 +122,7 @@ def tune(
         params: those of the YAML, `tuned` where it says so.
         groups: [N] labels of what the interval resamples.
         most: candidates are tried on so many rows at most, evenly drawn from each fold; scores are those of all rows.
+        pixels: and on about so many pixels at most, 2^28 being 114 frames of 1936 x 1216; a row of each fold always.
         advance: is told how many of how many images are done.
 
     Raises:
@@ -128,9 +131,11 @@ def tune(
     names, n_rows = table.target_names, len(table)
     apart = exclusive(table.task, len(names))
     search = _candidates(params, names, apart=apart)
-    rows = _some(fold_of, most)
+    rows = _some(fold_of, min(most, pixels // area(truth, n_rows)))
     total = len(rows) + n_rows
-    first = _count(search.params, rows, maps=maps, truth=truth, table=table, advance=lambda done: advance(done, total))
+    every_one = alike(search.params, table)
+    first = count(lambda row: every_one, len(search.params), rows, maps=maps, truth=truth, table=table,
+                  advance=lambda done: advance(done, total))  # fmt: skip
     turned = _turned(metric)
     judge = _scorer(turned, table)
 
@@ -141,18 +146,18 @@ def tune(
     folds = sorted(set(fold_of.tolist()))
     final = best(np.ones(len(rows), dtype=bool))
     by_fold = {fold: best(fold_of[rows] != fold) for fold in folds} if len(folds) > 1 else {}
-    finals = [search.params[0], final, *by_fold.values()]
-    second = _count(finals, np.arange(n_rows), maps=maps, truth=truth, table=table,
-                    advance=lambda done: advance(len(rows) + done, total))  # fmt: skip
+    finals = {fold: alike([search.params[0], final, by_fold.get(fold, final)], table) for fold in folds}
     every, score = np.arange(n_rows), _scorer(metric, table)
-    plain = score(second[0], every)
-    chosen = interval(metric, _real(second[1]), second[1], table, groups=groups)
+    before, after, nested = count(
+        lambda row: finals[int(fold_of[row])], 3, every, maps=maps, truth=truth, table=table,
+        advance=lambda done: advance(len(rows) + done, total),
+    )  # fmt: skip
+    plain = score(before, every)
+    chosen = interval(metric, _real(after), after, table, groups=groups)
     if not by_fold:
-        return Outcome(final, {}, plain, chosen, None, None, len(search.params))
-    place = np.searchsorted(folds, fold_of)
-    nested = second[2:][place, every]
-    gain = paired(turned, _real(second[0]), nested, second[0], table, groups=groups)
-    return Outcome(final, by_fold, plain, chosen, score(nested, every), gain, len(search.params))
+        return Outcome(final, {}, plain, chosen, None, None, len(search.params), nested)
+    gain = paired(turned, _real(before), nested, before, table, groups=groups)
+    return Outcome(final, by_fold, plain, chosen, score(nested, every), gain, len(search.params), nested)
 
 
 def _turned(metric: Metric) -> Metric:
@@ -206,39 +211,6 @@ def _some(fold_of: np.ndarray, most: int) -> np.ndarray:
     share = max(1, most // len(folds))
     picked = [np.flatnonzero(fold_of == fold) for fold in folds]
     return np.sort(np.concatenate([own[np.unique(np.linspace(0, len(own) - 1, share).astype(int))] for own in picked]))
-
-
-def _count(
-    candidates: Sequence[Params],
-    rows: np.ndarray,
-    *,
-    maps: Maps,
-    truth: Callable[[int], np.ndarray],
-    table: Table,
-    advance: Callable[[int], None],
-) -> np.ndarray:
-    """Return [C, N, K, 3] int32 counts of every candidate on some rows; one image is in memory at a time."""
-    names = table.target_names
-    rules = {repr(one): _rule(one, table) for one in candidates}
-    place = {key: number for number, key in enumerate(rules)}
-    number_of = {row: number for number, row in enumerate(rows.tolist())}
-    counts = np.zeros((len(rules), len(rows), len(names), 3), dtype=np.int32)
-    done = 0
-    for row, values in maps():
-        if row not in number_of:
-            continue
-        real = truth(row)
-        for key, rule in rules.items():
-            counts[place[key], number_of[row]] = image_counts(rule.apply(values), real, n_classes=len(names))
-        done += 1
-        advance(done)
-    assert done == len(rows), f"{done} maps for {len(rows)} rows"
-    return counts[[place[repr(one)] for one in candidates]]
-
-
-def _rule(params: Params, table: Table) -> Rule:
-    rule: Rule = registry.build("postprocess", "standard", params, _names=table.target_names, _task=table.task)
-    return rule
 
 
 def _real(counts: np.ndarray) -> np.ndarray:

@@ -15,12 +15,14 @@ from scipy import ndimage
 
 from kbench import registry
 from kbench.data.tables import Table
+from kbench.ensemble import postprocess
 from kbench.ensemble.postprocess import Rule, small_holes
 from kbench.ensemble.tuning import Outcome, neutral, tune, tunes
 from kbench.errors import ConfigError
 from kbench.inference import map_store
 from kbench.inference.map_store import Row, Writing
 from kbench.metrics import make_metric
+from kbench.metrics.pixels import image_counts
 
 EIGHT = np.ones((3, 3))
 THIRDS = np.arange(12) % 3
@@ -115,8 +117,8 @@ def test_pixels_that_are_taken_away_go_to_the_class_around_them() -> None:
     maps[1] = 0.3
     maps[2] = 0.2
     maps[2, 2, 2:4] = 0.6
-    for given in ({"min_object": {"c": 3}}, {"empty": {"c": 3}}, {"min_hole": 3}):
-        assert (rule(("a", "b", "c"), **given).apply(maps) == 0).all()
+    for params in ({"min_object": {"c": 3}}, {"empty": {"c": 3}}, {"min_hole": 3}):
+        assert (rule(("a", "b", "c"), **params).apply(maps) == 0).all()
     maps[0, 2, 2:4] = 0.1  # "b" is more probable there, and would be as small
     assert (rule(("a", "b", "c"), min_object=3).apply(maps) == 0).all()
     assert rule(("a", "b", "c"), empty={"c": 2}).apply(maps)[2, 2] == 2
@@ -214,15 +216,15 @@ def speckled(row: int, k: int = 1, *, level: float = 0.62) -> tuple[np.ndarray, 
     return maps, truth
 
 
-def all_of(maps: Callable[[int], np.ndarray], n: int) -> Callable[[], Iterator[tuple[int, np.ndarray]]]:
-    return lambda: ((row, maps(row)) for row in range(n))
+def each(maps: Callable[[int], np.ndarray]) -> Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]:
+    return lambda rows: ((row, maps(row)) for row in rows.tolist())
 
 
 def tuned(params: dict[str, Any], n: int = 24, metric: str = "tgs_iou", **options: Any) -> tuple[Outcome, list[int]]:
     asked: list[int] = []
 
-    def maps() -> Iterator[tuple[int, np.ndarray]]:
-        for row in reversed(range(n)):
+    def maps(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        for row in reversed(wanted.tolist()):
             asked.append(row)
             yield row, speckled(row)[0]
 
@@ -261,7 +263,7 @@ def test_what_helps_one_fold_alone_gains_nothing_nested() -> None:
     def truth(row: int) -> np.ndarray:
         return np.full((8, 8, 1), int(row % 4 == 0), dtype=np.uint8)
 
-    found = tune(all_of(maps, 16), truth, fold_of=np.arange(16) % 4, metric=make_metric("tgs_iou"),
+    found = tune(each(maps), truth, fold_of=np.arange(16) % 4, metric=make_metric("tgs_iou"),
                  table=rows(16, ("salt",), "segmentation"), params={"threshold": "tuned"})  # fmt: skip
     assert found.params["threshold"] == 0.5
     assert (found.plain, found.nested) == (0.75, 0.75)
@@ -275,14 +277,14 @@ def test_every_class_has_its_own_number_where_classes_stand_alone() -> None:
         found = np.where(real == 1, np.array(levels)[:, None, None], np.array([0.1, 0.6])[:, None, None])
         return found.astype(np.float32)
 
-    found = tune(all_of(maps, 12), lambda row: speckled(row, 2)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
+    found = tune(each(maps), lambda row: speckled(row, 2)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
                  table=rows(12, ("low", "high"), "multi_label_segmentation"),
                  params={"threshold": "tuned_per_class", "min_object": 2})  # fmt: skip
     assert found.nested == 1
     assert found.params["threshold"]["low"] < 0.35
     assert 0.6 <= found.params["threshold"]["high"] < 0.75
     assert found.params["min_object"] == 2
-    shared = tune(all_of(maps, 12), lambda row: speckled(row, 2)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
+    shared = tune(each(maps), lambda row: speckled(row, 2)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
                   table=rows(12, ("low", "high"), "multi_label_segmentation"),
                   params={"threshold": "tuned"})  # fmt: skip
     assert shared.nested is not None
@@ -295,7 +297,7 @@ def test_rare_classes_are_raised_where_classes_exclude_one_another() -> None:
         rare = np.where(real == 1, 0.4, 0.1)
         return np.stack([1 - rare - 0.05, rare, np.full_like(rare, 0.05)]).astype(np.float32)
 
-    found = tune(all_of(maps, 12), lambda row: speckled(row)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
+    found = tune(each(maps), lambda row: speckled(row)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
                  table=rows(12, ("ground", "sign", "sky"), "segmentation"),
                  params={"bias": "tuned_per_class", "min_object": "tuned", "grid": {"min_object": [3]}})  # fmt: skip
     assert found.plain < 0.5
@@ -307,13 +309,40 @@ def test_rare_classes_are_raised_where_classes_exclude_one_another() -> None:
 
 def test_many_rows_are_tuned_on_some_of_them_and_scored_on_all() -> None:
     found, asked = tuned({"min_object": "tuned", "grid": {"min_object": [4]}}, n=60, most=20)
-    assert len(asked) == 60 + 60
+    assert len(asked) == 20 + 60
+    assert sorted(row % 4 for row in asked[:20]) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
     assert found.params == {"min_object": 4}
     assert found.nested == 1
 
 
+def test_large_images_are_tuned_on_fewer_of_them() -> None:
+    params = {"min_object": "tuned", "grid": {"min_object": [4]}}
+    assert len(tuned(params, n=60, pixels=12 * 24 * 24)[1]) == 12 + 60
+    found, asked = tuned(params, n=60, pixels=1)  # one of each fold always
+    assert len(asked) == 4 + 60
+    assert found.candidates == 2
+
+
+def test_the_counts_are_those_of_what_each_fold_was_given() -> None:
+    found, _ = tuned({"min_object": "tuned", "threshold": "tuned", "grid": {"min_object": [4, 400]}})
+    for row in range(24):
+        mask = rule(**found.by_fold[row % 4]).apply(speckled(row)[0])
+        np.testing.assert_array_equal(found.counts[row], image_counts(mask, speckled(row)[1], n_classes=1))
+
+
+def test_what_picks_alike_picks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    picked: list[int] = []
+    pick = postprocess._most_probable
+    monkeypatch.setattr(postprocess, "_most_probable", lambda *given: (picked.append(1), pick(*given))[1])
+    maps = np.random.default_rng(0).random((3, 9, 9)).astype(np.float32)
+    tune(each(lambda row: maps), lambda row: np.zeros((9, 9, 1), np.uint8), fold_of=np.zeros(2, int),
+         metric=make_metric("mean_iou"), table=rows(2, ("a", "b", "c"), "segmentation"),
+         params={"bias": "tuned", "min_object": "tuned", "grid": {"bias": [1.0], "min_object": [2, 3, 4]}})  # fmt: skip
+    assert len(picked) <= 2 * (2 + 2)  # eight candidates of two biases, then what was before and what was found
+
+
 def test_one_fold_is_tuned_without_a_claim() -> None:
-    found = tune(all_of(lambda row: speckled(row)[0], 9), lambda row: speckled(row)[1], fold_of=np.zeros(9, int),
+    found = tune(each(lambda row: speckled(row)[0]), lambda row: speckled(row)[1], fold_of=np.zeros(9, int),
                  metric=make_metric("tgs_iou"), table=rows(9, ("salt",), "segmentation"),
                  params={"min_object": "tuned"})  # fmt: skip
     assert (found.nested, found.gain) == (None, None)
