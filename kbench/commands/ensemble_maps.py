@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kbench.commands.predict_maps import MapPart, masks_of, rows_of_test
-from kbench.commands.rules import Ruled, apply_rule, is_plain, untuned_rule
+from kbench.commands.rules import apply_rule, is_plain, untuned_rule
 from kbench.commands.score_maps import (
     MapsOutOfFold,
+    Ruled,
     maps_out_of_fold,
     mean_maps,
     mean_of,
