@@ -180,8 +180,7 @@ def test_ways_of_post_processing_are_one_table(salty: Workspace) -> None:
     assert by_rule["standard"]["gain"] == pytest.approx(by_rule["standard"]["score"] - by_rule["none"]["score"])
 
 
-@pytest.mark.parametrize("rule", [RULE, TUNED])
-@pytest.mark.parametrize("keep", ["on", "off"])
+@pytest.mark.parametrize(("rule", "keep"), [(RULE, "on"), (TUNED, "off")])
 def test_report_score_and_submission_agree_about_a_post_process(salty: Workspace, rule: str, keep: str) -> None:
     run = salty.root / "runs" / "salt" / "baseline-s0"
     for fold in (0, 1):
