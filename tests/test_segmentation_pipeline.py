@@ -162,13 +162,18 @@ TUNED = "{name: standard, threshold: tuned, empty: tuned, grid: {threshold: [0.2
 
 @contextlib.contextmanager
 def maps_of(salty: Workspace, rule: str, keep: str) -> Iterator[None]:
-    """Write a post-process, and whether maps are kept, into the YAML for a while."""
-    yaml = salty.root / "competitions" / "salt.yaml"
+    """Write a post-process, and whether maps are kept, into the YAML for a while; nothing is predicted before."""
+    yaml, run = salty.root / "competitions" / "salt.yaml", salty.root / "runs" / "salt" / "baseline-s0"
     yaml.write_text(SALT + f"maps: {{postprocess: {rule}, keep: {keep}}}\n")
+    predicted = [run / "fold-0" / "oof", run / "fold-1" / "oof", run / "test"]
     try:
+        for folder in predicted:
+            shutil.rmtree(folder, ignore_errors=True)
         yield
     finally:
         yaml.write_text(SALT)
+        for folder in predicted:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_ways_of_post_processing_are_one_table(salty: Workspace) -> None:
@@ -183,8 +188,6 @@ def test_ways_of_post_processing_are_one_table(salty: Workspace) -> None:
 @pytest.mark.parametrize(("rule", "keep"), [(RULE, "on"), (TUNED, "off")])
 def test_report_score_and_submission_agree_about_a_post_process(salty: Workspace, rule: str, keep: str) -> None:
     run = salty.root / "runs" / "salt" / "baseline-s0"
-    for fold in (0, 1):
-        shutil.rmtree(run / f"fold-{fold}" / "oof", ignore_errors=True)
     with maps_of(salty, rule, keep):
         score = salty.json("score")
         assert json.loads((run / "score.json").read_text()) == score
@@ -196,16 +199,17 @@ def test_report_score_and_submission_agree_about_a_post_process(salty: Workspace
         assert ensemble["score"] == pytest.approx(score["score"])
         assert json.loads((run / "score.json").read_text()) == score
         masks = open_run("baseline-s0", competition="salt", workspace=salty.root).oof()
+        assert (run / "fold-0" / "oof" / "ruled.json").exists() == (keep == "off")
+        found = [masks[row] for row in range(len(masks))]
     frame = pd.read_csv(salty.root / "files" / "train.csv", dtype=str)
     truth = {name: salt(row)[1] for row, name in enumerate(frame["id"])}
-    counts = sum(image_counts(masks[row], truth[name][:, :, None], n_classes=1) for row, name in enumerate(masks.ids))
+    counts = sum(image_counts(mask, truth[name][:, :, None], n_classes=1)
+                 for mask, name in zip(found, masks.ids, strict=True))  # fmt: skip
     assert made["classes"][0]["iou"] == pytest.approx(counts[0, 0] / counts[0].sum())  # type: ignore[index]
-    assert (run / "fold-0" / "oof" / "ruled.json").exists() == (keep == "off")
 
 
 def test_masks_of_a_rule_are_predicted_once_where_maps_are_not_kept(salty: Workspace) -> None:
     store = salty.root / "runs" / "salt" / "baseline-s0" / "test" / "ruled.bin"
-    shutil.rmtree(store.parent, ignore_errors=True)
     with maps_of(salty, RULE, "off"):
         first = salty.json("ensemble")
         assert {path.name for path in store.parent.glob("*.bin")} == {"ruled.bin"}  # nor is anything else predicted
@@ -213,9 +217,10 @@ def test_masks_of_a_rule_are_predicted_once_where_maps_are_not_kept(salty: Works
         second = salty.json("ensemble")
         assert store.stat().st_mtime_ns == before
         assert Path(first["file"]).read_bytes() == Path(second["file"]).read_bytes()
-    with maps_of(salty, RULE.replace("0.3", "0.4"), "off"):
+        yaml = salty.root / "competitions" / "salt.yaml"
+        yaml.write_text(yaml.read_text().replace("threshold: 0.3", "threshold: 0.4"))
         salty.run("ensemble")
-    assert store.stat().st_mtime_ns > before
+        assert store.stat().st_mtime_ns > before
 
 
 def test_unseen_images_are_predicted_against_their_own_sample(salty: Workspace) -> None:
