@@ -168,11 +168,6 @@ def _hill(height: int, width: int, like: Tensor) -> Tensor:
     return (down[:, None] * across[None]).clamp_min(1e-4).float()
 
 
-def _arch(count: int, device: torch.device) -> Tensor:
-    middle = (torch.arange(count, device=device) + 0.5) * (torch.pi / count)
-    return torch.sin(middle) ** 2
-
-
 def _vote(values: Tensor) -> Tensor:
     """Return 1 for the most probable of K maps [b, K, h, w] and 0 for the others; above one half where K is 1."""
     if values.shape[1] == 1:

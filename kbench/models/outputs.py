@@ -64,10 +64,3 @@ def dense_target(mask: Tensor, task: str, n_outputs: int) -> Tensor:
     if task in SEGMENTATION:
         return torch.where(values == IGNORED, torch.nan, values.float())
     return values.float()
-
-
-def hard_masks(values: Tensor, task: str) -> Tensor:
-    """Return the most probable class [B, H, W] uint8, or [B, K, H, W] uint8 of what is above one half."""
-    if exclusive(task, values.shape[1]):
-        return values.argmax(1).to(torch.uint8)
-    return (values > 0.5).to(torch.uint8)

@@ -31,12 +31,6 @@ def padded(images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Place]:
     return images[..., rows, :][..., columns], place
 
 
-def to_multiple(images: Tensor, divisor: int) -> tuple[Tensor, Place]:
-    """Return images padded to multiples of a divisor, and the index that cuts maps back."""
-    height, width = images.shape[-2:]
-    return padded(images, (-(-height // divisor) * divisor, -(-width // divisor) * divisor))
-
-
 def _reflected(length: int, first: int, count: int, device: torch.device) -> Tensor:
     """Return `count` positions from `first` on, reflected into 0..length-1 without repeating the border."""
     places = torch.arange(first, first + count, device=device)

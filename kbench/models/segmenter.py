@@ -14,12 +14,12 @@ from typing import Any, Literal
 import segmentation_models_pytorch
 import timm
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from kbench.errors import ConfigError, check_number
 from kbench.models.checkpoint import joined
 from kbench.models.classifier import check_backbone, making
+from kbench.models.padding import padded
 from kbench.registry import register
 from kbench.tasks import DENSE
 
@@ -57,28 +57,10 @@ class Segmenter(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [B, K, H, W] of normalised [B, C, H, W] images."""
-        height, width = images.shape[-2:]
-        tall, wide = (max(self.least, -(-side // self.divisor) * self.divisor) for side in (height, width))
-        logits: torch.Tensor = self.net(mirrored(images, tall, wide))
-        top, left = (tall - height) // 2, (wide - width) // 2
-        return logits[..., top : top + height, left : left + width]
-
-
-def mirrored(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Return images [B, C, height, width] with the given ones in the middle, mirrored at their borders.
-
-    Where there is more to fill than an image has, it is mirrored again; a single row or column is repeated.
-    """
-    while (tall := height - images.shape[-2]) + (wide := width - images.shape[-1]) > 0:
-        size = images.shape[-2:]
-        mode = "replicate" if (tall and size[0] == 1) or (wide and size[1] == 1) else "reflect"
-        top, left = tall // 2, wide // 2
-        most = [side if mode == "replicate" else side - 1 for side in (size[1], size[1], size[0], size[0])]
-        amounts = [min(*pair) for pair in zip((left, wide - left, top, tall - top), most, strict=True)]
-        if amounts[0] < left or amounts[2] < top:  # equal on both sides, so that the middle stays the middle
-            amounts[1], amounts[3] = min(amounts[:2]), min(amounts[2:])
-        images = F.pad(images, amounts, mode=mode)
-    return images
+        tall, wide = (max(self.least, -(-side // self.divisor) * self.divisor) for side in images.shape[-2:])
+        filled, place = padded(images, (tall, wide))
+        logits: torch.Tensor = self.net(filled)
+        return logits[place]
 
 
 @dataclass(frozen=True)

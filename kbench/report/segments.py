@@ -212,9 +212,3 @@ def pixel_confusion(masks: MaskSet, truth: Read, table: Table, rows: Iterable[in
     for row in rows:
         total += image_confusion(masks[int(np.searchsorted(masks.ids, table.ids[row]))], truth(row), n_classes=k)
     return total
-
-
-def layer_confusion(counts: np.ndarray) -> np.ndarray:
-    """Return [K, 2, 2] int64 pixels as `confusion.label_confusion` counts rows; those rightly left out are 0."""
-    tp, fp, fn = counts.sum(0, dtype=np.int64).T
-    return np.stack([np.stack([np.zeros_like(tp), fp], 1), np.stack([fn, tp], 1)], axis=1)

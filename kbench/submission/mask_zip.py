@@ -20,16 +20,13 @@ from kbench.errors import ConfigError, Problem, SubmissionError, first_names
 from kbench.inference.mask_set import MaskSet
 from kbench.registry import register
 from kbench.submission.files_of_masks import files_in
-from kbench.submission.formats import Format, check_task, framed, id_column
+from kbench.submission.formats import Format, check_task, id_column
 from kbench.submission.masks import (
     CELL,
     Sizes,
-    check_written,
+    build_cells,
     chosen_names,
-    lacking,
     read_masks,
-    refuse_masks,
-    shown,
 )
 from kbench.tasks import IGNORED, SEGMENTATION, exclusive
 
@@ -80,18 +77,10 @@ def mask_zip(
         return name[len(head) : len(name) - len(tail)] if whole and head + tail else name
 
     def build(masks: MaskSet, sample: pd.DataFrame) -> pd.DataFrame:
-        ids = texts(sample, id_column(sample)).tolist()
-        absent = [name for name in written if name not in masks.names]
-        problems = lacking([image_of(name) for name in ids], masks, where=id_column(sample))
-        problems += [Problem("classes", f"the masks have no class {first_names(absent)}")] if absent else []
-        refuse_masks(problems)
-        chosen = [masks.names.index(name) for name in written]
-        cells = np.empty(len(ids), dtype=object)
-        for row, name in enumerate(ids):
-            mask = shown(masks, int(np.searchsorted(masks.ids, image_of(name))), chosen)
-            cells[row] = _encoded(mask, code)
-            check_written(name, mask, _decoded(cells[row], code, apart=apart))
-        return framed(sample, {CELL: cells})
+        return build_cells(
+            masks, sample, written, image_of=image_of, encode=lambda mask: _encoded(mask, code),
+            decode=lambda cell, mask: _decoded(cell, code, apart=apart),
+        )  # fmt: skip
 
     def parse(frame: pd.DataFrame, sample: pd.DataFrame) -> MaskSet:
         names = [image_of(name) for name in texts(frame, str(frame.columns[0])).tolist()]

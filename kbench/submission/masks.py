@@ -8,12 +8,15 @@ format, see `formats.py`; `rle.py` is the shortest one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from kbench.data.frames import texts
 from kbench.errors import ConfigError, Problem, SubmissionError, first_names, nearest, raise_all
 from kbench.inference.mask_set import MaskSet
-from kbench.submission.formats import near_id
+from kbench.submission.formats import framed, id_column, near_id
 from kbench.tasks import IGNORED, exclusive
 
 Size = tuple[int, int]
@@ -85,6 +88,42 @@ def check_written(name: str, mask: np.ndarray, read: np.ndarray) -> None:
             "a mask that is the same after encoding and decoding",
             "look at submission.format in the YAML: classes, colours and values must be apart",
         )
+
+
+def build_cells(
+    masks: MaskSet,
+    sample: pd.DataFrame,
+    written: Sequence[str],
+    *,
+    image_of: Callable[[str], str],
+    encode: Callable[[np.ndarray], Any],
+    decode: Callable[[Any, np.ndarray], np.ndarray],
+) -> pd.DataFrame:
+    """Return a file's rows with one encoded mask per image of the sample, each decoded again and compared.
+
+    Args:
+        masks: the predictions.
+        sample: the sample submission.
+        written: the classes that are written.
+        image_of: what a row of the sample is called -> the image's id.
+        encode: mask, as `shown` has it -> cell.
+        decode: (cell, a mask of the same shape) -> mask.
+
+    Raises:
+        SubmissionError: an image or a class is missing, or a mask is not what its cell says.
+    """
+    ids = texts(sample, id_column(sample)).tolist()
+    absent = [name for name in written if name not in masks.names]
+    problems = lacking([image_of(name) for name in ids], masks, where=id_column(sample))
+    problems += [Problem("classes", f"the masks have no class {first_names(absent)}")] if absent else []
+    refuse_masks(problems)
+    chosen = [masks.names.index(name) for name in written]
+    cells = np.empty(len(ids), dtype=object)
+    for row, name in enumerate(ids):
+        mask = shown(masks, int(np.searchsorted(masks.ids, image_of(name))), chosen)
+        cells[row] = encode(mask)
+        check_written(name, mask, decode(cells[row], mask))
+    return framed(sample, {CELL: cells})
 
 
 def shown(masks: MaskSet, row: int, written: Sequence[int]) -> np.ndarray:

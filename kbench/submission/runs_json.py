@@ -19,18 +19,15 @@ from kbench.files import compact_json
 from kbench.inference.mask_set import MaskSet
 from kbench.registry import register
 from kbench.submission.files_of_masks import members
-from kbench.submission.formats import Format, check_task, framed, id_column
+from kbench.submission.formats import Format, check_task, id_column
 from kbench.submission.masks import (
     CELL,
     Size,
     Sizes,
-    check_written,
+    build_cells,
     chosen_names,
-    lacking,
     no_sizes,
     read_masks,
-    refuse_masks,
-    shown,
 )
 from kbench.tasks import IGNORED, SEGMENTATION, exclusive
 
@@ -59,19 +56,10 @@ def runs_json(
         return name.removesuffix(suffix)
 
     def build(masks: MaskSet, sample: pd.DataFrame) -> pd.DataFrame:
-        ids = texts(sample, id_column(sample)).tolist()
-        absent = [name for name in written if name not in masks.names]
-        problems = lacking([image_of(name) for name in ids], masks, where=id_column(sample))
-        problems += [Problem("classes", f"the masks have no class {first_names(absent)}")] if absent else []
-        refuse_masks(problems)
-        chosen = [masks.names.index(name) for name in written]
-        cells = []
-        for name in ids:
-            mask = shown(masks, int(np.searchsorted(masks.ids, image_of(name))), chosen)
-            cell = compact_json(_encoded(mask, written))
-            check_written(name, mask, _decoded(json.loads(cell), written, mask.shape[-2:], index=mask.ndim == 2))
-            cells.append(cell)
-        return framed(sample, {CELL: np.array(cells, dtype=object)})
+        return build_cells(
+            masks, sample, written, image_of=image_of, encode=lambda mask: compact_json(_encoded(mask, written)),
+            decode=lambda cell, mask: _decoded(json.loads(cell), written, mask.shape[-2:], index=mask.ndim == 2),
+        )  # fmt: skip
 
     def parse(frame: pd.DataFrame, sample: pd.DataFrame) -> MaskSet:
         names = [image_of(name) for name in texts(frame, str(frame.columns[0])).tolist()]

@@ -8,8 +8,6 @@ import pytest
 import segmentation_models_pytorch
 import timm
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,7 +15,7 @@ from kbench import registry
 from kbench.errors import CheckpointError, ConfigError
 from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.groups import layer_groups
-from kbench.models.segmenter import Segmenter, mirrored, smp
+from kbench.models.segmenter import Segmenter, smp
 
 pytestmark = pytest.mark.slow  # a few seconds together
 
@@ -73,27 +71,6 @@ def test_the_maps_are_those_of_the_image_mirrored_to_the_divisor() -> None:
     images = torch.rand(2, 3, 101, 101)
     padded = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (13, 14), (13, 14)), mode="reflect"))
     torch.testing.assert_close(model(images), model.net(padded)[..., 13:114, 13:114])
-
-
-def test_an_image_that_fits_is_not_touched() -> None:
-    images = torch.rand(1, 3, 64, 32)
-    assert mirrored(images, 64, 32) is images
-
-
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 60), st.integers(0, 60))
-@settings(max_examples=200, deadline=None)
-def test_the_image_is_in_the_middle_of_its_mirrored_self(height: int, width: int, tall: int, wide: int) -> None:
-    images = torch.rand(1, 2, height, width)
-    found = mirrored(images, height + tall, width + wide)
-    assert found.shape == (1, 2, height + tall, width + wide)
-    top, left = tall // 2, wide // 2
-    assert torch.equal(found[..., top : top + height, left : left + width], images)
-    assert set(found.flatten().tolist()) <= set(images.flatten().tolist())
-
-
-def test_mirroring_and_cutting_keep_the_memory_format() -> None:
-    images = torch.rand(2, 3, 30, 30).to(memory_format=torch.channels_last)
-    assert mirrored(images, 32, 32).is_contiguous(memory_format=torch.channels_last)
 
 
 # -- options --------------------------------------------------------------------------------------------------

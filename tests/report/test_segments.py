@@ -12,7 +12,7 @@ from kbench.inference.mask_set import MaskSet
 from kbench.metrics import make_metric
 from kbench.metrics.pixels import image_counts
 from kbench.report import segments
-from kbench.report.confusion import draw_confusion, draw_label_confusion
+from kbench.report.confusion import draw_confusion
 
 NAMES = ("road", "sky", "car")
 SIZE = (40, 60)
@@ -113,7 +113,3 @@ def test_pixels_are_confused_as_counted(tmp_path: Path) -> None:
     hits = np.diagonal(matrix)
     np.testing.assert_array_equal(np.stack([hits, matrix.sum(0) - hits, matrix.sum(1) - hits], 1), COUNTS.sum(0))
     assert draw_confusion(matrix, NAMES, tmp_path / "c.png", normalise=True, unit="pixels").is_file()
-    layers = segments.layer_confusion(COUNTS)
-    assert layers[:, 1, 1].tolist() == COUNTS[:, :, 0].sum(0).tolist()
-    assert layers[:, 0, 1].tolist() == COUNTS[:, :, 1].sum(0).tolist()
-    assert draw_label_confusion(layers, NAMES, tmp_path / "l.png", unit="pixels").is_file()
