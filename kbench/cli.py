@@ -18,7 +18,7 @@ def train(
     experiment: Experiment = None,
     run: Run = None,
     fold: Annotated[
-        str | None, typer.Option("--fold", help="A fold's number, or all; default: unfinished ones.")
+        str | None, typer.Option("--fold", help="Folds: 0 or 0,1 or all; default: unfinished ones.")
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Train on all rows with the plan found on the folds.")] = False,
     smoke: Annotated[

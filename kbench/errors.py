@@ -4,7 +4,8 @@
     ├── ConfigError        a YAML file, a registered name or an option
     ├── DataError          files, tables, images, archives
     ├── FoldError          fold files and fold strategies
-    ├── TrainingError      a fold that cannot be trained, or diverged
+    ├── TrainingError      a fold that cannot be trained
+    │   └── Diverged           its loss or weights are not finite; the only error that marks a fold failed for good
     ├── CheckpointError    weights and resume files
     ├── PredictionError    predictions that cannot be made or combined
     ├── SubmissionError    a file that would be refused
@@ -61,7 +62,11 @@ class FoldError(KbenchError):
 
 
 class TrainingError(KbenchError):
-    """A fold cannot be trained, or diverged."""
+    """A fold cannot be trained."""
+
+
+class Diverged(TrainingError):
+    """A loss or weights are not finite: the same training would end the same again."""
 
 
 class CheckpointError(KbenchError):

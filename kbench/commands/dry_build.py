@@ -17,6 +17,7 @@ from kbench import registry
 from kbench.commands import parts
 from kbench.config import Competition, Component, Stage
 from kbench.data.tables import Table
+from kbench.ensemble.tuning import neutral
 from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problems
 from kbench.models.classifier import check_backbone
 from kbench.models.outputs import default_loss
@@ -56,6 +57,9 @@ def _trials(competition: Competition, table: Table | None) -> Iterator[Trial]:
     yield "ensemble.combine", lambda: _try_combiner(competition)
     if competition.ensemble.decision is not None:
         yield "ensemble.decision", lambda: _part("decision", competition.ensemble.decision)
+    if is_dense(competition.task):
+        yield "maps.windows", lambda: parts.build_windows(competition)
+        yield "maps.postprocess", lambda: _try_postprocess(competition, table)
     if table is not None:
         component = competition.submission.format
         yield "submission.format", lambda: _part("format", component, _names=table.target_names, _task=competition.task)
@@ -134,6 +138,15 @@ def _try_loss(competition: Competition, stage: Stage, targets: np.ndarray | None
         loss(torch.zeros(2, outputs, 4, 4), target)
     elif targets is not None and (single or targets.shape[1] == outputs):
         loss(torch.zeros(2, outputs), torch.as_tensor(np.asarray(targets[:2])))
+
+
+def _try_postprocess(competition: Competition, table: Table | None) -> None:
+    component = competition.maps.postprocess
+    names = competition.data.classes if table is None else table.target_names
+    if names is not None:  # else it is not known yet whether its classes are there
+        grid = {key: value for key, value in component.params.items() if key == "grid"}
+        params = {**neutral(component.params), **grid}
+        registry.build("postprocess", component.name, params, _names=tuple(names), _task=competition.task)
 
 
 def _try_metric(competition: Competition, table: Table | None) -> None:

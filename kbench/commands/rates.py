@@ -52,10 +52,10 @@ def found_rates(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> dict
     return found
 
 
-def rate_notes(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[str]:
-    """Return one line per stage whose rate two folds or more found for themselves."""
+def rate_notes(found: dict[str, dict[str, Any]]) -> list[str]:
+    """Return one line per stage of `found_rates` whose rate two folds or more know."""
     notes = []
-    for name, known in found_rates(setup, paths, identity).items():
+    for name, known in found.items():
         rates = list(known["folds"].values())
         if len(rates) > 1:
             hint = f"; `lr_from_fold: 0` shares one, `lr: {known['mean']:.2g}` fixes it"

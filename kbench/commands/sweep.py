@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,26 +12,29 @@ import numpy as np
 
 from kbench import console, files
 from kbench.commands import parts
+from kbench.commands.dry_build import part_problems
 from kbench.commands.fold_job import TrainOptions
 from kbench.commands.rules import any_out_of_fold
 from kbench.commands.runs import FREE, open_run_setup, run_name
-from kbench.commands.score import OutOfFold
+from kbench.commands.score import OutOfFold, trained_folds
 from kbench.commands.score_maps import MapsOutOfFold
 from kbench.commands.setup import Choice, Setup, open_setup
-from kbench.commands.train import train
+from kbench.commands.train import train, wanted_folds
 from kbench.data.tables import Table
 from kbench.documents import parse_yaml
 from kbench.ensemble.average import aligned
 from kbench.ensemble.bootstrap import paired
-from kbench.errors import ConfigError, TrainingError
+from kbench.errors import ConfigError, Problem, TrainingError, as_problems, raise_all
 from kbench.metrics.dense import truth_of
+
+_FACTS = ("score", "low", "high", "spread", "gain", "gain_low", "gain_high")
 
 
 def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions) -> dict[str, Any]:
     """Train every combination of values and compare them on the rows they share.
 
     Values that change no weights (`tta`, `maps.windows`, `ensemble` ...) are tried on the runs the others make, so
-    ways of training against ways of predicting are one table (row S-10).
+    ways of training against ways of predicting are one table (row S-10). All values are checked before any trains.
 
     Args:
         choice: competition and experiment.
@@ -40,34 +43,65 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
         options: how.
 
     Returns:
-        One row per combination, best first: values, score, interval, and the paired difference to the first
-        combination with its interval.
+        `metric`; `rows`, one per combination, best first: values, score, interval, the paired difference to the first
+        combination that has a score, with its interval, and the folds that failed; `failed`, the combinations with
+        such folds.
+
+    Raises:
+        ConfigError: a value is wrong; nothing has trained.
     """
     first = open_setup(choice)
+    wanted_folds(first, which)
     axes = [_axis(text) for text in grid]
     trained, free = ([axis for axis in axes if _is_free(axis[0]) == way] for way in (False, True))
-    folds = which if which == "all" else which.split(",")
+    ways = {
+        values: _chosen(choice, values, run_name(first) if trained else None) for values in itertools.product(*trained)
+    }
+    _check(first, ways, list(itertools.product(*free)))
     rows: list[dict[str, Any]] = []
     base: OutOfFold | MapsOutOfFold | None = None
     failed = []
-    for values in itertools.product(*trained):
-        one = _chosen(choice, values, run_name(first) if trained else None)
+    for values, one in ways.items():
         console.note(f"sweep: {' '.join(values) or 'one way of training'}")
-        try:
-            for fold in [folds] if isinstance(folds, str) else folds:
-                train(open_setup(one), fold, options)
-        except TrainingError as error:
-            console.show_error(error)
-            failed.append(" ".join(values))
-            continue
+        lost = _train(open_setup(one), which, options)
+        failed += [" ".join(values)] if lost else []
         for more in itertools.product(*free):
             setup, paths, identity = open_run_setup(replace(one, assignments=more))
-            made = any_out_of_fold(setup, paths, identity, device=options.device)
-            base = base or made
-            rows.append({**_split((*values, *more)), "run": made.run, **_facts(setup, made, base)})
+            row: dict[str, Any] = {**_split((*values, *more)), "run": paths.name, **dict.fromkeys(_FACTS)}
+            if trained_folds(setup, paths, identity):
+                made = any_out_of_fold(setup, paths, identity, device=options.device)
+                base = base or made
+                row |= _facts(setup, made, base)
+            rows.append({**row, "failed": lost})
     metric = parts.build_metric(first.competition)
-    rows.sort(key=lambda row: row["score"], reverse=metric.maximise)
+    rows.sort(key=lambda row: (row["score"] is None, (row["score"] or 0.0) * (-1 if metric.maximise else 1)))
     return {"metric": metric.name, "rows": rows, "failed": failed}
+
+
+def _check(first: Setup, ways: Mapping[tuple[str, ...], Choice], free: Sequence[tuple[str, ...]]) -> None:
+    """Build the parts of every combination; raise one error with what is wrong in any."""
+    problems: list[Problem] = []
+    for one, more in itertools.product(ways.values(), free):
+        try:
+            setup = open_setup(replace(one, assignments=(*one.assignments, *more)))
+        except ConfigError as error:
+            problems += error.problems or as_problems(" ".join((*one.assignments, *more)), error)
+            continue
+        same = setup.competition.contract_view() == first.competition.contract_view()
+        problems += part_problems(setup.competition, (first if same else setup).train)
+    raise_all(
+        list(dict.fromkeys(problems)), error=ConfigError, subject="the grid", expected="values that can all be trained",
+        todo="correct them, then type this again; nothing has trained",
+    )  # fmt: skip
+
+
+def _train(setup: Setup, which: str, options: TrainOptions) -> list[int | str]:
+    """Train some folds; return those that failed."""
+    try:
+        return list(train(setup, which, options)["failed"])
+    except TrainingError as error:  # the only one that was wanted
+        console.show_error(error)
+        return wanted_folds(setup, which)
 
 
 def _is_free(assignment: str) -> bool:

@@ -9,7 +9,7 @@ from kbench import console, files
 from kbench.commands.fold_job import FULL, TrainOptions, prepare_fold
 from kbench.commands.predict import predict_out_of_fold, score_of_fold
 from kbench.commands.predict_maps import rows_of_fold
-from kbench.commands.rates import batch_warnings, on_activations, rate_notes
+from kbench.commands.rates import batch_warnings, found_rates, on_activations, rate_notes
 from kbench.commands.runs import prepare_run
 from kbench.commands.score_maps import score_of_maps
 from kbench.commands.setup import Setup
@@ -28,13 +28,16 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
 
     Args:
         setup: competition and experiment.
-        which: a fold's number, `all`, `full`, or None for all that are unfinished.
+        which: numbers of folds separated by commas, `all`, `full`, or None for all that are unfinished.
         options: how.
 
     Returns:
-        `run`, and per fold its state and score; `failed` lists folds that could not be trained.
+        `run`, the folds that were `trained`, were `done` before or `failed`, and `rates`: what `found_rates` returns.
+
+    Raises:
+        TrainingError: the only fold that is wanted cannot be trained.
     """
-    wanted = _wanted(setup, which)
+    wanted = wanted_folds(setup, which)
     paths, identity = prepare_run(setup, force=options.force and which in (None, "all"))
     if options.force:
         for fold in wanted:
@@ -59,15 +62,22 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
         _finish(setup, paths, identity, fold, options)  # a process killed after training did not
     for text in batch_warnings(setup):
         console.warn(text)
+    activated = on_activations(setup.competition)
+    if activated and options.jobs > 1 and len(todo) > 1:
+        console.note(f"--jobs {options.jobs} is not used: every stage trains on activations, and a fold takes seconds")
     for some in _rounds(setup, todo):
-        if len(some) == 1 or options.jobs == 1 or on_activations(setup.competition):
+        if len(some) == 1 or options.jobs == 1 or activated:
             failed += _train_here(setup, paths, identity, some, options, alone=len(wanted) == 1)
         else:
             commands = [_command(setup, fold, options) for fold in some]
             failed += run_commands(commands, jobs=options.jobs, paths=paths)
-    for text in rate_notes(setup, paths, identity):
+    rates = found_rates(setup, paths, identity)
+    for text in rate_notes(rates):
         console.note(text)
-    return {"run": paths.name, "trained": [fold for fold in todo if fold not in failed], "done": done, "failed": failed}
+    return {
+        "run": paths.name, "trained": [fold for fold in todo if fold not in failed], "done": done, "failed": failed,
+        "rates": rates,
+    }  # fmt: skip
 
 
 def _rounds(setup: Setup, todo: Sequence[int | str]) -> list[list[int | str]]:
@@ -85,19 +95,30 @@ def _busy(fold: int | str) -> str:
     return f"wait for it, or stop it; then `kbench train {_option(fold)}` goes on from its last resume point"
 
 
-def _wanted(setup: Setup, which: str | None) -> list[int | str]:
+def wanted_folds(setup: Setup, which: str | None) -> list[int | str]:
+    """Return the folds that a command line names.
+
+    Args:
+        setup: the competition.
+        which: numbers separated by commas, `all` or None, or `full`.
+
+    Raises:
+        ConfigError: a word is no number.
+        FoldError: there is no such fold.
+    """
     if which == FULL:
         return [FULL]
     if which in (None, "all"):
         return list(range(setup.folds.n))
     try:
-        fold = int(str(which))
+        folds = [int(word) for word in str(which).split(",")]
     except ValueError as error:
         raise ConfigError(
             f"--fold '{which}' is no fold", f"a number from 0 to {setup.folds.n - 1}, or all", "`kbench train --fold 0`"
         ) from error
-    setup.folds.valid(fold)  # says so when there is no such fold
-    return [fold]
+    for fold in folds:
+        setup.folds.valid(fold)  # says so when there is no such fold
+    return list(dict.fromkeys(folds))
 
 
 def _train_here(

@@ -15,7 +15,7 @@ from torch import nn
 
 from kbench import files
 from kbench.data import seeds
-from kbench.errors import CheckpointError, TrainingError
+from kbench.errors import CheckpointError, Diverged
 from kbench.models.checkpoint import Tensors, read_body, read_tensors, write_tensors
 from kbench.models.split import HEAD, head_state, is_split
 from kbench.training.context import FoldContext
@@ -45,7 +45,8 @@ def train_fold(
         Notes, updates and epochs as they happen.
 
     Raises:
-        TrainingError: the loss is not finite; the fold is marked failed.
+        Diverged: the loss is not finite; the fold is marked failed.
+        TrainingError: it cannot go on now; the same command goes on from the last resume point.
     """
     torch.manual_seed(seeds.number(seeds.MODEL, context.seed, context.number))
     model = build()
@@ -61,7 +62,7 @@ def train_fold(
             tensors = None
             _leave_end(context.paths, stage, stages, model)
             progress.next_stage()
-    except TrainingError as error:
+    except Diverged as error:
         mark(context.paths, "failed", context.identity, error=error.what)
         context.log.add({"event": "failed", "what": error.what})
         raise

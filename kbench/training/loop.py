@@ -18,7 +18,7 @@ from torch import nn
 
 from kbench.data import seeds
 from kbench.data.dataset import Batch, Draw
-from kbench.errors import TrainingError
+from kbench.errors import Diverged
 from kbench.models.folding import folded
 from kbench.models.groups import train_mode
 from kbench.models.memory import in_parts
@@ -78,7 +78,7 @@ class Meter:
         """Count an update; every 50 of them the losses are read.
 
         Raises:
-            TrainingError: a loss is not finite.
+            Diverged: a loss is not finite.
         """
         self.images += made.images
         self.waited += made.waited
@@ -106,7 +106,7 @@ class Meter:
         return self.total / self.count if self.count else 0.0
 
 
-def diverged(what: str, *, step: int, rate: float) -> TrainingError:
+def diverged(what: str, *, step: int, rate: float) -> Diverged:
     """Return the error that marks a fold failed.
 
     Args:
@@ -114,7 +114,7 @@ def diverged(what: str, *, step: int, rate: float) -> TrainingError:
         step: update of the stage after which it was seen.
         rate: learning rate of that update.
     """
-    return TrainingError(
+    return Diverged(
         f"{what} at step {step}, at a learning rate of {rate:.3g}",
         "finite losses and weights",
         "lower `lr`, set `clip: 1.0` or `precision: fp32`, then train this fold again",

@@ -157,7 +157,7 @@ def _halve(learner: Learner, batches: Pairs, rules: Rules, reason: str) -> None:
         raise TrainingError(
             f"memory ran out with a single image: {reason}",
             "a model and an image size that fit",
-            "choose a smaller input.size or model.backbone",
+            "free the device's memory and run the same command again, or choose a smaller input.size or model.backbone",
         )
     learner.micro_batch = -(-largest // 2)
     if rules.device.type == "cuda":

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from kbench.cli import app
 from kbench.commands.rates import batch_warnings, found_rates, on_activations, plan_rows, rate_notes
-from kbench.commands.runs import identity, open_run_setup
+from kbench.commands.runs import open_run_setup
 from kbench.commands.setup import Choice, open_setup
 from kbench.commands.single import most_likely
 
@@ -59,7 +59,7 @@ def test_rates_the_folds_found_are_put_side_by_side(small_workspace: Path) -> No
     low, high = sorted(rates["first"]["folds"].values())
     assert rates["first"]["spread"] == pytest.approx(high / low)
     assert rates["first"]["mean"] == pytest.approx((low * high) ** 0.5)
-    (note,) = rate_notes(setup, paths, identity(setup))
+    (note,) = rate_notes(rates)
     assert note.startswith("stage first: the folds found rates from")
 
 
