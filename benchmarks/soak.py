@@ -49,7 +49,7 @@ stages:
 tta: {name: random, n: 2}
 loader: {checkpoint_minutes: 0.002}
 """
-TIMES = ("seconds", "images_per_s", "waiting", "at")
+TIMES = ("seconds", "images_per_s", "waiting", "verdict", "at")
 COMMAND = ("train", "-c", "soak", "--fold", "0", "--device", "cpu")
 
 

@@ -141,6 +141,8 @@ class RangeTest(Section):
     start: Rate = Field(1e-5, description="first rate of the last layer group")
     end: Rate = Field(10.0, description="last rate")
     linear: bool = Field(False, description="raise the rate by equal steps instead of equal factors")
+    valid: bool = Field(False, description="judge a batch of held-out rows after each update; its loss is what counts")
+    stop: bool = Field(True, description="end the test where the loss diverges")
 
 
 class Average(Section):
@@ -194,6 +196,14 @@ class Stage(Section):
     average: Average = Field(Average(), description="what `keep: [average]` is the mean of")
     subset: Literal["fold", "full"] = Field("fold", description="rows that train: the fold's, or all of them")
     start: str = Field("previous", description="`previous` stage, `fresh`, or a stage's name")
+
+    def training_view(self) -> dict[str, Any]:
+        """Return what changes weights; settings that came later only where they are used, so that older runs go on."""
+        view = self.model_dump(mode="json")
+        for key in ("valid", "stop"):
+            if getattr(self.range_test, key) == RangeTest.model_fields[key].default:
+                del view["range_test"][key]
+        return view
 
 
 class EnsembleSection(Section):
@@ -280,7 +290,7 @@ class Competition(Section):
             "seed": self.seed,
             "input": self.input.model_dump(mode="json", exclude={"cache"}),
             "model": self.model.model_dump(mode="json"),
-            "stages": [[name, stage.model_dump(mode="json")] for name, stage in self.stages.items()],
+            "stages": [[name, stage.training_view()] for name, stage in self.stages.items()],
             "monitored": self.metric.model_dump(mode="json") if selects else None,
             "windows": self.maps.windows.model_dump(mode="json") if selects else None,
         }

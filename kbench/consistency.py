@@ -1,18 +1,19 @@
 """What sections of a YAML, each right by itself, may still say against one another.
 
-To add a rule, yield its problem here and name the function in `Competition._consistent`.
+To add a rule, yield its problem here and name the function in `Competition._consistent`; one that must know what is
+inherited from `train:` belongs to `unused_problems`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from kbench.errors import Problem, nearest
 from kbench.tasks import is_dense
 
 if TYPE_CHECKING:
-    from kbench.config import EnsembleSection, Input, Stage
+    from kbench.config import EnsembleSection, FoldSection, Input, Stage
 
 RESERVED = ("previous", "fresh")  # what `start:` may say instead of a stage's name
 
@@ -61,6 +62,52 @@ def _precompute_problems(name: str, stage: Stage) -> Iterator[Problem]:
         yield Problem(f"{where}.step", f"'{stage.step.name}' is given images, and {why}", "write `step: supervised`")
 
 
+_AS_JUDGED = ("centre", "squash")  # crops that show the same part of an image every time
+_OWN_COUNT = ("predefined",)  # fold strategies that say themselves how many folds there are
+
+
+def unused_problems(stages: Mapping[str, Stage], written: Mapping[str, Any], folds: FoldSection) -> Iterator[Problem]:
+    """Yield settings that would have no effect.
+
+    Args:
+        stages: the recipe, with what stages take from `train:`.
+        written: what the YAML says of each stage itself; what is merely inherited may have no effect.
+        folds: how rows are cut.
+    """
+    for name, stage in stages.items():
+        own = written.get(name) or {}
+        for key, what, hint in _unused(stage):
+            if key.partition(".")[0] in own:
+                yield Problem(f"stages.{name}.{key}", what, hint)
+        counted = folds.strategy not in _OWN_COUNT and "val_pct" not in folds.options
+        if stage.lr == "find" and stage.lr_from_fold is not None and counted and stage.lr_from_fold >= folds.n:
+            where = f"stages.{name}" if "lr_from_fold" in own else "train"
+            yield Problem(f"{where}.lr_from_fold", f"there is no fold {stage.lr_from_fold}", f"0 to {folds.n - 1}")
+
+
+def _unused(stage: Stage) -> Iterator[tuple[str, str, str]]:
+    """Yield the settings a stage does not use: key, what is wrong, what to write."""
+    if stage.precompute and stage.crop.name not in _AS_JUDGED:
+        what = (
+            f"'{stage.crop.name}' would have no effect: with `precompute: true` an image is seen once, as it is judged"
+        )
+        yield "crop", what, "remove it, or write `crop: centre`"
+    if isinstance(stage.lr, list) and stage.lr_decay != 1:
+        yield "lr_decay", "would have no effect beside an `lr` for each layer group", "remove one of the two"
+    if stage.lr != "find" and stage.lr_from_fold is not None:
+        yield "lr_from_fold", "stands beside a rate of its own", "write `lr: find`, or `lr_from_fold: null`"
+    if "average" not in stage.keep and stage.average != type(stage.average)():
+        yield "average", "would have no effect: the mean of weights is not kept", "write `keep: [average]`"
+    if stage.subset == "full":
+        why = "with `subset: full` there are no rows to judge it by"
+        if stage.early_stop is not None:
+            yield "early_stop", f"would have no effect: {why}", "remove it"
+        if stage.schedule.name == "plateau":
+            yield "schedule", f"'plateau' would never lower the rate: {why}", "write another schedule"
+        if stage.range_test.valid:
+            yield "range_test.valid", f"would judge rows it trains on: {why}", "remove it"
+
+
 def member_problems(ensemble: EnsembleSection, stages: Mapping[str, Stage]) -> Iterator[Problem]:
     """Yield members that are of no stage."""
     for position, member in enumerate(ensemble.members or ()):
@@ -76,6 +123,11 @@ def ensemble_problems(task: str, ensemble: EnsembleSection) -> Iterator[Problem]
                       "remove it; `ensemble.members` names those that count")  # fmt: skip
     if "regression" in task and ensemble.mean == "geometric":
         yield Problem("ensemble.mean", "'geometric' is of probabilities, not of numbers", "write `arithmetic`")
+
+
+def stage_of(member: str, stages: Iterable[str]) -> str:
+    """Return the stage of a member: a stage's name, or `stage-cycle`."""
+    return max((name for name in stages if member == name or member.startswith(f"{name}-")), key=len)
 
 
 def statistics_problems(section: Input) -> Iterator[Problem]:

@@ -9,9 +9,9 @@ import csv
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
@@ -120,18 +120,46 @@ def show_error(error: KbenchError) -> None:
     err.print(f"  next: [bold]{escape(error.todo)}[/]")
 
 
-Advance = Callable[[int, int], None]
+class Advance(Protocol):
+    """Moves a progress bar."""
+
+    def __call__(self, done: int, total: int, what: str | None = None) -> None:
+        """Show how far the work is, and, if given, other words beside the bar."""
 
 
 @contextmanager
 def bar(what: str) -> Iterator[Advance]:
-    """Show a progress bar; the block calls `advance(done, total)`."""
+    """Show a progress bar with the time that is left; the block calls `advance(done, total)`. Bars may be nested."""
+    with _progress() as progress:
+        task = progress.add_task(escape(what), total=None)
+
+        def advance(done: int, total: int, what: str | None = None) -> None:
+            words = {} if what is None else {"description": escape(what)}
+            progress.update(task, completed=done, total=total or None, **words)  # type: ignore[arg-type]
+
+        try:
+            yield advance
+        finally:
+            progress.remove_task(task)
+
+
+_running: list[Progress] = []  # the one that is on the screen: a terminal shows one at a time
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    if _running:
+        yield _running[-1]
+        return
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(escape(what), total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total or None)
+        _running.append(progress)
+        try:
+            yield progress
+        finally:
+            _running.pop()
 
 
 class Status:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from kbench import registry
 from kbench.binding import bind
 from kbench.config import Competition, Stage
+from kbench.consistency import unused_problems
 from kbench.errors import ConfigError, Problem, as_problems, nearest, raise_all
 from kbench.merging import assembled, merge, with_stage_defaults, written_out
 from kbench.workspace import Workspace
@@ -109,7 +110,7 @@ def read_document(
 
 
 def validate(
-    content: dict[str, Any], *, file: str, folder: Path, name: str, experiment: str = "baseline"
+    content: dict[str, Any], *, file: str, folder: Path, name: str, experiment: str = "baseline", record: bool = False
 ) -> Competition:
     """Turn a mapping into a `Competition`; load its plug-ins first.
 
@@ -119,6 +120,7 @@ def validate(
         folder: where plug-ins are looked for.
         name: the competition's name.
         experiment: the experiment's name.
+        record: whether it is what a run was trained with, every value written out, used or not.
 
     Raises:
         ConfigError: one error with every problem, each with its path and the nearest valid name.
@@ -129,10 +131,12 @@ def validate(
     content = {key: value for key, value in content.items() if key not in _OURS}
     content, found = _without_bad_defaults(content)
     problems += found
-    content = with_stage_defaults(content)
+    written, content = content.get("stages"), with_stage_defaults(content)
     try:
         made = json.dumps({**content, "name": name, "experiment": experiment})
         competition = Competition.model_validate_json(made)
+        if not record:
+            problems += unused_problems(competition.stages, written or {}, competition.folds)
     except ValidationError as error:
         competition = None
         problems += _problems(error, content, Competition)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,16 +55,20 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
             console.note(f"starting from {source} of fold {fold}")
         else:
             console.warn(f"fold {fold} has nothing left of stage {start}: starting from the model as it begins")
-    with console.Status() as status:
-        status.show(f"range test of stage {names[index]}")
-        curve = range_test(job.context, job.stages[index], model, progress=Progress(stage=index))
+    with console.bar("range test") as advance:
+        context = replace(job.context, tell=lambda what, done, total: advance(done, total, what))
+        curve = range_test(context, job.stages[index], model, progress=Progress(stage=index))
     csv = job.context.paths.lr_find(names[index])
+    picture = draw_lr_find(csv)
+    if curve.suggested is None:  # the error says to look at them
+        console.wrote(csv)
+        console.wrote(picture)
     return {
         "stage": names[index],
         "fold": fold,
         "suggestion": curve.suggestion,
         "csv": str(csv),
-        "picture": str(draw_lr_find(csv)),
+        "picture": str(picture),
     }
 
 

@@ -35,6 +35,9 @@ def checkpoints(
 ) -> list[Checkpoint]:
     """Return the snapshots of a fold that are ensemble members.
 
+    `STAGE-last` names the end of a stage, also where it is that of a cycle; models of all rows have no best epoch, so
+    `STAGE-best` is their end too.
+
     Args:
         setup: says which members are wanted (`ensemble.members`).
         paths: the run.
@@ -42,17 +45,30 @@ def checkpoints(
         fold: which.
         subset: `fold` for models that did not see the fold's rows, `full` for those that saw all.
     """
-    wanted = setup.competition.ensemble.members
     found = []
     for path in paths.fold(fold).snapshots():
         checkpoint = read_checkpoint(path)
         if checkpoint is None or checkpoint.info["training"] != identity["training"]:
             continue
-        named = wanted is None or checkpoint.member in wanted or checkpoint.info["stage"] in wanted
-        if named and checkpoint.info["kept"] and checkpoint.info["subset"] == subset:
+        if checkpoint.info["kept"] and checkpoint.info["subset"] == subset:
             found.append(checkpoint)
+    found = _named(found, setup.competition.ensemble.members, ends=("last", "best") if subset == "full" else ("last",))
     order = {name: index for index, name in enumerate(setup.competition.stages)}
     return sorted(found, key=lambda item: (order.get(item.info["stage"], 0), item.info["epoch"], item.info["tag"]))
+
+
+def _named(found: list[Checkpoint], wanted: Sequence[str] | None, *, ends: Sequence[str]) -> list[Checkpoint]:
+    """Return the snapshots some names are of; `ends` are tags that the end of a stage goes by."""
+    if wanted is None:
+        return found
+    last = {one.info["stage"]: one.info["step"] for one in sorted(found, key=lambda one: int(one.info["step"]))}
+
+    def names(one: Checkpoint) -> set[str]:
+        stage, tag = one.info["stage"], one.info["tag"]
+        at_end = one.info["step"] == last[stage] and tag not in ("best", "average")
+        return {stage, one.member, *(f"{stage}-{end}" for end in ends if at_end)}
+
+    return [one for one in found if names(one) & set(wanted)]
 
 
 def predict_out_of_fold(

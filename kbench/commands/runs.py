@@ -147,7 +147,9 @@ def open_run_setup(choice: Choice, *, other_folds: bool = False) -> tuple[Setup,
     current = _current(workspace, name, None if experiment == "baseline" else experiment, manifest, choice)
     content = {**{key: value for key, value in trained.items() if key not in FREE},
                **{key: current[key] for key in FREE if key in current}}  # fmt: skip
-    competition = validate(content, file=str(paths.config), folder=paths.plugins, name=name, experiment=experiment)
+    competition = validate(
+        content, file=str(paths.config), folder=paths.plugins, name=name, experiment=experiment, record=True
+    )
     setup = Setup(workspace, competition, choice, paths.plugins)
     known = {key: manifest[key] for key in ("training", "contract", "folds")}
     if setup.folds.hash != known["folds"] and not other_folds:

@@ -48,12 +48,14 @@ class Setup:
         competition: the validated YAML.
         choice: what the user chose.
         plugins: folder of the plug-ins.
+        trial: of a smoke run: folds that are not there yet are cut without a look at images, and not written.
     """
 
     workspace: Workspace
     competition: Competition
     choice: Choice
     plugins: Path
+    trial: bool = False
     _folds: Folds | None = field(default=None, repr=False)
     _sizes: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
@@ -148,7 +150,9 @@ class Setup:
 
     @cached_property
     def _links(self) -> np.ndarray:
-        """[P, 2] row numbers of training images that resemble each other."""
+        """[P, 2] row numbers of training images that resemble each other; in a trial none is known to."""
+        if self.trial:
+            return np.empty((0, 2), dtype=np.int64)
         with console.bar("looking for near-duplicates") as advance:
             hashes = hash_images(
                 self.train, folder=self.workspace.cache(), progress=advance, jobs=2 * (os.cpu_count() or 1)
@@ -170,26 +174,31 @@ class Setup:
             made[AUTO] = table.ids[clusters(len(table), self._links)]
         kind = mask_kind(self.competition, self.data)
         if kind is not None and COVERAGE in self.competition.folds.by and COVERAGE not in known:
-            with console.bar("measuring masks") as advance:
-                made[COVERAGE] = coverage(
-                    table, kind=kind, size_of=sizes_of(table, size_reader(self.competition)), progress=advance,
-                    jobs=os.cpu_count() or 1,
-                )  # fmt: skip
+            made[COVERAGE] = np.full(len(table), "00") if self.trial else self._coverage(kind)
         meta = pd.DataFrame(index=range(len(table))) if table.meta is None else table.meta
         return replace(table, meta=meta.assign(**made)) if made else table
 
+    def _coverage(self, kind: MaskKind) -> np.ndarray:
+        with console.bar("measuring masks") as advance:
+            return coverage(
+                self.train, kind=kind, size_of=sizes_of(self.train, size_reader(self.competition)), progress=advance,
+                jobs=os.cpu_count() or 1,
+            )  # fmt: skip
+
     def cut_folds(self) -> Folds:
-        """Cut folds as the YAML says and write them."""
+        """Cut folds as the YAML says and write them; those of a trial are only as a real run would shape them."""
         section = self.competition.folds
         cut = Cut(section.n, section.seed, tuple(section.by), section.group)
         folds = make_folds(self.to_cut(), section.strategy, cut, section.options)
         folds.manifest["table"] = self.train.fingerprint()
+        self._folds = folds
+        if self.trial:
+            return folds
         folds.manifest["warnings"] += self.leaking(folds)
         path = write_folds(self.workspace.folds(self.competition.name), folds)
         console.wrote(path)
         for text in folds.manifest.get("warnings", []):
             console.warn(text)
-        self._folds = folds
         return folds
 
     @cached_property

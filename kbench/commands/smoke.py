@@ -15,6 +15,8 @@ from kbench.commands.rules import untuned_rule
 from kbench.commands.runs import prepare_run, run_name
 from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train_one
+from kbench.config import Competition
+from kbench.consistency import stage_of
 from kbench.data.frames import texts
 from kbench.inference.mask_set import MaskSet
 from kbench.inference.predictions import Predictions
@@ -28,11 +30,14 @@ _BATCHES = 2
 def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
     """Run every step of the job on two batches; raise what would fail after hours.
 
-    The sample submission is cut to the rows that were predicted; everything else is the real path. What it
-    makes lies in a run of its own and is removed at the end.
+    The sample submission is cut to the rows that were predicted; everything else is the real path, but that nothing
+    looks at all images: none are cached, and folds that are not there yet are cut for this run alone. What it makes
+    lies in a run of its own and is removed at the end.
     """
     setup = open_setup(choice)
-    setup = replace(setup, choice=replace(choice, run=f"{run_name(setup)}-smoke"))
+    setup = replace(
+        setup, choice=replace(choice, run=f"{run_name(setup)}-smoke"), competition=_small(setup.competition), trial=True
+    )
     paths, identity = prepare_run(setup, force=True)
     try:
         files.remove(paths.fold(0).root)
@@ -54,3 +59,13 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
         return {"stages": list(setup.competition.stages), "rows": len(few), "file": file.name, "failed": []}
     finally:
         files.remove(paths.root)
+
+
+def _small(competition: Competition) -> Competition:
+    """Return the same training that caches no image, with stages for members: each keeps its end alone."""
+    members = competition.ensemble.members
+    stages = None if members is None else list(dict.fromkeys(stage_of(name, competition.stages) for name in members))
+    return competition.model_copy(update={
+        "input": competition.input.model_copy(update={"cache": "off"}),
+        "ensemble": competition.ensemble.model_copy(update={"members": stages}),
+    })  # fmt: skip

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from kbench import console, files
-from kbench.commands.fold_job import FULL, TrainOptions, prepare_fold
+from kbench.commands.fold_job import FULL, FoldJob, TrainOptions, prepare_fold
 from kbench.commands.predict import predict_out_of_fold, score_of_fold
 from kbench.commands.predict_maps import rows_of_fold
 from kbench.commands.rates import batch_warnings, found_rates, on_activations, rate_notes
@@ -15,9 +16,9 @@ from kbench.commands.score_maps import score_of_maps
 from kbench.commands.setup import Setup
 from kbench.errors import ConfigError, TrainingError
 from kbench.orchestrate import FoldCommand, run_commands
-from kbench.report.curves import draw_fold
+from kbench.report.curves import draw_fold, draw_lr_finds
 from kbench.tasks import is_dense
-from kbench.training.events import Epoch, Event, Note
+from kbench.training.events import Begin, Epoch, Note
 from kbench.training.fold import clear, state_of, train_fold
 from kbench.training.loop import Update
 from kbench.workspace import FoldPaths, RunPaths
@@ -153,7 +154,12 @@ def train_one(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int
     place = paths.fold(fold)
     with files.lock(place.lock, waiting=_busy(fold)):
         job = prepare_fold(setup, paths, identity, fold, options)
-        _watch(train_fold(job.context, job.stages, job.build, resumed=job.resumed), fold)
+        try:
+            _watch(job, fold)
+        except TrainingError:
+            for picture in draw_lr_finds(place):  # such as one that shows no rate, which the error says to look at
+                console.wrote(picture)
+            raise
     _pictures(paths.fold(fold))
     _finish(setup, paths, identity, fold, options)
 
@@ -180,13 +186,21 @@ def _finish(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int |
         console.note(f"fold {fold}: {setup.competition.metric.name} {score:.5f} out of fold")
 
 
-def _watch(events: Iterator[Event], fold: int | str) -> None:
-    """Show what happens."""
-    with console.Status() as status:
-        for event in events:
-            if isinstance(event, Update):
+def _watch(job: FoldJob, fold: int | str) -> None:
+    """Train a fold and show what happens: the updates of the stage that are made, and the time the others need."""
+    numbers = {stage.name: f"{stage.index + 1}/{len(job.stages)}" for stage in job.stages}
+    stage = Begin("", 1, 1, 0)
+    with console.bar(f"fold {fold}") as advance:
+        context = replace(job.context, tell=lambda what, done, total: advance(done, total, f"fold {fold}  {what}"))
+        for event in train_fold(context, job.stages, job.build, resumed=job.resumed):
+            if isinstance(event, Begin):
+                stage = event
+                advance(stage.step, stage.steps, f"fold {fold}  {stage.stage}")
+            elif isinstance(event, Update):
+                epoch = event.step * stage.epochs // stage.steps + 1
                 speed = event.images / max(event.seconds, 1e-9)
-                status.show(f"fold {fold}  step {event.step}  lr {event.rate:.2e}  {speed:.0f} images/s")
+                what = f"fold {fold}  stage {numbers[stage.stage]} {stage.stage}  epoch {epoch}/{stage.epochs}"
+                advance(event.step + 1, stage.steps, f"{what}  lr {event.rate:.2e}  {speed:.0f} images/s")
             elif isinstance(event, Epoch):
                 console.note(_line(fold, event))
             elif isinstance(event, Note):

@@ -5,32 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from kbench.report.figures import new_figure, save_figure
-from kbench.report.folds import read_epochs
-from kbench.training.lr_curve import LRCurve, shown
+from kbench.report.folds import read_curve, read_epochs
+from kbench.training.lr_curve import shown
 from kbench.workspace import FoldPaths
 
 
 def draw_fold(paths: FoldPaths) -> list[Path]:
     """Draw everything there is to draw of a fold; return the pictures."""
-    drawn = [draw_lr_find(path) for path in sorted(paths.root.glob("lr-find-*.csv"))]
+    drawn = draw_lr_finds(paths)
     epochs = read_epochs(paths)
     if epochs:
         drawn.append(draw_losses(epochs, paths.losses))
     return drawn
 
 
+def draw_lr_finds(paths: FoldPaths) -> list[Path]:
+    """Draw every learning-rate range test of a fold; return the pictures."""
+    return [draw_lr_find(path) for path in sorted(paths.root.glob("lr-find-*.csv"))]
+
+
 def draw_lr_find(csv: Path) -> Path:
-    """Draw a learning-rate range test: smoothed loss over the rate, with the suggestion."""
-    frame = pd.read_csv(csv)
-    curve = LRCurve(tuple(frame["lr"]), tuple(frame["loss"]))
+    """Draw a learning-rate range test: smoothed loss over the rate, with the suggestion if there is one."""
+    curve = read_curve(csv)
     part = shown(len(curve.lrs))
     figure, axes = new_figure()
-    axes.plot(curve.lrs[part], curve.losses[part], color="0.8", label="loss")
+    axes.plot(curve.lrs[part], curve.losses[part], color="0.8", label="training loss" if curve.valid else "loss")
+    if curve.valid:
+        axes.plot(curve.lrs[part], curve.valid[part], color="0.6", label="validation loss")
     axes.plot(curve.lrs[part], curve.smoothed[part], label="smoothed")
-    axes.axvline(curve.suggestion, color="C3", linestyle="--", label=f"suggested {curve.suggestion:.2e}")
+    if curve.suggested is not None:
+        axes.axvline(curve.suggested, color="C3", linestyle="--", label=f"suggested {curve.suggested:.2e}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
     axes.legend()
     return save_figure(figure, csv.with_suffix(".png"))

@@ -91,6 +91,12 @@ def _robust(axes: Any, columns: Sequence[np.ndarray]) -> None:
             axes.set_ylim(max(values.min(), middle - reach), min(values.max(), middle + reach))
 
 
+def read_curve(csv: Path) -> LRCurve:
+    """Return the learning-rate range test of a CSV."""
+    frame = pd.read_csv(csv)
+    return LRCurve(tuple(frame["lr"]), tuple(frame["loss"]), tuple(frame.get("valid_loss", ())))
+
+
 def draw_range_tests(curves: Mapping[str, Path], path: Path) -> Path:
     """Draw the learning-rate range tests of all folds of one stage, with their suggestions; return the picture.
 
@@ -100,11 +106,12 @@ def draw_range_tests(curves: Mapping[str, Path], path: Path) -> Path:
     """
     figure, axes = new_figure(width=7.5, height=4.2)
     for colour, (name, csv) in zip(_colours(len(curves)), curves.items(), strict=True):
-        frame = pd.read_csv(csv)
-        curve = LRCurve(tuple(frame["lr"]), tuple(frame["loss"]))
+        curve = read_curve(csv)
         part = shown(len(curve.lrs))
-        axes.plot(curve.lrs[part], curve.smoothed[part], color=colour, label=f"{name}: {curve.suggestion:.2e}")
-        axes.axvline(curve.suggestion, color=colour, linestyle="--", linewidth=1)
+        rate = "none" if curve.suggested is None else f"{curve.suggested:.2e}"
+        axes.plot(curve.lrs[part], curve.smoothed[part], color=colour, label=f"{name}: {rate}")
+        if curve.suggested is not None:
+            axes.axvline(curve.suggested, color=colour, linestyle="--", linewidth=1)
     axes.set(xscale="log", xlabel="learning rate", ylabel="smoothed loss")
     axes.set_title("range test; the dashed rates were suggested", fontsize=10, loc="left")
     tidy(axes)

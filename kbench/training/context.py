@@ -27,7 +27,8 @@ from kbench.training.recipe import StagePlan
 from kbench.workspace import FoldPaths
 
 KEEP = Resize("keep", 0, 0)
-TIMES = ("seconds", "images_per_s", "waiting", "at")  # fields of the log that differ between equal runs
+_FEW = 8  # images or masks a smoke run measures
+TIMES = ("seconds", "images_per_s", "waiting", "verdict", "at")  # fields of the log that differ between equal runs
 
 
 def resize_before(show: Show) -> Resize:
@@ -112,6 +113,7 @@ class FoldContext:
         masks: resizing -> masks of the table, of dense tasks.
         windows: what the network sees of a whole image at once, of dense tasks.
         activations: (model, how its body sees images) -> its features of all rows of the table.
+        tell: (what, done, total) of a range test while it runs.
     """
 
     fold: int | str
@@ -135,6 +137,7 @@ class FoldContext:
     masks: Callable[[Resize], Images] | None = None
     windows: Windows | None = None
     activations: Callable[[nn.Module, Seen], Activations] | None = None
+    tell: Callable[[str, int, int], None] = lambda what, done, total: None
     _opened: dict[Resize, Images] = field(default_factory=dict)
 
     def images_for(self, show: Show) -> Images:
@@ -155,11 +158,15 @@ class FoldContext:
         found = self.plan.get("scale")
         if found is None:
             assert images is not None, "the first stage brings its images"
-            found = asdict(self.scale(images, self.train_rows))
+            found = asdict(self.scale(images, self._measured(self.train_rows)))
             self.plan.set(
                 "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
             )
         return dict(self.plan.get("scale"))
+
+    def _measured(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows whose pixels are looked at: all of them, or those a smoke run has the time for."""
+        return rows[:_FEW] if self.limit else rows
 
     def masks_for(self, show: Show) -> Images | None:
         """Return the masks that go with `images_for`, or None where targets are no images."""
@@ -168,12 +175,13 @@ class FoldContext:
     def balance(self, rows: np.ndarray) -> tuple[np.ndarray | None, int]:
         """Return [K] positives per target among some rows (pixels of dense tasks) and how many there are in all.
 
-        Without counts (regression) the first is None.
+        Without counts (regression) the first is None. A smoke run counts the pixels of a few masks only.
         """
         if self.masks is None:
             return self.counts(rows), len(rows)
         if "regression" in self.table.task:
             return None, len(rows)
+        rows = self._measured(rows)
         key = f"pixels/{len(rows)}"
         if self.plan.get(key) is None:
             found, total = class_pixels(self.masks(KEEP), rows, len(self.table.target_names), self.table.task)

@@ -8,6 +8,23 @@ from kbench.training.loop import Update
 
 
 @dataclass(frozen=True)
+class Begin:
+    """A stage begins, or goes on.
+
+    Attributes:
+        stage: its name.
+        epochs: how many it has, fewer if it stops early.
+        steps: updates in all of them.
+        step: updates made before.
+    """
+
+    stage: str
+    epochs: int
+    steps: int
+    step: int
+
+
+@dataclass(frozen=True)
 class Epoch:
     """One finished epoch.
 
@@ -25,6 +42,7 @@ class Epoch:
         waiting: share of the time spent waiting for data.
         seconds: of training and judging.
         loss_scale: of the fp16 gradient scaler at the end of the epoch, or None in other precisions.
+        verdict: what slows the stage down, in words, at the end of the first epoch it does.
     """
 
     stage: str
@@ -40,6 +58,7 @@ class Epoch:
     waiting: float
     seconds: float
     loss_scale: float | None = None
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,4 +68,4 @@ class Note:
     text: str
 
 
-Event = Epoch | Update | Note
+Event = Begin | Epoch | Update | Note

@@ -172,15 +172,22 @@ class LRCurve:
     Attributes:
         lrs: rate of each iteration, of the last layer group.
         losses: raw loss of each iteration; the last one may not be finite.
+        valid: loss of a validation batch after each iteration, or empty; where there is one, it is what counts.
     """
 
     lrs: tuple[float, ...]
     losses: tuple[float, ...]
+    valid: tuple[float, ...] = ()
+
+    @property
+    def followed(self) -> tuple[float, ...]:
+        """The losses that are smoothed and judged."""
+        return self.valid or self.losses
 
     @cached_property
     def smoothed(self) -> np.ndarray:
         """[N] float64 smoothed losses."""
-        return smooth(self.losses)
+        return smooth(self.followed)
 
     @cached_property
     def suggestion(self) -> float:
@@ -189,12 +196,21 @@ class LRCurve:
         Raises:
             TrainingError: no rate helps.
         """
-        return suggest(self.lrs, self.losses)
+        return suggest(self.lrs, self.followed)
+
+    @property
+    def suggested(self) -> float | None:
+        """The suggested rate, or None where no rate helps."""
+        try:
+            return self.suggestion
+        except TrainingError:
+            return None
 
     def rows(self) -> list[dict[str, float]]:
-        """Return one dict per iteration: `step`, `lr`, `loss`, `smoothed`; the rows of the CSV."""
+        """Return one dict per iteration, the rows of the CSV: `step`, `lr`, `loss`, `smoothed`, any `valid_loss`."""
         columns = zip(self.lrs, self.losses, self.smoothed, strict=True)
-        return [
+        rows = [
             {"step": step, "lr": lr, "loss": loss, "smoothed": float(level)}
             for step, (lr, loss, level) in enumerate(columns)
         ]
+        return [row | {"valid_loss": loss} for row, loss in zip(rows, self.valid, strict=True)] if self.valid else rows

@@ -7,6 +7,7 @@ model, its optimiser and the random state are as before, bit for bit: the copy i
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,11 +16,14 @@ from torch import nn
 
 from kbench.data.dataset import Draw
 from kbench.models.groups import Layers, layer_groups
+from kbench.models.precision import autocast
 from kbench.training.loop import Feed, train_epoch
 from kbench.training.lr_curve import LRCurve, Smoother, ramp, should_stop, track_best
 from kbench.training.recipe import RangeTest
 from kbench.training.schedules import Cycle, Schedule, keep_momentum
 from kbench.training.update import Learner, Rules
+
+Pairs = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 def find_lr(
@@ -34,6 +38,8 @@ def find_lr(
     accumulate: int,
     key: tuple[int, ...],
     rise: RangeTest,
+    valid: Pairs | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> LRCurve:
     """Raise the rate until the loss diverges; return the curve and its suggestion.
 
@@ -47,10 +53,9 @@ def find_lr(
         micro_batch: images per forward pass.
         accumulate: batches per step.
         key: (seed, fold, stage) of the random numbers.
-        rise: first and last rate of the last group, and how it rises.
-
-    Raises:
-        TrainingError: the loss diverges at once.
+        rise: first and last rate of the last group, how it rises, and whether it ends where the loss diverges.
+        valid: normalised images and targets, on the device; after each update the next one is judged.
+        tell: called as `tell(done, total)` after each step.
     """
     steps = -(-len(batches) // accumulate)
     schedule = Schedule(
@@ -70,7 +75,7 @@ def find_lr(
             micro_batch=micro_batch,
         )
         smoother, best = Smoother(), float("inf")
-        rates, losses = [], []
+        rates, losses, judged = [], [], []
         for made in train_epoch(
             learner,
             feed,
@@ -84,11 +89,24 @@ def find_lr(
         ):
             rates.append(schedule.rate(made.step, 1.0, ()))  # of the last layer group, even if it is frozen
             losses.append(float(made.loss.mean()))
-            smoothed = smoother.add(losses[-1])
-            if should_stop(smoothed, best, made.step):
+            if valid is not None:
+                judged.append(_judged(learned, next(valid), rules))
+            smoothed = smoother.add((judged or losses)[-1])
+            tell(made.step + 1, steps)
+            if not math.isfinite(smoothed) or (rise.stop and should_stop(smoothed, best, made.step)):
                 break
             best = track_best(smoothed, best, made.step)
-    return LRCurve(tuple(rates), tuple(losses))
+    return LRCurve(tuple(rates), tuple(losses), tuple(judged))
+
+
+@torch.no_grad()
+def _judged(model: nn.Module, pair: tuple[torch.Tensor, torch.Tensor], rules: Rules) -> float:
+    """Return the mean loss of one batch that is not learned from."""
+    images, target = pair
+    model.eval()  # the next update sets training mode again
+    with autocast(rules.device, rules.precision):
+        logits = model(images)
+    return float(rules.loss(logits.float(), target).mean())
 
 
 @contextmanager

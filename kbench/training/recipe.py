@@ -27,12 +27,16 @@ class RangeTest:
         start: first rate of the last layer group.
         end: last rate.
         linear: raise it by equal steps instead of equal factors.
+        valid: judge a batch of the rows held out after each update; its loss is what counts.
+        stop: end where the loss diverges; one that is not finite ends the test anyway.
     """
 
     steps: int = 100
     start: float = 1e-5
     end: float = 10.0
     linear: bool = False
+    valid: bool = False
+    stop: bool = True
 
 
 @dataclass(frozen=True)

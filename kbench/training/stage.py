@@ -22,11 +22,11 @@ from kbench.inference.activations import Activations, FrozenBody, RowLoader, See
 from kbench.models.checkpoint import Tensors
 from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
 from kbench.models.memory import free_memory
-from kbench.models.precision import Precision, choose_precision, emulates_bfloat16, place, usable_precision
+from kbench.models.precision import Precision, choose_precision, place, usable_precision
 from kbench.models.split import trains_head_alone
 from kbench.tasks import is_dense
 from kbench.training.context import FoldContext
-from kbench.training.events import Epoch, Event, Note
+from kbench.training.events import Begin, Epoch, Event, Note
 from kbench.training.judging import Judging, judge_maps
 from kbench.training.keeping import Keeper
 from kbench.training.loop import Feed, Meter, diverged, evaluate, train_epoch
@@ -35,6 +35,7 @@ from kbench.training.lr_finder import find_lr
 from kbench.training.optimizers import normalised, per_group, spread
 from kbench.training.recipe import StagePlan
 from kbench.training.resume import Progress, part, restore_learner
+from kbench.training.telling import announce, loader_verdict
 from kbench.training.update import Learner, Rules, average_of
 
 _FIND_EPOCHS = 10**6  # orders of the range test are numbered from here
@@ -62,7 +63,12 @@ def run_stage(
         runner.keeper.mean.restore(part(tensors, "mean/"), progress.averaged)
         runner.learner.micro_batch = progress.micro_batch
     else:
-        yield from runner.announce()
+        yield from announce(
+            context, stage, rows=len(runner.rows), epochs=runner.epochs, steps=runner.schedule.steps, lr=runner.lr,
+            precision=runner.rules.precision, activations=runner.activations,
+        )  # fmt: skip
+    steps = runner.schedule.steps // runner.schedule.epochs * runner.epochs
+    yield Begin(stage.name, runner.epochs, steps, progress.step)
     try:
         while progress.epoch < runner.epochs and not runner.stopped_early():
             yield from runner.run_epoch()
@@ -137,6 +143,7 @@ class _Runner:
             precomputed=self.activations is not None, refit_inputs=self._refit_inputs,
         )  # fmt: skip
         self.saved = time.monotonic()
+        self.slow = False  # whether it was said that the loader is the bottleneck
 
     def _activations(self) -> Activations | None:
         """Return what the frozen body says about all rows, where the stage trains the head on it (F-22)."""
@@ -206,7 +213,7 @@ class _Runner:
         steps = self.stage.range_test.steps * self.stage.accumulate
         epochs = (self._plan(_FIND_EPOCHS + epoch) for epoch in itertools.count())
         batches = list(itertools.islice(itertools.chain.from_iterable(epochs), steps))
-        groups = len(layer_groups(self.learned))
+        groups, what = len(layer_groups(self.learned)), f"range test of stage {self.stage.name}"
         curve = find_lr(
             self.learned,
             self.feed,
@@ -218,35 +225,20 @@ class _Runner:
             micro_batch=self.stage.batch_size + 1,
             accumulate=self.stage.accumulate,
             key=(*self.key, seeds.FIND),
+            valid=self._held_out() if self.stage.range_test.valid and len(self.context.valid_rows) else None,
+            tell=lambda done, total: self.context.tell(what, done, total),
         )
         self.context.keep_curve(self.stage.name, curve)
         return curve
 
-    def announce(self) -> Iterator[Event]:
-        """Log the start of the stage."""
-        self.context.log.add(
-            {"event": "stage", "stage": self.stage.name, "rows": len(self.rows), "epochs": self.epochs,
-             "steps": self.schedule.steps, "lr": self.lr, "precision": self.rules.precision,
-             "size": list(self.stage.size)}
-        )  # fmt: skip
-        if self.activations is not None:
-            known = self.activations
-            shape = known.values.shape
-            self.context.log.add({"event": "activations", "stage": self.stage.name, "rows": shape[0],
-                                  "features": shape[1], "images_per_s": known.images_per_s})  # fmt: skip
-            yield Note(f"activations: {shape[0]:,} images x {shape[1]:,} features, made at {known.images_per_s:.0f} "
-                       f"images/s{'' if known.fresh else ' before'}")  # fmt: skip
-        if self.rules.precision == "bf16" and emulates_bfloat16(self.context.device):
-            yield Note(
-                "this processor has no bfloat16 instructions: torch emulates them, about ten times slower than fp32; "
-                "set `precision: auto`"
-            )
-        shown = ", ".join(f"{rate:.3g}" for rate in self.lr)
-        found = "found" if self.stage.lr == "find" else "set"
-        yield Note(
-            f"stage {self.stage.name}: {len(self.rows):,} images, {self.epochs} epochs, lr {shown} ({found}), "
-            f"{self.rules.precision}"
-        )
+    def _held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield batches of the rows held out, in an order of their own, over and over."""
+        context, show, key = self.context, self.stage.valid_show, (seeds.ORDER, *self.key, seeds.FIND)
+        feed = self.feed if self.activations is not None else self._feed(context.images_for(show), show, mix=None)
+        rows = seeds.generator(*key).permutation(context.valid_rows)
+        plan = cut(len(rows), self.stage.batch_size, lambda place: Draw(int(rows[place])))
+        for batch in itertools.chain.from_iterable(feed.load(plan) for _ in itertools.count()):
+            yield feed.ready(batch, key)
 
     # -- epochs ----------------------------------------------------------------------------------------------
 
@@ -276,9 +268,11 @@ class _Runner:
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
         speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
         valid_loss, score, better = self._judge(last_rate)
+        verdict = None if self.slow or self.activations is not None else loader_verdict(waiting)
+        self.slow |= verdict is not None
         made_epoch = Epoch(
             self.stage.name, progress.epoch, self.epochs, progress.step, last_rate, meter.loss, valid_loss, score,
-            better, speed, waiting, time.perf_counter() - started, self.learner.loss_scale,
+            better, speed, waiting, time.perf_counter() - started, self.learner.loss_scale, verdict,
         )  # fmt: skip
         self.context.log.epoch(made_epoch)
         progress.epoch += 1
@@ -293,11 +287,8 @@ class _Runner:
         if self.activations is not None and progress.epoch == 1:
             body = self.activations.images_per_s
             yield Note(f"an epoch of the head goes {speed / body:,.0f} times as fast as one pass of the frozen body")
-        if waiting > 0.3 and progress.epoch == 1 and self.activations is None:
-            yield Note(
-                f"{waiting:.0%} of the time is spent waiting for data: raise `loader: {{workers: N}}`, "
-                "use the image cache, or lighten the augmentation"
-            )
+        if verdict is not None:
+            yield Note(verdict)
 
     def _said(self) -> Iterator[Note]:
         while self.rules.said:

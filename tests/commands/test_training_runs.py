@@ -13,7 +13,7 @@ from small_runs import written
 from kbench import files
 from kbench.commands import parts
 from kbench.commands.fold_job import TrainOptions
-from kbench.commands.predict import predict_out_of_fold, predict_test
+from kbench.commands.predict import checkpoints, predict_out_of_fold, predict_test
 from kbench.commands.runs import run_paths
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.commands.smoke import smoke
@@ -207,6 +207,22 @@ def test_a_stage_of_all_rows_keeps_its_end_in_place_of_a_best_epoch(root: Path) 
     assert [(one.member, one.info["subset"]) for one in found if one] == [("all-last", "full"), ("first-last", "fold")]
 
 
+@pytest.mark.parametrize("keep", ["[best]", "[cycles, best]"])
+def test_the_best_epoch_of_the_folds_is_the_end_of_a_model_of_all_rows(root: Path, keep: str) -> None:
+    setup = opened(root, f"stages.all.keep={keep}", "ensemble.members=[all-best]", "stages.first.keep=[last]")
+    for which, tag, subset in (("0", "best", "fold"), ("full", {"[best]": "last"}.get(keep, "1"), "full")):
+        train(setup, which, CPU)
+        number = 0 if which == "0" else "full"
+        (found,) = checkpoints(setup, run_paths(setup), _identity(setup), number, subset=subset)
+        assert found.member == f"all-{tag}"
+
+
+def test_the_end_of_a_stage_is_a_member_by_that_name_even_where_it_is_the_end_of_a_cycle(root: Path) -> None:
+    setup = opened(root, "stages.all.keep=[cycles, last]", "ensemble.members=[all-last]")
+    train(setup, "0", CPU)
+    assert [one.member for one in checkpoints(setup, run_paths(setup), _identity(setup), 0)] == ["all-1"]
+
+
 def test_folds_whose_rate_others_take_are_trained_first(root: Path) -> None:
     setup = opened(root, "stages.first.lr_from_fold=1", name="classes")
     assert train(setup, "all", CPU)["trained"] == [0, 1]
@@ -277,6 +293,35 @@ def test_a_smoke_run_finds_what_would_fail_after_hours(root: Path) -> None:
     with pytest.raises(KbenchError):
         smoke(Choice("labels", assignments=("submission.sample=missing.csv",), workspace=root), device="cpu")
     assert not list((root / "runs" / "labels").glob("*smoke*"))
+
+
+@pytest.mark.parametrize("members", ["[all-1]", "[all]", "[first-best, all-0]"])
+def test_a_smoke_run_takes_the_ends_of_the_stages_whose_members_count(root: Path, members: str) -> None:
+    assignments = (f"ensemble.members={members}", "stages.first.keep=[best]")
+    assert smoke(Choice("labels", assignments=assignments, workspace=root), device="cpu")["rows"] > 0
+
+
+def test_a_smoke_run_looks_at_no_more_images_than_its_batches_hold(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: set[str] = set()
+    read = np.fromfile
+    monkeypatch.setattr(np, "fromfile", lambda path, **more: (reads.add(str(path)), read(path, **more))[1])
+    few = ("train.batch_size=2", "loader.valid_batch_size=2", "tta=none", "input.cache=on", "folds.group=auto",
+           "folds.strategy=group")  # fmt: skip
+    smoke(Choice("labels", assignments=few, workspace=root), device="cpu")
+    assert len([path for path in reads if "/train/" in path]) < 20  # of 48
+    assert len([path for path in reads if "/test/" in path]) == 2
+    assert not list((root / "data" / ".cache").rglob("*.bin"))
+
+
+def test_folds_are_those_of_a_real_run_whether_or_not_a_smoke_run_came_first(root: Path) -> None:
+    path = root / "folds" / "labels.csv"
+    smoke(Choice("labels", workspace=root), device="cpu")
+    assert not path.exists()
+    after = opened(root).folds
+    path.unlink()
+    again = opened(root).folds
+    assert path.is_file()
+    assert (after.hash, after.manifest) == (again.hash, again.manifest)
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------
