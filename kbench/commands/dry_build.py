@@ -8,6 +8,7 @@ range, a combination, a number of weights) shows here. To check one more key of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from kbench.data.tables import Table
 from kbench.ensemble.tuning import neutral
 from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problems
 from kbench.models.classifier import check_backbone
+from kbench.models.groups import chosen, layer_groups
 from kbench.models.outputs import default_loss
 from kbench.models.split import check_split
 from kbench.tasks import SEGMENTATION, exclusive, is_dense
-from kbench.training.optimizers import apply_schedule
+from kbench.training.optimizers import apply_schedule, per_group
 
 Trial = tuple[str, Callable[[], Any]]
 _FEW = 1000  # rows a metric is tried on
@@ -65,8 +67,9 @@ def _trials(competition: Competition, table: Table | None) -> Iterator[Trial]:
         yield "submission.format", lambda: _part("format", component, _names=table.target_names, _task=competition.task)
     targets = _targets(competition.task) if table is None or table.targets is None else table.targets
     outputs = 2 if table is None else len(table.target_names)
+    groups = cache(lambda: len(layer_groups(_model(competition, outputs))))
     for name, stage in competition.stages.items():
-        for key, trial in _stage_trials(competition, stage, targets, outputs):
+        for key, trial in (*_group_trials(stage, groups), *_stage_trials(competition, stage, targets, outputs)):
             yield f"stages.{name}.{key}", trial
 
 
@@ -81,6 +84,15 @@ def _stage_trials(competition: Competition, stage: Stage, targets: np.ndarray | 
     yield "step", lambda: _part("step", stage.step)
     if stage.mix is not None:
         yield "mix", lambda: _part("mix", stage.mix)
+
+
+def _group_trials(stage: Stage, groups: Callable[[], int]) -> Iterator[Trial]:
+    """Yield what depends on the number of layer groups; the model is built where something does."""
+    for key in ("lr", "weight_decay"):
+        if isinstance(given := getattr(stage, key), list):
+            yield key, partial(lambda key, given: per_group(given, groups(), what=key), key, given)
+    if not isinstance(stage.groups, str):
+        yield "groups", lambda: chosen(stage.groups, groups())
 
 
 def _part(kind: str, component: Component | None, *given: Any, **injected: Any) -> Any:
@@ -104,10 +116,12 @@ def _check_backbone(name: str) -> None:
 
 
 def _check_split(competition: Competition, outputs: int) -> None:
+    check_split(_model(competition, outputs))
+
+
+def _model(competition: Competition, outputs: int) -> torch.nn.Module:
     cpu = torch.device("cpu")
-    check_split(
-        parts.build_model(competition, outputs, device=cpu, weights=None, channels_last=False, pretrained=False)
-    )
+    return parts.build_model(competition, outputs, device=cpu, weights=None, channels_last=False, pretrained=False)
 
 
 def _targets(task: str) -> np.ndarray | None:
