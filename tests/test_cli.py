@@ -482,6 +482,26 @@ def test_check_warns_of_a_batch_too_large_for_the_data(kbench: Kbench, small: Wo
     assert "stage 'all': about 24 images in batches of 64 are 1 update an epoch" in result.err
 
 
+@pytest.mark.parametrize(("setting", "what"), [
+    ("stages.all.lr=[0.1,0.2,0.3]", "stages.all.lr: lr has 3 values"),
+    ("stages.all.weight_decay=[0.1]", "stages.all.weight_decay: weight_decay has 1 values"),
+    ("stages.all.groups=[0,2]", "stages.all.groups: stages.*.groups names layer group 2"),
+])  # fmt: skip
+def test_check_holds_lists_and_groups_against_the_models_layer_groups(
+    kbench: Kbench, small: Workspace, setting: str, what: str
+) -> None:
+    words = ("--set", "stages.all.lr_decay=1", "--set", setting)
+    result = kbench("check", *words)
+    assert result.code == 1
+    assert "1 problem\n" in result.parts[0]
+    assert what in result.parts[0]
+
+
+def test_a_value_for_each_layer_group_passes_check(kbench: Kbench, small: Workspace) -> None:
+    settings = ("lr_decay=1", "lr=[0.1,0.2]", "weight_decay=[0,0.1]", "groups=[-1]")
+    assert kbench("check", *(word for text in settings for word in ("--set", f"stages.all.{text}"))).code == 0
+
+
 def test_check_works_before_the_data_is_there(kbench: Kbench, small: Workspace) -> None:
     files.remove(small.data("classes"))
     result = kbench("check", "--json")
@@ -524,7 +544,12 @@ def snapshot(workspace: Workspace, run: str = "baseline-s0") -> dict[str, str]:
 
 def test_what_is_trained_is_not_trained_again(kbench: Kbench, small: Workspace) -> None:
     before = snapshot(small)
-    assert kbench("train", "--json").json == {"run": "baseline-s0", "trained": [], "done": [0, 1], "failed": []}
+    made = kbench("train", "--json").json
+    rates = made.pop("rates")
+    assert made == {"run": "baseline-s0", "trained": [], "done": [0, 1], "failed": []}
+    low, high = sorted(rates["first"]["folds"].values())
+    assert rates == {"first": {"folds": rates["first"]["folds"], "mean": pytest.approx((low * high) ** 0.5),
+                               "spread": pytest.approx(high / low)}}  # fmt: skip
     assert snapshot(small) == before
 
 
@@ -585,7 +610,9 @@ def test_what_changes_no_weights_retrains_nothing(kbench: Kbench, small: Workspa
 def test_another_name_is_a_way_on(kbench: Kbench, small: Workspace) -> None:
     before = snapshot(small)
     made = kbench("train", "--fold", "0", "--set", "stages.all.lr=0.01", "--run", "slow", "--json").json
-    assert made == {"run": "slow", "trained": [0], "done": [], "failed": []}
+    assert {key: made[key] for key in ("run", "trained", "done", "failed")} == {
+        "run": "slow", "trained": [0], "done": [], "failed": []
+    }  # fmt: skip
     assert snapshot(small) == before
     assert kbench("score", "--run", "slow", "--json").json["missing"] == [1]
 

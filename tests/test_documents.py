@@ -671,3 +671,67 @@ def test_a_stage_that_unfreezes_or_augments_switches_an_inherited_precompute_off
 def test_an_augmentation_of_all_stages_and_precompute_of_all_stages_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="would have no effect"):
         check(staged({"precompute": True, "groups": "head", "augment": "side_on"}, head={"keep": ["cycles"]}))
+
+
+# -- settings without effect ---------------------------------------------------------------------------------------
+
+KEPT = {"keep": ["cycles"]}
+
+
+@pytest.mark.parametrize(("stage", "where"), [
+    ({"precompute": True, "groups": "head", "crop": "googlenet"}, "crop"),
+    ({"precompute": True, "groups": "head", "crop": {"name": "random"}}, "crop"),
+    ({"lr": [1e-4, 1e-3], "lr_decay": 3}, "lr_decay"),
+    ({"lr": 1e-3, "lr_from_fold": 0}, "lr_from_fold"),
+    ({"lr": [1e-4, 1e-3], "lr_from_fold": 0}, "lr_from_fold"),
+    ({"lr": 1e-3, "lr_from_stage": "first"}, "lr_from_stage"),
+    ({"lr_from_fold": 5}, "lr_from_fold"),
+    ({"subset": "full", "early_stop": 2}, "early_stop"),
+    ({"subset": "full", "schedule": {"name": "plateau", "epochs": 3}}, "schedule"),
+    ({"subset": "full", "range_test": {"valid": True}}, "range_test.valid"),
+    ({"average": {"of": "epochs"}}, "average"),
+])  # fmt: skip
+def test_a_setting_without_effect_is_a_problem_at_its_path(stage: dict[str, Any], where: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        check(staged({}, first=KEPT, only={**KEPT, **stage}))
+    (line,) = found.value.what.splitlines()[1:]
+    assert line.startswith(f"  - stages.only.{where}: ")
+
+
+@pytest.mark.parametrize(("inherited", "stage"), [
+    ({"crop": "googlenet"}, {"precompute": True, "groups": "head"}),
+    ({}, {"precompute": True, "groups": "head", "crop": "squash"}),
+    ({"lr_decay": 3}, {"lr": [1e-4, 1e-3]}),
+    ({"lr_from_fold": 0}, {"lr": 1e-3}),
+    ({"early_stop": 2}, {"subset": "full"}),
+    ({"schedule": {"name": "plateau", "epochs": 3}}, {"subset": "full"}),
+    ({"average": {"of": "epochs"}}, {}),
+    ({}, {"average": {"of": "epochs"}, "keep": ["average"]}),
+])  # fmt: skip
+def test_what_a_stage_merely_inherits_may_have_no_effect(inherited: dict[str, Any], stage: dict[str, Any]) -> None:
+    check(staged(inherited, first=KEPT, only={**KEPT, **stage}))
+
+
+def test_a_fold_that_is_not_there_is_named_where_it_is_written() -> None:
+    with pytest.raises(ConfigError, match=r"train\.lr_from_fold: there is no fold 7 \(0 to 4\)"):
+        check(staged({"lr_from_fold": 7}, only=KEPT))
+    own = {"strategy": "predefined", "n": 5, "options": {"column": "fold"}}
+    check({**staged({"lr_from_fold": 7}, only=KEPT), "folds": own})  # the column says how many there are
+
+
+def test_what_a_run_was_trained_with_is_read_again_whatever_it_does_not_use() -> None:
+    made = check(staged({"lr_from_fold": 0}, only={**KEPT, "lr": 1e-3}))
+    record = made.model_dump(mode="json")
+    assert record["stages"]["only"]["lr_from_fold"] == 0
+    again = validate(record, file="run.yaml", folder=Path("nowhere"), name="mine", record=True)
+    assert again.training_view() == made.training_view()
+    with pytest.raises(ConfigError, match="stands beside a rate of its own"):
+        check(record)
+
+
+def test_settings_that_came_later_leave_the_hash_of_older_runs_as_it_was() -> None:
+    plain = check(staged({}, only=KEPT))
+    assert set(plain.training_view()["stages"][0][1]["range_test"]) == {"steps", "start", "end", "linear"}
+    for change in ({"valid": True}, {"stop": False}):
+        changed = check(staged({}, only={**KEPT, "range_test": change}))
+        assert changed.training_view()["stages"][0][1]["range_test"].items() > change.items()

@@ -234,7 +234,7 @@ class _Runner:
     def _held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield batches of the rows held out, in an order of their own, over and over."""
         context, show, key = self.context, self.stage.valid_show, (seeds.ORDER, *self.key, seeds.FIND)
-        feed = self.feed if self.activations is not None else self._feed(context.images_for(show), show, mix=None)
+        feed = self._feed(context.images_for(show), show, mix=None, body=None) if self.dense else self.valid_feed
         rows = seeds.generator(*key).permutation(context.valid_rows)
         plan = cut(len(rows), self.stage.batch_size, lambda place: Draw(int(rows[place])))
         for batch in itertools.chain.from_iterable(feed.load(plan) for _ in itertools.count()):

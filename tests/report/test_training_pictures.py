@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from looks import picture
 
-from kbench.report.curves import draw_fold
-from kbench.report.folds import draw_range_tests, draw_training, read_epochs
+from kbench.report.curves import draw_fold, draw_lr_find
+from kbench.report.folds import draw_range_tests, draw_training, read_curve, read_epochs
 from kbench.workspace import FoldPaths
 
 
@@ -53,6 +53,21 @@ def curve(path: Path, shift: float) -> Path:
 def test_range_tests_of_all_folds_share_a_picture(tmp_path: Path) -> None:
     curves = {f"fold {k}": curve(tmp_path / f"{k}.csv", k / 4) for k in range(3)}
     picture(draw_range_tests(curves, tmp_path / "r.png"))
+
+
+def test_a_range_test_that_shows_no_rate_is_drawn_without_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "flat.csv"
+    pd.DataFrame({"step": range(80), "lr": np.geomspace(1e-5, 1, 80), "loss": 1.0, "smoothed": 1.0}).to_csv(path)
+    picture(draw_lr_find(path))
+    picture(draw_range_tests({"fold 0": path, "fold 1": curve(tmp_path / "1.csv", 0.0)}, tmp_path / "r.png"))
+
+
+def test_a_range_test_with_held_out_rows_is_drawn_with_both_losses(tmp_path: Path) -> None:
+    path = curve(tmp_path / "valid.csv", 0.0)
+    frame = pd.read_csv(path)
+    frame.assign(valid_loss=2.3 - np.exp(-((np.log10(frame["lr"]) + 4) ** 2))).to_csv(path, index=False)
+    assert read_curve(path).suggestion < read_curve(curve(tmp_path / "plain.csv", 0.0)).suggestion / 3
+    picture(draw_lr_find(path))
 
 
 def test_a_folds_own_pictures_lie_beside_its_log(tmp_path: Path) -> None:

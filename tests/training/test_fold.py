@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 import toy
+from pictures import ArrayImages, drawn
 
+from kbench import registry
 from kbench.commands.fold_job import full_stages
-from kbench.errors import CheckpointError, ConfigError, TrainingError
+from kbench.errors import CheckpointError, ConfigError, Diverged, TrainingError
 from kbench.metrics import make_metric
 from kbench.models.checkpoint import read_checkpoint, read_tensors
 from kbench.training.context import FoldContext, Plan
-from kbench.training.events import Epoch, Event
+from kbench.training.events import Begin, Epoch, Event, Note
 from kbench.training.fold import begin, clear, mark, state_of, train_fold
 from kbench.training.loop import Update
 from kbench.training.recipe import StagePlan, for_full, kept_without_scores, with_limit
@@ -407,6 +410,35 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
     assert not context.paths.snapshots()
 
 
+def test_an_error_that_may_pass_marks_nothing_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    plain = registry.build("step", "supervised", {})
+    calls = iter(range(100))
+
+    def crowded(model, images, target, loss):
+        if 6 <= next(calls) < 9:  # the second epoch; no halving helps
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(model, images, target, loss)
+
+    stage = toy.stage(step=crowded, batch_size=9, keep=frozenset({"last"}))
+    context = toy.context(tmp_path / "one")
+    with pytest.raises(TrainingError, match="single image") as caught:
+        list(train_fold(context, [replace(stage, batch_size=1)], toy.build, resumed=None))
+    assert not isinstance(caught.value, Diverged)
+    assert state_of(context.paths, training=TRAINING)["state"] == "none"
+    assert "run the same command again" in caught.value.todo
+
+    tight = toy.context(tmp_path / "two", checkpoint_s=0.0)
+    calls = iter(range(100))
+    with pytest.raises(TrainingError):
+        list(train_fold(tight, [replace(stage, batch_size=2)], toy.build, resumed=None))
+    assert state_of(tight.paths, training=TRAINING)["state"] == "started"
+    resumed = begin(tight.paths, training=TRAINING)
+    assert resumed is not None
+    tight = toy.context(tmp_path / "two", lines=resumed[0].log_lines)
+    list(train_fold(tight, [replace(stage, batch_size=2)], toy.build, resumed=resumed))
+    assert state_of(tight.paths, training=TRAINING)["state"] == "done"
+
+
 def test_a_failed_fold_is_not_done_and_can_be_cleared(tmp_path: Path) -> None:
     context, _ = failing(tmp_path, lr=1e30)
     clear(context.paths)
@@ -420,6 +452,48 @@ def test_a_smoke_run_trains_one_epoch_of_every_stage_on_a_few_batches(tmp_path: 
     assert [event.stage for event in fold.epochs] == ["first", "second"]
     assert len(fold.states) == 4
     assert fold.tags() == ["first-last", "second-last"]
+
+
+class SlowAtLast(ArrayImages):
+    """Images that take their time once some of them were read."""
+
+    def __init__(self, images: Sequence[np.ndarray], quick: int) -> None:
+        super().__init__(images)
+        self.left = quick
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        self.left -= 1
+        if self.left < 0:
+            time.sleep(0.02)
+        return super().__getitem__(row)
+
+
+def test_a_loader_that_becomes_the_bottleneck_is_told_of_once_and_logged(tmp_path: Path) -> None:
+    images = SlowAtLast(drawn(12), quick=12)  # the first epoch
+    step = registry.build("step", "supervised", {})
+
+    def steady(*given: Any) -> Any:
+        time.sleep(0.02)  # so that the first epoch does not wait
+        return step(*given)
+
+    stages = [toy.stage("first", schedule=("constant", {"epochs": 3}), batch_size=3, step=steady),
+              toy.stage("second", index=1, batch_size=3)]  # fmt: skip
+    fold = Trained(tmp_path, stages, rows=12, images=lambda resize: images)
+    said = [place for place, event in enumerate(fold.events) if isinstance(event, Note) and "waiting" in event.text]
+    epochs = [place for place, event in enumerate(fold.events) if isinstance(event, Epoch)]
+    assert [sum(epoch < place for epoch in epochs) for place in said] == [2, 4]  # after the epoch that showed it
+    logged = [line["verdict"] for line in fold.log if line["event"] == "epoch"]
+    assert [text is not None for text in logged] == [False, True, False, True, False]
+    assert "`loader: {workers: N}`" in logged[1]
+
+
+def test_a_stage_says_how_many_updates_it_makes(tmp_path: Path) -> None:
+    stages = [toy.stage("first", schedule=("constant", {"epochs": 3})), toy.stage("second", index=1, stop_after=1)]
+    fold = Trained(tmp_path, stages)
+    begun = [event for event in fold.events if isinstance(event, Begin)]
+    updates = [sum(isinstance(event, Update) for event in fold.events[fold.events.index(one) :]) for one in begun]
+    assert [(one.stage, one.epochs, one.step) for one in begun] == [("first", 3, 0), ("second", 1, 0)]
+    assert [one.steps for one in begun] == [updates[0] - updates[1], updates[1]]
 
 
 def test_of_equal_scores_the_one_with_the_lower_loss_is_best(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.errors import TrainingError
 from kbench.models.groups import freeze_but, layer_groups, train_mode
 from kbench.training.loop import Feed
-from kbench.training.lr_curve import LRCurve
+from kbench.training.lr_curve import LRCurve, smooth
 from kbench.training.lr_finder import find_lr, untouched_random_state
 from kbench.training.optimizers import spread
 from kbench.training.recipe import RangeTest
@@ -153,3 +153,55 @@ def test_the_curve_is_written_as_a_table(tmp_path: Path) -> None:
     assert list(table.columns) == ["step", "lr", "loss", "smoothed"]
     np.testing.assert_allclose(table["lr"], curve.lrs)
     np.testing.assert_allclose(table["loss"], curve.losses)
+
+
+# -- with held-out rows, and to the end ------------------------------------------------------------------------------
+
+
+def test_with_held_out_rows_their_loss_is_what_counts(tmp_path: Path) -> None:
+    stage = toy.stage(lr="find", range_test=replace(RISE, valid=True))
+    context = toy.context(tmp_path)
+    model = toy.TinyNet(dropout=0.9)
+    before = state(model)
+    curve = range_test(context, stage, model, progress=Progress())
+    assert state(model) == before
+    assert len(curve.valid) == len(curve.losses) == len(curve.lrs)
+    assert curve.followed == curve.valid != curve.losses
+    table = pd.read_csv(context.paths.lr_find("only"))
+    np.testing.assert_allclose(table["valid_loss"], curve.valid)
+    np.testing.assert_allclose(table["smoothed"], smooth(curve.valid))
+    plain = range_test(toy.context(tmp_path / "plain"), replace(stage, range_test=RISE), model, progress=Progress())
+    shared = min(len(plain.losses), len(curve.losses))
+    assert plain.losses[:shared] == curve.losses[:shared]  # judging changes nothing of what is learned
+
+
+def test_held_out_rows_alone_are_judged_and_in_eval_mode(tmp_path: Path) -> None:
+    targets = np.arange(36) % 2
+    targets[-9:] = 1  # every held-out row
+    biased = toy.TinyNet(dropout=0.9)
+    torch.nn.init.zeros_(biased.fc.weight)
+    biased.fc.bias.data = torch.tensor([0.0, 50.0])
+    context = toy.context(tmp_path, table=toy.table(36, targets=targets))
+    rise = RangeTest(steps=16, start=1e-9, end=1e-8, valid=True, stop=False)
+    curve = range_test(context, toy.stage(range_test=rise), biased, progress=Progress())
+    assert curve.valid == pytest.approx([0.0] * 16, abs=1e-6)
+    assert min(curve.losses) > 1
+
+
+def test_the_early_stop_can_be_switched_off() -> None:
+    rise = RangeTest(steps=60, start=1e-3, end=1e4)
+    model = toy.TinyNet(norm=False, dropout=0.5)
+    stopped, whole = found(model, rise=rise), found(model, rise=replace(rise, stop=False))
+    assert len(stopped.lrs) < len(whole.lrs)
+    assert whole.losses[: len(stopped.losses)] == stopped.losses
+
+
+def test_a_loss_that_is_not_finite_ends_the_test_anyway() -> None:
+    assert len(found(toy.build(), rise=RangeTest(steps=40, start=1e-3, end=1e38, stop=False)).lrs) < 40
+
+
+def test_every_step_is_told(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    context = toy.context(tmp_path, tell=lambda *what: told.append(what))
+    curve = range_test(context, toy.stage(range_test=RISE, accumulate=2), toy.build(), progress=Progress())
+    assert told == [("range test of stage only", step + 1, 40) for step in range(len(curve.lrs))]
