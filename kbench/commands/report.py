@@ -17,6 +17,7 @@ from kbench.commands import mistakes, report_maps
 from kbench.commands.judging import decided, decision_of, plain_snapshots, snapshots_of, what_members_add
 from kbench.commands.look import Look, ReportOptions
 from kbench.commands.predict import members_of, predict_test
+from kbench.commands.rates import found_rates
 from kbench.commands.rules import any_out_of_fold
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score_maps import MapsOutOfFold
@@ -39,7 +40,8 @@ def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
         options: what is shown.
 
     Returns:
-        `run`, `page`, `files` written, the `score`, and the records of `members`, `growth`, `classes` and `slices`.
+        `run`, `page`, `files` written, the `score`, the `rates` that folds found, and the records of `members`,
+        `growth`, `classes` and `slices`.
 
     Raises:
         ConfigError: there is no such run, or a column that is no metadata.
@@ -52,11 +54,11 @@ def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
     found: dict[str, Any] = {"run": paths.name, "score": oof.score}
     if isinstance(oof, MapsOutOfFold):
         sections = report_maps.sections(look, oof, found)
-        page = files.write_text(paths.report, render(_page(look, [sections[0], _training(look), *sections[1:]])))
+        page = files.write_text(paths.report, render(_page(look, [sections[0], _training(look, found), *sections[1:]])))
         return {**found, "page": str(page), "files": look.written}
     sections = [
         _members(look, found),
-        _training(look),
+        _training(look, found),
         mistakes.confusions(look),
         mistakes.classes(look, found),
         mistakes.slices(look, found),
@@ -168,10 +170,10 @@ def _graded(look: Look) -> list[dict[str, Any]]:
 # -- how it was trained --------------------------------------------------------------------------------------------
 
 
-def _training(look: Look) -> Section:
+def _training(look: Look, found: dict[str, Any]) -> Section:
     places = {f"fold {fold}": look.paths.fold(fold) for fold in look.folds}
     shown_parts: list[Picture | Grid] = []
-    epochs = {name: found for name, place in places.items() if (found := read_epochs(place))}
+    epochs = {name: logged for name, place in places.items() if (logged := read_epochs(place))}
     if epochs:
         path = draw_training(epochs, look.place("training.png"), metric=look.metric.name)
         shown_parts.append(look.picture(path))
@@ -180,5 +182,14 @@ def _training(look: Look) -> Section:
         if curves:
             path = draw_range_tests(curves, look.place(f"lr-find-{stage}.png"))
             shown_parts.append(look.picture(path, f"stage {stage}: learning-rate range test"))
+    found["rates"] = rates = found_rates(look.setup, look.paths, look.identity)
+    if rates:
+        rows = [
+            {"stage": name, **{f"fold {fold}": rate for fold, rate in known["folds"].items()}, "mean": known["mean"],
+             "spread": known["spread"]}
+            for name, known in rates.items()
+        ]  # fmt: skip
+        caption = "learning rates the folds found, their geometric mean, and the largest over the smallest"
+        shown_parts.append(look.grid(rows, "rates.csv", caption))
     text = "Folds that learn alike can be trusted alike; one that stands out has odd rows or a bad rate."
     return Section("Training", text, shown_parts)

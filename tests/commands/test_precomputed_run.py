@@ -35,7 +35,7 @@ def choice(tmp_path: Path) -> Choice:
 
 
 def test_folds_train_here_whatever_the_jobs_and_the_body_runs_once(
-    choice: Choice, monkeypatch: pytest.MonkeyPatch
+    choice: Choice, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built: list[Path] = []
     build = module._build
@@ -45,6 +45,7 @@ def test_folds_train_here_whatever_the_jobs_and_the_body_runs_once(
     assert len(built) == 1  # the out-of-fold rows are looked up too
     setup, paths, known = open_run_setup(choice)
     assert not paths.fold(0).console.exists()  # no process of its own
+    assert "--jobs 2 is not used: every stage trains on activations" in capsys.readouterr().err
     predict_test(setup, paths, known, [0, 1], "cpu")
     predict_test(setup, paths, known, [0, 1], "cpu", force=True)
     assert len(built) == 2  # of the training and of the test rows

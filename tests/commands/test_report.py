@@ -64,6 +64,18 @@ def test_the_range_test_of_a_stage_that_finds_its_rate_is_drawn(reports: dict[st
     assert not any(file.startswith("lr-find") for file in drawn["labels"] | drawn["numbers"])
 
 
+def test_the_rates_the_folds_found_and_their_spread_are_on_the_page(
+    small_workspace: Path, reports: dict[str, dict]
+) -> None:
+    rates = reports["classes"]["rates"]
+    assert list(rates) == ["first"]
+    table = pd.read_csv(small_workspace / "runs/classes/baseline-s0/pictures/rates.csv").iloc[0]
+    assert [table["fold 0"], table["fold 1"]] == pytest.approx(list(rates["first"]["folds"].values()), rel=1e-4)
+    assert table["spread"] == pytest.approx(rates["first"]["spread"], rel=1e-4)
+    assert "pictures/rates.csv" in Path(reports["classes"]["page"]).read_text()
+    assert reports["labels"]["rates"] == {}
+
+
 def test_untrained_folds_are_said_on_the_page(reports: dict[str, dict]) -> None:
     assert "Folds 1 are not trained" in Path(reports["labels"]["page"]).read_text()
     assert "not trained" not in Path(reports["classes"]["page"]).read_text()

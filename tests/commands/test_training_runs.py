@@ -13,6 +13,7 @@ from small_runs import written
 from kbench import files
 from kbench.commands import parts
 from kbench.commands.fold_job import TrainOptions
+from kbench.commands.lr_find import lr_find
 from kbench.commands.predict import checkpoints, predict_out_of_fold, predict_test
 from kbench.commands.runs import run_paths
 from kbench.commands.setup import Choice, Setup, open_setup
@@ -93,6 +94,25 @@ def test_a_failed_fold_is_tried_again_by_force(root: Path) -> None:
     train(setup, "0", CPU)
     files.write_json(fold(setup).status, {"state": "failed", **_identity(setup), "error": "x"})
     assert train(setup, "0", FORCE)["trained"] == [0]
+
+
+NO_RATE = ("stages.first.range_test.start=1e-12", "stages.first.range_test.end=1e-11", "stages.first.lr=find")
+
+
+def test_a_range_test_that_shows_no_rate_leaves_its_picture_and_marks_nothing(root: Path) -> None:
+    setup = opened(root, *NO_RATE)
+    with pytest.raises(TrainingError, match="neither falls nor rises"):
+        train(setup, "0", CPU)
+    assert (fold(setup).root / "lr-find-first.png").read_bytes()[:4] == b"\x89PNG"
+    assert state_of(fold(setup), training=_identity(setup)["training"])["state"] == "none"
+    with pytest.raises(TrainingError, match="neither falls nor rises"):
+        lr_find(setup.choice, fold=1, stage="first", device="cpu")
+    drawn = setup.workspace.scratch("labels", "lr-find").fold(1).root / "lr-find-first.png"
+    assert drawn.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_several_folds_may_be_named(root: Path) -> None:
+    assert train(opened(root), "1,0", CPU)["trained"] == [1, 0]
 
 
 # -- work that exists ----------------------------------------------------------------------------------------------
