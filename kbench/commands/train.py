@@ -18,9 +18,8 @@ from kbench.errors import ConfigError, TrainingError
 from kbench.orchestrate import FoldCommand, run_commands
 from kbench.report.curves import draw_fold, draw_lr_finds
 from kbench.tasks import is_dense
-from kbench.training.events import Begin, Epoch, Note
+from kbench.training.events import Epoch, Note
 from kbench.training.fold import clear, state_of, train_fold
-from kbench.training.loop import Update
 from kbench.workspace import FoldPaths, RunPaths
 
 
@@ -188,20 +187,10 @@ def _finish(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int |
 
 def _watch(job: FoldJob, fold: int | str) -> None:
     """Train a fold and show what happens: the updates of the stage that are made, and the time the others need."""
-    numbers = {stage.name: f"{stage.index + 1}/{len(job.stages)}" for stage in job.stages}
-    stage = Begin("", 1, 1, 0)
     with console.bar(f"fold {fold}") as advance:
         context = replace(job.context, tell=lambda what, done, total: advance(done, total, f"fold {fold}  {what}"))
         for event in train_fold(context, job.stages, job.build, resumed=job.resumed):
-            if isinstance(event, Begin):
-                stage = event
-                advance(stage.step, stage.steps, f"fold {fold}  {stage.stage}")
-            elif isinstance(event, Update):
-                epoch = event.step * stage.epochs // stage.steps + 1
-                speed = event.images / max(event.seconds, 1e-9)
-                what = f"fold {fold}  stage {numbers[stage.stage]} {stage.stage}  epoch {epoch}/{stage.epochs}"
-                advance(event.step + 1, stage.steps, f"{what}  lr {event.rate:.2e}  {speed:.0f} images/s")
-            elif isinstance(event, Epoch):
+            if isinstance(event, Epoch):
                 console.note(_line(fold, event))
             elif isinstance(event, Note):
                 console.note(f"fold {fold}: {event.text}")

@@ -113,7 +113,7 @@ class FoldContext:
         masks: resizing -> masks of the table, of dense tasks.
         windows: what the network sees of a whole image at once, of dense tasks.
         activations: (model, how its body sees images) -> its features of all rows of the table.
-        tell: (what, done, total) of a range test while it runs.
+        tell: called as `tell(what, done, total)` after each update of a range test or stage.
     """
 
     fold: int | str

@@ -8,23 +8,6 @@ from kbench.training.loop import Update
 
 
 @dataclass(frozen=True)
-class Begin:
-    """A stage begins, or goes on.
-
-    Attributes:
-        stage: its name.
-        epochs: how many it has, fewer if it stops early.
-        steps: updates in all of them.
-        step: updates made before.
-    """
-
-    stage: str
-    epochs: int
-    steps: int
-    step: int
-
-
-@dataclass(frozen=True)
 class Epoch:
     """One finished epoch.
 
@@ -68,4 +51,4 @@ class Note:
     text: str
 
 
-Event = Begin | Epoch | Update | Note
+Event = Epoch | Update | Note

@@ -26,10 +26,10 @@ from kbench.models.precision import Precision, choose_precision, place, usable_p
 from kbench.models.split import trains_head_alone
 from kbench.tasks import is_dense
 from kbench.training.context import FoldContext
-from kbench.training.events import Begin, Epoch, Event, Note
+from kbench.training.events import Epoch, Event, Note
 from kbench.training.judging import Judging, judge_maps
 from kbench.training.keeping import Keeper
-from kbench.training.loop import Feed, Meter, diverged, evaluate, train_epoch
+from kbench.training.loop import Feed, Meter, Update, diverged, evaluate, train_epoch
 from kbench.training.lr_curve import LRCurve
 from kbench.training.lr_finder import find_lr
 from kbench.training.optimizers import normalised, per_group, spread
@@ -67,8 +67,6 @@ def run_stage(
             context, stage, rows=len(runner.rows), epochs=runner.epochs, steps=runner.schedule.steps, lr=runner.lr,
             precision=runner.rules.precision, activations=runner.activations,
         )  # fmt: skip
-    steps = runner.schedule.steps // runner.schedule.epochs * runner.epochs
-    yield Begin(stage.name, runner.epochs, steps, progress.step)
     try:
         while progress.epoch < runner.epochs and not runner.stopped_early():
             yield from runner.run_epoch()
@@ -259,6 +257,7 @@ class _Runner:
             progress.step = made.step + 1
             progress.batch = min(progress.batch + self.stage.accumulate, len(batches))
             yield from self._said()
+            self._tell(made)
             yield made
             if time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches):
                 meter.flush()
@@ -289,6 +288,12 @@ class _Runner:
             yield Note(f"an epoch of the head goes {speed / body:,.0f} times as fast as one pass of the frozen body")
         if verdict is not None:
             yield Note(verdict)
+
+    def _tell(self, made: Update) -> None:
+        """Say how far the stage is; it ends earlier where it stops early."""
+        speed, what = made.images / max(made.seconds, 1e-9), f"stage {self.stage.name}"
+        what += f"  epoch {self.progress.epoch + 1}/{self.epochs}  lr {made.rate:.2e}  {speed:.0f} images/s"
+        self.context.tell(what, made.step + 1, self.schedule.steps // self.schedule.epochs * self.epochs)
 
     def _said(self) -> Iterator[Note]:
         while self.rules.said:

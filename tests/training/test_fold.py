@@ -21,7 +21,7 @@ from kbench.errors import CheckpointError, ConfigError, Diverged, TrainingError
 from kbench.metrics import make_metric
 from kbench.models.checkpoint import read_checkpoint, read_tensors
 from kbench.training.context import FoldContext, Plan
-from kbench.training.events import Begin, Epoch, Event, Note
+from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold import begin, clear, mark, state_of, train_fold
 from kbench.training.loop import Update
 from kbench.training.recipe import StagePlan, for_full, kept_without_scores, with_limit
@@ -487,13 +487,14 @@ def test_a_loader_that_becomes_the_bottleneck_is_told_of_once_and_logged(tmp_pat
     assert "`loader: {workers: N}`" in logged[1]
 
 
-def test_a_stage_says_how_many_updates_it_makes(tmp_path: Path) -> None:
+def test_every_update_is_told_with_how_many_there_are(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
     stages = [toy.stage("first", schedule=("constant", {"epochs": 3})), toy.stage("second", index=1, stop_after=1)]
-    fold = Trained(tmp_path, stages)
-    begun = [event for event in fold.events if isinstance(event, Begin)]
-    updates = [sum(isinstance(event, Update) for event in fold.events[fold.events.index(one) :]) for one in begun]
-    assert [(one.stage, one.epochs, one.step) for one in begun] == [("first", 3, 0), ("second", 1, 0)]
-    assert [one.steps for one in begun] == [updates[0] - updates[1], updates[1]]
+    fold = Trained(tmp_path, stages, tell=lambda *what: told.append(what))
+    per_epoch = len(fold.states) // 4
+    expected = [(step + 1, total) for total in (3 * per_epoch, per_epoch) for step in range(total)]
+    assert [(done, total) for _, done, total in told] == expected
+    assert told[per_epoch][0].startswith("stage first  epoch 2/3  lr 5.00e-02")
 
 
 def test_of_equal_scores_the_one_with_the_lower_loss_is_best(tmp_path: Path) -> None:

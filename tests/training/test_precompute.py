@@ -144,7 +144,7 @@ RECIPES: dict[str, list[StagePlan]] = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("events", [5, 8])
+@pytest.mark.parametrize("events", [4, 7])
 def test_a_fold_stopped_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path, name: str, events: int) -> None:
     trained(tmp_path / "whole" / "fold-0", RECIPES[name])
     expected = states(tmp_path / "whole" / "fold-0")
