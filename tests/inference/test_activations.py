@@ -206,3 +206,12 @@ def test_rows_are_loaded_as_planned_with_their_targets(tmp_path: Path, room: flo
     assert torch.cat([batch.target for batch in batches]).tolist() == [7, 6, 5, 4, 3]
     np.testing.assert_array_equal(torch.cat([batch.images[0] for batch in batches]), values[[7, 6, 5, 4, 3]])
     assert isinstance(loader._values, np.memmap) == (room == 0.0)
+
+
+def test_rows_of_several_labels_are_loaded_with_theirs_unknown_ones_too() -> None:
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    targets = np.array([[0, 1], [1, np.nan], [1, 1], [0, 0]], dtype=np.float32)
+    batches = list(RowLoader(values, targets, room=1e9)(cut(4, 3, lambda place: Draw(3 - place))))
+    assert [batch.target.dtype for batch in batches] == [torch.float32] * 2
+    np.testing.assert_array_equal(torch.cat([batch.target for batch in batches]), targets[::-1])
+    np.testing.assert_array_equal(torch.cat([batch.images[0] for batch in batches]), values[::-1])

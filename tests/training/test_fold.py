@@ -17,6 +17,7 @@ from pictures import ArrayImages, drawn
 
 from kbench import registry
 from kbench.commands.fold_job import full_stages
+from kbench.data import seeds
 from kbench.errors import CheckpointError, ConfigError, Diverged, TrainingError
 from kbench.metrics import make_metric
 from kbench.models.checkpoint import read_checkpoint, read_tensors
@@ -507,3 +508,81 @@ def test_of_equal_scores_the_one_with_the_lower_loss_is_best(tmp_path: Path) -> 
     assert [epoch.best for epoch in run.epochs] == [
         score == max(scores[: place + 1]) for place, score in enumerate(scores)
     ]
+
+
+# -- which rows train, and what weighs them ------------------------------------------------------------------------
+
+
+class Watched(ArrayImages):
+    """Images that remember which of them were asked for."""
+
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        super().__init__(images)
+        self.asked: list[int] = []
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        self.asked.append(row)
+        return super().__getitem__(row)
+
+
+def rare(rows: int = 36) -> np.ndarray:
+    """Classes of which the second has every sixth row."""
+    return (np.arange(rows) % 6 == 0).astype(np.int64)
+
+
+@pytest.mark.parametrize("sampler", [("balanced", {"epoch_size": 50}), ("oversample", {})])
+def test_an_epoch_visits_the_rows_its_sampler_draws(tmp_path: Path, sampler: tuple[str, dict[str, Any]]) -> None:
+    images, table = Watched(drawn(36)), toy.table(36, targets=rare())
+    stage = toy.stage(sampler=sampler)
+    fold = Trained(tmp_path, [stage], table=table, images=lambda resize: images)
+    train = fold.context.train_rows
+    draw = registry.build("sampler", *sampler, table.targets[train], len(train))
+    drawn_rows = [train[draw(seeds.generator(seeds.ORDER, 0, 0, 0, epoch))] for epoch in range(2)]
+    assert [row for row in images.asked if row in train] == np.concatenate(drawn_rows).tolist()
+    share = rare()[np.concatenate(drawn_rows)].mean()
+    assert 0.35 < share < 0.65  # 5 of 27 rows have the rare class
+    assert fold.log[0]["rows"] == 27
+
+
+def balance_seen(folder: Path, **changes: Any) -> tuple[FoldContext, list[tuple[list[int], int]]]:
+    """Train a fold; return its context and the counts its loss was made with."""
+    seen: list[tuple[list[int], int]] = []
+    subset = changes.pop("subset", "fold")
+    plain = toy.stage(loss=("bce" if "float" in str(changes["table"].targets.dtype) else "cross_entropy", {}))
+
+    def loss(counts: np.ndarray, rows: int) -> Any:
+        seen.append((np.asarray(counts).tolist(), rows))
+        return plain.loss(counts, rows)
+
+    fold = Trained(folder, [replace(plain, loss=loss, subset=subset)], **changes)
+    return fold.context, seen
+
+
+def test_classes_are_weighed_by_the_rows_that_train_alone(tmp_path: Path) -> None:
+    targets = rare()
+    targets[27:] = 1  # every held-out row
+    table = toy.table(36, targets=targets)
+    _, seen = balance_seen(tmp_path / "fold", table=table)
+    assert seen == [([22, 5], 27)]
+    _, seen = balance_seen(tmp_path / "all", table=table, subset="full")
+    assert seen == [([22, 14], 36)]
+
+
+def test_labels_are_weighed_by_the_known_ones_of_the_rows_that_train_alone(tmp_path: Path) -> None:
+    targets = np.zeros((36, 2), dtype=np.float32)
+    targets[:9, 0], targets[27:, 1], targets[4, 0], targets[5, 1] = 1, 1, np.nan, 1
+    _, seen = balance_seen(tmp_path, table=toy.table(36, task="multi_label", targets=targets))
+    assert seen == [([8.0, 1.0], 27)]
+
+
+def test_pixels_are_counted_in_the_masks_of_the_rows_that_train_alone(tmp_path: Path) -> None:
+    masks = [np.zeros((4, 4, 1), dtype=np.uint8) for _ in range(36)]
+    masks[0][:2], masks[1][0, 0], masks[30][:] = 1, 255, 1
+    table = replace(toy.table(36, task="segmentation", names=("sky", "road")), targets=None)
+    context = toy.context(tmp_path, table=table, masks=lambda resize: ArrayImages(masks))
+    counts, known = context.balance(context.train_rows)
+    assert counts.tolist() == [27 * 16 - 9, 8]
+    assert known == 27 * 16 - 1  # but for what is to be ignored
+    assert context.plan.get("pixels/27") == [counts.tolist(), known]
+    few, _ = replace(context, limit=2).balance(context.train_rows)
+    assert few.tolist() == [8 * 16 - 9, 8]
