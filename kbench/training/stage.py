@@ -291,8 +291,8 @@ class _Runner:
 
     def _tell(self, made: Update) -> None:
         """Say how far the stage is; it ends earlier where it stops early."""
-        speed, what = made.images / max(made.seconds, 1e-9), f"stage {self.stage.name}"
-        what += f"  epoch {self.progress.epoch + 1}/{self.epochs}  lr {made.rate:.2e}  {speed:.0f} images/s"
+        speed, epoch = made.images / max(made.seconds, 1e-9), f"{self.progress.epoch + 1}/{self.epochs}"
+        what = f"{self.stage.name} {epoch}  lr {made.rate:.1e}  {speed:.0f} images/s"
         self.context.tell(what, made.step + 1, self.schedule.steps // self.schedule.epochs * self.epochs)
 
     def _said(self) -> Iterator[Note]:

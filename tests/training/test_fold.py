@@ -495,7 +495,7 @@ def test_every_update_is_told_with_how_many_there_are(tmp_path: Path) -> None:
     per_epoch = len(fold.states) // 4
     expected = [(step + 1, total) for total in (3 * per_epoch, per_epoch) for step in range(total)]
     assert [(done, total) for _, done, total in told] == expected
-    assert told[per_epoch][0].startswith("stage first  epoch 2/3  lr 5.00e-02")
+    assert told[per_epoch][0].startswith("first 2/3  lr 5.0e-02  ")
 
 
 def test_of_equal_scores_the_one_with_the_lower_loss_is_best(tmp_path: Path) -> None:
