@@ -32,7 +32,8 @@ from kbench.inference.maps import MapMaker
 from kbench.models.precision import choose_precision, place
 
 CPU = torch.device("cpu")
-SCALE = {"scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+SCALE = {"scale": 1 / 255, "mean": MEAN, "std": STD}
 KEEP = Resize("keep", 0, 0)
 
 
@@ -65,7 +66,7 @@ def job(images: DirectImages, classes: int, *, windows: str = "full", views: str
 
 def plain_tiles(model: torch.nn.Module, image: np.ndarray, classes: int, size: int, stride: int) -> np.ndarray:
     """Blend overlapping windows as a script would: one at a time, padded by a window on all sides."""
-    scaled = (image.astype(np.float32) / 255 - SCALE["mean"]) / SCALE["std"]  # type: ignore[operator]
+    scaled = (image.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
     padded = np.pad(scaled, ((0, size), (0, size), (0, 0)), mode="reflect")
     total = np.zeros((classes, *padded.shape[:2]), np.float32)
     count = np.zeros(padded.shape[:2], np.float32)

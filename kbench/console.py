@@ -134,8 +134,8 @@ def bar(what: str) -> Iterator[Advance]:
         task = progress.add_task(escape(what), total=None)
 
         def advance(done: int, total: int, what: str | None = None) -> None:
-            words = {} if what is None else {"description": escape(what)}
-            progress.update(task, completed=done, total=total or None, **words)  # type: ignore[arg-type]
+            words = None if what is None else escape(what)
+            progress.update(task, completed=done, total=total or None, description=words)
 
         try:
             yield advance

@@ -37,6 +37,13 @@ def machine(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write without waiting for the disk."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+    monkeypatch.setattr("os.sync", lambda: None)
+
+
+@pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """An empty workspace, and the current folder in it."""
     root = tmp_path / "workspace"
@@ -58,6 +65,7 @@ _SLOW = (  # whole trainings or many processes; not in `make quick`
     "tests/kaggle/test_kaggle_commands.py",
     "tests/test_api.py",
     "tests/training/test_fold.py",
+    "tests/training/test_precompute.py",
     "tests/training/test_resume.py",
 )
 

@@ -187,14 +187,15 @@ def _from_table(tree: _Tree, table: str, asked: Sequence[str]) -> Facts:
 
 def _match(tree: _Tree, frame: pd.DataFrame, *, word: str) -> tuple[str, Images | None]:
     """Return the column whose values name images and the folder that has them; the first column if none does."""
-    best, found = (0.5, 0, 0), (str(frame.columns[0]), None)
+    best = (0.5, 0, 0)
+    found: tuple[str, Images | None] = (str(frame.columns[0]), None)
     for position, column in enumerate(map(str, frame.columns[:8])):
         names = [name for name in dict.fromkeys(frame[column].head(_PROBE)) if name]
         for folder in dict.fromkeys([*tree.folders, ""]):
             share, images = (0.0, None) if _ANSWERS.search(folder) else _try(tree.root, folder, names)
             fits = (share, int(word in folder.lower()), -position)
             if images and fits > best:
-                best, found = fits, (column, images)  # type: ignore[assignment]
+                best, found = fits, (column, images)
     return found
 
 

@@ -215,7 +215,7 @@ def _one_pass(job: Job, families: list[Family]) -> Iterator[int]:
         tensors = [part.to(job.device, non_blocking=True) for part in images]
         for family, normalise in zip(families, normalisers, strict=True):
             batch = [normalise(part) for part in tensors]
-            if start == 0 and batch:
+            if start == 0 and tensors:
                 fold(family.model, batch[0])
             if family.known is not None:
                 batch.append(torch.from_numpy(np.array(family.known[rows])).to(job.device))

@@ -28,10 +28,7 @@ LOOSE = Sure(0.501)
 SET = ("stages.first.lr=0.02",)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-    monkeypatch.setattr("os.sync", lambda: None)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 def choice(root: Path, name: str, *more: str, run: str | None = None) -> Choice:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import written
 from typer.testing import CliRunner
 
 from kbench.cli import app
@@ -13,18 +12,8 @@ from kbench.commands.setup import Choice
 from kbench.commands.sweep import sweep
 from kbench.errors import ConfigError, FoldError
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 CPU = TrainOptions(device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-    monkeypatch.setattr("os.sync", lambda: None)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return written(tmp_path)
 
 
 def swept(root: Path, *grid: str, folds: str = "0", name: str = "labels") -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import written
 
 from kbench import files
 from kbench.commands import parts
@@ -25,20 +24,10 @@ from kbench.models.checkpoint import read_checkpoint
 from kbench.training.fold import state_of
 from kbench.workspace import FoldPaths
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 CPU = TrainOptions(device="cpu")
 FORCE = replace(CPU, force=True)
 NAN = ("stages.all.lr=1e30",)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-    monkeypatch.setattr("os.sync", lambda: None)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return written(tmp_path)
 
 
 def opened(root: Path, *assignments: str, name: str = "labels", run: str | None = None) -> Setup:

@@ -229,6 +229,7 @@ def test_a_transform_that_dislikes_the_channels_is_an_error_that_names_it() -> N
         pixels(drawn(1, channels=6)[0], None, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_the_network_on_import() -> None:
     program = """
 import socket, sys

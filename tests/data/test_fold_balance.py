@@ -47,6 +47,7 @@ def test_a_million_rows_do_not_overflow_the_integers():
     assert np.bincount(fold).tolist() == [500_000, 500_000]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_rows_with_seventeen_labels_are_balanced_to_within_one():
     values = np.random.RandomState(0).rand(100_000, 17) < np.geomspace(0.001, 0.9, 17)
     rows, labels = np.nonzero(values)

@@ -17,12 +17,11 @@ from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.groups import layer_groups
 from kbench.models.segmenter import Segmenter, smp
 
-pytestmark = pytest.mark.slow  # a few seconds together
-
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "weights" / "mobilenetv2_100.safetensors"
 DECODERS = sorted(set(segmentation_models_pytorch.MODEL_ARCHITECTURES_MAPPING))
 SMALL = {"unet": [16, 16, 8, 8, 8], "unetplusplus": [16, 16, 8, 8, 8], "manet": [64, 64, 64, 64, 16]}
 pytestmark = [
+    pytest.mark.slow,  # a few seconds together
     pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning"),
     pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning"),
 ]

@@ -216,6 +216,7 @@ def test_zip64_records_are_read(tmp_path: Path) -> None:
     assert tree(tmp_path / "out") == {"a": b"1", "b": b"2"}
 
 
+@pytest.mark.slow
 def test_more_members_than_16_bits_count_are_read(tmp_path: Path) -> None:
     zipped = make_zip(tmp_path / "many.zip", {f"{n % 10}/{n}": b"" for n in range(66_000)})
     assert len({member.name for member in archive.open_zip(zipped).members()}) == 66_000

@@ -22,9 +22,7 @@ from kbench.workspace import FoldPaths
 TRAINING = toy.IDENTITY["training"]
 
 
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda handle: None)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 def models(count: int) -> list[nn.Module]:

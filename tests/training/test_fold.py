@@ -32,9 +32,7 @@ TRAINING = toy.IDENTITY["training"]
 TWO = ("constant", {"epochs": 2})
 
 
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda handle: None)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 class Trained:

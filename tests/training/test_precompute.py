@@ -22,9 +22,7 @@ ROWS = 28
 TRAINING = toy.IDENTITY["training"]
 
 
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.fsync", lambda handle: None)
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 def head(name: str = "head", **changes: Any) -> StagePlan:
