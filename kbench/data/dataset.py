@@ -168,7 +168,10 @@ class _Plan(Sampler):
 
 
 class Loader:
-    """Loads planned batches, in this process or in workers that live as long as the loader.
+    """Loads planned batches, in this process or in workers that live until the loader is closed.
+
+    Who leaves one that is part of a reference cycle to the garbage collector waits 5 s for each of its workers: the
+    collector ends the queues to them first.
 
     Args:
         dataset: what is indexed by a `Draw`.
@@ -181,7 +184,7 @@ class Loader:
         self, dataset: Dataset, *, workers: int = 0, pin: bool = False, collate: Callable[..., Any] = collate
     ) -> None:
         self._plan = _Plan()
-        self._loader = DataLoader(
+        self._loader: DataLoader[Any] | None = DataLoader(
             _Carried(dataset),
             batch_sampler=self._plan,
             num_workers=workers,
@@ -197,12 +200,17 @@ class Loader:
         Raises:
             DataError: an image cannot be read, or a loader process was killed.
         """
+        assert self._loader is not None, "the loader is closed"
         self._plan.batches = batches
         loaded = iter(self._loader)
         while (batch := _next(loaded)) is not None:
             if isinstance(batch, KbenchError):
                 raise batch
             yield batch
+
+    def close(self) -> None:
+        """End the workers."""
+        self._loader = None
 
 
 def _next(loaded: Iterator[Any]) -> Any:

@@ -9,6 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -57,34 +58,44 @@ def run_stage(
         progress: where the fold is; changed in place.
         tensors: of a resume point inside this stage, or None.
     """
-    runner = _Runner(context, stage, model, progress)
-    if tensors is not None:
-        restore_learner(runner.learner, tensors)
-        runner.keeper.mean.restore(part(tensors, "mean/"), progress.averaged)
-        runner.learner.micro_batch = progress.micro_batch
-    else:
-        yield from announce(
-            context, stage, rows=len(runner.rows), epochs=runner.epochs, steps=runner.schedule.steps, lr=runner.lr,
-            precision=runner.rules.precision, activations=runner.activations,
-        )  # fmt: skip
-    try:
+    with ExitStack() as until_done:
+        runner = _Runner(context, stage, model, progress, until_done)
+        if tensors is not None:
+            restore_learner(runner.learner, tensors)
+            runner.keeper.mean.restore(part(tensors, "mean/"), progress.averaged)
+            runner.learner.micro_batch = progress.micro_batch
+        else:
+            yield from announce(
+                context, stage, rows=len(runner.rows), epochs=runner.epochs, steps=runner.schedule.steps, lr=runner.lr,
+                precision=runner.rules.precision, activations=runner.activations,
+            )  # fmt: skip
         while progress.epoch < runner.epochs and not runner.stopped_early():
             yield from runner.run_epoch()
         runner.keeper.hand_over()
-    finally:
-        torch.set_num_threads(runner.threads)
 
 
 def range_test(context: FoldContext, stage: StagePlan, model: nn.Module, *, progress: Progress) -> LRCurve:
     """Return the learning-rate range test of a stage, whatever its `lr`; the model is not changed."""
-    return _Runner(context, replace(stage, lr=0.0), model, progress).range_test()
+    with ExitStack() as until_done:
+        return _Runner(context, replace(stage, lr=0.0), model, progress, until_done).range_test()
 
 
 class _Runner:
-    """A stage being run: what stays the same from epoch to epoch."""
+    """A stage being run: what stays the same from epoch to epoch.
 
-    def __init__(self, context: FoldContext, stage: StagePlan, model: nn.Module, progress: Progress) -> None:
+    Args:
+        context: what a fold is made of.
+        stage: what to do.
+        model: on its device.
+        progress: where the fold is; changed in place.
+        until_done: ends loaders, and sets threads back, when the stage is left.
+    """
+
+    def __init__(
+        self, context: FoldContext, stage: StagePlan, model: nn.Module, progress: Progress, until_done: ExitStack
+    ) -> None:
         self.context, self.stage, self.model, self.progress = context, stage, model, progress
+        self.until_done = until_done
         table = context.table
         self.rows = context.rows_of(stage)
         targets = table.targets[self.rows] if table.targets is not None else None
@@ -97,7 +108,6 @@ class _Runner:
         self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
         self.dense = is_dense(table.task)
         self.activations = self._activations()
-        self.threads = torch.get_num_threads()
         layers = layer_groups(model)
         freeze_but(model, layers, chosen(stage.groups, len(layers)))
         train_mode(model)
@@ -106,6 +116,7 @@ class _Runner:
         self.learned: nn.Module = getattr(model, "head") if self.head_alone else model  # noqa: B009
         if self.activations is not None:
             if sum(parameter.numel() for parameter in self.learned.parameters()) < _SMALL_HEAD:
+                until_done.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(1)
             rows = RowLoader(self.activations.values, table.targets, room=free_memory(torch.device("cpu")))
             self.feed = self.valid_feed = Feed(rows, nn.Identity(), context.device)
@@ -166,6 +177,7 @@ class _Runner:
         context = self.context
         dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show))
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
+        self.until_done.callback(loader.close)
         table = context.table
         return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body)
 
