@@ -21,7 +21,7 @@ import torch
 from kbench.data.augment import side_on
 from kbench.data.cache import Resize, open_images
 from kbench.data.crops import random
-from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
+from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, auto_workers, cut
 from kbench.data.images import image
 from kbench.models.classifier import timm_classifier
 from kbench.models.groups import layer_groups, train_mode
@@ -67,7 +67,9 @@ def main() -> None:
         targets = np.arange(len(rows)) % 2
         dataset = ImageDataset([images], [Show((SIZE, SIZE), random(), side_on())], targets)
         normalise = Normalise(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).to(device)
-        feed = Feed(Loader(dataset), normalise, device, n_outputs=2)
+        workers = auto_workers("auto", device=device.type)
+        loader = Loader(dataset, workers=workers, pin=device.type == "cuda")
+        feed = Feed(loader, normalise, device, n_outputs=2)
         loss = cross_entropy()
         groups = layer_groups(model)
         learner = Learner(

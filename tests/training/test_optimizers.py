@@ -108,7 +108,7 @@ def test_an_optimizer_updates_as_torchs_with_the_same_groups(name: str, referenc
             model[2](features).square().sum().backward()
             optimizer.step()
         results.append([parameter.detach().clone() for parameter in model.parameters()])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)  # torch's own unfused loop rounds elsewhere
 
 
 def test_a_schedule_scales_each_groups_highest_rate() -> None:
