@@ -11,6 +11,7 @@ averaged, weighted by images. With `per_image` they do.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -192,18 +193,13 @@ def lovasz(
     Raises:
         ConfigError: `balanced` without known counts.
     """
-
-    def value(regions: _Regions) -> Tensor:
-        return torch.stack([_lovasz(regions, of) for of in range(regions.truth.shape[1])], 1)
-
-    def hinged(regions: _Regions) -> Tensor:
-        return torch.stack([_lovasz(regions, of, hinge=True) for of in range(regions.truth.shape[1])], 1)
-
-    given = {"per_image": per_image, "ignore_index": ignore_index, "known": (_counts, _rows), "task": _task}
-    softmax = _region_loss(value, classes or "present", class_weights, multi_label=False, **given)  # type: ignore[arg-type]
-    alone = _region_loss(
-        hinged if hinge else value, classes or "all", class_weights, multi_label=True, raw=hinge, **given,  # type: ignore[arg-type]
+    made = partial(
+        _region_loss, class_weights=class_weights, per_image=per_image, ignore_index=ignore_index,
+        known=(_counts, _rows), task=_task,
     )  # fmt: skip
+    softmax = made(_lovasz, classes or "present", multi_label=False)
+    value = partial(_lovasz, hinge=True) if hinge else _lovasz
+    alone = made(value, classes or "all", multi_label=True, raw=hinge)
 
     def loss(logits: Tensor, target: Tensor) -> LossSum:
         return (alone if each_alone(multi_label, _task, logits.shape[1]) else softmax)(logits, target)
@@ -283,15 +279,15 @@ def _overlap(*, false_positive: float, false_negative: float, smooth: float, log
     return value
 
 
-def _lovasz(regions: _Regions, of: int, *, hinge: bool = False) -> Tensor:
-    """Return the Lovasz extension [R] of 1 - IoU of one class at its errors."""
-    score, truth, valid = (tensor[:, of] for tensor in (regions.score, regions.truth, regions.valid))
+def _lovasz(regions: _Regions, *, hinge: bool = False) -> Tensor:
+    """Return the Lovasz extension [R, K] of 1 - IoU of each class at its errors."""
+    score, truth, valid = regions.score, regions.truth, regions.valid
     errors = 1 - score * (2 * truth - 1) if hinge else (truth - score).abs()
-    order = errors.detach().where(valid, -torch.inf).argsort(1, descending=True)  # ignored pixels come last
-    errors = errors.where(valid, 0).gather(1, order)
-    truth = truth.gather(1, order)
-    truth = truth.double() if truth.shape[1] > _EXACT else truth
-    all_of_it = truth.sum(1, keepdim=True)
-    overlap = (all_of_it - truth.cumsum(1)) / (all_of_it + (1 - truth).cumsum(1))
-    slope = torch.diff(1 - overlap, dim=1, prepend=torch.zeros_like(all_of_it))
-    return ((errors.relu() if hinge else errors) * slope).sum(1).float()
+    order = errors.detach().where(valid, -torch.inf).argsort(2, descending=True)  # ignored pixels come last
+    errors = errors.where(valid, 0).gather(2, order)
+    truth = truth.gather(2, order)
+    truth = truth.double() if truth.shape[2] > _EXACT else truth
+    all_of_it = truth.sum(2, keepdim=True)
+    overlap = (all_of_it - truth.cumsum(2)) / (all_of_it + (1 - truth).cumsum(2))
+    slope = torch.diff(1 - overlap, dim=2, prepend=torch.zeros_like(all_of_it))
+    return ((errors.relu() if hinge else errors) * slope).sum(2).float()

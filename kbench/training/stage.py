@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from kbench.data import seeds
-from kbench.data.dataset import Batches, Draw, ImageDataset, Loader, Normalise, cut
+from kbench.data.dataset import ImageDataset, Loader, Normalise
 from kbench.inference.activations import Activations, FrozenBody, RowLoader, Seen
 from kbench.models.checkpoint import Tensors
 from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
@@ -27,6 +27,7 @@ from kbench.models.precision import Precision, choose_precision, place, usable_p
 from kbench.models.split import trains_head_alone
 from kbench.tasks import is_dense
 from kbench.training.context import FoldContext
+from kbench.training.draws import REFIT_EPOCH, Draws
 from kbench.training.events import Epoch, Event, Note
 from kbench.training.judging import Judging, judge_maps
 from kbench.training.keeping import Keeper
@@ -39,8 +40,6 @@ from kbench.training.resume import Progress, part, restore_learner
 from kbench.training.telling import announce, loader_verdict
 from kbench.training.update import Learner, Rules, average_of
 
-_FIND_EPOCHS = 10**6  # orders of the range test are numbered from here
-_REFIT_EPOCH = 2 * 10**6  # the order batch norm is refitted in
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
 _EPOCHS_S = 10.0  # between resume points of a stage on activations, whose epochs take less than writing one
@@ -66,8 +65,8 @@ def run_stage(
             runner.learner.micro_batch = progress.micro_batch
         else:
             yield from announce(
-                context, stage, rows=len(runner.rows), epochs=runner.epochs, steps=runner.schedule.steps, lr=runner.lr,
-                precision=runner.rules.precision, activations=runner.activations,
+                context, stage, rows=len(runner.draws.rows), epochs=runner.epochs, steps=runner.schedule.steps,
+                lr=runner.lr, precision=runner.rules.precision, activations=runner.activations,
             )  # fmt: skip
         while progress.epoch < runner.epochs and not runner.stopped_early():
             yield from runner.run_epoch()
@@ -97,10 +96,7 @@ class _Runner:
         self.context, self.stage, self.model, self.progress = context, stage, model, progress
         self.until_done = until_done
         table = context.table
-        self.rows = context.rows_of(stage)
-        targets = table.targets[self.rows] if table.targets is not None else None
-        self.order = stage.sampler(targets, len(self.rows))
-        self.key = (context.seed, context.number, stage.index)
+        self.draws = Draws(context, stage)
         self.channels_last = stage.channels_last is not False
         precision, self.judged_in = self._precisions()
         place(model, context.device, channels_last=self.channels_last)
@@ -126,12 +122,11 @@ class _Runner:
             if not self.dense:  # judged on whole images, by `judge_maps`
                 images = context.images_for(stage.valid_show)
                 self.valid_feed = self._feed(images, stage.valid_show, mix=None, body=body)
-        batches = self._plan(0)
-        self.schedule = stage.schedule_of(-(-len(batches) // stage.accumulate))
+        self.schedule = stage.schedule_of(-(-len(self.draws.epoch(0)) // stage.accumulate))
         self.epochs = min(stage.stop_after or self.schedule.epochs, self.schedule.epochs)
         self.rules = Rules(
             step=stage.step,
-            loss=stage.loss(*context.balance(self.rows)),
+            loss=stage.loss(*context.balance(self.draws.rows)),
             device=context.device,
             precision=precision,
             clip=stage.clip,
@@ -181,21 +176,10 @@ class _Runner:
         table = context.table
         return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body)
 
-    def _plan(self, epoch: int) -> Batches:
-        """Return the batches of an epoch."""
-        rows = self.rows[self.order(seeds.generator(seeds.ORDER, *self.key, epoch))]
-        key = (seeds.AUGMENT, *self.key, epoch)
-        batches = cut(len(rows), self.stage.batch_size, lambda place: Draw(int(rows[place]), (*key, place)), lone=False)
-        return self._limited(batches)
-
-    def _limited(self, batches: Batches) -> Batches:
-        limited: Batches = batches[: self.context.limit] if self.context.limit else batches
-        return limited
-
     def _refit_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
-        key = (seeds.MIX, *self.key, _REFIT_EPOCH)
-        for number, batch in enumerate(self.feed.load(self._plan(_REFIT_EPOCH))):
+        key = (seeds.MIX, *self.draws.key, REFIT_EPOCH)
+        for number, batch in enumerate(self.feed.load(self.draws.epoch(REFIT_EPOCH))):
             yield self.feed.ready(batch, (*key, number))[0]
 
     def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
@@ -220,21 +204,18 @@ class _Runner:
 
     def range_test(self) -> LRCurve:
         """Run the learning-rate range test on a copy of the model; write and return its curve."""
-        steps = self.stage.range_test.steps * self.stage.accumulate
-        epochs = (self._plan(_FIND_EPOCHS + epoch) for epoch in itertools.count())
-        batches = list(itertools.islice(itertools.chain.from_iterable(epochs), steps))
         groups, what = len(layer_groups(self.learned)), f"range test of stage {self.stage.name}"
         curve = find_lr(
             self.learned,
             self.feed,
-            batches,
+            self.draws.range_test(self.stage.range_test.steps * self.stage.accumulate),
             optimizer=self._optimizer,
             ratios=spread(1.0, self.stage.lr_decay, groups),
             rise=self.stage.range_test,
             rules=replace(self.rules, said=[]),  # what it says is no part of the log: a resumed run does not repeat it
             micro_batch=self.stage.batch_size + 1,
             accumulate=self.stage.accumulate,
-            key=(*self.key, seeds.FIND),
+            key=(*self.draws.key, seeds.FIND),
             valid=self._held_out() if self.stage.range_test.valid and len(self.context.valid_rows) else None,
             tell=lambda done, total: self.context.tell(what, done, total),
         )
@@ -243,12 +224,11 @@ class _Runner:
 
     def _held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield batches of the rows held out, in an order of their own, over and over."""
-        context, show, key = self.context, self.stage.valid_show, (seeds.ORDER, *self.key, seeds.FIND)
-        feed = self._feed(context.images_for(show), show, mix=None, body=None) if self.dense else self.valid_feed
-        rows = seeds.generator(*key).permutation(context.valid_rows)
-        plan = cut(len(rows), self.stage.batch_size, lambda place: Draw(int(rows[place])))
+        images, show = self.context.images_for(self.stage.valid_show), self.stage.valid_show
+        feed = self._feed(images, show, mix=None, body=None) if self.dense else self.valid_feed
+        plan = self.draws.held_out()
         for batch in itertools.chain.from_iterable(feed.load(plan) for _ in itertools.count()):
-            yield feed.ready(batch, key)
+            yield feed.ready(batch, (*self.draws.key, seeds.FIND))  # nothing is mixed, so nothing is drawn
 
     # -- epochs ----------------------------------------------------------------------------------------------
 
@@ -258,11 +238,11 @@ class _Runner:
         total, count, images = progress.meter
         meter = Meter(total, count, int(images))
         resumed_images = int(images)
-        batches = self._plan(progress.epoch)
+        batches = self.draws.epoch(progress.epoch)
         saved, last_rate = time.monotonic(), 0.0
         for made in train_epoch(
             self.learner, self.feed, batches[progress.batch :], rules=self.rules, schedule=self.schedule,
-            history=progress.history, first_step=progress.step, accumulate=self.stage.accumulate, key=self.key,
+            history=progress.history, first_step=progress.step, accumulate=self.stage.accumulate, key=self.draws.key,
         ):  # fmt: skip
             meter.add(made)
             last_rate = made.rate
@@ -336,17 +316,16 @@ class _Runner:
     def _judged_rows(self) -> tuple[float, np.ndarray | None, np.ndarray]:
         """Return the validation loss, and the targets and predictions a metric takes."""
         context = self.context
-        rows, size = context.valid_rows, context.valid_batch_size or 2 * self.stage.batch_size
+        size = context.valid_batch_size or 2 * self.stage.batch_size
         if self.dense:
             judging = Judging(self.normalise, self.rules.loss, self.judged_in, size)
             return judge_maps(context, self.learner.judged, judging)
-        plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
         valid_loss, values = evaluate(
-            self.learner.judged, self.valid_feed, self._limited(plan), loss=self.rules.loss,
+            self.learner.judged, self.valid_feed, self.draws.valid(size), loss=self.rules.loss,
             precision=self.judged_in, task=context.table.task,
         )  # fmt: skip
         targets = context.table.targets
-        return valid_loss, None if targets is None else targets[rows], values
+        return valid_loss, None if targets is None else targets[context.valid_rows], values
 
     def stopped_early(self) -> bool:
         """Return whether the score has not improved for `early_stop` epochs."""
