@@ -82,11 +82,13 @@ def prepare_fold(
         )
 
     resumed = begin(place, training=training)
-    rows = np.arange(len(setup.train))
-    valid = np.flatnonzero(setup.folds.valid(int(fold))) if fold != FULL else rows[:0]
+    if fold == FULL:
+        train, valid = np.arange(len(setup.train)), np.arange(0)
+    else:
+        train, valid = (np.flatnonzero(part(int(fold))) for part in (setup.folds.train, setup.folds.valid))
     context = FoldContext(
         fold=fold, number=_FULL_NUMBER if fold == FULL else int(fold), seed=competition.seed, table=setup.train,
-        train_rows=np.setdiff1d(rows, valid), valid_rows=valid, images=images,
+        train_rows=train, valid_rows=valid, images=images,
         scale=parts.build_scale(competition), device=device, paths=place,
         identity=identity, plan=plan, log=Log(place, lines=resumed[0].log_lines if resumed else 0),
         plan_of=lambda other: Plan(paths.fold(other), training=training),

@@ -41,7 +41,10 @@ def identity(setup: Setup) -> dict[str, str]:
     competition = setup.competition
     plugins = [setup.plugins / name for name in competition.plugins]
     hashes = competition.hashes(plugins=plugins, weights=setup.weights(), pseudo=setup.pseudo())
-    training = files.digest([hashes["training"], setup.folds.hash, setup.train.fingerprint()])
+    known = [hashes["training"], setup.folds.hash, setup.train.fingerprint()]
+    if setup.folds.avoid is not None:  # versions before 0.1 trained on what folds avoid
+        known.append("avoided rows left out")
+    training = files.digest(known)
     return {"training": training, "contract": hashes["contract"], "folds": setup.folds.hash}
 
 

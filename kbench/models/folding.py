@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,7 +52,8 @@ def fold(model: nn.Module, images: Tensor) -> int:
         return 0
     probe = images[:1]
     try:
-        before, pairs = _observed(model, probe)
+        with _exact():
+            before, pairs = _observed(model, probe)
     except Exception:  # a model of one input size alone, of whose input this is a part
         return 0
     parents = {id(child): (parent, name) for parent in model.modules() for name, child in parent.named_children()}
@@ -59,7 +62,8 @@ def fold(model: nn.Module, images: Tensor) -> int:
         _merge(conv, norm)
         setattr(parent, name, _rest(norm))
     try:
-        after = model(probe)
+        with _exact():
+            after = model(probe)
         same = bool((after - before).abs().max() <= _TOLERANCE * (1 + before.abs().max()))
     except Exception:  # a model may look at its norms in any way: then they stay
         same = False
@@ -68,6 +72,17 @@ def fold(model: nn.Module, images: Tensor) -> int:
             conv.weight, conv.bias = weight, bias
             setattr(parent, name, norm)
     return len(kept) if same else 0
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Let convolutions on a GPU compute in float32, not in TF32, whose rounding hides what is compared."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _foldable(model: nn.Module) -> bool:

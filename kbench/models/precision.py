@@ -63,10 +63,10 @@ def choose_precision(setting: str, device: torch.device, *, training: bool) -> P
         )
     if setting == "fp32":
         return "fp32"
-    if setting in ("bf16", "fp16"):
-        return setting  # type: ignore[return-value]
+    if setting != "auto":
+        return "bf16" if setting == "bf16" else "fp16"
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "fp16" if emulates_bfloat16(device) else "bf16"
     if device.type == "cpu" and not training and cpu_has_bfloat16():
         return "bf16"
     return "fp32"
@@ -75,13 +75,10 @@ def choose_precision(setting: str, device: torch.device, *, training: bool) -> P
 def usable_precision(precision: Precision, device: torch.device) -> Precision:
     """Return the precision to predict in on a device with a model that was judged in another one, maybe elsewhere.
 
-    What the device would only emulate is replaced by the nearest it computes; what was judged in fp32 stays so.
+    What the device would only emulate is computed in fp32, whose range holds whatever bf16 and fp16 hold.
     """
-    if device.type == "cpu":
-        return "bf16" if precision == "bf16" and not emulates_bfloat16(device) else "fp32"
-    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "fp16"
-    return precision
+    emulated = device.type == "cpu" if precision == "fp16" else precision == "bf16" and emulates_bfloat16(device)
+    return "fp32" if emulated else precision
 
 
 def cpu_has_bfloat16() -> bool:
@@ -92,6 +89,8 @@ def cpu_has_bfloat16() -> bool:
 
 def emulates_bfloat16(device: torch.device) -> bool:
     """Return whether bf16 on a device is slower than fp32."""
+    if device.type == "cuda":
+        return not torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and not cpu_has_bfloat16()
 
 

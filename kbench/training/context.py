@@ -149,9 +149,7 @@ class FoldContext:
 
     def rows_of(self, stage: StagePlan) -> np.ndarray:
         """Return the rows a stage trains on."""
-        if stage.subset == "full":
-            return np.sort(np.concatenate([self.train_rows, self.valid_rows]))
-        return self.train_rows
+        return np.arange(len(self.table)) if stage.subset == "full" else self.train_rows
 
     def scale_for(self, images: Images | None) -> dict[str, Any]:
         """Return `scale`, `mean` and `std`; found at the first stage and kept for the fold."""

@@ -97,6 +97,7 @@ class _Runner:
         self.until_done = until_done
         table = context.table
         self.draws = Draws(context, stage)
+        self.judges = stage.subset != "full" and len(context.valid_rows) > 0
         self.channels_last = stage.channels_last is not False
         precision, self.judged_in = self._precisions()
         place(model, context.device, channels_last=self.channels_last)
@@ -216,7 +217,7 @@ class _Runner:
             micro_batch=self.stage.batch_size + 1,
             accumulate=self.stage.accumulate,
             key=(*self.draws.key, seeds.FIND),
-            valid=self._held_out() if self.stage.range_test.valid and len(self.context.valid_rows) else None,
+            valid=self._held_out() if self.stage.range_test.valid and self.judges else None,
             tell=lambda done, total: self.context.tell(what, done, total),
         )
         self.context.keep_curve(self.stage.name, curve)
@@ -295,7 +296,7 @@ class _Runner:
 
     def _judge(self, rate: float) -> tuple[float | None, float | None, bool]:
         context, progress, stage = self.context, self.progress, self.stage
-        if stage.subset == "full" or not len(context.valid_rows):
+        if not self.judges:
             return None, None, False
         valid_loss, targets, values = self._judged_rows()
         if not math.isfinite(valid_loss):

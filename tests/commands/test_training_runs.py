@@ -11,10 +11,11 @@ import torch
 
 from kbench import files
 from kbench.commands import parts
-from kbench.commands.fold_job import TrainOptions
+from kbench.commands.fold_job import TrainOptions, prepare_fold
 from kbench.commands.lr_find import lr_find
+from kbench.commands.parts import build_stages
 from kbench.commands.predict import checkpoints, predict_out_of_fold, predict_test
-from kbench.commands.runs import run_paths
+from kbench.commands.runs import identity, run_paths
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.commands.smoke import smoke
 from kbench.commands.train import train
@@ -346,3 +347,19 @@ def test_what_a_kill_left_half_drawn_is_removed_and_drawn_again(root: Path) -> N
     assert train(setup, "0", CPU)["done"] == [0]
     assert not leftover.exists()
     assert (fold / "losses.png").is_file()
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fold_trains_on_what_its_fold_file_lets_it(root: Path) -> None:
+    """Rows within the gap of `blocks` are neither trained on nor judged; a stage of all rows takes them too."""
+    setup = opened(root, "folds.strategy=blocks", "folds.options={order: id, gap: 2}")
+    paths, known = run_paths(setup), identity(setup)
+    for number in range(setup.folds.n):
+        context = prepare_fold(setup, paths, known, number, CPU).context
+        assert context.train_rows.tolist() == np.flatnonzero(setup.folds.train(number)).tolist()
+        assert context.valid_rows.tolist() == np.flatnonzero(setup.folds.valid(number)).tolist()
+        assert len(context.train_rows) + len(context.valid_rows) < len(setup.train)
+        stage = build_stages(setup.competition)[0]
+        assert context.rows_of(replace(stage, subset="full")).tolist() == list(range(len(setup.train)))
