@@ -46,7 +46,7 @@ Members = Mapping[int, Sequence[Predictions]]
 def predicted(choice: Choice, part: str) -> Members:
     """Return the members' predictions of `oof`, `test` or, with the plain view alone, `oof-plain`; made if missing."""
     setup, paths, identity = open_run_setup(choice)
-    folds = require_folds(setup, paths, identity)
+    folds = require_folds(paths, identity)
     if part == "oof-plain":
         plain = plain_snapshots(setup, paths, identity, folds, device="auto")
         return {fold: list(members.values()) for fold, members in plain.items()}
@@ -124,7 +124,7 @@ def on_the_solution(choice: Choice, views: Members, found: dict[str, Any], extra
 
 def members_by_fold(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[list[Checkpoint]]:
     """Return the snapshots of each trained fold."""
-    return [needed_checkpoints(setup, paths, identity, fold) for fold in require_folds(setup, paths, identity)]
+    return [needed_checkpoints(setup, paths, identity, fold) for fold in require_folds(paths, identity)]
 
 
 def _decided(setup: Setup, one: Predictions, table: Table, found: Any) -> np.ndarray:

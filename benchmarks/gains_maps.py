@@ -16,7 +16,7 @@ from kbench.commands.predict_maps import masks_of, rows_of_test
 from kbench.commands.rules import apply_rule, is_plain, untuned_rule
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import require_folds
-from kbench.commands.score_maps import MapsOutOfFold, groups_of, maps_out_of_fold, readings_of
+from kbench.commands.score_maps import MapsOutOfFold, maps_out_of_fold, readings_of
 from kbench.commands.setup import Choice, groups_in
 from kbench.ensemble.bootstrap import Interval, interval, paired
 from kbench.metrics import Metric, make_metric
@@ -32,10 +32,10 @@ def measure(
 ) -> dict[str, Any]:
     """Return the scores of a run and what its parts add."""
     setup, paths, identity = open_run_setup(choice)
-    folds = require_folds(setup, paths, identity)
+    folds = require_folds(paths, identity)
     oof = maps_out_of_fold(setup, paths, identity, folds)
     metric = make_metric(setup.competition.metric.name, setup.competition.metric.params)
-    found = _out_of_fold(oof, metric, groups_of(setup, oof.table), helps=helps)
+    found = _out_of_fold(oof, metric, setup.groups(oof.table), helps=helps)
     rule = untuned_rule(setup)
     if not is_plain(setup):
         ruled = apply_rule(setup, oof.maps())

@@ -125,7 +125,7 @@ class Run:
     @property
     def trained(self) -> list[int]:
         """The folds that are trained to their end."""
-        return [] if self.identity is None else trained_folds(self.setup, self.paths, self.identity)
+        return [] if self.identity is None else trained_folds(self.paths, self.identity)
 
     def __repr__(self) -> str:
         trained = ", ".join(map(str, self.trained)) or "none"
@@ -276,7 +276,7 @@ class Run:
             return pd.DataFrame(columns=columns, dtype=np.float32)
         for fold in folds or ():
             self._checkpoints(fold)
-        chosen = require_folds(self.setup, self.paths, identity) if folds is None else list(folds)
+        chosen = require_folds(self.paths, identity) if folds is None else list(folds)
         made = predict_images(self.setup, self.paths, identity, handed, folds=chosen, device=device)
         values = made.decided if decided and made.decided is not None else made.values
         names = [place if isinstance(item, np.ndarray) else item[0].name for place, item in enumerate(handed)]

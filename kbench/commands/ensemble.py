@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,6 +71,7 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
         `plain` and `optimism`), runs, members, `weights` and `gains` of the members, and missing folds.
     """
     choices = [replace(choice, run=run) for run in runs] or [choice]
+    _check_weights(options.weights, len(choices))
     opened = [open_run_setup(one, other_folds=options.mixed_folds) for one in choices]
     if is_dense(opened[0][0].competition.task):
         return _ensemble_maps(opened, options)
@@ -94,6 +96,17 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
         "missing": {part.paths.name: part.missing for part in made if part.missing}, "notes": notes,
         "weights": blend.weights, "gains": blend.gains, **_score(blend),
     }  # fmt: skip
+
+
+def _check_weights(weights: Sequence[float] | None, count: int) -> None:
+    if weights is None:
+        return
+    if len(weights) != count or not all(math.isfinite(one) and one >= 0 for one in weights) or not sum(weights):
+        raise ConfigError(
+            f"the weights {', '.join(f'{one:g}' for one in weights)} for {count} run{'s' if count > 1 else ''}",
+            "one number of at least 0 for each run, and one above 0",
+            "say `--weight` once for each run, in their order",
+        )
 
 
 def open_part(opened: tuple[Setup, RunPaths, dict[str, str]], options: EnsembleOptions) -> RunPart:
@@ -124,7 +137,7 @@ def _sent_folds(
     """
     if options.full:
         return _full_folds(setup, paths, identity), []
-    folds = require_folds(setup, paths, identity)
+    folds = require_folds(paths, identity)
     if not _on_these_folds(setup, identity):
         return folds, []
     missing = [fold for fold in range(setup.folds.n) if fold not in folds]

@@ -108,19 +108,13 @@ def fold_of(setup: Setup, table: Table) -> np.ndarray:
     return np.asarray(setup.folds.fold[np.searchsorted(setup.folds.ids, table.ids)])
 
 
-def groups_of(setup: Setup, table: Table) -> np.ndarray | None:
-    """Return [N] groups of a table's rows, or None."""
-    groups = setup.groups()
-    return None if groups is None else groups[np.searchsorted(setup.train.ids, table.ids)]
-
-
 def stack_of(
     setup: Setup, members: Mapping[str, Predictions], table: Table, *, mean: Any, base: list[float] | None = None
 ) -> Stack:
     """Return members side by side, of the rows of a table."""
     return stack_members(
         members, table, fold=fold_of(setup, table), metric=parts.build_metric(setup.competition), mean=mean, base=base,
-        groups=groups_of(setup, table),
+        groups=setup.groups(table),
     )  # fmt: skip
 
 

@@ -93,8 +93,7 @@ class Look:
     @cached_property
     def groups(self) -> np.ndarray | None:
         """[N] labels that intervals draw, or None."""
-        groups = self.setup.groups()
-        return None if groups is None else groups[np.isin(self.setup.train.ids, self.oof.table.ids)]
+        return self.setup.groups(self.oof.table)
 
     @property
     def folds(self) -> list[int]:

@@ -11,7 +11,7 @@ from torch import nn
 from kbench import console
 from kbench.commands import parts
 from kbench.commands.fold_job import TrainOptions, prepare_fold
-from kbench.commands.predict import checkpoints
+from kbench.commands.predict import kept_snapshots
 from kbench.commands.runs import identity, run_paths
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.data import seeds
@@ -93,15 +93,12 @@ def _begin(
     paths, start = run.fold(fold), parts.build_stages(setup.competition)[index].start
     before = names[index - 1] if start == "previous" else start
     resumed = load_resume(paths, training=known["training"]) if start == "previous" else None
-    if resumed is not None and resumed[0].stage == index and resumed[0].step == 0:
-        restore(model, *resumed, paths)
-        return f"the end of stage {before}"
     if load_end(model, paths, before):
         return f"the end of stage {before}"
     if resumed is not None and resumed[0].stage == index - 1:
         restore(model, *resumed, paths)
         return f"stage {before} as far as it is trained"
-    found = [item for item in checkpoints(setup, run, known, fold) if item.info["stage"] in names[:index]]
+    found = [item for item in kept_snapshots(setup, run, known, fold) if item.info["stage"] in names[:index]]
     if not found:
         return ""
     load_strict(model, snapshot_tensors(found[-1]), what=f"snapshot '{found[-1].path}'")

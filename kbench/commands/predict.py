@@ -45,6 +45,14 @@ def checkpoints(
         fold: which.
         subset: `fold` for models that did not see the fold's rows, `full` for those that saw all.
     """
+    found = kept_snapshots(setup, paths, identity, fold, subset=subset)
+    return _named(found, setup.competition.ensemble.members, ends=("last", "best") if subset == "full" else ("last",))
+
+
+def kept_snapshots(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, *, subset: str = "fold"
+) -> list[Checkpoint]:
+    """Return the snapshots a fold keeps, in the order of training; the arguments are those of `checkpoints`."""
     found = []
     for path in paths.fold(fold).snapshots():
         checkpoint = read_checkpoint(path)
@@ -52,7 +60,6 @@ def checkpoints(
             continue
         if checkpoint.info["kept"] and checkpoint.info["subset"] == subset:
             found.append(checkpoint)
-    found = _named(found, setup.competition.ensemble.members, ends=("last", "best") if subset == "full" else ("last",))
     order = {name: index for index, name in enumerate(setup.competition.stages)}
     return sorted(found, key=lambda item: (order.get(item.info["stage"], 0), item.info["epoch"], item.info["tag"]))
 

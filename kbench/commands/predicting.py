@@ -37,7 +37,7 @@ def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: s
     if is_dense(setup.competition.task):
         return _predict_maps(setup, paths, identity, data=data, out=out, device=device, force=force)
     if data is None:
-        folds = require_folds(setup, paths, identity)
+        folds = require_folds(paths, identity)
         predict_test(setup, paths, identity, folds, device, force=force)
         count = sum(len(members_of(setup, paths, identity, fold, "test")) for fold in folds)
         return {"rows": len(setup.test), "members": count, "file": None}
@@ -66,7 +66,7 @@ def _predict_maps(
     force: bool,
 ) -> dict[str, Any]:
     """Do the same for a dense task."""
-    folds = require_folds(setup, paths, identity)
+    folds = require_folds(paths, identity)
     if data is None:
         rows = rows_of_test(setup, paths, identity, folds, device)
         rows.stored(force=force)

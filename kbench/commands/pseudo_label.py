@@ -37,7 +37,7 @@ def pseudo_label(choice: Choice, *, sure: Sure, name: str | None = None, device:
     """
     setup, paths, identity = open_run_setup(choice)
     pseudo.check_task(setup.competition.task)
-    folds = require_folds(setup, paths, identity)
+    folds = require_folds(paths, identity)
     name = name or PSEUDO
     places: dict[str, Sequence[int]] = {place_of(fold): [fold] for fold in folds}
     places["full"] = folds

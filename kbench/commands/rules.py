@@ -15,7 +15,6 @@ from kbench.commands.score_maps import (
     OofMaps,
     Ruled,
     fold_scores,
-    groups_of,
     growth,
     maps_out_of_fold,
     readings_of,
@@ -52,7 +51,7 @@ def apply_rule(setup: Setup, oof: OofMaps) -> Ruled:
     with console.bar("tuning the post-process") as advance:
         outcome = tune(
             oof.read, truth_masks(setup, oof.table), fold_of=oof.fold_of, metric=metric, table=oof.table,
-            params=params, groups=groups_of(setup, oof.table), advance=advance,
+            params=params, groups=setup.groups(oof.table), advance=advance,
         )  # fmt: skip
     by_fold = {fold: _built(setup, outcome.by_fold.get(fold, outcome.params)) for fold in folds}
     score = {**score_worth(setup, oof.table, outcome.counts), "postprocess": outcome.as_json()}
@@ -71,7 +70,7 @@ def any_out_of_fold(
     """
     if not is_dense(setup.competition.task):
         return out_of_fold(setup, paths, identity, device=device)
-    oof = maps_out_of_fold(setup, paths, identity, require_folds(setup, paths, identity), device=device)
+    oof = maps_out_of_fold(setup, paths, identity, require_folds(paths, identity), device=device)
     if not is_plain(setup):
         oof = _after_rule(setup, oof)
     files.write_json(paths.score, oof.score)

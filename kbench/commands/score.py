@@ -40,7 +40,7 @@ class OutOfFold:
     outcome: Outcome
 
 
-def trained_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[int]:
+def trained_folds(paths: RunPaths, identity: dict[str, str]) -> list[int]:
     """Return the folds of a run that are trained."""
     return [
         fold
@@ -49,13 +49,13 @@ def trained_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> li
     ]
 
 
-def require_folds(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[int]:
+def require_folds(paths: RunPaths, identity: dict[str, str]) -> list[int]:
     """Return the trained folds.
 
     Raises:
         PredictionError: none is.
     """
-    folds = trained_folds(setup, paths, identity)
+    folds = trained_folds(paths, identity)
     if not folds:
         raise PredictionError(
             f"no fold of '{paths.name}' is trained to its end", "one trained fold or more", "`kbench train --fold 0`"
@@ -72,7 +72,7 @@ def out_of_fold(setup: Setup, paths: RunPaths, identity: dict[str, str], *, devi
     if paths.foreign.is_file():
         predictions = load(paths.predictions("oof"))
         return _scored(setup, paths, predictions, members={}, folds=list(range(setup.folds.n)))
-    folds = require_folds(setup, paths, identity)
+    folds = require_folds(paths, identity)
     predict_out_of_fold(setup, paths, identity, folds, device)
     mean = setup.competition.ensemble.mean
     members = {fold: members_of(setup, paths, identity, fold, "oof") for fold in folds}

@@ -200,16 +200,10 @@ def _gathered(table: Table, stores: dict[int, MapStore], pick: Callable[[MapStor
     return np.asarray(values[np.argsort(ids)][np.searchsorted(np.sort(ids), table.ids)])
 
 
-def groups_of(setup: Setup, table: Table) -> np.ndarray | None:
-    """Return [N] groups of a table of training rows that intervals resample, or None."""
-    groups = setup.groups()
-    return None if groups is None else np.asarray(groups[np.searchsorted(setup.train.ids, table.ids)])
-
-
 def score_worth(setup: Setup, table: Table, worth: np.ndarray) -> dict[str, Any]:
     """Return metric, direction, score and interval of what maps are worth."""
     metric = parts.build_metric(setup.competition)
-    found = interval(metric, truth_of(worth, table.task), worth, table, groups=groups_of(setup, table))
+    found = interval(metric, truth_of(worth, table.task), worth, table, groups=setup.groups(table))
     return {
         "metric": metric.name, "maximise": metric.maximise, "rows": len(table), "score": found.value,
         "low": found.low, "high": found.high, "level": found.level,
@@ -246,7 +240,7 @@ def growth(setup: Setup, table: Table, readings: Mapping[str, np.ndarray]) -> li
         readings: name -> [N, K, 3].
     """
     metric = parts.build_metric(setup.competition)
-    kept = groups_of(setup, table)
+    kept = setup.groups(table)
     last, whole = list(readings.items())[-1]
     records = []
     for name, worth in readings.items():

@@ -266,10 +266,14 @@ class Setup:
             )  # fmt: skip
         return path
 
-    def groups(self) -> np.ndarray | None:
-        """Return [N] groups that intervals resample, or None: rows of a group resemble each other."""
+    def groups(self, table: Table) -> np.ndarray | None:
+        """Return [N] groups of a table of training rows, which intervals resample, or None.
+
+        Rows of a group resemble each other.
+        """
         section = self.competition.folds
-        return self.folds.groups if section.group == AUTO else groups_in(self.train, section)
+        groups = self.folds.groups if section.group == AUTO else groups_in(self.train, section)
+        return None if groups is None else np.asarray(groups[np.searchsorted(self.train.ids, table.ids)])
 
 
 def groups_in(table: Table, folds: FoldSection) -> np.ndarray | None:

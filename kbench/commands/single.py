@@ -139,7 +139,7 @@ def predict_files(choice: Choice, names: Sequence[str], *, device: str = "auto")
         `decided`, None without a decision; and `words`, of each file the columns of `most_likely`.
     """
     setup, paths, identity = open_run_setup(choice)
-    folds = [] if is_dense(setup.competition.task) else require_folds(setup, paths, identity)
+    folds = [] if is_dense(setup.competition.task) else require_folds(paths, identity)
     made = predict_images(setup, paths, identity, [(Path(name),) for name in names], folds=folds, device=device)
     rows, words = [], []
     for place, name in enumerate(names):

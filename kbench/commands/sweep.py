@@ -68,7 +68,7 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
         for more in itertools.product(*free):
             setup, paths, identity = open_run_setup(replace(one, assignments=more))
             row: dict[str, Any] = {**_split((*values, *more)), "run": paths.name, **dict.fromkeys(_FACTS)}
-            if trained_folds(setup, paths, identity):
+            if trained_folds(paths, identity):
                 made = any_out_of_fold(setup, paths, identity, device=options.device)
                 base = base or made
                 row |= _facts(setup, made, base)
@@ -147,7 +147,7 @@ def _facts(setup: Setup, made: OutOfFold | MapsOutOfFold, base: OutOfFold | Maps
     score = made.score
     facts: dict[str, Any] = {key: score[key] for key in ("score", "low", "high")}
     facts |= {"spread": score["spread"], "gain": None, "gain_low": None, "gain_high": None}
-    if made is base:
+    if made is base or made.table.target_names != base.table.target_names:
         return facts
     shared = np.intersect1d(base.table.ids, made.table.ids)
     table = setup.train.select(np.isin(setup.train.ids, shared))
@@ -155,11 +155,7 @@ def _facts(setup: Setup, made: OutOfFold | MapsOutOfFold, base: OutOfFold | Maps
         return facts
     new, old = (_values(one, table) for one in (made, base))
     targets = truth_of(new, table.task) if table.targets is None else table.targets
-    groups = setup.groups()
-    found = paired(
-        parts.build_metric(setup.competition), targets, new, old, table,
-        groups=None if groups is None else groups[np.isin(setup.train.ids, shared)],
-    )  # fmt: skip
+    found = paired(parts.build_metric(setup.competition), targets, new, old, table, groups=setup.groups(table))
     return facts | {"gain": found.value, "gain_low": found.low, "gain_high": found.high}
 
 

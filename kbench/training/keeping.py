@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -111,9 +112,11 @@ class Keeper:
         if not self.head_alone and not trains_head_alone(self.model):
             return dict(judged.state_dict()), ""
         head = judged if self.head_alone else getattr(judged, "head")  # noqa: B009
-        return head_state(head), self._keep_body()
+        return head_state(head), self._body
 
-    def _keep_body(self) -> str:
+    @cached_property
+    def _body(self) -> str:
+        """Digest of the frozen body, which is written where it is first asked for and stays what it is."""
         digest = body_digest(self.model)
         keep_body(self.context.paths, digest, body_state(self.model))
         return digest
@@ -121,7 +124,7 @@ class Keeper:
     def checkpoint(self) -> None:
         """Write the resume point."""
         progress = self.progress
-        progress.body = self._keep_body() if self.head_alone else ""
+        progress.body = self._body if self.head_alone else ""
         progress.micro_batch = self.learner.micro_batch
         progress.averaged = self.mean.count
         progress.log_lines = self.context.log.lines

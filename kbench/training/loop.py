@@ -225,7 +225,7 @@ def evaluate(
         if not parts:
             model = folded(model, images)
         assert batch.target is not None, "validation rows have targets"
-        logits = in_parts(partial(_logits, model, feed.device, precision), [images])
+        logits = in_parts(partial(logits_in, model, feed.device, precision), [images])
         found = loss(logits.float(), batch.target.to(feed.device))
         total += float(found.total)
         count += float(found.count)
@@ -233,7 +233,8 @@ def evaluate(
     return (total / count if count else 0.0), np.concatenate(parts)
 
 
-def _logits(model: nn.Module, device: torch.device, precision: Precision, batch: list[torch.Tensor]) -> torch.Tensor:
+def logits_in(model: nn.Module, device: torch.device, precision: Precision, batch: list[torch.Tensor]) -> torch.Tensor:
+    """Return what a model answers in a precision."""
     with autocast(device, precision):
         logits: torch.Tensor = model(batch[0])
     return logits

@@ -10,14 +10,15 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 
 from kbench.data.dataset import Draw
 from kbench.models.groups import Layers, layer_groups
-from kbench.models.precision import autocast
-from kbench.training.loop import Feed, train_epoch
+from kbench.models.memory import in_parts
+from kbench.training.loop import Feed, logits_in, train_epoch
 from kbench.training.lr_curve import LRCurve, Smoother, ramp, should_stop, track_best
 from kbench.training.recipe import RangeTest
 from kbench.training.schedules import Cycle, Schedule, keep_momentum
@@ -104,8 +105,7 @@ def _judged(model: nn.Module, pair: tuple[torch.Tensor, torch.Tensor], rules: Ru
     """Return the mean loss of one batch that is not learned from."""
     images, target = pair
     model.eval()  # the next update sets training mode again
-    with autocast(rules.device, rules.precision):
-        logits = model(images)
+    logits = in_parts(partial(logits_in, model, rules.device, rules.precision), [images])
     return float(rules.loss(logits.float(), target).mean())
 
 

@@ -64,7 +64,7 @@ def save_resume(paths: FoldPaths, progress: Progress, tensors: Mapping[str, torc
     Args:
         paths: files of the fold.
         progress: the counters.
-        tensors: from `learner_tensors`, or a model's state at the start of a stage.
+        tensors: from `learner_tensors`.
         training: the training hash.
     """
     before = files.read_seal(paths.last, verify=False)
@@ -109,9 +109,9 @@ def learner_tensors(learner: Learner) -> Tensors:
 
 
 def restore_learner(learner: Learner, tensors: Tensors) -> None:
-    """Put a resume point's tensors back; those of the model alone start a stage."""
+    """Put a resume point's tensors back."""
     learner.model.load_state_dict(part(tensors, "model/"))
-    if learner.averaged is not None and part(tensors, "averaged/"):
+    if learner.averaged is not None:
         learner.averaged.load_state_dict(part(tensors, "averaged/"))
     state: dict[int, dict[str, Any]] = {}
     for name, value in part(tensors, "optimizer/").items():

@@ -5,7 +5,6 @@ Everything that happens between two updates or two epochs happens here, in the o
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -227,9 +226,10 @@ class _Runner:
         """Yield batches of the rows held out, in an order of their own, over and over."""
         images, show = self.context.images_for(self.stage.valid_show), self.stage.valid_show
         feed = self._feed(images, show, mix=None, body=None) if self.dense else self.valid_feed
-        plan = self.draws.held_out()
-        for batch in itertools.chain.from_iterable(feed.load(plan) for _ in itertools.count()):
-            yield feed.ready(batch, (*self.draws.key, seeds.FIND))  # nothing is mixed, so nothing is drawn
+        plan, key = self.draws.held_out(), (*self.draws.key, seeds.FIND)
+        while True:
+            for batch in feed.load(plan):
+                yield feed.ready(batch, key)
 
     # -- epochs ----------------------------------------------------------------------------------------------
 

@@ -421,3 +421,23 @@ def test_the_command_shows_the_table_the_gains_and_both_scores(
         assert "optimism" in shown
         assert "found: threshold" in shown
     assert "what each member adds" in shown
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0), (1.0, -1.0), (0.0, 0.0), (1.0, float("nan"))])
+def test_weights_that_do_not_fit_the_runs_are_refused_before_anything_is_predicted(
+    bench: Bench, weights: tuple[float, ...]
+) -> None:
+    for number, run in enumerate(("r1", "r2")):
+        bench.add("classes", run, noise=1.0, seed=number)
+    with pytest.raises(ConfigError, match="for 2 runs"):
+        bench.ensemble("classes", "r1", "r2", weights=weights)
+
+
+def test_rows_of_a_moment_are_drawn_together(bench: Bench) -> None:
+    """Frames of `blocks` within the gap of one another are one group of the interval, whatever rows are scored."""
+    assignments = ("folds.strategy=blocks", "folds.options={order: id, gap: 3}")
+    setup = open_setup(Choice("classes", assignments=assignments, workspace=bench.root))
+    groups = setup.groups(setup.train)
+    assert groups is not None and 1 < len(set(groups.tolist())) < len(setup.train)
+    some = setup.train.select(np.arange(0, len(setup.train), 5))
+    assert np.array_equal(setup.groups(some), groups[::5])
