@@ -438,6 +438,7 @@ def test_rows_of_a_moment_are_drawn_together(bench: Bench) -> None:
     assignments = ("folds.strategy=blocks", "folds.options={order: id, gap: 3}")
     setup = open_setup(Choice("classes", assignments=assignments, workspace=bench.root))
     groups = setup.groups(setup.train)
-    assert groups is not None and 1 < len(set(groups.tolist())) < len(setup.train)
+    assert groups is not None
+    assert 1 < len(set(groups.tolist())) < len(setup.train)
     some = setup.train.select(np.arange(0, len(setup.train), 5))
     assert np.array_equal(setup.groups(some), groups[::5])
