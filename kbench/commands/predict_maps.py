@@ -110,8 +110,10 @@ class MapPart:
             return map_store.load(self.path)
         names, task = self.setup.train.target_names, self.setup.competition.task
         rule = postprocess.none(_names=names, _task=task).apply if task in SEGMENTATION else None
-        files.remove(self.path_of_ruled)
-        return self._written(self.path, self.source(), keep=self._will_keep(), rule=rule)
+        keep = self._will_keep()
+        if keep or force:  # else the masks a rule made are still those of these maps, if their source says so
+            files.remove(self.path_of_ruled)
+        return self._written(self.path, self.source(), keep=keep, rule=rule)
 
     def keeps(self, *, force: bool = False) -> bool:
         """Return whether the probabilities are in the store, or will be once it is made."""
