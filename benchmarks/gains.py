@@ -23,7 +23,7 @@ import gains_maps
 import numpy as np
 
 from kbench.commands import parts
-from kbench.commands.judging import decided, decision_of, groups_of, judge, plain_snapshots
+from kbench.commands.judging import decided, decision_of, judge, plain_snapshots
 from kbench.commands.predict import fold_mean, members_of, needed_checkpoints, predict_out_of_fold, predict_test
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import require_folds
@@ -85,7 +85,7 @@ def out_of_fold(choice: Choice, views: Members, plain: Members) -> dict[str, Any
     metric, ids = parts.build_metric(setup.competition), merged(setup, views).ids
     table = setup.train.select(np.isin(setup.train.ids, ids))
     assert table.targets is not None, "training rows have targets"
-    groups = groups_of(setup, table)
+    groups = setup.groups(table)
     steps = [merged(setup, plain, last=True), merged(setup, plain), merged(setup, views)]
     judged = [judge(setup, one, table) for one in steps]
     gains = [
