@@ -98,7 +98,7 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
                 raise
             except BrokenPipeError:  # `kbench list | head`: nobody reads on
                 os._exit(1)  # without the flush that would complain again
-            except Exception as error:
+            except Exception as error:  # whatever it is, the user is told in three parts
                 if _debug:
                     raise
                 raise KbenchError(

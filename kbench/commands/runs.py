@@ -42,7 +42,7 @@ def identity(setup: Setup) -> dict[str, str]:
     plugins = [setup.plugins / name for name in competition.plugins]
     hashes = competition.hashes(plugins=plugins, weights=setup.weights(), pseudo=setup.pseudo())
     known = [hashes["training"], setup.folds.hash, setup.train.fingerprint()]
-    if setup.folds.avoid is not None:  # versions before 0.1 trained on what folds avoid
+    if setup.folds.avoid is not None:  # earlier versions trained on what folds avoid
         known.append("avoided rows left out")
     training = files.digest(known)
     return {"training": training, "contract": hashes["contract"], "folds": setup.folds.hash}

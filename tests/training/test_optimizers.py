@@ -163,3 +163,22 @@ def test_the_highest_rate_survives_saving_and_loading() -> None:
 def test_a_wrong_parameter_is_an_error(name: str, params: dict) -> None:
     with pytest.raises(ConfigError):
         registry.build("optimizer", name, params, network()[1], [0.1, 0.1], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_first_step_that_overflows_leaves_nothing_behind(name: str) -> None:
+    """fp16 begins with such steps: neither weights nor momentum may keep anything of them."""
+    found = []
+    for overflows in (1, 0):
+        torch.manual_seed(0)
+        model, layers = network()
+        optimizer = registry.build("optimizer", name, {}, layers, [0.01, 0.1], [0.1, 0.2])
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for step in range(overflows + 2):
+            for number, parameter in enumerate(model.parameters()):
+                parameter.grad = torch.full_like(parameter, torch.inf if step < overflows else float(number + 1))
+            scaler.scale(torch.ones(()))  # the scaler knows its scale from the first loss on
+            scaler.step(optimizer)
+            scaler.update(4.0)
+        found.append([parameter.detach().clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
