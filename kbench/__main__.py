@@ -1,5 +1,5 @@
 """`python -m kbench`."""
 
-from kbench.cli import main
+from kbench.cli import script
 
-main()
+script()

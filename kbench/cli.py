@@ -7,9 +7,23 @@ from typing import Annotated, Any
 import typer
 
 from kbench import cli_data
-from kbench.cli_base import Assign, Competition, Device, Experiment, Force, Jobs, Json, Run, app, choose, command, main
+from kbench.cli_base import (
+    Assign,
+    Competition,
+    Device,
+    Experiment,
+    Force,
+    Jobs,
+    Json,
+    Run,
+    app,
+    choose,
+    command,
+    main,
+    script,
+)
 
-__all__ = ["app", "cli_data", "main"]
+__all__ = ["app", "cli_data", "main", "script"]
 
 
 @command()

@@ -5,6 +5,8 @@ A command's function stands in `cli_data.py` (workspaces, data, pictures) or in 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import os
 import sys
@@ -70,6 +72,26 @@ def main() -> None:
 
         console.note("stopped; the same command goes on from the last resume point")
         sys.exit(130)
+
+
+def script() -> None:
+    """Be the program `kbench`: `main`, then an end at once.
+
+    Where PyTorch is loaded, taking the interpreter apart lasts two seconds and changes nothing: what has to be done
+    at an exit is done and what was printed is flushed before.
+    """
+    code: str | int | None = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    if "torch" not in sys.modules or isinstance(code, str):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # nobody reads on
+            stream.flush()
+    os._exit(code or 0)
 
 
 def _fail(error: KbenchError) -> None:

@@ -53,7 +53,7 @@ def demo(*, folder: str, jobs: int | None, device: str) -> dict[str, Any]:
 
     Args:
         folder: where a workspace is made if there is none here.
-        jobs: folds at once; by default one per CPU core.
+        jobs: folds at once; by default one per two CPU cores: a process starts in seconds, and two threads keep busy.
         device: where models run.
     """
     started = time.perf_counter()
@@ -65,7 +65,7 @@ def demo(*, folder: str, jobs: int | None, device: str) -> dict[str, Any]:
     if not workspace.competition("digits").is_file():
         workspace_commands.init(str(workspace.root))
     choice = Choice("digits")
-    made = run(choice, TrainOptions(jobs=jobs or min(5, os.cpu_count() or 1), device=device), send=False)
+    made = run(choice, TrainOptions(jobs=jobs or min(5, max(1, (os.cpu_count() or 1) // 2)), device=device), send=False)
     setup = open_setup(choice)
     solution = setup.source().solution(setup.data)
     assert solution is not None, "the embedded competition has its solution"
