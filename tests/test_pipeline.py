@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import processes
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -44,14 +44,7 @@ class Workspace:
     def run(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run a command and hold its exit code against the expected one."""
         env = {key: value for key, value in os.environ.items() if not key.startswith(("KBENCH_", "KAGGLE_"))}
-        done = subprocess.run(
-            [sys.executable, "-m", "kbench", *words],
-            cwd=self.root,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = processes.kbench(*words, cwd=self.root, env=env)
         assert done.returncode == code, f"kbench {' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr
         return done

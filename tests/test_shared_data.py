@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 from results import RECIPES, SETS, at_hand, make_workspace
 
@@ -22,9 +21,7 @@ def kbench(tmp_path):
     env = {key: value for key, value in os.environ.items() if not key.startswith(("KBENCH_", "KAGGLE_"))}
 
     def run(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "kbench", *words], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-        )
+        done = processes.kbench(*words, cwd=tmp_path, env=env)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

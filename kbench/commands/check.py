@@ -31,7 +31,7 @@ from kbench.errors import (
 )
 from kbench.inference.predictions import Predictions
 from kbench.models.classifier import check_backbone
-from kbench.submission.check import check_submission, read_sample
+from kbench.submission.check import check_submission, part_of, read_sample
 from kbench.submission.formats import id_column
 from kbench.tasks import is_dense
 from kbench.workspace import Workspace, find_workspace
@@ -166,6 +166,10 @@ def _try_submission(setup: Setup) -> None:
     except KbenchError:
         return  # said under `submission.format`
     few = sample.head(_FEW)
+    if setup.choice.of_a_part:
+        few = part_of(few, names, task)
+        if few.shape[1] < sample.shape[1]:
+            console.warn("not all columns of the sample are targets: `kbench ensemble` needs runs of the others beside")
     ids = np.unique(texts(few, id_column(few)))
     values = np.zeros((len(ids), len(names)), dtype=np.float32)
     values[:, 0 if task == "single_label" else slice(None)] = 1

@@ -29,6 +29,11 @@ class Choice:
     assignments: tuple[str, ...] = ()
     workspace: Path | None = None
 
+    @property
+    def of_a_part(self) -> bool:
+        """Whether it may cover some of the targets alone, to be joined by other runs."""
+        return self.experiment is not None or any(one.startswith("data.target=") for one in self.assignments)
+
 
 def current(workspace: Workspace, given: str | None) -> str | None:
     """Return the competition given, named by `KBENCH_COMPETITION`, or chosen by `kbench use`; else None."""

@@ -20,7 +20,7 @@ from kbench.consistency import stage_of
 from kbench.data.frames import texts
 from kbench.inference.mask_set import MaskSet
 from kbench.inference.predictions import Predictions
-from kbench.submission.check import read_sample, write_submission
+from kbench.submission.check import part_of, read_sample, write_submission
 from kbench.submission.formats import id_column
 from kbench.tasks import is_dense
 
@@ -50,6 +50,8 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
             predict_test(setup, paths, identity, [0], device, limit=_BATCHES)
             test = fold_mean(members_of(setup, paths, identity, 0, "test"), setup.competition.ensemble.mean)
         sample = read_sample(setup.sample)
+        if choice.of_a_part:
+            sample = part_of(sample, setup.train.target_names, setup.competition.task)
         images = [setup.format.image_of(name) for name in texts(sample, id_column(sample))]
         few = sample[np.isin(images, test.ids)].reset_index(drop=True)
         file = write_submission(

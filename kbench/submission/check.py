@@ -7,7 +7,7 @@ To add a rule for one format, add it to that format's `problems`.
 from __future__ import annotations
 
 import gzip as gz
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from kbench import files
 from kbench.data.frames import read_frame, texts
 from kbench.errors import Problem, SubmissionError, first_names, nearest
 from kbench.submission.files_of_masks import keys_of, names_in
-from kbench.submission.formats import Format, id_column, near_id, refuse
+from kbench.submission.formats import Format, id_column, near_id, refuse, target_columns
 
 
 def read_sample(path: Path) -> pd.DataFrame:
@@ -41,6 +41,16 @@ def read_sample(path: Path) -> pd.DataFrame:
             "`kbench download --force`, or set submission.sample in the YAML",
         )
     return sample
+
+
+def part_of(sample: pd.DataFrame, names: Sequence[str], task: str) -> pd.DataFrame:
+    """Return the sample with the columns of these targets alone, which is what their run by itself can fill.
+
+    It is the whole sample where it lacks one of them, or where all labels of a row are predicted together.
+    """
+    if task == "single_label" or not set(names) <= set(target_columns(sample)):
+        return sample
+    return sample[[id_column(sample), *names]]
 
 
 def find_problems(frame: pd.DataFrame, sample: pd.DataFrame, *, format: Format) -> list[Problem]:

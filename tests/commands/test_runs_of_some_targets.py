@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 from small_runs import written
 
+from kbench.commands.check import check
 from kbench.commands.ensemble import EnsembleOptions, ensemble
 from kbench.commands.fold_job import TrainOptions
 from kbench.commands.foreign import import_run
 from kbench.commands.runs import open_run_setup
 from kbench.commands.score import out_of_fold
 from kbench.commands.setup import Choice, open_setup
+from kbench.commands.smoke import smoke
 from kbench.commands.train import train
 from kbench.errors import KbenchError, PredictionError
 
@@ -62,6 +64,23 @@ def test_each_target_is_that_of_the_run_that_covers_it(workspace: Path) -> None:
             for fold in range(2)
         ]
         np.testing.assert_allclose(frame[run], np.mean(folds, axis=0)[:, 0], rtol=1e-5)
+
+
+def test_a_run_of_one_target_is_checked_and_tried_without_the_others(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = Choice("numbers", assignments=("data.target=[level]",), workspace=workspace)
+    assert check(one, images=False, every=False)["targets"] == 1
+    assert "`kbench ensemble` needs runs of the others" in capsys.readouterr().err
+    assert smoke(one, device="cpu")["rows"] > 0
+    (workspace / "competitions" / "numbers.yaml").write_text(
+        (text := (workspace / "competitions" / "numbers.yaml").read_text()).replace("[level, width]", "[level]")
+    )
+    try:
+        with pytest.raises(KbenchError, match="width"):  # the competition itself is to cover the sample
+            check(Choice("numbers", workspace=workspace), images=False, every=False)
+    finally:
+        (workspace / "competitions" / "numbers.yaml").write_text(text)
 
 
 def test_a_target_of_several_runs_is_their_mean(workspace: Path) -> None:

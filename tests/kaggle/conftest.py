@@ -44,7 +44,8 @@ def isolated(client_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[lis
     connect = socket.socket.connect
 
     def recorded(self: socket.socket, address: Any) -> None:
-        hosts.append(address[0])
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            hosts.append(address[0])
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", recorded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import lookalikes
 import numpy as np
 import pandas as pd
+import processes
 import pytest
 from standin import KEY, SIGNATURE, TOKEN, Fault, StandIn, environment
 
@@ -421,9 +423,18 @@ class Machine:
 
     def run(self, line: str, code: int = 0, **more: str) -> Done:
         """Run a line of the shell."""
-        ended = subprocess.run(
-            ["sh", "-ec", line], cwd=self.root, env=self.variables | more, capture_output=True, text=True, check=False
-        )
+        return self._ended(
+            line, code, subprocess.run(
+                ["sh", "-ec", line], cwd=self.root, env=self.variables | more, capture_output=True, text=True,
+                check=False,
+            ),
+        )  # fmt: skip
+
+    def kbench(self, line: str) -> Done:
+        """Run the words of a command in a process that starts at once; connections are not recorded."""
+        return self._ended(line, 0, processes.kbench(*shlex.split(line), cwd=self.root, env=self.variables))
+
+    def _ended(self, line: str, code: int, ended: subprocess.CompletedProcess[str]) -> Done:
         done = Done(ended.returncode, ended.stdout, ended.stderr)
         assert done.code == code, f"{line} -> {done.code}\n{done.out}\n{done.err}"
         assert "Traceback" not in done.err
@@ -522,7 +533,7 @@ def small(machine: Machine, standin: StandIn, slug: str) -> str:
     standin.zip()
     shipped = ROOT / "competitions" / f"{slug}.yaml"
     (machine.root / "competitions" / shipped.name).write_text(shipped.read_text())
-    machine.run("kbench download")
+    machine.kbench("download")
     return " ".join([SMALL, *(f"--set stages.{name}.size=32" for name in stages)])
 
 
@@ -530,27 +541,28 @@ def small(machine: Machine, standin: StandIn, slug: str) -> str:
 @pytest.mark.parametrize("slug", LOOKALIKES)
 def test_a_shipped_competition_passes_check_and_smoke_on_its_layout(slug, machine_of_mine, standin):
     options = small(machine_of_mine, standin, slug)
-    said = machine_of_mine.run("kbench check").err.splitlines()
+    said = machine_of_mine.kbench("check").err.splitlines()
     small_and_flat = (
         "a smaller `batch_size`",
         "near-duplicate",
         "strata have fewer",
     )  # of look-alikes alone
     assert [line for line in said if "warning" in line and not any(words in line for words in small_and_flat)] == []
-    assert "every step works" in machine_of_mine.run(f"kbench train --smoke {options}").out
+    assert "every step works" in machine_of_mine.kbench(f"train --smoke {options}").out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("slug", LOOKALIKES)
 def test_a_shipped_competition_is_trained_and_submitted(slug, machine_of_mine, standin):
     options = small(machine_of_mine, standin, slug)
-    machine_of_mine.run("kbench folds")
+    machine_of_mine.kbench("folds")
     short = [
         f"--set stages.{name}.schedule='{{name: constant, epochs: 1}}' --set stages.{name}.lr=1e-3"
         for name in LOOKALIKES[slug][1]
     ]
-    machine_of_mine.run(f"kbench train --fold 0 {options} {' '.join(short)}")
-    machine_of_mine.run("kbench ensemble && kbench submit --no-wait")
+    machine_of_mine.kbench(f"train --fold 0 {options} {' '.join(short)}")
+    machine_of_mine.kbench("ensemble")
+    machine_of_mine.kbench("submit --no-wait")
     (sent,) = standin.uploads.values()
     (sample,) = machine_of_mine.root.glob("data/*/sample_*.csv")
     assert [line.split(b",")[0] for line in sent.splitlines()] == [
