@@ -20,6 +20,8 @@ from kbench.cli_base import (
     choose,
     command,
     main,
+    next_of,
+    refuse_together,
     script,
 )
 
@@ -52,6 +54,8 @@ def train(
     from kbench.commands.train import train as run_training
 
     choice = choose(competition, experiment, run, assign)
+    refuse_together({"--full": full, "--fold": fold is not None})
+    refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
     if smoke:
         found = smoke_command.smoke(choice, device=device)
     else:
@@ -64,7 +68,7 @@ def train(
         console.result(f"every step works: {stages} stages, {rows} rows checked in {found['file']}")
         console.next_command("kbench train")
     else:
-        console.next_command("kbench ensemble && kbench submit")
+        console.next_command(next_of(found["run"], choice, full=full))
     if found.get("failed"):
         console.warn(f"folds {', '.join(map(str, found['failed']))} failed")
         raise typer.Exit(4)

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -133,6 +133,25 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
         return function
 
     return add
+
+
+def refuse_together(given: Mapping[str, object]) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        ConfigError: more than one is given.
+    """
+    if sum(map(bool, given.values())) > 1:
+        from kbench.errors import ConfigError
+
+        raise ConfigError(f"{' with '.join(given)}", "one of the two", "remove one of them")
+
+
+def next_of(run: str, choice: Choice, *, full: bool = False) -> str:
+    """Return what to type after a run was trained, so that it is this run that is sent."""
+    where = f" -c {choice.competition}" if choice.competition else ""
+    own = f" {run}" if choice.experiment or choice.run or choice.assignments else ""
+    return f"kbench ensemble{own}{where}{' --full' if full else ''} && kbench submit{where}"
 
 
 def choose(

@@ -7,8 +7,10 @@ stderr reads the folds' logs.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,9 +20,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kbench import files
+from kbench.machine import cores
 from kbench.workspace import RunPaths
 
 _POLL_S = 1.0
+_PARENT = "KBENCH_PARENT"  # process number of the command that trains folds at once
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def run_commands(commands: Sequence[FoldCommand], *, jobs: int, paths: RunPaths)
             stop.set()
             for process in running.values():
                 if process.poll() is None:
-                    process.send_signal(2)
+                    process.send_signal(signal.SIGINT)
             for process in running.values():
                 process.wait()
             raise
@@ -92,12 +97,22 @@ def run_commands(commands: Sequence[FoldCommand], *, jobs: int, paths: RunPaths)
 def divided_environment(slot: int, jobs: int) -> dict[str, str]:
     """Return the environment of one of `jobs` processes: its share of the CPU threads, its GPU."""
     environment = dict(os.environ)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    environment.update({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
+    threads = str(max(1, cores() // jobs))
+    environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, _PARENT: str(os.getpid())}
     gpus = visible_gpus()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     return environment
+
+
+def end_with_parent() -> None:
+    """Let the system end this process with the one that started it for a fold, however that one ends (Linux)."""
+    parent = os.environ.pop(_PARENT, None)
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it has ended already
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def visible_gpus() -> list[str]:

@@ -146,6 +146,12 @@ def _add(part: Part) -> None:
     _parts[part.kind][part.name] = part
 
 
+def stamp(kind: str, name: str) -> str:
+    """Return what the text of the plug-in file that a part is written in is known by; empty for parts of kbench."""
+    module = get(kind, name).function.__module__  # has the digest of its file in its name
+    return module if module.startswith(_PLUGIN) else ""
+
+
 def _origin(function: Callable[..., Any]) -> str:
     return f"{_file(function)}:{getattr(function, '__qualname__', function)}"
 

@@ -25,7 +25,7 @@ ORDER = (
     "ensemble", "training",
     "inference", "models", "data", "metrics", "sources",
     "documents", "merging", "binding", "config", "consistency", "registry", "workspace", "yaml12",
-    "files", "tasks", "errors",
+    "files", "machine", "tasks", "errors",
 )  # fmt: skip
 GROUND = ORDER[ORDER.index("documents") :]
 UPWARDS = {  # who may look up, and why

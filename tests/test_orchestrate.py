@@ -16,6 +16,7 @@ from rich.console import Console
 from small_runs import written
 
 from kbench import console, files, orchestrate
+from kbench.errors import KbenchError
 from kbench.orchestrate import divided_environment, last_epoch, live_table, visible_gpus
 from kbench.workspace import RunPaths
 
@@ -31,11 +32,11 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what each fold gets -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cores", "jobs", "threads"), [(8, 2, "4"), (8, 3, "2"), (2, 5, "1"), (None, 2, "1")])
+@pytest.mark.parametrize(("cores", "jobs", "threads"), [(8, 2, "4"), (8, 3, "2"), (2, 5, "1")])
 def test_threads_are_divided_among_the_folds(
-    monkeypatch: pytest.MonkeyPatch, cores: int | None, jobs: int, threads: str
+    monkeypatch: pytest.MonkeyPatch, cores: int, jobs: int, threads: str
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
     monkeypatch.setenv("SOMETHING", "else")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     for slot in range(jobs):
@@ -138,5 +139,14 @@ def test_folds_stopped_together_go_on_by_the_same_command(tmp_path: Path) -> Non
 
     process = started()
     until(lambda place: "going on from stage all" in place.console.read_text())
-    process.send_signal(signal.SIGINT)
+    process.kill()  # who trains the folds ends with who started them, so that the same command can go on at once
     process.communicate(timeout=120)
+    for place in places:
+        ended = time.monotonic() + 60
+        while True:
+            try:
+                with files.lock(place.lock):
+                    break
+            except KbenchError:
+                assert time.monotonic() < ended, "a fold goes on without the command that started it"
+                time.sleep(0.05)

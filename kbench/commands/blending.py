@@ -178,6 +178,11 @@ def blend_fitted(
     Raises:
         PredictionError: the runs share no row, or their members cannot be weighed.
     """
+    if weights is not None and recipe.combiner.fitted:
+        raise ConfigError(
+            f"--weight beside --combine {combiner}, which finds weights itself", "one of the two",
+            "remove --weight, or write `--combine mean`",
+        )  # fmt: skip
     table = _shared_rows(setup, parts)
     members: dict[str, Predictions] = {}
     base: list[float] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,6 +29,7 @@ from kbench.errors import (
     raise_all,
 )
 from kbench.inference.predictions import Predictions
+from kbench.machine import cores
 from kbench.models.classifier import check_backbone
 from kbench.submission.check import check_submission, part_of, read_sample
 from kbench.submission.formats import id_column
@@ -178,7 +178,7 @@ def _try_submission(setup: Setup) -> None:
 
 
 def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Problem]:
-    jobs = 2 * (os.cpu_count() or 1)
+    jobs = 2 * cores()
     return unreadable_images(table, jobs=jobs, progress=lambda what, done, total: advance(done, total), deep=deep)
 
 
@@ -188,7 +188,7 @@ def _wrong_masks(setup: Setup, advance: console.Advance) -> list[Problem]:
     if kind is None or setup.train.masks is None:
         return []
     size_of = sizes_of(setup.train, size_reader(setup.competition))
-    return mask_problems(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * (os.cpu_count() or 1))
+    return mask_problems(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
 
 
 def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> _Found | None:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from kbench import console
 from kbench.commands import parts
 from kbench.commands.activating import activations_of
 from kbench.commands.pseudo_rows import with_pseudo
 from kbench.commands.setup import Setup
 from kbench.data.dataset import auto_workers
-from kbench.errors import ConfigError
+from kbench.errors import ConfigError, counted
 from kbench.models.checkpoint import Tensors
 from kbench.models.precision import choose_device
 from kbench.training.context import FoldContext, Log, Plan
@@ -64,12 +65,10 @@ def prepare_fold(
     device = choose_device(options.device)
     training = identity["training"]
     plan = Plan(place, training=training)
-    threads = plan.get("threads") or options.threads or torch.get_num_threads()
-    plan.set("threads", threads)
-    torch.set_num_threads(int(threads))
+    use_threads(plan, options)
     stages = parts.build_stages(competition)
     if fold == FULL:
-        stages = full_stages(setup, paths, training, stages)
+        stages = full_stages(setup, paths, plan, stages)
     if options.limit:
         stages = with_limit(stages)
     channels_last = parts.wants_channels_last(competition)
@@ -104,7 +103,15 @@ def prepare_fold(
     return FoldJob(with_pseudo(context, setup), stages, build, resumed)
 
 
-def full_stages(setup: Setup, paths: RunPaths, training: str, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+def use_threads(plan: Plan, options: TrainOptions) -> None:
+    """Compute on as many CPU threads as the fold was begun with; sums depend on their number."""
+    threads = plan.get("threads") or options.threads or torch.get_num_threads()
+    if plan.get("threads") is None:
+        plan.set("threads", threads)
+    torch.set_num_threads(int(threads))
+
+
+def full_stages(setup: Setup, paths: RunPaths, own: Plan, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
     """Return the stages for training on all rows with the plan found on the folds.
 
     A rate that was to be found is the geometric mean of the folds'; a stage that stopped early ends after the
@@ -113,12 +120,22 @@ def full_stages(setup: Setup, paths: RunPaths, training: str, stages: Sequence[S
     Raises:
         ConfigError: something was to be found and no fold is trained yet.
     """
+    training = own.get("training")
     done = [fold for fold in range(setup.folds.n) if state_of(paths.fold(fold), training=training)["state"] == "done"]
-    plans = [Plan(paths.fold(fold), training=training) for fold in done]
-    return tuple(for_full(stage, _found(stage, paths, plans, done)) for stage in stages)
+    if own.get("folds") is None:  # else a training that goes on keeps the plan it began with
+        plans = [Plan(paths.fold(fold), training=training) for fold in done]
+        for stage in stages:
+            own.set(f"full/{stage.name}", _found(stage, paths, plans))
+        own.set("folds", done)
+    elif own.get("folds") != done:
+        console.note(
+            f"the models of all rows keep the plan of folds {', '.join(map(str, own.get('folds')))}; "
+            f"`kbench train --full --force` makes them anew with that of {counted(len(done), 'fold')}"
+        )
+    return tuple(for_full(stage, own.get(f"full/{stage.name}")) for stage in stages)
 
 
-def _found(stage: StagePlan, paths: RunPaths, plans: Sequence[Plan], done: Sequence[int]) -> dict[str, Any]:
+def _found(stage: StagePlan, paths: RunPaths, plans: Sequence[Plan]) -> dict[str, Any]:
     searched = stage.lr == "find" or stage.early_stop or stage.adaptive
     if searched and not plans:
         raise ConfigError(

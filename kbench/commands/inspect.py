@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from kbench.data.dataset import Draw, cut
 from kbench.data.folds import describe
 from kbench.data.tables import Table
 from kbench.data.verify import ImageReport, look_at_images
+from kbench.machine import cores
 from kbench.report import balance
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render
 from kbench.report.plan import StageRates, draw_stages
@@ -105,9 +105,7 @@ def _rows(setup: Setup, found: dict[str, Any]) -> Section:
 
 def _look(table: Table, split: str) -> ImageReport:
     with console.bar(f"looking at {split} images") as advance:
-        return look_at_images(
-            table, jobs=2 * (os.cpu_count() or 1), progress=lambda what, done, total: advance(done, total)
-        )
+        return look_at_images(table, jobs=2 * cores(), progress=lambda what, done, total: advance(done, total))
 
 
 def _size_warnings(sizes: dict[str, Counter[tuple[int, int, int]]]) -> list[str]:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from kbench import registry
+from kbench import files, registry
 from kbench.commands.setup import mask_kind, size_reader
 from kbench.config import Competition, Component, Stage
 from kbench.console import bar
-from kbench.data.cache import Images, Resize, RowPaths, open_images
+from kbench.data.cache import Images, Resize, RowPaths, content_key, open_images
 from kbench.data.dataset import Show
 from kbench.data.images import remembering
 from kbench.data.mask_cache import open_masks, sizes_of
@@ -134,6 +134,7 @@ def build_model(
     model: nn.Module = registry.build(
         "model", section.name, section.options, n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
+        _several=len(set(sizes)) > 1,
     )  # fmt: skip
     if weights is not None:
         load_pretrained(getattr(model, "body", model), read_tensors(weights), file=str(weights))
@@ -144,6 +145,11 @@ def wants_channels_last(competition: Competition) -> bool:
     """Return the memory format: channels-last unless the first stage says otherwise."""
     setting = next(iter(competition.stages.values())).channels_last
     return True if setting == "auto" else bool(setting)
+
+
+def _stamps(kind: str, name: str) -> list[str]:
+    """Return what a part written in a plug-in is known by: pixels that it made are not those of another text."""
+    return [stamp] if (stamp := registry.stamp(kind, name)) else []
 
 
 def opened_images(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
@@ -159,7 +165,7 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
     reader = remembering(
         registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
     )
-    key = [section.reader.model_dump(), section.channels]
+    key = [section.reader.model_dump(), section.channels, *_stamps("reader", section.reader.name)]
     rows = RowPaths(table.root, table.images)
     opened: dict[Resize, Images] = {}
 
@@ -175,6 +181,20 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
     return images
 
 
+def content_of(competition: Competition, table: Table, cache: Path) -> str:
+    """Return what tells the files of a table from others of the same names, those of masks included.
+
+    It is their content, but where `input.cache: off` says that they are too many to be read once more: their sizes.
+    """
+    written = () if table.masks is None or table.encoded else table.masks
+    each = [RowPaths(table.root, table.images), [tuple(table.root / cell for cell in row if cell) for row in written]]
+    if competition.input.cache == "off":
+        return files.digest(
+            [[path.stat().st_size if path.is_file() else -1 for path in paths] for rows in each for paths in rows]
+        )
+    return files.digest([content_key(rows, cache) for rows in each if len(rows)])
+
+
 def opened_masks(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
     """Return a function from a resizing to the table's masks; each is opened once.
 
@@ -188,7 +208,8 @@ def opened_masks(competition: Competition, table: Table, cache: Path, *, what: s
     assert kind is not None, "rows have masks because the YAML says how they are written"
     assert competition.data.masks is not None, "as above"
     reader = size_reader(competition)
-    key = [competition.task, competition.data.masks.model_dump()]
+    masks_section = competition.data.masks
+    key = [competition.task, masks_section.model_dump(), *_stamps("mask", masks_section.name)]
     opened: dict[Resize, Images] = {}
 
     def masks(resize: Resize) -> Images:
@@ -212,7 +233,7 @@ def build_windows(competition: Competition) -> Windows | None:
     """Return what the network sees of whole images at once; None where tasks are not dense."""
     if not is_dense(competition.task):
         return None
-    windows: Windows = _part("windows", competition.maps.windows)
+    windows: Windows = _part("windows", competition.maps.windows, _task=competition.task)
     return windows
 
 

@@ -16,6 +16,7 @@ from kbench.commands.setup import Choice, open_setup
 from kbench.commands.submit import submit
 from kbench.commands.train import train
 from kbench.errors import ConfigError, TrainingError
+from kbench.machine import cores
 from kbench.metrics import make_metric
 from kbench.submission.check import read_sample
 from kbench.submission.grading import grade
@@ -65,7 +66,7 @@ def demo(*, folder: str, jobs: int | None, device: str) -> dict[str, Any]:
     if not workspace.competition("digits").is_file():
         workspace_commands.init(str(workspace.root))
     choice = Choice("digits")
-    made = run(choice, TrainOptions(jobs=jobs or min(5, max(1, (os.cpu_count() or 1) // 2)), device=device), send=False)
+    made = run(choice, TrainOptions(jobs=jobs or min(5, max(1, cores() // 2)), device=device), send=False)
     setup = open_setup(choice)
     solution = setup.source().solution(setup.data)
     assert solution is not None, "the embedded competition has its solution"

@@ -207,9 +207,9 @@ def _predict(
     images = parts.opened_images(competition, table, setup.workspace.cache(), what=what)
     job = job_of(setup, table.ids[rows], rows, images, device)
     stages = {stage.name: stage for stage in parts.build_stages(competition)}
-    todo = []
+    todo, content = [], parts.content_of(competition, table, setup.workspace.cache())
     for checkpoint, out in members:
-        source = source_of(setup, checkpoint, job.ids)
+        source = {**source_of(setup, checkpoint, job.ids), "content": content}
         known = None if force else files.read_seal(out, verify=False)
         if known is None or known["source"] != source:
             made = member_of(setup, checkpoint, out, source, stages, job.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,12 @@ class MapPart:
             "folds": self.members[0][0].info["folds"], "views": competition.tta.model_dump(),
             "windows": competition.maps.windows.model_dump(), "mean": competition.ensemble.mean,
             "ids": files.digest([str(name) for name in self.ids]), "truth": self.table.masks is not None,
+            "content": self._content,
         }  # fmt: skip
+
+    @cached_property
+    def _content(self) -> str:
+        return parts.content_of(self.setup.competition, self.table, self.setup.workspace.cache())
 
     def job(self) -> tuple[MapJob, list[MapMember]]:
         """Return what the pass over the images does, and its models."""

@@ -15,7 +15,7 @@ from kbench.commands.setup import Setup
 from kbench.data.tables import Table
 from kbench.ensemble.bootstrap import interval, paired
 from kbench.ensemble.postprocess import Rule
-from kbench.errors import PredictionError
+from kbench.errors import PredictionError, first_names
 from kbench.inference import map_store
 from kbench.inference.map_store import MapStore
 from kbench.inference.mask_set import MaskSet
@@ -117,6 +117,12 @@ def mean_maps(found: Sequence[MapsOutOfFold], weights: Sequence[float] | None, *
         return found[0].maps()
     shared = found[0].table.ids
     for other in found[1:]:
+        if other.table.target_names != found[0].table.target_names:
+            raise PredictionError(
+                f"runs of other classes: {first_names(list(other.table.target_names))} beside "
+                f"{first_names(list(found[0].table.target_names))}",
+                "the same classes in the same order", "leave out the runs of before `data.classes` was changed",
+            )  # fmt: skip
         shared = np.intersect1d(shared, other.table.ids)
     if not len(shared):
         raise PredictionError(

@@ -96,9 +96,11 @@ def predict_blend(
         if not wanted:
             continue
         snapshots = None if part.foreign else [name.split("/", 1)[1] for name in wanted]
-        models = [one for of_place in members_sent(part, asked, snapshots).values() for one in of_place]
+        by_place = members_sent(part, asked, snapshots)  # all of them in one pass; those of a name are read again
         for name, weight in wanted.items():
-            own = [one for one in models if part.foreign or name == _name(part, one)]
+            if not part.foreign:
+                by_place = members_sent(part, asked, [name.split("/", 1)[1]])
+            own = [one for of_place in by_place.values() for one in of_place]
             _check_there(part, name, own)
             made.append(_mean_of_places(part, [[_scaled(one, blend)] for one in own]))
             used.append(weight)

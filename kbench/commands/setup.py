@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from kbench.data.tables import Table
 from kbench.data.verify import look, look_at_images
 from kbench.documents import load_competition
 from kbench.errors import ConfigError, DataError, SourceError
+from kbench.machine import cores
 from kbench.submission.formats import Format
 from kbench.workspace import Workspace, find_workspace
 
@@ -130,7 +130,7 @@ class Setup:
         def look() -> list[int]:
             with console.bar("looking for unreadable images") as advance:
                 report = look_at_images(
-                    table, jobs=2 * (os.cpu_count() or 1), deep=True,
+                    table, jobs=2 * cores(), deep=True,
                     progress=lambda what, done, total: advance(done, total),
                 )  # fmt: skip
             return sorted(report.rows)
@@ -154,9 +154,7 @@ class Setup:
         if self.trial:
             return np.empty((0, 2), dtype=np.int64)
         with console.bar("looking for near-duplicates") as advance:
-            hashes = hash_images(
-                self.train, folder=self.workspace.cache(), progress=advance, jobs=2 * (os.cpu_count() or 1)
-            )
+            hashes = hash_images(self.train, folder=self.workspace.cache(), progress=advance, jobs=2 * cores())
         return links(self.train, hashes)
 
     def leaking(self, folds: Folds) -> list[str]:
@@ -182,7 +180,7 @@ class Setup:
         with console.bar("measuring masks") as advance:
             return coverage(
                 self.train, kind=kind, size_of=sizes_of(self.train, size_reader(self.competition)), progress=advance,
-                jobs=os.cpu_count() or 1,
+                jobs=cores(),
             )  # fmt: skip
 
     def cut_folds(self) -> Folds:

@@ -63,10 +63,12 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
     failed = []
     for values, one in ways.items():
         console.note(f"sweep: {' '.join(values) or 'one way of training'}")
-        lost = _train(open_setup(one), which, options)
+        opened = open_setup(one)
+        lost = _train(opened, which, options)
         failed += [" ".join(values)] if lost else []
         for more in itertools.product(*free):
-            setup, paths, identity = open_run_setup(replace(one, assignments=more))
+            said = tuple(value for value in one.assignments if _is_free(value))  # the others are the run's
+            setup, paths, identity = open_run_setup(replace(one, run=run_name(opened), assignments=(*said, *more)))
             row: dict[str, Any] = {**_split((*values, *more)), "run": paths.name, **dict.fromkeys(_FACTS)}
             if trained_folds(paths, identity):
                 made = any_out_of_fold(setup, paths, identity, device=options.device)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from kbench import console, files
-from kbench.commands.fold_job import FULL, FoldJob, TrainOptions, prepare_fold
+from kbench.commands.fold_job import FULL, FoldJob, TrainOptions, prepare_fold, use_threads
 from kbench.commands.predict import predict_out_of_fold, score_of_fold
 from kbench.commands.predict_maps import rows_of_fold
 from kbench.commands.rates import batch_warnings, found_rates, on_activations, rate_notes
@@ -15,9 +17,10 @@ from kbench.commands.runs import prepare_run
 from kbench.commands.score_maps import score_of_maps
 from kbench.commands.setup import Setup
 from kbench.errors import ConfigError, TrainingError
-from kbench.orchestrate import FoldCommand, run_commands
+from kbench.orchestrate import FoldCommand, end_with_parent, run_commands, visible_gpus
 from kbench.report.curves import draw_fold, draw_lr_finds
 from kbench.tasks import is_dense
+from kbench.training.context import Plan
 from kbench.training.events import Epoch, Note
 from kbench.training.fold import clear, state_of, train_fold
 from kbench.workspace import FoldPaths, RunPaths
@@ -37,7 +40,9 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
     Raises:
         TrainingError: the only fold that is wanted cannot be trained.
     """
+    end_with_parent()
     wanted = wanted_folds(setup, which)
+    options = replace(options, threads=options.threads or torch.get_num_threads())
     paths, identity = prepare_run(setup, force=options.force and which in (None, "all"))
     if options.force:
         for fold in wanted:
@@ -66,7 +71,7 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
     if activated and options.jobs > 1 and len(todo) > 1:
         console.note(f"--jobs {options.jobs} is not used: every stage trains on activations, and a fold takes seconds")
     for some in _rounds(setup, todo):
-        if len(some) == 1 or options.jobs == 1 or activated:
+        if len(wanted) == 1 or options.jobs == 1 or activated:  # the same way, and threads, however often it is killed
             failed += _train_here(setup, paths, identity, some, options, alone=len(wanted) == 1)
         else:
             commands = [_command(setup, fold, options) for fold in some]
@@ -139,7 +144,8 @@ def _train_here(
 
 def _command(setup: Setup, fold: int | str, options: TrainOptions) -> FoldCommand:
     choice = setup.choice
-    words = ["train", "-c", setup.competition.name, "--device", options.device]
+    device = options.device.partition(":")[0] if visible_gpus() else options.device  # of the one GPU it is given
+    words = ["train", "-c", setup.competition.name, "--device", device, "--jobs", str(options.jobs)]
     words += _option(fold).split()
     words += ["-e", choice.experiment] if choice.experiment else []
     words += ["--run", choice.run] if choice.run else []
@@ -176,6 +182,7 @@ def _finish(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int |
     if fold == FULL:
         return
     dense = is_dense(setup.competition.task)
+    use_threads(Plan(paths.fold(fold), training=identity["training"]), options)
     if dense:
         rows_of_fold(setup, paths, identity, int(fold), options.device, limit=options.limit).stored()
     else:

@@ -9,6 +9,8 @@ Albumentations transforms written in the YAML. To add a preset, write a factory 
 
 from __future__ import annotations
 
+import inspect
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ import numpy as np
 from kbench.data.crops import Geometry
 from kbench.errors import ConfigError, DataError, check_number, nearest
 from kbench.registry import register
+from kbench.tasks import IGNORED
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its version check asks the network on import
 
@@ -150,15 +153,18 @@ def pipeline(*, transforms: Sequence[dict[str, Any] | str]) -> Augmentation:
     """Apply Albumentations transforms, in order.
 
     Args:
-        transforms: each a class name of Albumentations, or `{name: Rotate, limit: 30, p: 0.5}`.
+        transforms: each a class name of Albumentations, or `{name: Rotate, limit: 30, p: 0.5}`; `{name: OneOf,
+            transforms: [...]}` and its like hold others. What comes into an image from outside is unknown to its mask.
     """
     names = [{"name": item} if isinstance(item, str) else dict(item) for item in transforms]
-    composed: list[Any] = []  # made on first use, in the process that uses it
+    composed: dict[float, Any] = {}  # made on first use, in the process that uses it
 
     def pixels(image: np.ndarray, mask: Mask, rng: np.random.Generator) -> tuple[np.ndarray, Mask]:
-        if not composed:
-            composed.append(_compose(names))
-        compose = composed[0]
+        fill = math.nan if mask is not None and mask.dtype.kind == "f" else float(IGNORED)
+        kind = 0.0 if math.isnan(fill) else fill
+        if kind not in composed:
+            composed[kind] = _compose(names, fill)
+        compose = composed[kind]
         compose.set_random_seed(int(rng.integers(0, 2**31)))
         given = {"image": image.copy()} if mask is None else {"image": image.copy(), "mask": mask.copy()}
         try:
@@ -171,7 +177,7 @@ def pipeline(*, transforms: Sequence[dict[str, Any] | str]) -> Augmentation:
             ) from error
         return _like(image, result["image"], names), None if mask is None else _like(mask, result["mask"], names)
 
-    _compose(names)  # names and parameters are checked when the part is built
+    _compose(names, IGNORED)  # names and parameters are checked when the part is built
     return Augmentation(None, pixels)
 
 
@@ -193,27 +199,37 @@ def _like(given: np.ndarray, made: Any, items: list[dict[str, Any]]) -> np.ndarr
     return kept
 
 
-def _compose(items: list[dict[str, Any]]) -> Any:
+def _compose(items: Sequence[dict[str, Any] | str], fill: float) -> Any:
+    """Return the transforms in order; `fill` is what masks hold where an image shows what lay outside."""
     import albumentations
 
-    built = []
-    for item in items:
-        params = dict(item)
-        name = params.pop("name", None)
-        factory = getattr(albumentations, str(name), None)
-        if not (isinstance(factory, type) and issubclass(factory, albumentations.BasicTransform)):
-            known = [key for key, value in vars(albumentations).items() if isinstance(value, type)]
-            raise ConfigError(
-                f"Albumentations has no transform '{name}'", "the name of one of its classes", nearest(str(name), known)
-            )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)  # it only warns of a parameter it does not know
-                built.append(factory(**params))
-        except (TypeError, ValueError, UserWarning) as error:
-            raise ConfigError(
-                f"the transform '{name}' does not take {params}: {error}",
-                "its documented parameters",
-                "correct the YAML",
-            ) from error
-    return albumentations.Compose(built)
+    return albumentations.Compose([_transform(item, fill) for item in items])
+
+
+def _transform(item: dict[str, Any] | str, fill: float) -> Any:
+    import albumentations
+
+    params: dict[str, Any] = {"name": item} if isinstance(item, str) else dict(item)
+    name = params.pop("name", None)
+    factory = getattr(albumentations, str(name), None)
+    kinds = (albumentations.BasicTransform, albumentations.BaseCompose)
+    if not (isinstance(factory, type) and issubclass(factory, kinds)) or issubclass(factory, albumentations.Compose):
+        known = [key for key, value in vars(albumentations).items() if isinstance(value, type)]
+        raise ConfigError(
+            f"Albumentations has no transform '{name}'", "the name of one of its classes", nearest(str(name), known)
+        )
+    held = {key: params[key] for key in ("transforms", "first", "second") if key in params}
+    if issubclass(factory, albumentations.BaseCompose):
+        for key, inner in held.items():
+            params[key] = [_transform(one, fill) for one in inner] if key == "transforms" else _transform(inner, fill)
+    filled = inspect.signature(factory).parameters.get("fill_mask")
+    if filled is not None and filled.default == 0:
+        params.setdefault("fill_mask", fill)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # it only warns of a parameter it does not know
+            return factory(**params)
+    except (TypeError, ValueError, UserWarning) as error:
+        raise ConfigError(
+            f"the transform '{name}' does not take {item}: {error}", "its documented parameters", "correct the YAML"
+        ) from error

@@ -7,7 +7,6 @@ stay in their dtype (8 bits travel to the accelerator as 8 bits); `Normalise` sc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from kbench.data.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.cache import Images
 from kbench.data.crops import Crop, Geometry, Size, before_turns, warp
 from kbench.errors import DataError, KbenchError
+from kbench.machine import cores
 
 
 class Draw(NamedTuple):
@@ -268,7 +268,7 @@ def auto_workers(workers: int | str, *, device: str, jobs: int = 1) -> int:
     """Return the number of loader processes: on a CPU none (the model uses its cores), else up to 8 per job."""
     if workers != "auto":
         return int(workers)
-    return 0 if device == "cpu" else min(8, max(1, (os.cpu_count() or 1) // max(1, jobs) - 1))
+    return 0 if device == "cpu" else min(8, max(1, cores() // max(1, jobs) - 1))
 
 
 class Normalise(torch.nn.Module):

@@ -31,7 +31,7 @@ _FLAT = 2.0  # grey levels of standard deviation; flatter thumbnails say nothing
 _BANDS = 8
 _PAIRS = 1 << 21  # candidates looked at together
 _ONES = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
-_NUMBER = re.compile(r"(\d{1,15})\D*$")
+_NUMBER = re.compile(r"\d{1,15}")
 
 
 def perceptual_hash(image: np.ndarray) -> bytes:
@@ -119,16 +119,34 @@ def _candidates(bits: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def frame_numbers(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return [N] text, what stands before the last number of each id, and [N] int64 the number (-1: none)."""
-    last = [_NUMBER.search(str(name)) for name in ids]
-    drives = [str(name)[: match.start(1)] if match else str(name) for name, match in zip(ids, last, strict=True)]
-    return np.array(drives, dtype=str), np.array([int(match[1]) if match else -1 for match in last], dtype=np.int64)
+    """Return [N] text, the drive of each frame, and [N] int64 the frame's number in it (-1: none).
+
+    Of the numbers in an id the frame's is the last one that alone tells it from another, such as the 19 of
+    `aachen_000000_000019_leftImg8bit`, or just the last one; the drive is the rest of the id.
+    """
+    texts = [str(name) for name in ids]
+    found = [list(_NUMBER.finditer(text)) for text in texts]
+    alike: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        alike.setdefault(_NUMBER.sub("\0", text), []).append(row)
+    drives, numbers = list(texts), np.full(len(texts), -1, dtype=np.int64)
+    for rows in alike.values():
+        count = len(found[rows[0]])
+        rests = [[_without(texts[row], found[row][place]) for row in rows] for place in range(count)]
+        telling = [place for place in range(count) if len(set(rests[place])) < len(rows)] or list(range(count))
+        for at, row in enumerate(rows if telling else ()):
+            drives[row], numbers[row] = rests[telling[-1]][at], int(found[row][telling[-1]][0])
+    return np.array(drives, dtype=str), numbers
+
+
+def _without(text: str, number: re.Match[str]) -> str:
+    return text[: number.start()] + text[number.end() :]
 
 
 def frame_pairs(ids: np.ndarray, hashes: Sequence[bytes]) -> np.ndarray:
     """Return [P, 2] row numbers of neighbouring frames that resemble each other.
 
-    Frames of a drive have ids that differ in the last number alone; neighbours are no further apart than three times
+    Frames of a drive have ids that differ in one number alone; neighbours are no further apart than three times
     the usual step.
     """
     drives, numbers = frame_numbers(ids)
@@ -138,7 +156,7 @@ def frame_pairs(ids: np.ndarray, hashes: Sequence[bytes]) -> np.ndarray:
     near = (drives[one] == drives[other]) & (numbers[one] >= 0)
     if not near.any():
         return np.empty((0, 2), dtype=np.int64)
-    near &= step <= 3 * np.median(step[near])
+    near &= step <= 3 * np.median(step[near & (step > 0)]) if (near & (step > 0)).any() else step == 0
     pairs = np.sort(np.stack([one[near], other[near]], axis=1), axis=1)
     kept = [bool(hashes[a] and hashes[b]) and _differ(hashes[a], hashes[b]) <= FRAMES for a, b in pairs.tolist()]
     return np.asarray(pairs[np.array(kept, dtype=bool)])

@@ -27,6 +27,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from kbench.data.rows import without
 from kbench.data.tables import Table
 from kbench.errors import Problem, counted, first_names
+from kbench.machine import cores
 from kbench.sources import Progress
 
 _BATCH = 64  # files a thread takes at a time
@@ -79,7 +80,7 @@ def look_at_images(table: Table, *, progress: Progress, jobs: int | None = None,
     """
     report, shapes = ImageReport(), dict[int, Size]()
     total = sum(len(paths) for paths in [*table.images, *_mask_files(table)])
-    done, work, jobs = 0, _batches(table), jobs or os.cpu_count() or 1
+    done, work, jobs = 0, _batches(table), jobs or cores()
     with _quiet_pillow(), ThreadPoolExecutor(max_workers=jobs) as pool:
         while window := list(islice(work, jobs * 4)):  # so many batches are in memory, however many rows there are
             for batch, looks in zip(window, pool.map(partial(_look_at, table.root, deep), window), strict=True):

@@ -33,6 +33,7 @@ class Group(NamedTuple):
     masks: torch.Tensor | None
 
 
+_LAYER = 32  # maps of a layer at full size, at least
 WholeSample = tuple[int, np.ndarray, np.ndarray | None]
 
 
@@ -52,8 +53,11 @@ class WholeImages(Dataset):
 
 
 def pixels_at_once(n_outputs: int) -> int:
-    """Return how many pixels go through the network at once: those whose maps are 2^25 float32 values, 134 MB."""
-    return (1 << 25) // max(1, n_outputs)
+    """Return how many pixels go through the network at once: those whose maps are 2^25 float32 values, 134 MB.
+
+    Between its layers a network holds some tens of maps at the size of the image, however few it ends in.
+    """
+    return (1 << 25) // max(_LAYER, n_outputs)
 
 
 def batch_size(images: Images, *, pixels: int, most: int) -> int:

@@ -114,7 +114,8 @@ def tune(
     """Choose the tuned parameters of `standard` and score the choice nested.
 
     Args:
-        maps: row numbers -> each with its [K, H, W] float32 out-of-fold probabilities, in any order; asked for twice.
+        maps: row numbers -> each with its [K, H, W] float32 out-of-fold probabilities, in any order; asked for
+            two or three times.
         truth: row -> the true mask as a `MaskKind` reads it.
         fold_of: [N] fold of each row.
         metric: the competition's, of counts.
@@ -132,25 +133,44 @@ def tune(
     apart = exclusive(table.task, len(names))
     search = _candidates(params, names, apart=apart)
     rows = _some(fold_of, min(most, pixels // area(truth, n_rows)))
-    total = len(rows) + n_rows
-    every_one = alike(search.params, table)
-    first = count(lambda row: every_one, len(search.params), rows, maps=maps, truth=truth, table=table,
-                  advance=lambda done: advance(done, total))  # fmt: skip
+    joint = apart and "tuned_per_class" in tunes(params).values()
+    passes = 2 if joint else 1
+    total = passes * len(rows) + n_rows
+
+    def tried(candidates: list[Params], before: int) -> np.ndarray:
+        """Return the [C, N, K, 3] counts of candidates on the rows."""
+        every_one = alike(candidates, table)
+        return count(lambda row: every_one, len(candidates), rows, maps=maps, truth=truth, table=table,
+                     advance=lambda done: advance(before + done, total))  # fmt: skip
+
+    first = tried(search.params, 0)
     turned = _turned(metric)
     judge = _scorer(turned, table)
-
-    def best(chosen: np.ndarray) -> Params:
-        """Return the best parameters on some of the rows that were counted."""
-        return _choose(search, first[:, chosen], lambda counts: judge(counts, rows[chosen]), params, names, apart=apart)
-
     folds = sorted(set(fold_of.tolist()))
-    final = best(np.ones(len(rows), dtype=bool))
-    by_fold = {fold: best(fold_of[rows] != fold) for fold in folds} if len(folds) > 1 else {}
+    parts = {-1: np.ones(len(rows), dtype=bool)}  # on which rows each choice is made: all, and those of the other folds
+    parts |= {fold: fold_of[rows] != fold for fold in folds} if len(folds) > 1 else {}
+
+    def score_on(part: np.ndarray) -> Callable[[np.ndarray], float]:
+        return lambda counts: judge(counts, rows[part])
+
+    if joint:
+        ways = {key: _sets_of_changes(search, first[:, part], score_on(part), names)
+                for key, part in parts.items()}  # fmt: skip
+        together = [way for of_key in ways.values() for way in of_key]
+        again = tried(together, len(rows))
+        best = {}
+        for key, part in parts.items():
+            values = [score_on(part)(again[together.index(way)][part]) for way in ways[key]]
+            best[key] = ways[key][int(np.argmax(values))]
+    else:
+        best = {key: _choose(search, first[:, part], score_on(part), params, names) for key, part in parts.items()}
+    final = best.pop(-1)
+    by_fold = best
     finals = {fold: alike([search.params[0], final, by_fold.get(fold, final)], table) for fold in folds}
     every, score = np.arange(n_rows), _scorer(metric, table)
     before, after, nested = count(
         lambda row: finals[int(fold_of[row])], 3, every, maps=maps, truth=truth, table=table,
-        advance=lambda done: advance(len(rows) + done, total),
+        advance=lambda done: advance(passes * len(rows) + done, total),
     )  # fmt: skip
     plain = score(before, every)
     chosen = interval(metric, _real(after), after, table, groups=groups)
@@ -231,12 +251,8 @@ def _choose(
     score: Callable[[np.ndarray], float],
     params: Mapping[str, Any],
     names: Sequence[str],
-    *,
-    apart: bool,
 ) -> Params:
     """Return the best parameters on the rows of [C, N, K, 3] counts; of equals the first, which changes less."""
-    if apart:
-        return _choose_exclusive(search, counts, score, names)
     values = [score(part) for part in counts]
     best = int(np.argmax(values))
     single = [key for key, how in tunes(params).items() if how == "tuned_per_class"]
@@ -261,11 +277,15 @@ def _mixed(counts: np.ndarray, picked: Sequence[int]) -> np.ndarray:
     return np.stack([counts[number, :, k] for k, number in enumerate(picked)], axis=1)
 
 
-def _choose_exclusive(
+def _sets_of_changes(
     search: _Search, counts: np.ndarray, score: Callable[[np.ndarray], float], names: Sequence[str]
-) -> Params:
-    """Return the best block with, for each class and parameter, the change that helps most by itself."""
-    found: list[tuple[float, Params]] = []
+) -> list[Params]:
+    """Return what to try for classes that exclude each other: no change, the one that helps most alone, and so on.
+
+    Changes of such classes do not add up: to raise one class is to lower the others. So they are joined one by one, in
+    the order of what each gains alone, and every set is to be counted.
+    """
+    found: list[tuple[float, Params, list[tuple[float, str, int, Any]]]] = []
     for base, deviations in search.blocks:
         start = score(counts[base])
         gains: dict[tuple[str, int], tuple[float, Any]] = {}
@@ -273,8 +293,12 @@ def _choose_exclusive(
             gain = score(counts[number]) - start
             if gain > gains.get((key, k), (0.0, None))[0]:
                 gains[key, k] = gain, value
-        changes: dict[str, dict[str, Any]] = {}
-        for (key, k), (_, value) in gains.items():
-            changes.setdefault(key, {})[names[k]] = value
-        found.append((start + sum(gain for gain, _ in gains.values()), {**search.params[base], **changes}))
-    return max(found, key=lambda pair: pair[0])[1]
+        changes = sorted(((gain, key, k, value) for (key, k), (gain, value) in gains.items()),
+                         key=lambda change: (-change[0], change[1:3]))  # fmt: skip
+        found.append((start + (changes[0][0] if changes else 0.0), search.params[base], changes))
+    _, chosen, changes = max(found, key=lambda one: one[0])
+    sets = [chosen]
+    for _, key, k, value in changes:
+        before = sets[-1].get(key)
+        sets.append({**sets[-1], key: {**(before if isinstance(before, dict) else {}), names[k]: value}})
+    return sets

@@ -17,6 +17,7 @@ from kbench.data.crops import Size
 from kbench.errors import ConfigError, check_number
 from kbench.models.padding import padded
 from kbench.registry import register
+from kbench.tasks import exclusive
 
 Model = Callable[[Tensor], Tensor]
 Pixels = int | tuple[int, int]
@@ -79,7 +80,14 @@ def grid(*, size: Pixels = 512) -> Windows:
 
 
 @register("windows")
-def overlap(*, size: Pixels = 512, stride: Pixels | None = None, smooth: bool = True, vote: bool = False) -> Windows:
+def overlap(
+    *,
+    size: Pixels = 512,
+    stride: Pixels | None = None,
+    smooth: bool = True,
+    vote: bool = False,
+    _task: str = "segmentation",
+) -> Windows:
     """Blend overlapping windows by the mean of their probabilities.
 
     Args:
@@ -89,7 +97,7 @@ def overlap(*, size: Pixels = 512, stride: Pixels | None = None, smooth: bool = 
         vote: count each window's most probable class instead (S-09, the original's way).
 
     Raises:
-        ConfigError: the stride is longer than the window.
+        ConfigError: the stride is longer than the window, or numbers are to be voted for.
     """
     height, width = _size(size)
     steps = _size(stride) if stride is not None else (max(1, height // 2), max(1, width // 2))
@@ -100,7 +108,11 @@ def overlap(*, size: Pixels = 512, stride: Pixels | None = None, smooth: bool = 
             "correct maps.windows.stride",
         )
     tiles = _tiles(size, steps, smooth=smooth)
-    return Windows(lambda model, images: tiles.predict(lambda cut: _vote(model(cut)), images)) if vote else tiles
+    if not vote:
+        return tiles
+    if _task == "dense_regression":
+        raise ConfigError("maps.windows.vote of numbers", "classes, which can be voted for", "remove `vote: true`")
+    return Windows(lambda model, images: tiles.predict(lambda cut: _vote(model(cut), _task), images))
 
 
 def _size(size: Pixels | None) -> Size:
@@ -168,8 +180,8 @@ def _hill(height: int, width: int, like: Tensor) -> Tensor:
     return (down[:, None] * across[None]).clamp_min(1e-4).float()
 
 
-def _vote(values: Tensor) -> Tensor:
-    """Return 1 for the most probable of K maps [b, K, h, w] and 0 for the others; above one half where K is 1."""
-    if values.shape[1] == 1:
+def _vote(values: Tensor, task: str) -> Tensor:
+    """Return 1 for the most probable of K maps [b, K, h, w], or for those above one half where each stands alone."""
+    if not exclusive(task, values.shape[1]):
         return (values > 0.5).float()
     return torch.zeros_like(values).scatter_(1, values.argmax(1, keepdim=True), 1.0)

@@ -139,6 +139,7 @@ def timm_classifier(
     _backbone: str,
     _pretrained: bool = False,
     _size: tuple[int, int] = (224, 224),
+    _several: bool = False,
     head: Literal["linear", "concat", "timm"] = "linear",
     hidden: list[int] | None = None,
     dropout: float | list[float] | None = None,
@@ -153,6 +154,7 @@ def timm_classifier(
         _backbone: name of a timm model.
         _pretrained: fetch timm's weights from their hub.
         _size: image height and width, for backbones that need it.
+        _several: whether stages show images of several sizes.
         head: `linear` (mean pooling or the backbone's token, dropout, linear), the lesson's `concat` (F-11), or
             `timm`: the backbone's own pooling and layers before its classifier (`create: {global_pool: catavgmax}`
             chooses the pooling), then dropout and linear.
@@ -168,7 +170,13 @@ def timm_classifier(
     check_number("drop_path", drop_path, "[0, 1)")
     options = {**({"drop_path_rate": drop_path} if drop_path else {}), **(create or {})}
     body, pooling = _create_body(
-        _backbone, in_channels, pretrained=_pretrained, size=_size, options=options, pooled=head == "timm"
+        _backbone,
+        in_channels,
+        pretrained=_pretrained,
+        size=_size,
+        options=options,
+        pooled=head == "timm",
+        several=_several,
     )
     shape = _feature_shape(body, in_channels, _size, dims=(2,) if head == "timm" else (3, 4))
     features = shape[-1] if len(shape) < 4 else shape[1]
@@ -182,7 +190,12 @@ def timm_classifier(
         pool = OwnPool(token=pooling == "token", prefix=getattr(body, "num_prefix_tokens", 0))
         made = Head(nn.Dropout((rates or [0.0])[0]), nn.Linear(features, n_outputs))
     return Classifier(
-        body, pool, made, body_groups=_halves(body), config=dict(body.pretrained_cfg), origin=f"{_backbone} {options}"
+        body,
+        pool,
+        made,
+        body_groups=_halves(body),
+        config=dict(body.pretrained_cfg),
+        origin=f"{_backbone} {options}{' pooled' if head == 'timm' else ''}",
     )
 
 
@@ -203,12 +216,28 @@ def backbone_statistics(name: str) -> tuple[list[float], list[float]] | None:
 
 
 def _create_body(
-    name: str, in_channels: int, *, pretrained: bool, size: tuple[int, int], options: dict[str, Any], pooled: bool
+    name: str,
+    in_channels: int,
+    *,
+    pretrained: bool,
+    size: tuple[int, int],
+    options: dict[str, Any],
+    pooled: bool,
+    several: bool,
 ) -> tuple[Any, str]:
     """Return a timm model without classifier, and pooling unless `pooled`, and the name of its pooling."""
     problem = check_backbone(name)
     if problem:
         raise ConfigError(problem, "a model of `timm.list_models()`", "correct model.backbone")
+    config = timm.get_pretrained_cfg(name)
+    if several and config is not None and config.fixed_input_size:
+        free = any_size(name)
+        if not free:
+            raise ConfigError(
+                f"'{name}' takes images of one size, and the stages have several", "stages of one size",
+                "remove `size` from the stages, or choose another model.backbone",
+            )  # fmt: skip
+        options = {**free, **options}
     with making(name, pretrained=pretrained, size=size, options=options):
         body: Any = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **options)
         if hasattr(body, "set_input_size") and body.pretrained_cfg.get("fixed_input_size"):
@@ -217,6 +246,22 @@ def _create_body(
         if not pooled:
             body.reset_classifier(0, "")  # not asked for at once: some models choose their last norm by the pooling
     return body, pool if isinstance(pool, str) else ""
+
+
+def any_size(backbone: str) -> dict[str, Any]:
+    """Return the option by which timm lets a backbone of fixed image size take any; empty where there is none."""
+    config = timm.get_pretrained_cfg(backbone)
+    if config is None or not config.fixed_input_size:
+        return {}
+    ways: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True})
+    for option in ways:
+        try:
+            with torch.device("meta"):
+                timm.create_model(backbone, **option)
+        except TypeError:
+            continue
+        return option
+    return {}
 
 
 @contextlib.contextmanager

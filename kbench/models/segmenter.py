@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import segmentation_models_pytorch
-import timm
 import torch
 from torch import nn
 
 from kbench.errors import ConfigError, check_number
 from kbench.models.checkpoint import joined
-from kbench.models.classifier import check_backbone, making
+from kbench.models.classifier import any_size, check_backbone, making
 from kbench.models.padding import padded
 from kbench.registry import register
 from kbench.tasks import DENSE
@@ -156,7 +155,7 @@ def smp(
         net: Any = build(
             f"tu-{_backbone}", encoder_depth=depth, encoder_weights=True if _pretrained else None,
             in_channels=in_channels, classes=n_outputs,
-            **{**_any_size(_backbone), **({"num_classes": 0, "global_pool": ""} if decoder == "dpt" else {}), **given},
+            **{**any_size(_backbone), **({"num_classes": 0, "global_pool": ""} if decoder == "dpt" else {}), **given},
         )  # fmt: skip
         if dropout and not facts.dropout:
             net.segmentation_head = nn.Sequential(nn.Dropout2d(dropout), net.segmentation_head)
@@ -217,22 +216,6 @@ def _need(decoder: str, option: str, there: bool) -> None:
             "options of this decoder; `kbench list model` names them",
             f"remove model.options.{option} or choose another decoder",
         )
-
-
-def _any_size(backbone: str) -> dict[str, Any]:
-    """Return the option by which timm lets a backbone of fixed image size take any; empty where there is none."""
-    config = timm.get_pretrained_cfg(backbone)
-    if config is None or not config.fixed_input_size:
-        return {}
-    ways: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False})
-    for option in ways:
-        try:
-            with torch.device("meta"):
-                timm.create_model(backbone, **option)
-        except TypeError:
-            continue
-        return option
-    return {}
 
 
 def _marks(body: Any) -> list[str]:

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from kbench.models.checkpoint import Tensors, keep_body, read_checkpoint, save_checkpoint, snapshot_tensors
+from kbench.models.checkpoint import (
+    Tensors,
+    keep_body,
+    read_checkpoint,
+    read_tensors,
+    save_checkpoint,
+    snapshot_tensors,
+)
 from kbench.models.precision import Precision
 from kbench.models.split import body_digest, body_state, head_state, trains_head_alone
 from kbench.training.averaging import WeightMean, refit_batch_norm
@@ -71,11 +78,37 @@ class Keeper:
             self._snapshot("last", epoch, kept=True)
         if "average" in stage.keep and not smoke:
             self._average(ends, epoch, done=done)
+        if done and stage.keep and not smoke and not self._kept():
+            self._keep_end(epoch)
         if done:
             self.context.plan.set(
                 f"end/{stage.name}",
                 {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
             )
+
+    def _kept(self) -> bool:
+        """Return whether the stage has a snapshot that is predicted with."""
+        keep, progress = self.stage.keep, self.progress
+        return (
+            "last" in keep
+            or ("best" in keep and progress.best_epoch is not None)
+            or ("cycles" in keep and any(cycle.last < progress.step for cycle in self.schedule.cycles))
+            or ("average" in keep and self.mean.count > 0)
+        )
+
+    def _keep_end(self, epoch: Epoch) -> None:
+        """Keep the stage's end, after an early stop its best epoch: it was over before what was to be kept came."""
+        path = self.context.paths.snapshot(self.stage.name, "best")
+        best = read_checkpoint(path) if self.stage.early_stop else None
+        if best is None:
+            self._snapshot("last", epoch, kept=True)
+        else:
+            save_checkpoint(path, read_tensors(best.tensors), {**best.info, "kept": True})
+        what = "end" if best is None else "best epoch"
+        wanted = " or ".join(sorted(self.stage.keep))
+        self.rules.said.append(
+            f"stage {self.stage.name} was over before there was a {wanted} to keep: its {what} is kept"
+        )
 
     def _average(self, ends: list[int], epoch: Epoch, *, done: bool) -> None:
         """Count the weights at the end of an epoch or cycle; at the end of the stage keep their mean (F-18, F-20)."""

@@ -45,6 +45,7 @@ class LossSum(NamedTuple):
 
 
 Loss = Callable[[Tensor, Tensor], LossSum]
+_UNKNOWN = -100  # class index that is not counted; what PyTorch takes it for
 
 
 @register("loss")
@@ -82,16 +83,15 @@ def cross_entropy(
             smooth = target * (1 - label_smoothing) + label_smoothing / logits.shape[1]
             each = -(_columns(weights, logits) * smooth * log_p).sum(dim=1, keepdim=True)
             return LossSum(each.where(valid, 0).sum(), (_columns(weights, logits) * target).sum())
-        target = _indices(logits, target)
+        target = ignored(_indices(logits, target), ignore_index)
         each = F.cross_entropy(
             logits.float(),
             target,
             weight=weights,
-            ignore_index=ignore_index,
             label_smoothing=label_smoothing,
             reduction="none",
         )
-        return LossSum(each.sum(), _weight_of(target, target != ignore_index, weights).sum())
+        return LossSum(each.sum(), _weight_of(target, target != _UNKNOWN, weights).sum())
 
     return loss
 
@@ -179,8 +179,8 @@ def focal(
             log_p, target, _ = _soft(logits, target)
             share = _columns(weights, logits) * target
         else:
-            target = _indices(logits, target)
-            valid = target != ignore_index
+            target = ignored(_indices(logits, target), ignore_index)
+            valid = target != _UNKNOWN
             log_p = F.log_softmax(logits.float(), dim=1)
             log_p = log_p.gather(1, target.where(valid, 0).unsqueeze(1)).squeeze(1)
             share = _weight_of(target, valid, weights)
@@ -237,7 +237,7 @@ def _soft(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def ignored(target: Tensor, ignore_index: int) -> Tensor:
     """Return targets where the class index that is not counted is -100, which `per_tag` takes as unknown."""
-    return target if target.is_floating_point() else target.long().where(target != ignore_index, -100)
+    return target if target.is_floating_point() else target.long().where(target != ignore_index, _UNKNOWN)
 
 
 def per_tag(logits: Tensor, target: Tensor) -> Tensor:

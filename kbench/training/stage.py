@@ -271,6 +271,7 @@ class _Runner:
         progress.batch, progress.meter = 0, [0.0, 0.0, 0.0]
         done = progress.epoch >= self.epochs or self.stopped_early()
         self.keeper.keep(made_epoch, done=done)
+        yield from self._said()
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
         if done or time.monotonic() - self.saved >= pause:
             self.keeper.checkpoint()

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from kbench import files
 from kbench.cli import app
 from kbench.commands.fold_job import TrainOptions
 from kbench.commands.setup import Choice
@@ -29,6 +30,14 @@ def test_a_way_whose_folds_all_diverge_has_a_row_and_does_not_stop_the_others(ro
     assert [row["gain"] is None for row in healthy].count(True) == 1  # the first that has a score is the mark
     assert all(row["score"] is row["gain"] is None for row in broken)
     assert {row["stages.all.lr"] for row in broken} == {"1e+30"}
+
+
+def test_values_beside_a_grid_of_predictions_hold_for_all_of_it(root: Path) -> None:
+    choice = Choice("labels", assignments=("seed=1", "ensemble.mean=geometric"), workspace=root)
+    found = sweep(choice, ["tta=none,flip"], "0", CPU)
+    assert [row["run"] for row in found["rows"]] == ["baseline-s1"] * 2
+    seal, *_ = (root / "runs" / "labels" / "baseline-s1" / "fold-0" / "oof").glob("*.json")
+    assert files.read_json(seal)["source"]["mean"] == "geometric"
 
 
 def test_the_only_fold_that_is_wanted_may_fail_too(root: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from kbench.commands import parts
 from kbench.commands.fold_job import TrainOptions, prepare_fold
 from kbench.commands.lr_find import lr_find
 from kbench.commands.parts import build_stages
-from kbench.commands.predict import checkpoints, predict_out_of_fold, predict_test
+from kbench.commands.predict import checkpoints, members_of, predict_out_of_fold, predict_test
 from kbench.commands.runs import identity, run_paths
 from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.commands.smoke import smoke
@@ -207,6 +208,57 @@ def test_all_rows_train_with_the_plan_of_the_folds_and_keep_their_ends(root: Pat
     assert [(one.info["tag"], one.info["subset"], one.info["score"]) for one in kept if one] == [("last", "full", None)]
     assert train(setup, "full", CPU)["done"] == ["full"]
     assert train(setup, "full", FORCE)["trained"] == ["full"]
+
+
+def test_models_of_all_rows_keep_the_plan_they_were_begun_with(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup = opened(root, "stages.all.keep=[last]", name="classes")
+    train(setup, "0", CPU)
+    train(setup, "full", CPU)
+    begun = files.read_json(fold(setup, "full").plan)
+    assert begun["folds"] == [0]
+    (fold(setup, "full").status).unlink()
+    train(setup, "1", CPU)
+    capsys.readouterr()
+    train(setup, "full", CPU)
+    assert files.read_json(fold(setup, "full").plan)["full/first"] == begun["full/first"]
+    assert "keep the plan of folds 0; `kbench train --full --force`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("way", "tag"), [
+    (("stages.all.schedule={name: sgdr, cycles: 1, cycle_len: 9}", "stages.all.early_stop=1",
+      "stages.all.lr=1e-12", "stages.all.keep=[cycles]"), "best"),
+    (("stages.all.keep=[average]", "stages.all.average={start: 99}"), "last"),
+])  # fmt: skip
+def test_a_stage_that_is_over_before_there_is_what_it_keeps_keeps_its_end(
+    root: Path, way: tuple[str, ...], tag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup = opened(root, *way)
+    train(setup, "0", CPU)
+    (only,) = checkpoints(setup, run_paths(setup), _identity(setup), 0)
+    assert only.info["tag"] == tag
+    assert "to keep: its" in capsys.readouterr().err
+    assert train(setup, "0", CPU)["done"] == [0]
+
+
+def test_images_that_change_under_their_names_are_predicted_anew(root: Path) -> None:
+    setup = opened(root, "stages.all.keep=[last]", "input.cache=on")
+    train(setup, "0", CPU)
+    paths, identity = run_paths(setup), _identity(setup)
+
+    def predicted() -> np.ndarray:
+        fresh = opened(root, "stages.all.keep=[last]", "input.cache=on")
+        predict_test(fresh, paths, identity, [0], "cpu")
+        (one,) = members_of(fresh, paths, identity, 0, "test")
+        return np.array(one.values)
+
+    before = predicted()
+    image = setup.test.root / setup.test.images[0][0]
+    pixels = cv2.imread(str(image), cv2.IMREAD_UNCHANGED)
+    image.unlink()  # the folder may be a link to files that others use
+    cv2.imwrite(str(image), 255 - pixels)
+    after = predicted()
+    assert not np.array_equal(before[0], after[0])
+    np.testing.assert_array_equal(before[1:], after[1:])
 
 
 def test_a_stage_of_all_rows_keeps_its_end_in_place_of_a_best_epoch(root: Path) -> None:

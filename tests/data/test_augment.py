@@ -241,3 +241,29 @@ pipeline(transforms=["HorizontalFlip"])
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_transforms_hold_others() -> None:
+    inner = [{"name": "HorizontalFlip", "p": 1}, {"name": "OneOf", "transforms": ["Transpose"], "p": 1}]
+    pixels = pipeline(transforms=[{"name": "OneOf", "transforms": inner, "p": 1}]).pixels
+    assert pixels is not None
+    image = drawn(1, size=(8, 8))[0]
+    made = {pixels(image, None, np.random.default_rng(seed))[0].tobytes() for seed in range(20)}
+    assert made == {
+        np.ascontiguousarray(image[:, ::-1]).tobytes(),
+        np.ascontiguousarray(image.swapaxes(0, 1)).tobytes(),
+    }
+    with pytest.raises(ConfigError, match="Nope"):
+        pipeline(transforms=[{"name": "SomeOf", "n": 1, "transforms": ["Nope"]}])
+
+
+def test_what_comes_into_an_image_is_unknown_to_its_mask() -> None:
+    pixels = pipeline(transforms=[{"name": "Affine", "translate_px": {"x": 3, "y": 0}, "p": 1}]).pixels
+    assert pixels is not None
+    image = np.full((8, 8, 3), 9, dtype=np.uint8)
+    for mask in (np.ones((8, 8, 1), dtype=np.uint8), np.ones((8, 8, 2), dtype=np.float32)):
+        _, moved = pixels(image, mask, np.random.default_rng(0))
+        assert moved is not None
+        came = np.isnan(moved) if moved.dtype == np.float32 else moved == 255
+        assert came.sum() == 3 * 8 * mask.shape[2]
+        assert (moved[~came] == 1).all()

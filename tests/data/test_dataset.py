@@ -211,7 +211,7 @@ def test_a_killed_worker_is_an_error_with_a_remedy() -> None:
 def test_loading_stays_in_this_process_on_a_cpu_and_uses_the_cores_beside_a_gpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(16))
     assert auto_workers("auto", device="cpu") == 0
     assert auto_workers("auto", device="cuda") == 8
     assert auto_workers("auto", device="cuda", jobs=4) == 3

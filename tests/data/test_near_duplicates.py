@@ -86,8 +86,19 @@ def test_clusters_are_what_pairs_connect() -> None:
 
 def test_the_last_number_of_an_id_is_its_frame() -> None:
     drives, numbers = frame_numbers(np.array(["0001TP_006690", "a/b12c", "none"]))
-    assert drives.tolist() == ["0001TP_", "a/b", "none"]
+    assert drives.tolist() == ["0001TP_", "a/bc", "none"]
     assert numbers.tolist() == [6690, 12, -1]
+
+
+def test_what_all_frames_share_behind_their_number_is_not_taken_for_it() -> None:
+    names = ["aachen_000000_000019_leftImg8bit", "aachen_000000_000020_leftImg8bit", "ulm_000001_000019_leftImg8bit",
+             "ulm_000001_000021_leftImg8bit",
+             "frame_0001_L1", "frame_0001_R1", "frame_0002_L1"]  # fmt: skip
+    drives, numbers = frame_numbers(np.array(names))
+    assert numbers.tolist() == [19, 20, 19, 21, 1, 1, 2]
+    assert len(set(drives.tolist())) == 4
+    assert drives[0] == drives[1]
+    assert drives[4] == drives[6] != drives[5]
 
 
 def test_neighbouring_frames_are_linked_but_not_across_a_gap_or_to_other_pictures() -> None:

@@ -303,8 +303,20 @@ def test_rare_classes_are_raised_where_classes_exclude_one_another() -> None:
     assert found.plain < 0.5
     assert found.nested == 1
     assert found.params["min_object"] == 0
-    assert found.params["bias"]["sign"] > 0 or found.params["bias"]["ground"] < 0
+    assert found.params["bias"].get("sign", 0) > found.params["bias"].get("ground", 0)
     assert found.candidates == 2 * (1 + 3 * 6)
+
+
+def test_changes_that_help_alone_are_not_made_together_where_that_harms() -> None:
+    def maps(row: int) -> np.ndarray:  # either change alone brings the truth back, both together go too far
+        rare = np.where(speckled(row)[1][:, :, 0] == 1, 0.42, 0.28)
+        return np.stack([1 - rare, rare]).astype(np.float32)
+
+    found = tune(each(maps), lambda row: speckled(row)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
+                 table=rows(12, ("ground", "sign"), "segmentation"), params={"bias": "tuned_per_class"})  # fmt: skip
+    assert found.plain < 0.5
+    assert found.nested == 1
+    assert found.chosen.value == 1
 
 
 def test_many_rows_are_tuned_on_some_of_them_and_scored_on_all() -> None:

@@ -52,6 +52,16 @@ def test_votes_count_the_most_probable_class() -> None:
     torch.testing.assert_close(made.amax(1), torch.ones(1, 30, 20))
 
 
+def test_classes_that_may_overlap_are_voted_for_one_by_one() -> None:
+    images = torch.randn(1, 3, 30, 20)
+    task = "multi_label_segmentation"
+    windows = registry.build("windows", "overlap", {"size": 8, "vote": True}, _task=task)
+    made = windows.predict(lambda cut: torch.full_like(cut[:, :2], 0.7), images)
+    assert torch.equal(made, torch.ones(1, 2, 30, 20))
+    with pytest.raises(ConfigError, match="of numbers"):
+        registry.build("windows", "overlap", {"size": 8, "vote": True}, _task="dense_regression")
+
+
 def test_probabilities_are_resized_not_classes() -> None:
     images = torch.zeros(1, 3, 4, 8)
     images[..., 4:] = 4.0

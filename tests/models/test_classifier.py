@@ -141,3 +141,16 @@ def test_weights_that_cannot_be_fetched_are_an_error_that_says_what_to_do(monkey
     with pytest.raises(CheckpointError, match="cannot be fetched") as caught:
         made(_pretrained=True)
     assert "weights:" in caught.value.todo
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # timm's, of its own indexing
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_backbone_of_one_size_takes_the_sizes_of_several_stages(name: str) -> None:
+    model = made(name, size=(112, 112), _several=True).eval()
+    with torch.no_grad():
+        assert [model(torch.zeros(1, 3, side, side)).shape for side in (112, 224)] == [(1, 3)] * 2
+
+
+def test_a_backbone_that_cannot_take_several_sizes_says_so_before_anything_is_trained() -> None:
+    with pytest.raises(ConfigError, match="takes images of one size"):
+        made("beit_base_patch16_224", size=(112, 112), _several=True)

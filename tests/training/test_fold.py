@@ -307,7 +307,7 @@ def folds_found(root: Path, values: list[dict[str, Any]]) -> RunPaths:
 
 def full(run: RunPaths, stage: StagePlan, folds: int = 3) -> StagePlan:
     setup: Any = SimpleNamespace(folds=SimpleNamespace(n=folds))
-    (made,) = full_stages(setup, run, TRAINING, [stage])
+    (made,) = full_stages(setup, run, Plan(run.fold("full"), training=TRAINING), [stage])
     return made
 
 

@@ -365,3 +365,13 @@ def test_targets_of_another_shape_are_an_error(loss, target: torch.Tensor) -> No
 def test_a_wrong_number_of_class_weights_is_an_error() -> None:
     with pytest.raises(ConfigError, match="class_weights has 3 values"):
         cross_entropy(class_weights=[1.0, 1.0, 1.0])(*batch())
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, focal])
+def test_a_class_that_is_not_counted_stands_beside_pixels_that_are_unknown(loss) -> None:
+    logits, target = batch(dense=True)
+    target[0, 0] = -100
+    expected = loss()(logits, target.where(target != 2, -100))
+    found = loss(ignore_index=2)(logits, target)
+    torch.testing.assert_close(found.total, expected.total)
+    assert found.count == expected.count == ((target != 2) & (target >= 0)).sum()
