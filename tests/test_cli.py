@@ -476,6 +476,26 @@ def test_check_names_a_solution_that_is_not_there(kbench: Kbench, small: Workspa
     assert "source.solution: the solution file" in what
 
 
+@pytest.mark.parametrize("words", [("--full", "--fold", "0"), ("--smoke", "--fold", "0"), ("--smoke", "--jobs", "2")])
+def test_options_that_exclude_each_other_are_refused(kbench: Kbench, small: Workspace, words: tuple[str, ...]) -> None:
+    result = kbench("train", *words)
+    assert result.code == 1
+    assert words[0] in result.parts[0]
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ((), "kbench ensemble && kbench submit"),
+    (("--set", "seed=3"), "kbench ensemble baseline-s3 && kbench submit"),
+    (("--run", "mine", "-c", "classes"), "kbench ensemble mine -c classes && kbench submit -c classes"),
+])  # fmt: skip
+def test_what_to_type_after_a_training_sends_that_run(
+    kbench: Kbench, small: Workspace, words: tuple[str, ...], said: str
+) -> None:
+    result = kbench("train", "--fold", "0", "--device", "cpu", *words)
+    assert result.code == 0
+    assert result.err.rstrip().endswith(f"next: {said}")
+
+
 def test_check_warns_of_a_batch_too_large_for_the_data(kbench: Kbench, small: Workspace) -> None:
     result = kbench("check", "--set", "stages.all.batch_size=64")
     assert result.code == 0
