@@ -6,7 +6,6 @@ A command's function stands in `cli_data.py` (workspaces, data, pictures) or in 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
 import os
 import sys
@@ -85,12 +84,20 @@ def script() -> None:
         main()
     except SystemExit as end:
         code = end.code
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # else nobody reads on
+            os.write(
+                2,
+                f"error: what was printed cannot be written: {error.strerror}\n"
+                "  expected: room where the output goes\n  next: free some space, then run this again\n".encode(),
+            )
+        os._exit(1)
     if "torch" not in sys.modules or isinstance(code, str):
         sys.exit(code)
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(BrokenPipeError):  # nobody reads on
-            stream.flush()
+    sys.stderr.flush()
     os._exit(code or 0)
 
 
