@@ -24,6 +24,7 @@ from typing import IO, Any
 from kbench.errors import DataError, KbenchError
 
 _TEMPORARY = ".tmp-"
+_OF_SAFETENSORS = ".tmp" + 6 * "[A-Za-z0-9]"  # what safetensors itself writes before it gives a file its name
 
 
 @contextlib.contextmanager
@@ -62,6 +63,8 @@ def remove_temporaries(path: Path) -> None:
     """
     folder, name = (path, "*") if path.is_dir() else (path.parent, glob.escape(path.name))
     for leftover in folder.glob(f"{_TEMPORARY}[0-9]*-{name}"):
+        remove(leftover)
+    for leftover in folder.glob(_OF_SAFETENSORS) if path.is_dir() else ():
         remove(leftover)
 
 

@@ -518,3 +518,11 @@ def test_a_folder_without_permission_is_an_error_with_a_remedy(tmp_path: Path) -
     for write in (files.write_text, files.append_line):
         with pytest.raises(DataError, match="cannot write"):
             write(folder / "a", "x")
+
+
+def test_what_safetensors_was_writing_when_it_was_killed_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".tmptdBmO8").write_bytes(b"half")
+    (tmp_path / ".tmp-note.txt").write_bytes(b"mine")
+    (tmp_path / ".tmpfiles").write_bytes(b"mine")
+    files.remove_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-note.txt", ".tmpfiles"]
