@@ -122,17 +122,18 @@ def full_stages(setup: Setup, paths: RunPaths, own: Plan, stages: Sequence[Stage
     """
     training = own.get("training")
     done = [fold for fold in range(setup.folds.n) if state_of(paths.fold(fold), training=training)["state"] == "done"]
-    if own.get("folds") is None:  # else a training that goes on keeps the plan it began with
+    begun = own.get("full")  # a training that goes on keeps the plan it began with
+    if begun is None or begun["folds"] != done:
         plans = [Plan(paths.fold(fold), training=training) for fold in done]
-        for stage in stages:
-            own.set(f"full/{stage.name}", _found(stage, paths, plans))
-        own.set("folds", done)
-    elif own.get("folds") != done:
-        console.note(
-            f"the models of all rows keep the plan of folds {', '.join(map(str, own.get('folds')))}; "
-            f"`kbench train --full --force` makes them anew with that of {counted(len(done), 'fold')}"
-        )
-    return tuple(for_full(stage, own.get(f"full/{stage.name}")) for stage in stages)
+        found = {"folds": done, "stages": {stage.name: _found(stage, paths, plans) for stage in stages}}
+        if begun is None:
+            own.set("full", found)
+        elif begun["stages"] != found["stages"]:
+            console.note(
+                f"the models of all rows keep the plan of folds {', '.join(map(str, begun['folds']))}; "
+                f"`kbench train --full --force` makes them anew with that of {counted(len(done), 'fold')}"
+            )
+    return tuple(for_full(stage, own.get("full")["stages"][stage.name]) for stage in stages)
 
 
 def _found(stage: StagePlan, paths: RunPaths, plans: Sequence[Plan]) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
 def content_of(competition: Competition, table: Table, cache: Path) -> str:
     """Return what tells the files of a table from others of the same names, those of masks included.
 
-    It is their content, but where `input.cache: off` says that they are too many to be read once more: their sizes.
+    It is their content, read once until a file is touched, but where `input.cache: off` says that they are too many for
+    that: their sizes.
     """
     written = () if table.masks is None or table.encoded else table.masks
     each = [RowPaths(table.root, table.images), [tuple(table.root / cell for cell in row if cell) for row in written]]

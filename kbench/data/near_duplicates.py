@@ -156,7 +156,8 @@ def frame_pairs(ids: np.ndarray, hashes: Sequence[bytes]) -> np.ndarray:
     near = (drives[one] == drives[other]) & (numbers[one] >= 0)
     if not near.any():
         return np.empty((0, 2), dtype=np.int64)
-    near &= step <= 3 * np.median(step[near & (step > 0)]) if (near & (step > 0)).any() else step == 0
+    steps = step[near & (step > 0)]  # those of 0 lie between pictures of one moment
+    near &= step <= (3 * np.median(steps) if len(steps) else 0)
     pairs = np.sort(np.stack([one[near], other[near]], axis=1), axis=1)
     kept = [bool(hashes[a] and hashes[b]) and _differ(hashes[a], hashes[b]) <= FRAMES for a, b in pairs.tolist()]
     return np.asarray(pairs[np.array(kept, dtype=bool)])

@@ -158,14 +158,13 @@ def tune(
                 for key, part in parts.items()}  # fmt: skip
         together = [way for of_key in ways.values() for way in of_key]
         again = tried(together, len(rows))
-        best = {}
+        by_fold = {}
         for key, part in parts.items():
             values = [score_on(part)(again[together.index(way)][part]) for way in ways[key]]
-            best[key] = ways[key][int(np.argmax(values))]
+            by_fold[key] = ways[key][int(np.argmax(values))]
     else:
-        best = {key: _choose(search, first[:, part], score_on(part), params, names) for key, part in parts.items()}
-    final = best.pop(-1)
-    by_fold = best
+        by_fold = {key: _choose(search, first[:, part], score_on(part), params, names) for key, part in parts.items()}
+    final = by_fold.pop(-1)
     finals = {fold: alike([search.params[0], final, by_fold.get(fold, final)], table) for fold in folds}
     every, score = np.arange(n_rows), _scorer(metric, table)
     before, after, nested = count(

@@ -215,12 +215,12 @@ def test_models_of_all_rows_keep_the_plan_they_were_begun_with(root: Path, capsy
     train(setup, "0", CPU)
     train(setup, "full", CPU)
     begun = files.read_json(fold(setup, "full").plan)
-    assert begun["folds"] == [0]
+    assert begun["full"]["folds"] == [0]
     (fold(setup, "full").status).unlink()
     train(setup, "1", CPU)
     capsys.readouterr()
     train(setup, "full", CPU)
-    assert files.read_json(fold(setup, "full").plan)["full/first"] == begun["full/first"]
+    assert files.read_json(fold(setup, "full").plan)["full"] == begun["full"]
     assert "keep the plan of folds 0; `kbench train --full --force`" in capsys.readouterr().err
 
 
