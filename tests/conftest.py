@@ -60,9 +60,14 @@ def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("small"))
 
 
-_SLOW = (  # whole trainings or many processes; not in `make quick`
+_SLOW = (  # whole trainings, many processes, large networks or pictures; not in `make quick`
     "tests/commands/",
     "tests/kaggle/test_kaggle_commands.py",
+    "tests/models/test_classifier.py",
+    "tests/models/test_folding.py",
+    "tests/models/test_unets.py",
+    "tests/report/test_balance.py",
+    "tests/report/test_training_pictures.py",
     "tests/test_api.py",
     "tests/training/test_fold.py",
     "tests/training/test_precompute.py",
