@@ -53,9 +53,9 @@ def _precompute_problems(name: str, stage: Stage) -> Iterator[Problem]:
     if stage.groups != "head":
         yield Problem(f"{where}.groups", "is not `head`, and only a frozen body can be precomputed",
                       "write `groups: head`, or `precompute: false` where the body learns")  # fmt: skip
-    if stage.augment.name != "none":
+    if stage.augment.name != "none" and stage.draws == 1:
         yield Problem(f"{where}.augment", f"'{stage.augment.name}' would have no effect: {why}",
-                      "write `augment: none` here; a later stage without `precompute` may augment")  # fmt: skip
+                      "write `draws: 8` beside it for 8 augmented draws of each image, or `augment: none`")  # fmt: skip
     if stage.mix is not None:
         yield Problem(f"{where}.mix", f"'{stage.mix.name}' mixes images, and {why}", "write `mix: null`")
     if stage.step.name != "supervised":
@@ -87,11 +87,15 @@ def unused_problems(stages: Mapping[str, Stage], written: Mapping[str, Any], fol
 
 def _unused(stage: Stage) -> Iterator[tuple[str, str, str]]:
     """Yield the settings a stage does not use: key, what is wrong, what to write."""
-    if stage.precompute and stage.crop.name not in _AS_JUDGED:
+    if stage.precompute and stage.draws == 1 and stage.crop.name not in _AS_JUDGED:
         what = (
             f"'{stage.crop.name}' would have no effect: with `precompute: true` an image is seen once, as it is judged"
         )
         yield "crop", what, "remove it, or write `crop: centre`"
+    if stage.draws > 1 and not stage.precompute:
+        yield "draws", "would have no effect without `precompute: true`", "remove it: images are drawn anew every epoch"
+    if stage.draws > 1 and stage.augment.name == "none" and stage.crop.name in _AS_JUDGED:
+        yield "draws", "would all be the same: nothing is augmented", "write `augment: side_on`, or remove it"
     if isinstance(stage.lr, list) and stage.lr_decay != 1:
         yield "lr_decay", "would have no effect beside an `lr` for each layer group", "remove one of the two"
     if stage.lr != "find" and stage.lr_from_fold is not None:

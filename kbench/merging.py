@@ -46,8 +46,8 @@ def _renamed(old: Any, new: Any) -> bool:
 def with_stage_defaults(content: dict[str, Any]) -> dict[str, Any]:
     """Fold `train:` into every stage; a stage's own values win, component by component.
 
-    `precompute: true` in `train:` counts where it can: a stage that trains more than the head, or augments or mixes
-    by its own words, switches it off by itself (F-22).
+    `precompute: true` in `train:` counts where it can: a stage that trains more than the head, or mixes or (without
+    `draws`) augments by its own words, switches it off by itself (F-22).
     """
     content = dict(content)
     defaults = content.pop("train", None) or {}
@@ -63,7 +63,8 @@ def with_stage_defaults(content: dict[str, Any]) -> dict[str, Any]:
 def _switched(merged: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     if merged.get("precompute") is not True or "precompute" in own:
         return merged
-    changes_images = any(own.get(key) not in (None, "none", {"name": "none"}) for key in ("augment", "mix"))
+    once = ("augment", "mix") if merged.get("draws", 1) == 1 else ("mix",)
+    changes_images = any(own.get(key) not in (None, "none", {"name": "none"}) for key in once)
     return {**merged, "precompute": False} if merged.get("groups") != "head" or changes_images else merged
 
 

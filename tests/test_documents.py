@@ -668,6 +668,14 @@ def test_a_stage_that_unfreezes_or_augments_switches_an_inherited_precompute_off
     assert [stage.precompute for stage in made.stages.values()] == [True, False, False, False]
 
 
+def test_an_augmentation_is_drawn_several_times_where_activations_are_of_several_draws() -> None:
+    made = check(staged(
+        {"precompute": True, "groups": "head", "draws": 4}, head={"augment": "side_on"}, mixed={"mix": "mixup"},
+        all={"groups": "all", "keep": ["cycles"]},
+    ))  # fmt: skip
+    assert [stage.precompute for stage in made.stages.values()] == [True, False, False]
+
+
 def test_an_augmentation_of_all_stages_and_precompute_of_all_stages_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="would have no effect"):
         check(staged({"precompute": True, "groups": "head", "augment": "side_on"}, head={"keep": ["cycles"]}))
@@ -681,6 +689,8 @@ KEPT = {"keep": ["cycles"]}
 @pytest.mark.parametrize(("stage", "where"), [
     ({"precompute": True, "groups": "head", "crop": "googlenet"}, "crop"),
     ({"precompute": True, "groups": "head", "crop": {"name": "random"}}, "crop"),
+    ({"draws": 4}, "draws"),
+    ({"precompute": True, "groups": "head", "draws": 4, "augment": "none", "crop": "centre"}, "draws"),
     ({"lr": [1e-4, 1e-3], "lr_decay": 3}, "lr_decay"),
     ({"lr": 1e-3, "lr_from_fold": 0}, "lr_from_fold"),
     ({"lr": [1e-4, 1e-3], "lr_from_fold": 0}, "lr_from_fold"),

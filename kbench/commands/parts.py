@@ -79,8 +79,10 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         precision=stage.precision, channels_last=stage.channels_last, ema=stage.ema,
         early_stop=stage.early_stop, min_delta=stage.min_delta,
         monitor=_monitor(competition, stage), keep=keep, subset=stage.subset, start=stage.start,
-        precompute=stage.precompute, lr_from_stage=stage.lr_from_stage,
+        precompute=stage.precompute, draws=stage.draws,
+        shown_how=[stage.crop.model_dump(), stage.augment.model_dump()], lr_from_stage=stage.lr_from_stage,
         normalise_decay=stage.normalise_decay, average_of=stage.average.of, average_from=stage.average.start,
+        compile=stage.compile,
         adaptive=bool(registry.get("schedule", stage.schedule.name).meta.get("adaptive")),
     )  # fmt: skip
 

@@ -5,6 +5,8 @@ folds, processes and heads (F-22). fast.ai's key held only architecture, cut and
 transform of as many rows met stale rows in silence. This key holds the ids and the content of the images in their
 order, the reader, how images are shown and normalised, the body's structure and weights, precision, and versions.
 The JSON is written last, so a half-written array does not exist.
+
+A body that runs over several augmented draws of each image gives its heads the augmentation fast.ai's could not have.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from torch import nn
 
 from kbench import files
+from kbench.data import seeds
 from kbench.data.cache import Images, Progress, Resize, Rows, content_key
 from kbench.data.dataset import Batch, Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.models.folding import folded
@@ -59,20 +62,47 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Augmented draws of each image, which all folds share.
+
+    Attributes:
+        count: draws of an image.
+        seed: of the draws.
+        how: JSON-like description of crop and augmentation.
+    """
+
+    count: int
+    seed: int
+    how: Any
+
+
+@dataclass(frozen=True)
 class Seen:
     """How a body sees images.
 
     Attributes:
-        show: size and crop; no augmentation.
+        show: size, crop and, with `drawn`, augmentation.
         scale: `scale`, `mean` and `std` of the normalisation.
         precision: of the forward pass.
         channels_last: memory format.
+        drawn: augmented draws instead of one look as it is judged, or None.
     """
 
     show: Show
     scale: dict[str, Any]
     precision: Precision
     channels_last: bool
+    drawn: Drawn | None = None
+
+    @property
+    def looks(self) -> int:
+        """How many times each image is seen."""
+        return 1 if self.drawn is None else self.drawn.count
+
+    def look(self, place: int, rows: int) -> Draw:
+        """Return what is loaded for a row of the activations: all images, then all of them again."""
+        version, row = divmod(place, rows)
+        return Draw(row, () if self.drawn is None else (seeds.AUGMENT, self.drawn.seed, version, row))
 
 
 @dataclass(frozen=True)
@@ -80,7 +110,7 @@ class Activations:
     """What a body said about the rows of a table.
 
     Attributes:
-        values: [N, D] float32, memory-mapped.
+        values: [N, D] float32, memory-mapped; with V draws of each image [V * N, D], one draw of all after the other.
         images_per_s: how fast the body ran when they were made.
         fresh: whether they were made now.
     """
@@ -121,6 +151,7 @@ def _path(source: Source, model: nn.Module, seen: Seen) -> Path:
         _VERSION, files.digest([str(name) for name in source.ids]), content_key(source.rows, source.folder),
         source.reader, [show.crop.resize, *show.size, show.crop.name], seen.scale, body_digest(model), seen.precision,
         seen.channels_last, source.device.type, version("torch"), version("timm"),
+        *([] if seen.drawn is None else [seen.drawn.count, seen.drawn.seed, seen.drawn.how, version("albumentations")]),
     ])  # fmt: skip
     return source.folder / "activations" / f"{key}.json"
 
@@ -130,19 +161,20 @@ def _build(source: Source, model: nn.Module, seen: Seen, path: Path) -> dict[str
     images = source.images(Resize(seen.show.crop.resize, *_resized(seen.show)))
     loader = Loader(ImageDataset([images], [seen.show], None), workers=source.workers)
     normalise = Normalise(**seen.scale).to(source.device)
-    started, done = time.perf_counter(), 0
+    rows = len(source.ids)
+    started, done, total = time.perf_counter(), 0, rows * seen.looks
     array: np.ndarray | None = None
     was = {name: module.training for name, module in model.named_modules()}
     body = FrozenBody(model, source.device, seen.precision)
     try:
-        for batch in loader(cut(len(source.ids), source.batch_size, Draw)):
+        for batch in loader(cut(total, source.batch_size, lambda place: seen.look(place, rows))):
             shown = normalise(batch.images[0].to(source.device))
             values = body(shown)
             if array is None:
-                array = files.create_npy(path.with_suffix(".npy"), (len(source.ids), values.shape[1]), "float32")
+                array = files.create_npy(path.with_suffix(".npy"), (total, values.shape[1]), "float32")
             array[done : done + len(values)] = values.cpu().numpy()
             done += len(values)
-            source.progress(done, len(source.ids))
+            source.progress(done, total)
     finally:
         for name, module in model.named_modules():
             module.training = was[name]
@@ -190,18 +222,20 @@ class RowLoader:
     """Yields planned batches of precomputed rows as `Loader` yields images: one tensor [B, D] each (F-03).
 
     Args:
-        values: [N, D] float32; read into memory where a quarter of what is free holds them, else row by row.
+        values: [V * N, D] float32; read into memory where a quarter of what is free holds them, else row by row.
         targets: [N] int64 or [N, K] float32 of the same rows, or None.
         room: bytes of memory that are free.
+        looks: V, draws of each image; an epoch, whose number is last but one in a draw's key, shows one of them.
     """
 
-    def __init__(self, values: np.ndarray, targets: np.ndarray | None, *, room: float) -> None:
+    def __init__(self, values: np.ndarray, targets: np.ndarray | None, *, room: float, looks: int = 1) -> None:
         self._values = np.array(values) if values.nbytes < room / 4 else values
-        self._targets = targets
+        self._targets, self._looks = targets, looks
 
     def __call__(self, batches: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
         """Yield the planned batches in order."""
         for draws in batches:
             rows = np.fromiter((draw.row for draw in draws), dtype=np.int64, count=len(draws))
             target = None if self._targets is None else torch.from_numpy(self._targets[rows])
-            yield Batch((torch.from_numpy(self._values[rows]),), target, torch.from_numpy(rows))
+            first = draws[0].key[-2] % self._looks * (len(self._values) // self._looks) if self._looks > 1 else 0
+            yield Batch((torch.from_numpy(self._values[first + rows]),), target, torch.from_numpy(rows))

@@ -54,6 +54,7 @@ class StagePlan:
         normalise_decay: divide the weight decay by the root of the cycle's updates (F-21).
         average_of: ends of `epochs` or `cycles` whose mean of weights `keep: average` is.
         average_from: the first of them that counts, from 1.
+        compile: train with the network compiled.
         lr_from_stage: take the rate this earlier stage found, or None.
         weight_decay: one, or one per group.
         optimizer: (layers, rates, decays) -> optimiser.
@@ -80,6 +81,8 @@ class StagePlan:
         stop_after: epochs after which the stage ends, found on the folds (`--full`).
         rates: factor of the rate in each epoch, found on the folds (`--full` with plateau).
         precompute: train the head on what the frozen body said once (F-22).
+        draws: augmented draws of each image it said it about; 1: each as it is judged.
+        shown_how: JSON-like description of crop and augmentation.
         whole_step: the step looks at the whole model, also where the head alone trains.
     """
 
@@ -115,11 +118,14 @@ class StagePlan:
     stop_after: int | None = None
     rates: tuple[float, ...] | None = None
     precompute: bool = False
+    draws: int = 1
+    shown_how: Any = None
     whole_step: bool = False
     lr_from_stage: str | None = None
     normalise_decay: bool = False
     average_of: Literal["epochs", "cycles"] = "cycles"
     average_from: int = 1
+    compile: bool = False
 
     @property
     def size(self) -> Size:

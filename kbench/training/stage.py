@@ -18,8 +18,9 @@ from torch import nn
 
 from kbench.data import seeds
 from kbench.data.dataset import ImageDataset, Loader, Normalise
-from kbench.inference.activations import Activations, FrozenBody, RowLoader, Seen
+from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
 from kbench.models.checkpoint import Tensors
+from kbench.models.compiling import compiled
 from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
 from kbench.models.memory import free_memory
 from kbench.models.precision import Precision, choose_precision, place, usable_precision
@@ -103,7 +104,8 @@ class _Runner:
         train_images = context.images_for(stage.show)
         self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
         self.dense = is_dense(table.task)
-        self.activations = self._activations()
+        precomputed = stage.precompute and not context.limit  # a smoke run looks at a few rows only
+        self.activations = self._activations() if precomputed else None
         layers = layer_groups(model)
         freeze_but(model, layers, chosen(stage.groups, len(layers)))
         train_mode(model)
@@ -114,8 +116,8 @@ class _Runner:
             if sum(parameter.numel() for parameter in self.learned.parameters()) < _SMALL_HEAD:
                 until_done.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(1)
-            rows = RowLoader(self.activations.values, table.targets, room=free_memory(torch.device("cpu")))
-            self.feed = self.valid_feed = Feed(rows, nn.Identity(), context.device)
+            self.valid_feed = self._rows(self.activations)
+            self.feed = self.valid_feed if stage.draws == 1 else self._rows(self._activations(drawn=True), stage.draws)
         else:
             body = FrozenBody(model, context.device, self.judged_in) if self.head_alone else None
             self.feed = self._feed(train_images, stage.show, mix=stage.mix, body=body)
@@ -140,6 +142,8 @@ class _Runner:
             scaler=torch.amp.GradScaler(context.device.type, enabled=precision == "fp16"),
             averaged=average_of(self.learned) if stage.ema is not None else None,
             micro_batch=stage.batch_size + 1,  # a last batch may have one more
+            compiled=compiled(model) if stage.compile and not self.head_alone else None,
+            full_batch=stage.batch_size,
         )
         self.keeper = Keeper(
             context, stage, self.schedule, model, self.learner, progress, self.rules, judged_in=self.judged_in,
@@ -149,14 +153,19 @@ class _Runner:
         self.saved = time.monotonic()
         self.slow = False  # whether it was said that the loader is the bottleneck
 
-    def _activations(self) -> Activations | None:
-        """Return what the frozen body says about all rows, where the stage trains the head on it (F-22)."""
+    def _activations(self, *, drawn: bool = False) -> Activations:
+        """Return what the frozen body says about all rows as they are judged, or about augmented draws (F-22)."""
         context, stage = self.context, self.stage
-        if not stage.precompute or context.limit:  # a smoke run looks at a few rows only
-            return None
         assert context.activations is not None, "a fold is made with its activations"
         seen = Seen(stage.valid_show, context.scale_for(None), self.judged_in, self.channels_last)
+        if drawn:
+            seen = replace(seen, show=stage.show, drawn=Drawn(stage.draws, context.seed, stage.shown_how))
         return context.activations(self.model, seen)
+
+    def _rows(self, activations: Activations, looks: int = 1) -> Feed:
+        room = free_memory(torch.device("cpu"))
+        rows = RowLoader(activations.values, self.context.table.targets, room=room, looks=looks)
+        return Feed(rows, nn.Identity(), self.context.device)
 
     def _precisions(self) -> tuple[Precision, Precision]:
         """Return the precisions of training and judging; what a device type began with, it goes on with."""

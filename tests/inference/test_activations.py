@@ -13,17 +13,20 @@ import toy
 from pictures import drawn, write_images
 from torch import nn
 
+from kbench.data import seeds
+from kbench.data.augment import side_on
 from kbench.data.cache import DirectImages, Resize, cache_entries, clear_cache
 from kbench.data.crops import centre, squash
 from kbench.data.dataset import Draw, Normalise, Show, cut
 from kbench.data.images import image
 from kbench.errors import ConfigError
-from kbench.inference.activations import RowLoader, Seen, Source, activations
+from kbench.inference.activations import Drawn, RowLoader, Seen, Source, activations
 from kbench.models.split import body_digest, is_split
 
 ROWS = 9
 SCALE = {"scale": 1 / 255, "mean": [0.5] * 3, "std": [0.25] * 3}
 SEEN = Seen(Show((8, 8), centre()), SCALE, "fp32", True)
+DRAWN = replace(SEEN, show=Show((8, 8), centre(), side_on()), drawn=Drawn(3, 5, ["centre", "side_on"]))
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -51,6 +54,40 @@ def test_they_are_what_the_body_says_about_each_row_as_it_is_judged(tmp_path: Pa
     found = activations(source(tmp_path), network(), SEEN)
     assert (found.values.shape, found.values.dtype, found.fresh) == ((ROWS, 16), np.float32, True)
     np.testing.assert_allclose(found.values, by_hand(network(), drawn(ROWS)), atol=1e-6)
+
+
+def test_augmented_draws_of_all_rows_follow_one_another(tmp_path: Path) -> None:
+    found = activations(source(tmp_path), network(), DRAWN).values.reshape(3, ROWS, 16)
+    resize = Resize(DRAWN.show.crop.resize, 8, 8)
+    for version in range(3):
+        shown = np.stack([
+            DRAWN.show(resize(picture), seeds.generator(seeds.AUGMENT, 5, version, row, 0))[0]
+            for row, picture in enumerate(drawn(ROWS))
+        ])  # fmt: skip
+        with torch.inference_mode():
+            expected = network().features(Normalise(**SCALE)(torch.from_numpy(shown))).numpy()
+        np.testing.assert_allclose(found[version], expected, atol=1e-6)
+    assert not np.allclose(found[0], found[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("change", [
+    replace(DRAWN, drawn=replace(DRAWN.drawn, **{name: value}))
+    for name, value in {"count": 4, "seed": 6, "how": ["centre", {"side_on": {"rotate": 3}}]}.items()
+] + [SEEN], ids=["count", "seed", "augmentation", "not drawn"])  # fmt: skip
+def test_other_draws_never_meet_stale_activations(tmp_path: Path, change: Seen) -> None:
+    activations(source(tmp_path), network(), DRAWN)
+    assert activations(source(tmp_path), network(), change).fresh
+    assert not activations(source(tmp_path), network(), DRAWN).fresh
+
+
+def test_an_epoch_shows_one_of_the_draws_after_the_other() -> None:
+    values = np.arange(12, dtype=np.float32).reshape(12, 1)  # 3 draws of 4 rows
+    loader = RowLoader(values, None, room=1e9, looks=3)
+    for epoch in range(7):
+        batches = list(loader(cut(4, 3, lambda place, epoch=epoch: Draw(3 - place, (0, 9, 9, epoch, place)))))
+        assert torch.cat([batch.images[0] for batch in batches]).flatten().tolist() == [
+            epoch % 3 * 4 + row for row in (3, 2, 1, 0)
+        ]
 
 
 def test_they_are_made_once_for_every_head(tmp_path: Path) -> None:

@@ -137,6 +137,7 @@ def test_after_a_stage_that_unfroze_the_body_its_activations_are_new(tmp_path: P
 RECIPES: dict[str, list[StagePlan]] = {
     "head": [head(lr="find", range_test=RangeTest(40), ema=0.7)],
     "early": [head(early_stop=1, keep=frozenset({"best", "last"}), accumulate=2, weight_decay=[0.0, 0.1])],
+    "drawn": [head(draws=3, augment=("side_on", {}), shown_how="side_on", lr="find", range_test=RangeTest(20))],
     "between": [body_learns(), head("second", start="all"), body_learns("third", lr_decay=3.0)],
 }
 
@@ -152,6 +153,23 @@ def test_a_fold_stopped_again_and_again_ends_as_if_it_had_not_been(tmp_path: Pat
             break
     assert states(folder) == expected
     assert not list(folder.glob("last*"))
+
+
+def test_a_head_learns_from_augmented_draws_and_is_judged_by_plain_looks(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    events = trained(tmp_path / "fold-0", [head(draws=3, augment=("side_on", {}), shown_how="side_on")], seen=seen)
+    assert [len(one.values) for one in seen] == [ROWS, 3 * ROWS]
+    once = trained(tmp_path / "fold-1", [head()])
+    ours, theirs = ([event for event in one if isinstance(event, Epoch)] for one in (events, once))
+    assert [one.train_loss for one in ours] != [one.train_loss for one in theirs]
+    model = toy.SplitNet()
+    model.load_state_dict(snapshot_tensors(read_checkpoint(FoldPaths(tmp_path / "fold-0").snapshot("head", "1"))))
+    context = toy.context(tmp_path / "fold-2", rows=ROWS)
+    rows = torch.from_numpy(np.array(seen[0].values[context.valid_rows]))
+    with torch.inference_mode():
+        logits = model.eval().head(rows)
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(context.table.targets[context.valid_rows]))
+    assert ours[-1].valid_loss == pytest.approx(float(loss), abs=1e-5)
 
 
 def test_a_stage_whose_epochs_are_short_does_not_write_a_resume_point_after_each(tmp_path: Path) -> None:
