@@ -51,10 +51,6 @@ def options() -> argparse.Namespace:
         "--fastai-options", nargs="*", default=[], choices=["channels_last", "frozen_bn"],
         help="what fastai can do, and does not by default",
     )  # fmt: skip
-    parser.add_argument(
-        "--kbench-options", nargs="*", default=[], choices=["compile"],
-        help="what kbench can do, and does not by default",
-    )  # fmt: skip
     parser.add_argument("--fastai-workers", type=int, default=None, help="loader processes; fastai's own default")
     return parser.parse_args()
 
@@ -86,8 +82,7 @@ def recipe(chosen: argparse.Namespace, data: Path, weights: Path, n_folds: int) 
                   "weight_decay": 0.01, "augment": "side_on",
                   "schedule": {"name": "sgdr", "cycles": chosen.cycles, "cycle_mult": 2}},
         "stages": {"frozen": {"groups": "head", "lr": 3e-3},
-                   "unfrozen": {"lr": [1e-4, 1e-4, 1e-3], "keep": ["last"],
-                                "compile": "compile" in chosen.kbench_options}},
+                   "unfrozen": {"lr": [1e-4, 1e-4, 1e-3], "keep": ["last"]}},
         "tta": {"name": "random", "n": 4},
     }  # fmt: skip
 
@@ -184,7 +179,6 @@ def summary(side: Side, folds: int) -> dict[str, Any]:
     found = {
         "frozen epoch": statistics.median(record["seconds"] for record in of["frozen"]),
         "unfrozen epoch": statistics.median(record["seconds"] for record in of["unfrozen"]),
-        "first unfrozen epoch": of["unfrozen"][0]["seconds"],
         "TTA of the test set": of["tta"][0]["seconds"],
         "whole job, one fold": sum(record["turn_s"] for record in side.records if record["unit"] != "folds"),
         "valid log loss, one fold, no TTA": of["unfrozen"][-1]["valid_loss"],
@@ -202,14 +196,7 @@ def summary(side: Side, folds: int) -> dict[str, Any]:
 
 def table(fastai: dict[str, Any], kbench: dict[str, Any]) -> str:
     """Return the table as Markdown; times in seconds, the ratio is fastai's over kbench's."""
-    timed = (
-        "frozen epoch",
-        "unfrozen epoch",
-        "first unfrozen epoch",
-        "TTA of the test set",
-        "five frozen folds",
-        "whole job, one fold",
-    )
+    timed = ("frozen epoch", "unfrozen epoch", "TTA of the test set", "five frozen folds", "whole job, one fold")
     lines = ["| | fastai | kbench | ratio | goal |", "|---|---|---|---|---|"]
     for name in timed:
         goal = f"{GOALS[name]:g}" if name in GOALS else ""
@@ -277,7 +264,6 @@ def main() -> None:
           f"fastai {starts['fastai']['fastai']}, torch {starts['fastai']['torch']} and {starts['kbench']['torch']}; "
           f"{chosen.size} px, batch {chosen.batch}, {epochs} + {epochs} epochs, {len(split)} folds"
           + (f"; fastai with {', '.join(chosen.fastai_options)}" if chosen.fastai_options else "")
-          + (f"; kbench with {', '.join(chosen.kbench_options)}" if chosen.kbench_options else "")
           + ("; fastai's five folds are five times its first" if chosen.one_fold else ""))  # fmt: skip
     if host["load"] > 0.5:
         print("The machine was not quiet: another load than the two sides' own makes these numbers worth little.")

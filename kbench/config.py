@@ -187,7 +187,6 @@ class Stage(Section):
     step: Part = Field(Component(name="supervised"), description="what one update computes; `kbench list step`")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="what the hardware can, or this one")
     channels_last: Literal["auto"] | bool = Field("auto", description="memory format of the images")
-    compile: bool = Field(False, description="train with the network compiled: a minute at first, then maybe faster")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept")
     early_stop: int | None = Field(None, ge=1, description="epochs without a better score before the stage stops")
     min_delta: Finite = Field(0.0, ge=0, description="how much better counts as better")
@@ -205,9 +204,8 @@ class Stage(Section):
         for key in ("valid", "stop"):
             if getattr(self.range_test, key) == RangeTest.model_fields[key].default:
                 del view["range_test"][key]
-        for key in ("compile", "draws"):
-            if getattr(self, key) == Stage.model_fields[key].default:
-                del view[key]
+        if self.draws == 1:
+            del view["draws"]
         return view
 
 

@@ -82,7 +82,6 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         precompute=stage.precompute, draws=stage.draws,
         shown_how=[stage.crop.model_dump(), stage.augment.model_dump()], lr_from_stage=stage.lr_from_stage,
         normalise_decay=stage.normalise_decay, average_of=stage.average.of, average_from=stage.average.start,
-        compile=stage.compile,
         adaptive=bool(registry.get("schedule", stage.schedule.name).meta.get("adaptive")),
     )  # fmt: skip
 

@@ -54,7 +54,6 @@ class StagePlan:
         normalise_decay: divide the weight decay by the root of the cycle's updates (F-21).
         average_of: ends of `epochs` or `cycles` whose mean of weights `keep: average` is.
         average_from: the first of them that counts, from 1.
-        compile: train with the network compiled.
         lr_from_stage: take the rate this earlier stage found, or None.
         weight_decay: one, or one per group.
         optimizer: (layers, rates, decays) -> optimiser.
@@ -125,7 +124,6 @@ class StagePlan:
     normalise_decay: bool = False
     average_of: Literal["epochs", "cycles"] = "cycles"
     average_from: int = 1
-    compile: bool = False
 
     @property
     def size(self) -> Size:

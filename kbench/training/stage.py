@@ -20,7 +20,6 @@ from kbench.data import seeds
 from kbench.data.dataset import ImageDataset, Loader, Normalise
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
 from kbench.models.checkpoint import Tensors
-from kbench.models.compiling import compiled
 from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
 from kbench.models.memory import free_memory
 from kbench.models.precision import Precision, choose_precision, place, usable_precision
@@ -142,8 +141,6 @@ class _Runner:
             scaler=torch.amp.GradScaler(context.device.type, enabled=precision == "fp16"),
             averaged=average_of(self.learned) if stage.ema is not None else None,
             micro_batch=stage.batch_size + 1,  # a last batch may have one more
-            compiled=compiled(model) if stage.compile and not self.head_alone else None,
-            full_batch=stage.batch_size,
         )
         self.keeper = Keeper(
             context, stage, self.schedule, model, self.learner, progress, self.rules, judged_in=self.judged_in,

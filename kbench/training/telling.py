@@ -51,8 +51,6 @@ def announce(
             "this processor has no bfloat16 instructions: torch emulates them, about ten times slower than fp32; "
             "set `precision: auto`"
         )
-    if stage.compile:
-        yield Note("the first full batch compiles the network, which takes a minute or more once")
     shown = ", ".join(f"{rate:.3g}" for rate in lr)
     found = "found" if stage.lr == "find" else "set"
     yield Note(f"stage {stage.name}: {rows:,} images, {epochs} epochs, lr {shown} ({found}), {precision}")

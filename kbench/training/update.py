@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from kbench.errors import TrainingError
-from kbench.models.compiling import compiler_failed
 from kbench.models.groups import has_batch_norm
 from kbench.models.memory import out_of_memory
 from kbench.models.precision import Precision, autocast
@@ -36,8 +35,6 @@ class Learner:
         scaler: gradient scaler; disabled but for fp16.
         averaged: the exponential moving average of the model, or None.
         micro_batch: images per forward pass; halved when memory runs out.
-        compiled: what computes a full batch instead of the model, or None.
-        full_batch: images of a full batch. Others are the model's own, so that nothing is compiled for a last one.
     """
 
     model: nn.Module
@@ -45,12 +42,6 @@ class Learner:
     scaler: torch.amp.GradScaler
     averaged: nn.Module | None
     micro_batch: int
-    compiled: nn.Module | None = None
-    full_batch: int = 0
-
-    def computing(self, images: torch.Tensor) -> nn.Module:
-        """Return the module that some images go through."""
-        return self.compiled if self.compiled is not None and len(images) == self.full_batch else self.model
 
     @property
     def loss_scale(self) -> float | None:
@@ -106,7 +97,7 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
         Sums over valid targets, detached, on the device.
 
     Raises:
-        TrainingError: a single image does not fit into memory, or the network cannot be compiled.
+        TrainingError: a single image does not fit into memory.
     """
     while True:
         buffers = [buffer.clone() for buffer in learner.model.buffers()]
@@ -115,7 +106,7 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
             break
         except RuntimeError as error:
             if not out_of_memory(error):
-                raise compiler_failed(error) or error from error
+                raise
             reason = str(error).partition("\n")[0]
         # the error is gone, and with it the tensors its traceback held
         learner.optimizer.zero_grad(set_to_none=True)
@@ -141,7 +132,7 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
         parts = -(-len(images) // learner.micro_batch)  # of even size: batch norm needs two images
         for some, their in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True):
             with autocast(rules.device, rules.precision):
-                loss = rules.step(learner.computing(some), some, their, rules.loss)
+                loss = rules.step(learner.model, some, their, rules.loss)
             if nominal is None:  # about the update's count: keeps fp16 gradients in range, changes no result
                 nominal = (loss.count.detach() * (sum(len(rows) for rows, _ in batches) / len(some))).clamp_min(1)
             learner.scaler.scale(loss.total / nominal).backward()  # type: ignore[no-untyped-call]
