@@ -25,8 +25,8 @@ print(faults() - before)
 
 
 def faults(*, keeps: bool) -> int:
-    done = subprocess.run([sys.executable, "-c", FAULTS.format(keeps=keeps)], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    command = [sys.executable, "-c", FAULTS.format(keeps=keeps)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def test_there_is_a_core() -> None:
