@@ -16,8 +16,10 @@ from kbench.commands.pseudo_rows import with_pseudo
 from kbench.commands.setup import Setup
 from kbench.data.dataset import auto_workers
 from kbench.errors import ConfigError, counted
+from kbench.machine import keep_freed_memory
 from kbench.models.checkpoint import Tensors
 from kbench.models.precision import choose_device
+from kbench.tasks import is_dense
 from kbench.training.context import FoldContext, Log, Plan
 from kbench.training.fold import begin, state_of
 from kbench.training.recipe import StagePlan, for_full, with_limit
@@ -63,6 +65,8 @@ def prepare_fold(
     """Return what `train_fold` needs; recorded threads are taken again."""
     competition, place = setup.competition, paths.fold(fold)
     device = choose_device(options.device)
+    if device.type == "cpu" and not is_dense(setup.competition.task):
+        keep_freed_memory()
     training = identity["training"]
     plan = Plan(place, training=training)
     use_threads(plan, options)

@@ -24,6 +24,7 @@ from kbench.errors import PredictionError
 from kbench.inference.activations import Seen
 from kbench.inference.predict import Job, Member, predict
 from kbench.inference.predictions import Predictions, load
+from kbench.machine import keep_freed_memory
 from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors, snapshot_tensors
 from kbench.models.precision import choose_device, place, usable_precision
 from kbench.models.split import load_head
@@ -181,6 +182,8 @@ def job_of(setup: Setup, ids: np.ndarray, rows: np.ndarray, images: Callable[[Re
         device: where the models run.
     """
     competition, chosen = setup.competition, choose_device(device)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     return Job(
         ids=ids, rows=rows, images=images, names=setup.train.target_names, task=competition.task,
         views=parts.build_views(competition), mean=competition.ensemble.mean, device=chosen,
