@@ -33,6 +33,7 @@ def test_there_is_a_core() -> None:
     assert cores() >= 1
 
 
+@pytest.mark.slow  # two processes that import torch
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
 def test_freed_memory_is_used_again_without_asking_the_system() -> None:
     given_back, kept = faults(keeps=False), faults(keeps=True)
