@@ -112,11 +112,11 @@ class _Runner:
         self.head_alone = trains_head_alone(model) and not whole
         self.learned: nn.Module = getattr(model, "head") if self.head_alone else model  # noqa: B009
         if self.activations is not None:
+            self.valid_feed = self._rows(self.activations)
+            self.feed = self.valid_feed if stage.draws == 1 else self._rows(self._activations(drawn=True), stage.draws)
             if sum(parameter.numel() for parameter in self.learned.parameters()) < _SMALL_HEAD:
                 until_done.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(1)
-            self.valid_feed = self._rows(self.activations)
-            self.feed = self.valid_feed if stage.draws == 1 else self._rows(self._activations(drawn=True), stage.draws)
         else:
             body = FrozenBody(model, context.device, self.judged_in) if self.head_alone else None
             self.feed = self._feed(train_images, stage.show, mix=stage.mix, body=body)
