@@ -282,16 +282,16 @@ def _gunzipped(path: Path, *, doing: str) -> Iterator[bytes]:
 def _only_member(path: Path, *, doing: str) -> Iterator[bytes] | None:
     """Return the content of the one file in a zip, or None when it is no zip of one file."""
     try:
-        archive = zips.open_zip(path)
-        members = list(itertools.islice(archive.members(), 2))
+        opened = zips.open_zip(path)
+        members = list(itertools.islice(opened.members(), 2))
     except DataError:
         return None  # the service's name misleads: the content is kept as it is
-    return _unzipped(archive, members[0], doing=doing) if len(members) == 1 else None
+    return _unzipped(opened, members[0], doing=doing) if len(members) == 1 else None
 
 
-def _unzipped(archive: zips.Zip, member: zips.Member, *, doing: str) -> Iterator[bytes]:
+def _unzipped(opened: zips.Zip, member: zips.Member, *, doing: str) -> Iterator[bytes]:
     try:
-        with open(archive.path, "rb") as handle:
+        with open(opened.path, "rb") as handle:
             yield from archive.chunks(handle, member)
     except DataError as error:
         raise _corrupt(doing, error.what) from error
