@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from kbench import registry
-from kbench.data.tables import Table
+from kbench.data.table.table import Table
+from kbench.ensemble.average import Stack
 from kbench.ensemble.nested import Recipe, evaluate
-from kbench.ensemble.stack import Stack
-from kbench.metrics import make_metric
+from kbench.metrics.metric import make_metric
 
 WAYS = {
     "mean": ("mean", {}, None),

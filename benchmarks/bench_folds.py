@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from kbench.data.fold_balance import iterative
+from kbench.data.folds.strategies import iterative
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from bench_step import SIZE, photographs
 
-from kbench.data.augment import NO_AUGMENTATION, side_on
-from kbench.data.cache import Resize, open_images
-from kbench.data.crops import centre, random
 from kbench.data.dataset import Draw, ImageDataset, Loader, Show, cut
-from kbench.data.images import image
+from kbench.data.images.augment import NO_AUGMENTATION, side_on
+from kbench.data.images.cache import Resize, open_images
+from kbench.data.images.crops import centre, random
+from kbench.data.images.readers import image
 
 
 def rate(work: Callable[[], int], rounds: int = 5) -> float:

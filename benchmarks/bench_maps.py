@@ -24,12 +24,12 @@ import numpy as np
 import torch
 
 from kbench import registry
-from kbench.data.cache import DirectImages, Resize
+from kbench.data.images.cache import DirectImages, Resize
 from kbench.inference import map_store
-from kbench.inference.dense import MapJob, MapMember, stream
+from kbench.inference.map_pass import MapJob, MapMember, stream
 from kbench.inference.map_store import Writing
 from kbench.inference.maps import MapMaker
-from kbench.models.precision import choose_precision, place
+from kbench.models.device import choose_precision, place
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

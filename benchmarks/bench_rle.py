@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from kbench.data.rle import CONVENTIONS, decode, encode
+from kbench.data.masks.run_lengths import CONVENTIONS, decode, encode
 
 SIZES = {(101, 101): 200, (1216, 1936): 8}  # height and width -> masks of a round
 

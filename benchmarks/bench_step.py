@@ -18,20 +18,19 @@ import cv2
 import numpy as np
 import torch
 
-from kbench.data.augment import side_on
-from kbench.data.cache import Resize, open_images
-from kbench.data.crops import random
 from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, auto_workers, cut
-from kbench.data.images import image
+from kbench.data.images.augment import side_on
+from kbench.data.images.cache import Resize, open_images
+from kbench.data.images.crops import random
+from kbench.data.images.readers import image
 from kbench.models.classifier import timm_classifier
-from kbench.models.groups import layer_groups, train_mode
-from kbench.models.precision import autocast, choose_device, choose_precision, place
+from kbench.models.device import autocast, choose_device, choose_precision, place
+from kbench.models.layer_groups import layer_groups, train_mode
 from kbench.training.loop import Feed, train_epoch
-from kbench.training.losses import cross_entropy
+from kbench.training.losses.per_target import cross_entropy
 from kbench.training.optimizers import sgd
 from kbench.training.schedules import constant
-from kbench.training.step import supervised
-from kbench.training.update import Learner, Rules
+from kbench.training.update import Learner, Rules, supervised
 
 SIZE, BATCH = 160, 32
 

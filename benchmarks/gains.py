@@ -22,22 +22,22 @@ from typing import Any
 import gains_maps
 import numpy as np
 
-from kbench.commands import parts
-from kbench.commands.judging import decided, decision_of, judge, plain_snapshots
-from kbench.commands.predict import fold_mean, members_of, needed_checkpoints, predict_out_of_fold, predict_test
-from kbench.commands.runs import open_run_setup
-from kbench.commands.score import require_folds
-from kbench.commands.setup import Choice, Setup
-from kbench.data.tables import Table
+from kbench.data.table.table import Table
 from kbench.ensemble.average import aligned, concat, ensemble_run
 from kbench.ensemble.bootstrap import Interval, paired
 from kbench.inference.predictions import Predictions
-from kbench.metrics import Metric, make_metric
+from kbench.metrics.metric import Metric, make_metric
 from kbench.models.checkpoint import Checkpoint
+from kbench.runs import parts
+from kbench.runs.experiment import Setup
+from kbench.runs.members import members_of, needed_checkpoints
+from kbench.runs.out_of_fold import decided, decision_of, judge, plain_snapshots, require_folds
+from kbench.runs.predict import fold_mean, predict_out_of_fold, predict_test
+from kbench.runs.run import open_run_setup
 from kbench.submission.check import read_sample
 from kbench.submission.grading import read_truth
 from kbench.tasks import is_dense
-from kbench.workspace import RunPaths
+from kbench.workspace import Choice, RunPaths
 
 Members = Mapping[int, Sequence[Predictions]]
 """fold -> predictions of its snapshots, in the order they were trained."""

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from kbench.commands.predict_maps import masks_of, rows_of_test
-from kbench.commands.rules import apply_rule, is_plain, untuned_rule
-from kbench.commands.runs import open_run_setup
-from kbench.commands.score import require_folds
-from kbench.commands.score_maps import MapsOutOfFold, maps_out_of_fold, readings_of
-from kbench.commands.setup import Choice, groups_in
 from kbench.ensemble.bootstrap import Interval, interval, paired
-from kbench.metrics import Metric, make_metric
-from kbench.metrics.dense import truth_of
+from kbench.metrics.maps import truth_of
+from kbench.metrics.metric import Metric, make_metric
+from kbench.runs.blend import apply_rule, untuned_rule, without_rule
+from kbench.runs.experiment import groups_in
+from kbench.runs.out_of_fold import MapsOutOfFold, maps_out_of_fold, readings_of, require_folds
+from kbench.runs.predict import masks_of, rows_of_test
+from kbench.runs.run import open_run_setup
 from kbench.submission.check import check_submission, read_sample
-from kbench.submission.mask_grading import mask_counts, table_of
+from kbench.submission.grading import mask_counts, table_of
+from kbench.workspace import Choice
 
 Helps = Callable[[Interval, Metric], dict[str, float]]
 
@@ -37,7 +37,7 @@ def measure(
     metric = make_metric(setup.competition.metric.name, setup.competition.metric.params)
     found = _out_of_fold(oof, metric, setup.groups(oof.table), helps=helps)
     rule = untuned_rule(setup)
-    if not is_plain(setup):
+    if not without_rule(setup):
         ruled = apply_rule(setup, oof.maps())
         rule, found["oof"] = ruled.rule, {**found["oof"], **_interval_of(ruled.score)}
     solution = setup.source().solution(setup.data)

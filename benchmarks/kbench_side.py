@@ -44,12 +44,13 @@ def main() -> None:
 
     import kbench
     from kbench.commands.ensemble import EnsembleOptions, ensemble
-    from kbench.commands.fold_job import TrainOptions, prepare_fold
-    from kbench.commands.predicting import predict_rows
-    from kbench.commands.runs import prepare_run
-    from kbench.commands.setup import Choice, open_setup
+    from kbench.commands.predict import predict_rows
+    from kbench.runs.experiment import open_setup
+    from kbench.runs.fold_job import TrainOptions, prepare_fold
+    from kbench.runs.run import prepare_run
     from kbench.training.events import Epoch
     from kbench.training.fold import train_fold
+    from kbench.workspace import Choice
 
     choice = Choice("dogcat")
     setup = open_setup(choice)

@@ -1,5 +1,7 @@
 """`python -m kbench`."""
 
-from kbench.cli import script
+from __future__ import annotations
+
+from kbench.cli.app import script
 
 script()

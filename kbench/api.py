@@ -18,31 +18,39 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kbench.commands import parts
-from kbench.commands.predict import checkpoints, member_of
-from kbench.commands.rules import any_out_of_fold, score_run
-from kbench.commands.runs import open_run_setup, run_paths
-from kbench.commands.samples import epoch_draws, label_text, resize_of, shown_images, stage_named, training_rows
-from kbench.commands.score import require_folds, trained_folds
-from kbench.commands.score_maps import MapsOutOfFold, masks_out_of_fold
-from kbench.commands.setup import Choice, Setup, open_setup
-from kbench.commands.single import predict_images
-from kbench.commands.tensors import Item, TensorDataset, given
-from kbench.commands.view_stack import ViewStack, view_stack
-from kbench.config import Competition
+from kbench.config.competition import Competition
 from kbench.data import seeds
-from kbench.data.cache import Images
-from kbench.data.folds import Folds
-from kbench.data.tables import Table
+from kbench.data.folds.folds import Folds
+from kbench.data.images.cache import Images
+from kbench.data.table.table import Table
 from kbench.errors import ConfigError, PredictionError, nearest
-from kbench.inference.mask_set import MaskSet
-from kbench.inference.predict import Member
+from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
+from kbench.inference.row_pass import Member
 from kbench.models.checkpoint import Checkpoint
-from kbench.models.precision import choose_device
+from kbench.models.device import choose_device
 from kbench.report.sheets import Group, Tile, sheet
-from kbench.training.context import Plan
-from kbench.workspace import RunPaths
+from kbench.runs import parts
+from kbench.runs.blend import any_out_of_fold, score_run
+from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.members import checkpoints
+from kbench.runs.out_of_fold import MapsOutOfFold, masks_out_of_fold, require_folds, trained_folds
+from kbench.runs.predict import ViewStack, member_of, view_stack
+from kbench.runs.run import open_run_setup, run_paths
+from kbench.runs.shown_images import (
+    Item,
+    TensorDataset,
+    epoch_draws,
+    given,
+    label_text,
+    resize_of,
+    shown_images,
+    stage_named,
+    training_rows,
+)
+from kbench.runs.single_images import predict_images
+from kbench.training.fold_context import Plan
+from kbench.workspace import Choice, RunPaths
 
 Role = Literal["train", "valid", "fix", "aug", "test", "test_aug"]
 ROLES = {

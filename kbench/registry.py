@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import importlib.util
 import inspect
 import json
@@ -33,41 +32,37 @@ from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 from kbench.errors import ConfigError, KbenchError, Problem, nearest
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "source": ("kbench.sources.embedded", "kbench.sources.local", "kbench.sources.kaggle"),
-    "layout": ("kbench.data.layouts",),
-    "reader": ("kbench.data.images",),
-    "mask": ("kbench.data.masks", "kbench.data.mask_layers", "kbench.data.mask_runs"),
-    "fold strategy": ("kbench.data.fold_strategies", "kbench.data.fold_blocks"),
-    "augmentation": ("kbench.data.augment", "kbench.data.strong_augment"),
-    "crop": ("kbench.data.crops", "kbench.data.native_crops"),
+    "source": ("kbench.sources.embedded", "kbench.sources.local", "kbench.sources.kaggle.client"),
+    "layout": ("kbench.data.table.layouts",),
+    "reader": ("kbench.data.images.readers",),
+    "mask": ("kbench.data.masks.kinds", "kbench.data.masks.run_length_csv"),
+    "fold strategy": ("kbench.data.folds.strategies", "kbench.data.folds.video_blocks"),
+    "augmentation": ("kbench.data.images.augment",),
+    "crop": ("kbench.data.images.crops",),
     "sampler": ("kbench.data.samplers",),
     "metric": ("kbench.metrics",),
-    "model": ("kbench.models.classifier", "kbench.models.segmenter", "kbench.models.unets"),
+    "model": ("kbench.models.classifier", "kbench.models.segmenter", "kbench.models.signate_unet"),
     "schedule": ("kbench.training.schedules",),
     "optimizer": ("kbench.training.optimizers",),
     "loss": (
-        "kbench.training.losses",
-        "kbench.training.regression_losses",
-        "kbench.training.region_losses",
-        "kbench.training.sum_loss",
+        "kbench.training.losses.per_target",
+        "kbench.training.losses.regression",
+        "kbench.training.losses.regions",
     ),
-    "recipe": ("kbench.training.recipes",),
-    "step": ("kbench.training.step",),
+    "recipe": ("kbench.config.recipes",),
+    "step": ("kbench.training.update",),
     "mix": ("kbench.training.mix",),
     "views": ("kbench.inference.views",),
     "windows": ("kbench.inference.windows",),
     "combiner": ("kbench.ensemble.combiners",),
     "decision": ("kbench.ensemble.decisions",),
-    "postprocess": ("kbench.ensemble.postprocess",),
+    "postprocess": ("kbench.ensemble.mask_rules",),
     "format": (
-        "kbench.submission.probabilities",
-        "kbench.submission.label",
-        "kbench.submission.single_probability",
-        "kbench.submission.tags",
-        "kbench.submission.value",
-        "kbench.submission.rle",
-        "kbench.submission.runs_json",
-        "kbench.submission.mask_zip",
+        "kbench.submission.formats.probabilities",
+        "kbench.submission.formats.labels",
+        "kbench.submission.formats.run_lengths",
+        "kbench.submission.formats.runs_json",
+        "kbench.submission.formats.mask_zip",
     ),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kbench.data.cache import Resize
+from kbench.data.images.cache import Resize
 
 
 def drawn(rows: int, *, size: tuple[int, int] = (10, 12), channels: int = 3, dtype: Any = np.uint8) -> np.ndarray:

@@ -38,6 +38,6 @@ def _command(words: tuple[str, ...], cwd: str, env: dict[str, str], out: str, er
     if "OMP_NUM_THREADS" in env:  # which PyTorch reads when it is loaded
         sys.modules["torch"].set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.argv = ["kbench", *words]
-    from kbench.cli import script
+    from kbench.cli.app import script
 
     script()

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from pictures import drawn, write_images
 
-from kbench.commands.fold_job import TrainOptions
-from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train
+from kbench.runs.experiment import open_setup
+from kbench.runs.fold_job import TrainOptions
+from kbench.workspace import Choice
 
 ROWS, TEST = 48, 10
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import toy
 
-from kbench.ensemble.stack import Stack
-from kbench.metrics import make_metric
+from kbench.ensemble.average import Stack
+from kbench.metrics.metric import make_metric
 
 METRICS = {"single_label": "log_loss", "multi_label": "f2_samples", "regression": "rmse"}
 

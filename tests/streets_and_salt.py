@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from kbench.data.rle import CONVENTIONS, encode
+from kbench.data.masks.run_lengths import CONVENTIONS, encode
 
 Size = tuple[int, int]
 

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 
 import kbench
 from kbench.commands.ensemble import EnsembleOptions, ensemble
-from kbench.commands.setup import Choice
-from kbench.commands.single import predict_files
+from kbench.commands.predict import predict_files
 from kbench.errors import ConfigError, DataError, FoldError, PredictionError
+from kbench.workspace import Choice
 
 TASKS = ["classes", "labels", "numbers"]
 

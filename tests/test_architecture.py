@@ -12,22 +12,20 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from kbench import registry
 
-ROOT = Path(__file__).parents[1]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted((ROOT / "kbench").rglob("*.py"))
 }
 ORDER = (
-    "__main__", "cli", "cli_data", "cli_base", "api", "console", "commands", "report", "orchestrate", "submission",
-    "ensemble", "training",
-    "inference", "models", "data", "metrics", "sources",
-    "documents", "merging", "binding", "config", "consistency", "registry", "workspace", "yaml12",
-    "files", "machine", "tasks", "errors",
+    "__main__", "cli", "commands", "api", "report", "runs", "submission", "training", "ensemble", "inference", "models",
+    "drafting", "data", "metrics", "config", "sources", "console", "registry", "workspace", "files", "machine", "tasks",
+    "errors",
 )  # fmt: skip
-GROUND = ORDER[ORDER.index("documents") :]
+GROUND = ORDER[ORDER.index("config") :]
 UPWARDS = {  # who may look up, and why
     ("commands", "console"): "a command says what it does",
     ("orchestrate", "console"): "the table of running folds is live",
@@ -231,7 +229,7 @@ def test_only_the_workspace_names_the_files_of_a_run() -> None:
 def test_only_one_module_imports_the_client_of_kaggle() -> None:
     assert [
         f"{module}: {name}"
-        for module in others("kbench.sources.kaggle")
+        for module in others("kbench.sources.kaggle.client")
         for name in imported(module)
         if name.split(".")[0] in ("kaggle", "kagglesdk")
     ] == []
@@ -263,7 +261,7 @@ def test_what_only_looks_loads_nothing_heavy(words: str, tmp_path: Path) -> None
 import os, sys, json
 os.chdir({str(tmp_path)!r})
 sys.argv = ["kbench", *{words.split()!r}]
-from kbench.cli import main
+from kbench.cli.app import main
 try:
     main()
 except SystemExit as end:
@@ -287,7 +285,7 @@ def test_the_ground_floor_loads_neither_numpy_nor_torch() -> None:
 
 def test_torch_is_loaded_only_where_tensors_are() -> None:
     light = {"sources", "metrics", "ensemble", "submission"}
-    with_tensors = {"kbench.data.dataset", "kbench.data.seeds", "kbench.data.whole"}
+    with_tensors = {"kbench.data.dataset", "kbench.data.seeds", "kbench.data.whole_images"}
     names = [name for name in MODULES if wing(name) in light or (wing(name) == "data" and name not in with_tensors)]
     code = f"import sys, {', '.join(names)}; print([name for name in ('torch', 'timm') if name in sys.modules])"
     assert run(code) == "[]\n"

@@ -15,9 +15,9 @@ from results import Diary, Entry, forget
 from sklearn.metrics import log_loss
 from turns import Side
 
-from kbench.data.tables import Table
+from kbench.data.table.table import Table
 from kbench.ensemble.bootstrap import Interval
-from kbench.metrics import make_metric
+from kbench.metrics.metric import make_metric
 
 BENCHMARKS = Path(bench_fastai.__file__).parent
 COUNTING = """

@@ -18,19 +18,19 @@ import pytest
 import torch
 
 from kbench import registry
-from kbench.data.crops import Geometry
-from kbench.data.folds import Cut, make_folds
-from kbench.data.tables import Table
-from kbench.ensemble.stack import Stack
-from kbench.inference.mask_set import MaskSet
+from kbench.data.folds.folds import Cut, make_folds
+from kbench.data.images.crops import Geometry
+from kbench.data.table.table import Table
+from kbench.ensemble.average import Stack
+from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.inference.views import PLAIN
-from kbench.metrics import make_metric
-from kbench.models.groups import layer_groups
+from kbench.metrics.metric import make_metric
+from kbench.models.layer_groups import layer_groups
 from kbench.registry import Part
 from kbench.submission.check import check_submission, write_submission
 from kbench.tasks import is_dense
-from kbench.training.losses import LossSum
+from kbench.training.losses.per_target import LossSum
 
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a default
     ("source", "local"): {"path": "files"},

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = ROOT / "docs"
 
 
 def cells(path: Path) -> list[dict]:

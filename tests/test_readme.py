@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import typer.main
 import yaml
+from places import ROOT
 
-from kbench import documents
-from kbench.cli import app
-from kbench.config import Competition
+from kbench.cli.app import app
+from kbench.config import reading, yaml12
+from kbench.config.competition import Competition
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TYPED = sorted({match.strip() for match in re.findall(r"(?:^|`|&& )kbench ([a-z][^`#\n&]*)", README, re.MULTILINE)})
@@ -35,7 +34,7 @@ def test_the_readme_names_the_make_targets_there_are():
 def test_the_yaml_of_the_readme_is_a_competition():
     shown = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert shown is not None
-    content = documents.with_stage_defaults(documents.parse_yaml(shown.group(1), name="README.md"))
+    content = reading.with_stage_defaults(yaml12.parse_yaml(shown.group(1), name="README.md"))
     competition = Competition.model_validate(content)
     assert list(competition.stages) == ["head", "all"]
     assert yaml.safe_load(shown.group(1))["task"] == competition.task

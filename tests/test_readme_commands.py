@@ -14,7 +14,7 @@ import yaml
 from test_readme import README, TYPED
 from typer.testing import CliRunner
 
-from kbench.cli import app
+from kbench.cli.app import app
 
 pytestmark = pytest.mark.slow
 

@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from places import ROOT
 
 from kbench import files
-from kbench.commands.dry_build import part_problems
 from kbench.commands.workspace import schema, shipped, write_schema
-from kbench.config import Competition, Section
-from kbench.documents import dump_yaml, load_competition, parse_yaml, read_yaml, validate
+from kbench.config.competition import Competition, Section
+from kbench.config.reading import load_competition, read_yaml, validate
+from kbench.config.yaml12 import dump_yaml, parse_yaml
 from kbench.errors import ConfigError
+from kbench.runs.trial_build import part_problems
 from kbench.workspace import Workspace
 
-HERE = Workspace(Path(__file__).parents[1])
+HERE = Workspace(ROOT)
 YAMLS = sorted(HERE.competitions.rglob("*.yaml"))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import processes
 import pytest
+from places import SHARED
 from results import RECIPES, SETS, at_hand, make_workspace
 
-DATA = (Path(__file__).parents[1] / ".." / "shared" / "data").resolve()
+DATA = SHARED
 pytestmark = pytest.mark.slow
 
 

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbench import files
-from kbench.commands.choice import choose
 from kbench.errors import ConfigError, DataError
-from kbench.workspace import RunPaths, Workspace, check_name, find_workspace
+from kbench.workspace import RunPaths, Workspace, check_name, choose, find_workspace
 
 
 def add(workspace: Workspace, *names: str) -> None:

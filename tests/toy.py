@@ -14,11 +14,11 @@ from torch import nn
 
 from kbench import registry
 from kbench.data.dataset import Show
-from kbench.data.normalise import Scale
-from kbench.data.tables import Table
+from kbench.data.images.normalise import Scale
+from kbench.data.table.table import Table
 from kbench.inference.activations import Activations, Source, activations
-from kbench.training.context import FoldContext, Log, Plan
-from kbench.training.recipe import RangeTest, StagePlan
+from kbench.training.fold_context import FoldContext, Log, Plan
+from kbench.training.stage_plan import RangeTest, StagePlan
 from kbench.workspace import FoldPaths
 
 CPU = torch.device("cpu")

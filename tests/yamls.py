@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kbench.documents import parse_yaml
+from kbench.config.yaml12 import parse_yaml
 
 DIGITS = """
 title: Handwritten digits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kbench.data.cache import cache_entries, clear_cache
+from kbench.data.images.cache import cache_entries, clear_cache
 from kbench.workspace import find_workspace
 
 

@@ -8,16 +8,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from kbench import console
-from kbench.commands.choice import Choice, choose
-from kbench.commands.dry_build import part_problems
-from kbench.commands.rates import batch_warnings, plan_rows
-from kbench.commands.setup import Setup, mask_kind, open_setup, size_reader
-from kbench.data.frames import texts
-from kbench.data.listings import list_images
-from kbench.data.mask_cache import mask_problems, sizes_of
-from kbench.data.tables import Table
-from kbench.data.verify import unreadable_images
-from kbench.documents import load_competition, read_document
+from kbench.config.reading import load_competition, read_document
+from kbench.data.masks.cache import mask_problems, sizes_of
+from kbench.data.table.csv_files import texts
+from kbench.data.table.image_files import list_images
+from kbench.data.table.table import Table
+from kbench.data.table.verify import unreadable_images
 from kbench.errors import (
     ConfigError,
     KbenchError,
@@ -31,10 +27,13 @@ from kbench.errors import (
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
+from kbench.runs.experiment import Setup, mask_kind, open_setup, size_reader
+from kbench.runs.rates import batch_warnings, plan_rows
+from kbench.runs.trial_build import part_problems
 from kbench.submission.check import check_submission, part_of, read_sample
-from kbench.submission.formats import id_column
+from kbench.submission.formats.base import id_column
 from kbench.tasks import is_dense
-from kbench.workspace import Workspace, find_workspace
+from kbench.workspace import Choice, Workspace, choose, find_workspace
 
 _Found = TypeVar("_Found")
 _FEW = 1000  # rows a submission is tried on

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-from kbench.models.precision import choose_device, choose_precision
-from kbench.sources import signin
+from kbench.models.device import choose_device, choose_precision
+from kbench.sources.kaggle import signin
 from kbench.workspace import find_workspace
 
 
@@ -24,7 +24,7 @@ def doctor(*, online: bool) -> dict[str, Any]:
     ]  # fmt: skip
     findings = signin.diagnose()
     if online and not any(finding.level == "error" for finding in findings):
-        from kbench.sources.kaggle import KaggleClient
+        from kbench.sources.kaggle.client import KaggleClient
 
         findings = [*findings, *KaggleClient().probe()]
     rows += [{"level": finding.level, "what": finding.what, "todo": finding.todo} for finding in findings]

@@ -8,27 +8,32 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kbench import console, files
-from kbench.commands.blending import (
+from kbench.errors import ConfigError, PredictionError
+from kbench.runs.blend import (
+    Asked,
     Blend,
+    MapRun,
     RunPart,
+    Sent,
     blend_fitted,
     blend_plain,
     combiner_name,
     is_plain,
+    masks_of_runs,
+    open_map_run,
+    predict_blend,
     recipe_of,
+    rule_of_runs,
     setup_of_all,
 )
-from kbench.commands.ensemble_maps import MapRun, masks_of_runs, open_map_run, rule_of_runs
-from kbench.commands.predict import checkpoints
-from kbench.commands.runs import commit, open_run_setup
-from kbench.commands.score import out_of_fold, require_folds
-from kbench.commands.sent import Asked, Sent, predict_blend
-from kbench.commands.setup import Choice, Setup
-from kbench.errors import ConfigError, PredictionError
+from kbench.runs.experiment import Setup
+from kbench.runs.members import checkpoints
+from kbench.runs.out_of_fold import out_of_fold, require_folds
+from kbench.runs.run import commit, open_run_setup
 from kbench.submission.check import read_sample, write_submission
 from kbench.submission.ledger import Lineage, free_name, new_entry
 from kbench.tasks import is_dense
-from kbench.workspace import RunPaths
+from kbench.workspace import Choice, RunPaths
 
 _MIXED = "mixed folds: a plain mean without a score"
 

@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 
 from kbench import console, files
-from kbench.commands import parts
-from kbench.commands.inspect_masks import draw_masks, mask_balance
-from kbench.commands.samples import epoch_draws, epoch_rows, file_images, label_text, shown_images, stage_named
-from kbench.commands.setup import Choice, Setup, open_setup
-from kbench.config import Stage
+from kbench.config.competition import Stage
 from kbench.data.dataset import Draw, cut
-from kbench.data.folds import describe
-from kbench.data.tables import Table
-from kbench.data.verify import ImageReport, look_at_images
+from kbench.data.folds.folds import describe
+from kbench.data.table.table import Table
+from kbench.data.table.verify import ImageReport, look_at_images
 from kbench.machine import cores
 from kbench.report import balance
+from kbench.report.curves import StageRates, draw_stages
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render
-from kbench.report.plan import StageRates, draw_stages
+from kbench.report.segments import draw_masks, mask_balance
 from kbench.report.sheets import Group, Tile, draw_sheet
+from kbench.runs import parts
+from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.shown_images import epoch_draws, epoch_rows, file_images, label_text, shown_images, stage_named
 from kbench.tasks import SEGMENTATION
-from kbench.training.recipe import StagePlan
 from kbench.training.schedules import curve
+from kbench.training.stage_plan import StagePlan
+from kbench.workspace import Choice
 
 _AUGMENTED = 5  # draws shown of each sample
 _TRIED = 1000  # rows among which one of every class is looked for

@@ -9,19 +9,19 @@ import torch
 from torch import nn
 
 from kbench import console
-from kbench.commands import parts
-from kbench.commands.fold_job import TrainOptions, prepare_fold
-from kbench.commands.predict import kept_snapshots
-from kbench.commands.runs import identity, run_paths
-from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.data import seeds
 from kbench.errors import ConfigError, nearest
 from kbench.models.checkpoint import load_strict, snapshot_tensors
 from kbench.report.curves import draw_lr_find
+from kbench.runs import parts
+from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.fold_job import TrainOptions, prepare_fold
+from kbench.runs.members import kept_snapshots
+from kbench.runs.run import identity, run_paths
 from kbench.training.fold import load_end, restore, state_of
 from kbench.training.resume import Progress, load_resume
 from kbench.training.stage import range_test
-from kbench.workspace import RunPaths
+from kbench.workspace import Choice, RunPaths
 
 
 def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dict[str, Any]:

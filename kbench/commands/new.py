@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kbench import console, files, registry
-from kbench.data.draft import draft
+from kbench.drafting.draft import draft
 from kbench.errors import ConfigError
-from kbench.sources.competition import slug_of
+from kbench.sources.kaggle.competition import slug_of
 from kbench.workspace import Workspace, find_workspace
 
 

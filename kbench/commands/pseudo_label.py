@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kbench.commands.predict import members_of, predict_test
-from kbench.commands.predict_maps import rows_of_test
-from kbench.commands.pseudo_rows import place_of
-from kbench.commands.runs import commit, open_run_setup
-from kbench.commands.score import require_folds
-from kbench.commands.setup import PSEUDO, Choice, Setup
-from kbench.ensemble import pseudo
+from kbench.ensemble import pseudo_labels
 from kbench.ensemble.average import ensemble_run
-from kbench.ensemble.pseudo import Chosen, Sure
+from kbench.ensemble.pseudo_labels import Chosen, Sure
+from kbench.runs.experiment import PSEUDO, Setup
+from kbench.runs.fold_job import place_of
+from kbench.runs.members import members_of
+from kbench.runs.out_of_fold import require_folds
+from kbench.runs.predict import predict_test, rows_of_test
+from kbench.runs.run import commit, open_run_setup
 from kbench.tasks import is_dense
-from kbench.workspace import RunPaths
+from kbench.workspace import Choice, RunPaths
 
 
 def pseudo_label(choice: Choice, *, sure: Sure, name: str | None = None, device: str = "auto") -> dict[str, Any]:
@@ -36,7 +36,7 @@ def pseudo_label(choice: Choice, *, sure: Sure, name: str | None = None, device:
         PredictionError: no fold is trained.
     """
     setup, paths, identity = open_run_setup(choice)
-    pseudo.check_task(setup.competition.task)
+    pseudo_labels.check_task(setup.competition.task)
     folds = require_folds(paths, identity)
     name = name or PSEUDO
     places: dict[str, Sequence[int]] = {place_of(fold): [fold] for fold in folds}
@@ -44,7 +44,7 @@ def pseudo_label(choice: Choice, *, sure: Sure, name: str | None = None, device:
     if not is_dense(setup.competition.task):
         predict_test(setup, paths, identity, folds, device)
     path = paths.pseudo(name)
-    said = pseudo.write_pseudo(
+    said = pseudo_labels.write_pseudo(
         path,
         {place: _rows(setup, paths, identity, some, sure, device=device) for place, some in places.items()},
         names=setup.train.target_names, task=setup.competition.task, sure=sure,
@@ -66,7 +66,7 @@ def _rows(
     if is_dense(setup.competition.task):
         part = rows_of_test(setup, paths, identity, folds, device, part=f"test of fold {', '.join(map(str, folds))}")
         maps = ((str(name), row.maps) for name, row in zip(part.ids, part.rows_again(), strict=True))
-        yield from pseudo.chosen_masks(maps, sure, task=setup.competition.task)
+        yield from pseudo_labels.chosen_masks(maps, sure, task=setup.competition.task)
         return
     members = {fold: members_of(setup, paths, identity, fold, "test") for fold in folds}
-    yield from pseudo.chosen_rows(ensemble_run(members, mean=setup.competition.ensemble.mean), sure)
+    yield from pseudo_labels.chosen_rows(ensemble_run(members, mean=setup.competition.ensemble.mean), sure)

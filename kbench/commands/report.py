@@ -13,23 +13,22 @@ from typing import Any
 import numpy as np
 
 from kbench import files
-from kbench.commands import mistakes, report_maps
-from kbench.commands.judging import decided, decision_of, plain_snapshots, snapshots_of, what_members_add
-from kbench.commands.look import Look, ReportOptions
-from kbench.commands.predict import members_of, predict_test
-from kbench.commands.rates import found_rates
-from kbench.commands.rules import any_out_of_fold
-from kbench.commands.runs import open_run_setup
-from kbench.commands.score_maps import MapsOutOfFold
-from kbench.commands.setup import Choice, Setup
-from kbench.commands.trial_grades import grader
 from kbench.ensemble.average import ensemble_run
 from kbench.ensemble.combiners import mean as plain_mean
 from kbench.ensemble.nested import Recipe, decided_by_part
 from kbench.errors import ConfigError
-from kbench.report import growth
-from kbench.report.folds import draw_range_tests, draw_training, read_epochs
+from kbench.report import chapters_masks, chapters_rows, curves
+from kbench.report.curves import draw_range_tests, draw_training, read_epochs
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render, shown
+from kbench.report.subject import Look, ReportOptions, grader
+from kbench.runs.blend import any_out_of_fold
+from kbench.runs.experiment import Setup
+from kbench.runs.members import members_of
+from kbench.runs.out_of_fold import MapsOutOfFold, decided, decision_of, plain_snapshots, snapshots_of, what_members_add
+from kbench.runs.predict import predict_test
+from kbench.runs.rates import found_rates
+from kbench.runs.run import open_run_setup
+from kbench.workspace import Choice
 
 
 def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
@@ -53,16 +52,16 @@ def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
     look = Look(setup, paths, identity, oof, options, [])
     found: dict[str, Any] = {"run": paths.name, "score": oof.score}
     if isinstance(oof, MapsOutOfFold):
-        sections = report_maps.sections(look, oof, found)
+        sections = chapters_masks.sections(look, oof, found)
         page = files.write_text(paths.report, render(_page(look, [sections[0], _training(look, found), *sections[1:]])))
         return {**found, "page": str(page), "files": look.written}
     sections = [
         _members(look, found),
         _training(look, found),
-        mistakes.confusions(look),
-        mistakes.classes(look, found),
-        mistakes.slices(look, found),
-        mistakes.sheets(look),
+        chapters_rows.confusions(look),
+        chapters_rows.classes(look, found),
+        chapters_rows.slices(look, found),
+        chapters_rows.sheets(look),
     ]
     page = files.write_text(paths.report, render(_page(look, sections)))
     return {**found, "page": str(page), "files": look.written}
@@ -111,25 +110,25 @@ def _members(look: Look, found: dict[str, Any]) -> Section:
             "Folds", "Made of somebody else's predictions: there are no snapshots to look into.", shown_parts
         )
     members = snapshots_of(look.setup, look.paths, look.identity, look.folds, "oof")
-    judge = growth.Judge(
+    judge = curves.Judge(
         look.metric, look.oof.table, look.groups, look.setup.competition.ensemble.mean, partial(_decided, look)
     )
     found["members"] = look.oof.score["table"]
-    found["growth"] = growth.growing(judge, members) if growth.member_names(members) else []
+    found["growth"] = curves.growing(judge, members) if curves.member_names(members) else []
     found["adds"] = what_members_add(look.setup, members, look.oof.table)
     caption = "score of each snapshot alone and of their mean"
     if look.setup.competition.ensemble.decision is not None:
         caption += ", decided by what the other folds found; at_best: by what the fold itself would like best"
     shown_parts.append(look.grid(found["members"], "members.csv", caption))
     if found["growth"]:
-        path = growth.draw_growth(found["growth"], look.metric, look.place("growth.png"))
+        path = curves.draw_growth(found["growth"], look.metric, look.place("growth.png"))
         shown_parts.append(look.picture(path, "the ensemble growing from its last snapshot"))
         shown_parts.append(look.grid(found["growth"], "growth.csv", "the same as numbers"))
     if found["adds"]:
         shown_parts.append(look.grid(found["adds"], "adds.csv", "what each snapshot adds to the mean of the others"))
     if look.options.views and found["growth"]:
         plain = plain_snapshots(look.setup, look.paths, look.identity, look.folds, device=look.options.device)
-        found["views"] = growth.view_gains(judge, plain, members)
+        found["views"] = curves.view_gains(judge, plain, members)
         shown_parts.append(look.grid(found["views"], "views.csv", "what snapshots and views add, step by step"))
     if look.options.solution:
         found["test"] = _graded(look)

@@ -8,21 +8,22 @@ from typing import Any
 import numpy as np
 
 from kbench import files
-from kbench.commands.fold_job import TrainOptions
-from kbench.commands.predict import fold_mean, members_of, predict_test
-from kbench.commands.predict_maps import masks_of, rows_of_test
-from kbench.commands.rules import untuned_rule
-from kbench.commands.runs import prepare_run, run_name
-from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train_one
-from kbench.config import Competition
-from kbench.consistency import stage_of
-from kbench.data.frames import texts
-from kbench.inference.mask_set import MaskSet
+from kbench.config.competition import Competition
+from kbench.config.rules import stage_of
+from kbench.data.table.csv_files import texts
+from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
+from kbench.runs.blend import untuned_rule
+from kbench.runs.experiment import open_setup
+from kbench.runs.fold_job import TrainOptions
+from kbench.runs.members import members_of
+from kbench.runs.predict import fold_mean, masks_of, predict_test, rows_of_test
+from kbench.runs.run import prepare_run, run_name
 from kbench.submission.check import part_of, read_sample, write_submission
-from kbench.submission.formats import id_column
+from kbench.submission.formats.base import id_column
 from kbench.tasks import is_dense
+from kbench.workspace import Choice
 
 _BATCHES = 2
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from kbench import console
-from kbench.commands import parts
-from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.errors import KbenchError, ServiceError, SubmissionError, UnknownOutcome, counted
+from kbench.runs import parts
+from kbench.runs.experiment import Setup, open_setup
 from kbench.sources import Receipt, Source
 from kbench.submission.check import check_submission, read_sample
 from kbench.submission.grading import grade
@@ -22,6 +22,7 @@ from kbench.submission.ledger import (
     read_ledger,
     update_entry,
 )
+from kbench.workspace import Choice
 
 _STATUS: dict[str, Status] = {"pending": "sent", "complete": "complete", "error": "error"}
 

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 
 from kbench import console, files
-from kbench.commands import parts
-from kbench.commands.dry_build import part_problems
-from kbench.commands.fold_job import TrainOptions
-from kbench.commands.rules import any_out_of_fold
-from kbench.commands.runs import FREE, open_run_setup, run_name
-from kbench.commands.score import OutOfFold, trained_folds
-from kbench.commands.score_maps import MapsOutOfFold
-from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.commands.train import train, wanted_folds
-from kbench.data.tables import Table
-from kbench.documents import parse_yaml
+from kbench.config.yaml12 import parse_yaml
+from kbench.data.table.table import Table
 from kbench.ensemble.average import aligned
 from kbench.ensemble.bootstrap import paired
 from kbench.errors import ConfigError, Problem, TrainingError, as_problems, raise_all
-from kbench.metrics.dense import truth_of
+from kbench.metrics.maps import truth_of
+from kbench.runs import parts
+from kbench.runs.blend import any_out_of_fold
+from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.fold_job import TrainOptions
+from kbench.runs.out_of_fold import MapsOutOfFold, OutOfFold, trained_folds
+from kbench.runs.run import FREE, open_run_setup, run_name
+from kbench.runs.trial_build import part_problems
+from kbench.workspace import Choice
 
 _FACTS = ("score", "low", "high", "spread", "gain", "gain_low", "gain_high")
 

@@ -9,20 +9,19 @@ from typing import Any
 import torch
 
 from kbench import console, files
-from kbench.commands.fold_job import FULL, FoldJob, TrainOptions, prepare_fold, use_threads
-from kbench.commands.predict import predict_out_of_fold, score_of_fold
-from kbench.commands.predict_maps import rows_of_fold
-from kbench.commands.rates import batch_warnings, found_rates, on_activations, rate_notes
-from kbench.commands.runs import prepare_run
-from kbench.commands.score_maps import score_of_maps
-from kbench.commands.setup import Setup
 from kbench.errors import ConfigError, TrainingError
-from kbench.orchestrate import FoldCommand, end_with_parent, run_commands, visible_gpus
 from kbench.report.curves import draw_fold, draw_lr_finds
+from kbench.runs.experiment import Setup
+from kbench.runs.fold_job import FULL, FoldJob, TrainOptions, prepare_fold, use_threads
+from kbench.runs.fold_processes import FoldCommand, end_with_parent, run_commands, visible_gpus
+from kbench.runs.out_of_fold import score_of_fold, score_of_maps
+from kbench.runs.predict import predict_out_of_fold, rows_of_fold
+from kbench.runs.rates import batch_warnings, found_rates, on_activations, rate_notes
+from kbench.runs.run import prepare_run
 from kbench.tasks import is_dense
-from kbench.training.context import Plan
 from kbench.training.events import Epoch, Note
 from kbench.training.fold import clear, state_of, train_fold
+from kbench.training.fold_context import Plan
 from kbench.workspace import FoldPaths, RunPaths
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kbench import files, registry
-from kbench.commands.choice import Choice, current
-from kbench.config import Competition
+from kbench.config.competition import Competition
 from kbench.errors import ConfigError, nearest
-from kbench.workspace import Workspace, find_workspace
+from kbench.workspace import Choice, Workspace, current, find_workspace
 
 
 def init(folder: str) -> Path:

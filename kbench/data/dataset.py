@@ -16,9 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kbench.data import seeds
-from kbench.data.augment import NO_AUGMENTATION, Augmentation
-from kbench.data.cache import Images
-from kbench.data.crops import Crop, Geometry, Size, before_turns, warp
+from kbench.data.images.augment import NO_AUGMENTATION, Augmentation
+from kbench.data.images.cache import Images
+from kbench.data.images.crops import Crop, Geometry, Size, before_turns, warp
 from kbench.errors import DataError, KbenchError
 from kbench.machine import cores
 

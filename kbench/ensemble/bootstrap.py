@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kbench.errors import DataError
-from kbench.metrics import Metric, Rows
+from kbench.metrics.metric import Metric, Rows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,9 +17,9 @@ from functools import partial
 
 import numpy as np
 
-from kbench.ensemble.stack import Stack
+from kbench.ensemble.average import Stack
 from kbench.errors import ConfigError, check_number
-from kbench.metrics import Metric, make_metric
+from kbench.metrics.metric import Metric, make_metric
 from kbench.registry import get, register
 
 _STEPS = 500  # of the solver's second half; it ends when it is within _GAP of the optimum

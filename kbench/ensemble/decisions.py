@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from kbench.errors import ConfigError, check_number, first_names
-from kbench.metrics import Metric, Rows, row_mean
+from kbench.metrics.metric import Metric, Rows, row_mean
 from kbench.registry import register
 
 Found = dict[str, Any]

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from kbench.ensemble.average import Stack, ranked_by_fold
 from kbench.ensemble.bootstrap import Interval, contrasts, interval
 from kbench.ensemble.combiners import Combiner
 from kbench.ensemble.decisions import Decision
-from kbench.ensemble.stack import Stack, ranked_by_fold
 from kbench.errors import PredictionError, first_names
-from kbench.metrics import Metric, Rows
+from kbench.metrics.metric import Metric, Rows
 
 _DRAWS = 1000  # of a bootstrap that is reported
 _TRIAL_DRAWS = 200  # of one that decides about a member

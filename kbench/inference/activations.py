@@ -24,12 +24,11 @@ from torch import nn
 
 from kbench import files
 from kbench.data import seeds
-from kbench.data.cache import Images, Progress, Resize, Rows, content_key
 from kbench.data.dataset import Batch, Draw, ImageDataset, Loader, Normalise, Show, cut
-from kbench.models.folding import folded
-from kbench.models.memory import in_parts
-from kbench.models.precision import Precision, autocast
-from kbench.models.split import Split, body_digest, check_split
+from kbench.data.images.cache import Images, Progress, Resize, Rows, content_key
+from kbench.models.batchnorm_folding import folded
+from kbench.models.device import Precision, autocast, in_parts
+from kbench.models.layer_groups import Split, body_digest, check_split
 
 _VERSION = 2  # of what a key stands for; raise it when features of equal keys change
 

@@ -3,6 +3,8 @@
 A store is a file of compressed blobs with an index, the ids, what each reading of the pass was worth image by image
 (`metrics/dense.py`), and a JSON with checksums that is written last. Probabilities are kept as 8 bits, target units
 of a dense regression as float32.
+
+Masks of many rows: what a segmentation predicts and sends, read one row at a time.
 """
 
 from __future__ import annotations
@@ -17,8 +19,42 @@ import numpy as np
 
 from kbench import files
 from kbench.errors import PredictionError
-from kbench.inference.mask_set import MaskSet
 from kbench.tasks import SEGMENTATION, exclusive
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """Predicted class masks by id; only the row that is asked for is in memory.
+
+    Attributes:
+        ids: [N] text, unique and sorted.
+        names: K class names.
+        task: `segmentation` or `multi_label_segmentation`.
+        source: where they come from.
+        read: row -> [H, W] uint8 class index where classes exclude one another (two classes or more), else
+            [K, H, W] uint8 0 or 1.
+    """
+
+    ids: np.ndarray
+    names: tuple[str, ...]
+    task: str
+    source: dict[str, Any]
+    read: Callable[[int], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Return the mask of a row."""
+        return self.read(row)
+
+    def layers(self, row: int) -> np.ndarray:
+        """Return [K, H, W] bool, one layer per class."""
+        mask = self.read(row)
+        if exclusive(self.task, len(self.names)):
+            return np.asarray(mask[None] == np.arange(len(self.names))[:, None, None])
+        return mask.astype(bool)
+
 
 _FAST = 1  # zlib level: masks shrink a hundredfold, and a photograph's maps by half, at 100 MB/s and more
 

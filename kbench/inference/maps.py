@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from kbench.inference.views import View
 from kbench.inference.windows import Model, Windows
-from kbench.models.memory import in_parts
+from kbench.models.device import Precision, autocast, in_parts
 from kbench.models.outputs import probabilities
-from kbench.models.precision import Precision, autocast
 
 SMALLEST = 1e-12  # probabilities are clipped here before a logarithm
 

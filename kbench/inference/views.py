@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from kbench.data.crops import Crop, Size, Window, centred
+from kbench.data.images.crops import Crop, Size, Window, centred
 from kbench.errors import ConfigError, check_number
 from kbench.registry import register
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from kbench.data.crops import Size
+from kbench.data.images.crops import Size
 from kbench.errors import ConfigError, check_number
-from kbench.models.padding import padded
+from kbench.models.segmenter import padded
 from kbench.registry import register
 from kbench.tasks import exclusive
 

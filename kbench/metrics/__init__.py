@@ -24,7 +24,8 @@ predictions counts, so that members of an ensemble may be averaged by their rank
 
 from __future__ import annotations
 
-from kbench.metrics import classification, dense, regression, segmentation
+from kbench.metrics import classification, regression, segmentation
+from kbench.metrics import maps as dense
 from kbench.metrics.metric import Metric, Rows, make_metric, mean_of_known, ranks, row_mean
 
 __all__ = [

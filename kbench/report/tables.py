@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from kbench import files
-from kbench.data.tables import Table
+from kbench.data.table.table import Table
 from kbench.ensemble.bootstrap import interval
 from kbench.errors import DataError
-from kbench.metrics import Metric
 from kbench.metrics.classification import binary_auc
+from kbench.metrics.metric import Metric
 from kbench.report.confusion import confusion_matrix, label_confusion
 
 _MOST_VALUES = 20  # slices of a column; more become ranges, or the rest

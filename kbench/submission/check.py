@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from kbench import files
-from kbench.data.frames import read_frame, texts
+from kbench.data.table.csv_files import read_frame, texts
 from kbench.errors import Problem, SubmissionError, first_names, nearest
-from kbench.submission.files_of_masks import keys_of, names_in
-from kbench.submission.formats import Format, id_column, near_id, refuse, target_columns
+from kbench.submission.formats.base import Format, id_column, near_id, refuse, target_columns
+from kbench.submission.formats.mask_cells import keys_of, names_in
 
 
 def read_sample(path: Path) -> pd.DataFrame:

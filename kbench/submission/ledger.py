@@ -22,7 +22,7 @@ import numpy as np
 
 from kbench import files
 from kbench.errors import DataError, SubmissionError
-from kbench.metrics import ranks
+from kbench.metrics.metric import ranks
 
 Status = Literal["written", "sending", "sent", "complete", "error", "unknown"]
 _MOVES: dict[str, tuple[str, ...]] = {

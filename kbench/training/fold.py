@@ -17,12 +17,12 @@ from kbench import files
 from kbench.data import seeds
 from kbench.errors import CheckpointError, Diverged
 from kbench.models.checkpoint import Tensors, read_body, read_tensors, write_tensors
-from kbench.models.split import HEAD, head_state, is_split
-from kbench.training.context import FoldContext
+from kbench.models.layer_groups import HEAD, head_state, is_split
 from kbench.training.events import Event, Note
-from kbench.training.recipe import StagePlan
+from kbench.training.fold_context import FoldContext
 from kbench.training.resume import Progress, clear_resume, load_resume, part
 from kbench.training.stage import run_stage
+from kbench.training.stage_plan import StagePlan
 from kbench.workspace import FoldPaths
 
 

@@ -10,22 +10,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 
 from kbench.data import seeds
 from kbench.data.dataset import Batch, Draw
 from kbench.errors import Diverged
-from kbench.models.folding import folded
-from kbench.models.groups import train_mode
-from kbench.models.memory import in_parts
-from kbench.models.outputs import dense_target, probabilities
-from kbench.models.precision import Precision, autocast
+from kbench.models.device import Precision, autocast
+from kbench.models.layer_groups import train_mode
+from kbench.models.outputs import dense_target
 from kbench.tasks import is_dense
-from kbench.training.losses import Loss, LossSum
+from kbench.training.losses.per_target import LossSum
 from kbench.training.optimizers import apply_schedule
 from kbench.training.schedules import Schedule
 from kbench.training.update import Learner, Rules, update
@@ -203,34 +199,6 @@ def train_epoch(
         loss = update(learner, ready, rules=rules, seed=seeds.number(seeds.STEP, *key, step))
         images = sum(len(part) for part, _ in ready)
         yield Update(step, rate, images, loss, waited, time.perf_counter() - started)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, feed: Feed, batches: Sequence[Sequence[Draw]], *, loss: Loss, precision: Precision, task: str
-) -> tuple[float, np.ndarray]:
-    """Judge a model on planned batches.
-
-    All predictions are held in memory, since a metric may need them at once.
-
-    Returns:
-        The mean loss over valid targets, and [N, K, ...] float32 probabilities (target units for regression) in
-        the order of the plan.
-    """
-    model.eval()
-    total, count = 0.0, 0.0
-    parts: list[np.ndarray] = []
-    for batch in feed.load(batches):
-        images = feed.seen(feed.normalise(batch.images[0].to(feed.device, non_blocking=True)))
-        if not parts:
-            model = folded(model, images)
-        assert batch.target is not None, "validation rows have targets"
-        logits = in_parts(partial(logits_in, model, feed.device, precision), [images])
-        found = loss(logits.float(), batch.target.to(feed.device))
-        total += float(found.total)
-        count += float(found.count)
-        parts.append(probabilities(logits, task).cpu().numpy())
-    return (total / count if count else 0.0), np.concatenate(parts)
 
 
 def logits_in(model: nn.Module, device: torch.device, precision: Precision, batch: list[torch.Tensor]) -> torch.Tensor:

@@ -20,24 +20,21 @@ from kbench.data import seeds
 from kbench.data.dataset import ImageDataset, Loader, Normalise
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
 from kbench.models.checkpoint import Tensors
-from kbench.models.groups import chosen, freeze_but, layer_groups, train_mode
-from kbench.models.memory import free_memory
-from kbench.models.precision import Precision, choose_precision, place, usable_precision
-from kbench.models.split import trains_head_alone
+from kbench.models.device import Precision, choose_precision, free_memory, place, usable_precision
+from kbench.models.layer_groups import chosen, freeze_but, layer_groups, train_mode, trains_head_alone
 from kbench.tasks import is_dense
-from kbench.training.context import FoldContext
-from kbench.training.draws import REFIT_EPOCH, Draws
+from kbench.training.batches import REFIT_EPOCH, Draws
 from kbench.training.events import Epoch, Event, Note
-from kbench.training.judging import Judging, judge_maps
-from kbench.training.keeping import Keeper
-from kbench.training.loop import Feed, Meter, Update, diverged, evaluate, train_epoch
-from kbench.training.lr_curve import LRCurve
-from kbench.training.lr_finder import find_lr
+from kbench.training.fold_context import FoldContext
+from kbench.training.loop import Feed, Meter, Update, diverged, train_epoch
+from kbench.training.lr_finder import LRCurve, find_lr
 from kbench.training.optimizers import normalised, per_group, spread
-from kbench.training.recipe import StagePlan
 from kbench.training.resume import Progress, part, restore_learner
-from kbench.training.telling import announce, loader_verdict
+from kbench.training.snapshots import Keeper
+from kbench.training.stage_notes import announce, loader_verdict
+from kbench.training.stage_plan import StagePlan
 from kbench.training.update import Learner, Rules, average_of
+from kbench.training.validation import Judging, evaluate, judge_maps
 
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute

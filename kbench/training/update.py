@@ -2,24 +2,43 @@
 
 The gradient is that of sum(totals) / sum(counts) over the update's batches, however they are cut: accumulated
 batches, a last partial group, targets that do not count, or micro-batches halved because memory ran out.
+
+What one update computes: from a batch to a loss.
+
+A step is a registered factory; what it returns is called as `step(model, images, target, loss) -> LossSum`
+with normalised images [B, C, H, W]. To add one (distillation, auxiliary heads), write a factory here or in a
+plug-in with `@register("step")`; it is given the whole model, also in stages where the head alone learns, whose frozen
+body otherwise runs apart.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from kbench.errors import TrainingError
-from kbench.models.groups import has_batch_norm
-from kbench.models.memory import out_of_memory
-from kbench.models.precision import Precision, autocast
-from kbench.training.losses import Loss, LossSum
-from kbench.training.step import Step
+from kbench.models.device import Precision, autocast, out_of_memory
+from kbench.models.layer_groups import has_batch_norm
+from kbench.registry import register
+from kbench.training.losses.per_target import Loss, LossSum
+
+Step = Callable[[nn.Module, torch.Tensor, torch.Tensor, Loss], LossSum]
+
+
+@register("step")
+def supervised() -> Step:
+    """Compare the model's logits with the target."""
+
+    def step(model: nn.Module, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> LossSum:
+        return loss(model(images), target)
+
+    return step
+
 
 logger = logging.getLogger(__name__)
 Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]

@@ -12,17 +12,17 @@ import pandas as pd
 import pytest
 from small_runs import ROWS, TEST, written
 
-from kbench.cli import app
+from kbench.cli.app import app
 from kbench.commands.ensemble import EnsembleOptions, blend_of, ensemble, open_part
-from kbench.commands.fold_job import TrainOptions
-from kbench.commands.foreign import import_run
-from kbench.commands.runs import open_run_setup
-from kbench.commands.score import out_of_fold
-from kbench.commands.score_maps import mean_of
-from kbench.commands.setup import Choice, open_setup
+from kbench.commands.import_run import import_run
 from kbench.commands.train import train
 from kbench.errors import ConfigError, PredictionError
-from kbench.metrics import make_metric
+from kbench.metrics.metric import make_metric
+from kbench.runs.experiment import open_setup
+from kbench.runs.fold_job import TrainOptions
+from kbench.runs.out_of_fold import mean_of, out_of_fold
+from kbench.runs.run import open_run_setup
+from kbench.workspace import Choice
 
 COLUMNS = {"classes": ["left", "right"], "labels": ["bright", "left", "right"], "numbers": ["level", "width"]}
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from streets_and_salt import NAMES, SIGNATE, write_street
 
-from kbench.commands.choice import Choice
-from kbench.commands.data import folds
-from kbench.workspace import Workspace
+from kbench.commands.folds import folds
+from kbench.workspace import Choice, Workspace
 
 YAML = """
 task: segmentation

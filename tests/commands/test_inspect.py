@@ -7,8 +7,9 @@ import cv2
 import pytest
 
 from kbench.commands.inspect import inspect, updates_per_epoch
-from kbench.commands.setup import Choice, open_setup
 from kbench.errors import FoldError
+from kbench.runs.experiment import open_setup
+from kbench.workspace import Choice
 
 TASKS = ("classes", "labels", "numbers")
 

@@ -10,13 +10,13 @@ import small_runs
 import torch
 
 from kbench.commands import lr_find as command
-from kbench.commands.fold_job import TrainOptions
-from kbench.commands.runs import identity, run_paths
-from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train
 from kbench.models.checkpoint import read_tensors
+from kbench.runs.experiment import open_setup
+from kbench.runs.fold_job import TrainOptions
+from kbench.runs.run import identity, run_paths
 from kbench.training.resume import Progress, save_resume
-from kbench.workspace import FoldPaths
+from kbench.workspace import Choice, FoldPaths
 
 LR = ("stages.first.lr=0.02",)
 

@@ -12,14 +12,15 @@ import small_runs
 import kbench
 from kbench.commands.cache import cache
 from kbench.commands.check import check
-from kbench.commands.fold_job import TrainOptions
-from kbench.commands.predict import predict_test
-from kbench.commands.runs import open_run_setup
-from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train
 from kbench.errors import ConfigError
 from kbench.inference import activations as module
 from kbench.inference.predictions import load
+from kbench.runs.experiment import open_setup
+from kbench.runs.fold_job import TrainOptions
+from kbench.runs.predict import predict_test
+from kbench.runs.run import open_run_setup
+from kbench.workspace import Choice
 
 STAGES = (
     "stages.all=null", "stages.first.precompute=true", "train.augment=none", "stages.first.keep=[cycles]",

@@ -12,16 +12,18 @@ from small_runs import written
 
 from kbench import console, files
 from kbench.commands.ensemble import EnsembleOptions, ensemble
-from kbench.commands.fold_job import TrainOptions, prepare_fold
-from kbench.commands.predict import members_of, predict_test
 from kbench.commands.pseudo_label import pseudo_label
-from kbench.commands.rules import score_run
-from kbench.commands.runs import identity, run_paths
-from kbench.commands.setup import Choice, open_setup
 from kbench.commands.train import train
 from kbench.ensemble.average import ensemble_run
-from kbench.ensemble.pseudo import Sure, chosen_rows
+from kbench.ensemble.pseudo_labels import Sure, chosen_rows
 from kbench.errors import ConfigError, DataError
+from kbench.runs.blend import score_run
+from kbench.runs.experiment import open_setup
+from kbench.runs.fold_job import TrainOptions, prepare_fold
+from kbench.runs.members import members_of
+from kbench.runs.predict import predict_test
+from kbench.runs.run import identity, run_paths
+from kbench.workspace import Choice
 
 CPU = TrainOptions(device="cpu")
 LOOSE = Sure(0.501)
@@ -176,7 +178,7 @@ def test_sure_pixels_of_test_images_train_and_the_others_are_ignored(
     context = prepare_fold(second, run_paths(second), identity(second), 1, CPU).context
     extra = [row for row in context.train_rows if context.table.ids[row].startswith("pseudo/")]
     assert len(extra) == 4
-    from kbench.training.context import KEEP
+    from kbench.training.fold_context import KEEP
 
     assert context.masks is not None
     images, masks = context.images(KEEP), context.masks(KEEP)

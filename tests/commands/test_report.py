@@ -9,12 +9,13 @@ import cv2
 import pandas as pd
 import pytest
 
-from kbench.commands.look import ReportOptions
 from kbench.commands.report import report
-from kbench.commands.runs import open_run_setup
-from kbench.commands.score import out_of_fold
-from kbench.commands.setup import Choice, label_threshold, open_setup
 from kbench.errors import ConfigError, PredictionError
+from kbench.report.subject import ReportOptions
+from kbench.runs.experiment import label_threshold, open_setup
+from kbench.runs.out_of_fold import out_of_fold
+from kbench.runs.run import open_run_setup
+from kbench.workspace import Choice
 
 DRAWN = {
     "classes": {"confusion.png", "confusion-shares.png", "most-uncertain.png", "random-incorrect.png"},

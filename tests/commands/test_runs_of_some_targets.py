@@ -12,14 +12,15 @@ from small_runs import written
 
 from kbench.commands.check import check
 from kbench.commands.ensemble import EnsembleOptions, ensemble
-from kbench.commands.fold_job import TrainOptions
-from kbench.commands.foreign import import_run
-from kbench.commands.runs import open_run_setup
-from kbench.commands.score import out_of_fold
-from kbench.commands.setup import Choice, open_setup
+from kbench.commands.import_run import import_run
 from kbench.commands.smoke import smoke
 from kbench.commands.train import train
 from kbench.errors import KbenchError, PredictionError
+from kbench.runs.experiment import open_setup
+from kbench.runs.fold_job import TrainOptions
+from kbench.runs.out_of_fold import out_of_fold
+from kbench.runs.run import open_run_setup
+from kbench.workspace import Choice
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from kbench.cli import app
-from kbench.commands.rates import batch_warnings, found_rates, on_activations, plan_rows, rate_notes
-from kbench.commands.runs import open_run_setup
-from kbench.commands.setup import Choice, open_setup
-from kbench.commands.single import most_likely
+from kbench.cli.app import app
+from kbench.commands.predict import most_likely
+from kbench.runs.experiment import open_setup
+from kbench.runs.rates import batch_warnings, found_rates, on_activations, plan_rows, rate_notes
+from kbench.runs.run import open_run_setup
+from kbench.workspace import Choice
 
 
 def ask(workspace: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> str:

@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from kbench import files
-from kbench.cli import app
-from kbench.commands.fold_job import TrainOptions
-from kbench.commands.setup import Choice
+from kbench.cli.app import app
 from kbench.commands.sweep import sweep
 from kbench.errors import ConfigError, FoldError
+from kbench.runs.fold_job import TrainOptions
+from kbench.workspace import Choice
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 CPU = TrainOptions(device="cpu")

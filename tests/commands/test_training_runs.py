@@ -11,20 +11,21 @@ import pytest
 import torch
 
 from kbench import files
-from kbench.commands import parts
-from kbench.commands.fold_job import TrainOptions, prepare_fold
 from kbench.commands.lr_find import lr_find
-from kbench.commands.parts import build_stages
-from kbench.commands.predict import checkpoints, members_of, predict_out_of_fold, predict_test
-from kbench.commands.runs import identity, run_paths
-from kbench.commands.setup import Choice, Setup, open_setup
 from kbench.commands.smoke import smoke
 from kbench.commands.train import train
 from kbench.errors import ConfigError, KbenchError, TrainingError
 from kbench.inference.predictions import load
 from kbench.models.checkpoint import read_checkpoint
+from kbench.runs import parts
+from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.fold_job import TrainOptions, prepare_fold
+from kbench.runs.members import checkpoints, members_of
+from kbench.runs.parts import build_stages
+from kbench.runs.predict import predict_out_of_fold, predict_test
+from kbench.runs.run import identity, run_paths
 from kbench.training.fold import state_of
-from kbench.workspace import FoldPaths
+from kbench.workspace import Choice, FoldPaths
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 CPU = TrainOptions(device="cpu")

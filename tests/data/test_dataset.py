@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pictures import ArrayImages, drawn, write_images
 
 from kbench import registry
-from kbench.data.augment import Augmentation
-from kbench.data.cache import DirectImages, Resize
-from kbench.data.crops import Geometry, centre, random, squash
 from kbench.data.dataset import Draw, ImageDataset, Loader, Show, auto_workers, cut
-from kbench.data.images import image
+from kbench.data.images.augment import Augmentation
+from kbench.data.images.cache import DirectImages, Resize
+from kbench.data.images.crops import Geometry, centre, random, squash
+from kbench.data.images.readers import image
 from kbench.errors import DataError, KbenchError
 
 pytestmark = [

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT, SHARED
 from streets_and_salt import NAMES, write_salt, write_street
 
 from kbench.commands.check import check
-from kbench.commands.choice import Choice
-from kbench.commands.setup import open_setup
-from kbench.workspace import Workspace
+from kbench.runs.experiment import open_setup
+from kbench.workspace import Choice, Workspace
 
-HERE = Path(__file__).parents[2] / "competitions"
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+HERE = ROOT / "competitions"
 
 
 def shipped(workspace: Workspace, name: str) -> Choice:

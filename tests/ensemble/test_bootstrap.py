@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kbench.data.tables import Table
+from kbench.data.table.table import Table
 from kbench.ensemble import bootstrap
 from kbench.ensemble.bootstrap import interval, paired
 from kbench.errors import DataError
-from kbench.metrics import Metric, make_metric
+from kbench.metrics.metric import Metric, make_metric
 
 
 def binary(n: int = 300, seed: int = 0) -> tuple[Table, np.ndarray]:

@@ -10,12 +10,11 @@ from scipy.optimize import minimize
 from stacks import stack
 
 from kbench import registry
-from kbench.ensemble.average import average
+from kbench.ensemble.average import Stack, average, ranked, ranked_by_fold, stack_members
 from kbench.ensemble.combiners import Combiner
-from kbench.ensemble.stack import Stack, ranked, ranked_by_fold, stack_members
 from kbench.errors import ConfigError, PredictionError
 from kbench.inference.predictions import Predictions
-from kbench.metrics import make_metric
+from kbench.metrics.metric import make_metric
 
 TASKS = ["single_label", "multi_label", "regression"]
 noises = st.lists(st.floats(0.1, 5), min_size=1, max_size=5).map(tuple)

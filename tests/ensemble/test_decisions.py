@@ -13,7 +13,7 @@ from stacks import stack
 from kbench import registry
 from kbench.ensemble.decisions import Decision
 from kbench.errors import ConfigError
-from kbench.metrics import Metric, make_metric
+from kbench.metrics.metric import Metric, make_metric
 
 laws = settings(max_examples=20, deadline=None)
 PLANET = {"low": 0.17, "high": 0.23, "step": 0.01}

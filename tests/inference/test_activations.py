@@ -14,14 +14,14 @@ from pictures import drawn, write_images
 from torch import nn
 
 from kbench.data import seeds
-from kbench.data.augment import side_on
-from kbench.data.cache import DirectImages, Resize, cache_entries, clear_cache
-from kbench.data.crops import centre, squash
 from kbench.data.dataset import Draw, Normalise, Show, cut
-from kbench.data.images import image
+from kbench.data.images.augment import side_on
+from kbench.data.images.cache import DirectImages, Resize, cache_entries, clear_cache
+from kbench.data.images.crops import centre, squash
+from kbench.data.images.readers import image
 from kbench.errors import ConfigError
 from kbench.inference.activations import Drawn, RowLoader, Seen, Source, activations
-from kbench.models.split import body_digest, is_split
+from kbench.models.layer_groups import body_digest, is_split
 
 ROWS = 9
 SCALE = {"scale": 1 / 255, "mean": [0.5] * 3, "std": [0.25] * 3}

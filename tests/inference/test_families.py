@@ -16,11 +16,11 @@ from pictures import ArrayImages, drawn
 from torch import nn
 
 from kbench import registry
-from kbench.data.crops import random
-from kbench.inference.predict import Job, Member, predict
+from kbench.data.images.crops import random
 from kbench.inference.predictions import load
+from kbench.inference.row_pass import Job, Member, predict
 from kbench.inference.views import PLAIN, View, is_plain
-from kbench.models.split import body_digest
+from kbench.models.layer_groups import body_digest
 
 ROWS = 11
 TRIED = 2  # looks at one image while batch norms are folded: before and after

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 from standin import StandIn, environment
 
-from kbench.sources.competition import KaggleCompetition
-from kbench.sources.kaggle import kaggle
+from kbench.sources.kaggle.client import kaggle
+from kbench.sources.kaggle.competition import KaggleCompetition
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from streets_and_salt import salt
 
-from kbench.data.rle import CONVENTIONS, encode
+from kbench.data.masks.run_lengths import CONVENTIONS, encode
 
 BREEDS = 120
 TAGS = ("agriculture", "clear", "cloudy", "primary", "road", "water")

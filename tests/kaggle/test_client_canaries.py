@@ -9,7 +9,7 @@ import sys
 import pytest
 from standin import environment
 
-from kbench.sources import signin
+from kbench.sources.kaggle import signin
 
 LOCAL_HTTP = {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "NO_PROXY": "", "HTTPS_PROXY": "http://127.0.0.1:9"}
 

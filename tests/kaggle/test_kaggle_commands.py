@@ -18,15 +18,15 @@ import numpy as np
 import pandas as pd
 import processes
 import pytest
+from places import ROOT
 from standin import KEY, SIGNATURE, TOKEN, Fault, StandIn, environment
 
 from kbench import cli
-from kbench.sources import sending
+from kbench.sources.service import send
 from kbench.submission.check import read_sample
 from kbench.submission.ledger import Entry, Lineage, new_entry, read_ledger, update_entry
 from kbench.workspace import Workspace
 
-ROOT = Path(__file__).parents[2]
 SECRETS = (KEY, TOKEN, SIGNATURE, "wrong-token", "Basic ", "Bearer ")
 
 YAML = """
@@ -200,7 +200,7 @@ def test_an_upload_that_fails_leaves_the_submission_unsent(entry, images, standi
 @pytest.fixture
 def lost(entry, images, standin, kbench, monkeypatch) -> Entry:
     """A submission whose answer was lost and which the service does not list."""
-    monkeypatch.setattr(sending, "LOOKS", (0.0,))
+    monkeypatch.setattr(send, "LOOKS", (0.0,))
     standin.plan("CreateSubmission", Fault(reset=True))
     done = kbench("submit", code=3)
     assert "whether it counted is not known" in done.err
@@ -240,7 +240,7 @@ def test_sending_again_looks_first(lost, images, standin, kbench):
 
 
 def test_a_lost_answer_that_was_accepted_is_found_at_once(entry, images, standin, kbench, monkeypatch):
-    monkeypatch.setattr(sending, "LOOKS", (0.0,))
+    monkeypatch.setattr(send, "LOOKS", (0.0,))
     standin.plan("CreateSubmission", Fault(reset=True, done=True))
     kbench("submit", "--no-wait")
     assert (ledger(images)["first"].status, ledger(images)["first"].ref) == ("sent", "4000")

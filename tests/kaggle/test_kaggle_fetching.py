@@ -9,8 +9,8 @@ from standin import Fault
 
 from kbench.errors import ConfigError, DataError, KbenchError, ServiceError, SourceError
 from kbench.sources import Fetched
-from kbench.sources.kaggle import kaggle
-from kbench.sources.manifest import Manifest
+from kbench.sources.kaggle.client import kaggle
+from kbench.sources.service.manifest import Manifest
 
 
 def zipped(**members: bytes) -> bytes:

@@ -16,7 +16,7 @@ CUTS = 20
 FETCH = """
 import hashlib, resource, sys
 from pathlib import Path
-from kbench.sources.kaggle import kaggle
+from kbench.sources.kaggle.client import kaggle
 source = kaggle(slug="tiny-images", _sleep=lambda seconds: None)
 source.about()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

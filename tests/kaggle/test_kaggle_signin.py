@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from standin import KEY, TOKEN, Fault, environment
 
-from kbench.sources import signin
+from kbench.sources.kaggle import signin
 
 pytestmark = pytest.mark.slow  # the real client against the stand-in, a second and more for a few of them
 
 PROBE = """
 import sys
 from kbench.errors import KbenchError
-from kbench.sources.kaggle import kaggle
+from kbench.sources.kaggle.client import kaggle
 source = kaggle(slug="tiny-images", _sleep=lambda s: None, _timeouts=(10.0, float(sys.argv[1])))
 try:
     print(source.about().title, file=sys.stderr)

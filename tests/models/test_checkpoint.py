@@ -12,23 +12,24 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import SHARED
 from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 from torch import nn
 
 from kbench import files
 from kbench.errors import CheckpointError, DataError
-from kbench.models.checkpoint import (
+from kbench.models.checkpoint import (  # fmt: skip
     load_pretrained,
     load_strict,
     read_checkpoint,
     read_tensors,
     save_checkpoint,
     write_tensors,
-)  # fmt: skip
+)
 from kbench.models.classifier import timm_classifier
 
-MOBILENET = Path(__file__).parents[2] / "../shared/data/weights/mobilenetv2_100.safetensors"
+MOBILENET = SHARED / "weights/mobilenetv2_100.safetensors"
 INFO = {"fold": 0, "stage": "head", "tag": "best", "training": "t"}
 
 

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from kbench.errors import CheckpointError, ConfigError
-from kbench.models.classifier import (
+from kbench.models.classifier import (  # fmt: skip
     Classifier,
     ConcatPool,
     backbone_statistics,
     check_backbone,
     concat_head,
     timm_classifier,
-)  # fmt: skip
+)
 
 pytestmark = [  # timm resizes tables of positions by means torch has since renamed
     pytest.mark.filterwarnings("ignore:torch.searchsorted:UserWarning"),

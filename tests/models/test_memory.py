@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbench.errors import PredictionError
-from kbench.models.memory import in_parts, out_of_memory
+from kbench.models.device import in_parts, out_of_memory
 
 
 def doubled(most: int, seen: list[int] | None = None):

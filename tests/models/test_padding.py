@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kbench.models.padding import padded
+from kbench.models.segmenter import padded
 
 SIDES = st.integers(1, 12)
 

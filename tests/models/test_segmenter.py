@@ -8,16 +8,17 @@ import pytest
 import segmentation_models_pytorch
 import timm
 import torch
+from places import SHARED
 from safetensors.torch import save_file
 from torch import nn
 
 from kbench import registry
 from kbench.errors import CheckpointError, ConfigError
 from kbench.models.checkpoint import load_pretrained, read_tensors
-from kbench.models.groups import layer_groups
+from kbench.models.layer_groups import layer_groups
 from kbench.models.segmenter import Segmenter, smp
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "weights" / "mobilenetv2_100.safetensors"
+SHARED = SHARED / "weights" / "mobilenetv2_100.safetensors"
 DECODERS = sorted(set(segmentation_models_pytorch.MODEL_ARCHITECTURES_MAPPING))
 SMALL = {"unet": [16, 16, 8, 8, 8], "unetplusplus": [16, 16, 8, 8, 8], "manet": [64, 64, 64, 64, 16]}
 pytestmark = [

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kbench.data.tables import Table
-from kbench.inference.mask_set import MaskSet
-from kbench.metrics import make_metric
-from kbench.metrics.pixels import image_counts
+from kbench.data.table.table import Table
+from kbench.inference.map_store import MaskSet
+from kbench.metrics.maps import image_counts
+from kbench.metrics.metric import make_metric
 from kbench.report import segments
 from kbench.report.confusion import draw_confusion
 

@@ -15,8 +15,9 @@ import pytest
 from forged_zips import Entry, forge
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
-from kbench import files
+from kbench import files, sources
 from kbench.errors import DataError, KbenchError
 from kbench.sources import archive
 
@@ -25,7 +26,7 @@ def quiet(what: str, done: int, total: int) -> None:
     pass
 
 
-def unpack(zipped: Path, target: Path, **options: object) -> archive.Fetched:
+def unpack(zipped: Path, target: Path, **options: object) -> sources.Fetched:
     return archive.unpack(zipped, target, progress=quiet, **options)  # type: ignore[arg-type]
 
 
@@ -386,7 +387,7 @@ unpack(Path(sys.argv[1]), Path(sys.argv[2]), progress=die)
 def test_after_a_kill_the_same_call_ends_with_the_same_files(tmp_path: Path) -> None:
     contents = {f"{n}": os.urandom(100) for n in range(600)}
     zipped, target = make_zip(tmp_path / "all.zip", contents), tmp_path / "data" / "out"
-    killed = subprocess.run([sys.executable, "-c", KILLED, zipped, target], cwd=Path(__file__).parents[2])
+    killed = subprocess.run([sys.executable, "-c", KILLED, zipped, target], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     assert not target.exists()
     assert (tmp_path / "data" / ".tmp-out").exists()

@@ -10,7 +10,7 @@ import pytest
 from kbench import registry
 from kbench.errors import SubmissionError
 from kbench.submission.check import check_submission, find_problems, read_sample, write_submission
-from kbench.submission.formats import Format
+from kbench.submission.formats.base import Format
 
 SAMPLE = pd.DataFrame({"id": ["03", "1", "2"], "cat": [0.5] * 3, "dog": [0.5] * 3})
 GOOD = pd.DataFrame({"id": ["03", "1", "2"], "cat": [0.1, 0.25, 1.0], "dog": [0.9, 0.75, 0.0]})

@@ -10,9 +10,9 @@ import pytest
 from kbench import registry
 from kbench.errors import DataError, SubmissionError
 from kbench.inference.predictions import Predictions
-from kbench.metrics import make_metric
+from kbench.metrics.metric import make_metric
 from kbench.submission.check import write_submission
-from kbench.submission.formats import Format
+from kbench.submission.formats.base import Format
 from kbench.submission.grading import Scores, grade
 
 IDS = ["10", "9", "0001", "b"]  # not in the order of sorted ids

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 
 import pytest
+from places import SHARED
 
 from kbench import registry
-from kbench.data.verify import look
-from kbench.metrics import make_metric
+from kbench.data.table.verify import look
+from kbench.metrics.metric import make_metric
 from kbench.submission.check import read_sample
 from kbench.submission.grading import grade
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+DATA = SHARED
 pytestmark = pytest.mark.skipif(not (DATA / "camvid").is_dir(), reason="the images of ../shared/data are not here")
 
 

@@ -12,11 +12,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from kbench.models.checkpoint import read_checkpoint, snapshot_tensors
-from kbench.training.averaging import WeightMean, refit_batch_norm
 from kbench.training.fold import begin, train_fold
 from kbench.training.optimizers import apply_schedule, normalised, sgd
-from kbench.training.recipe import StagePlan
 from kbench.training.schedules import sgdr
+from kbench.training.snapshots import WeightMean, refit_batch_norm
+from kbench.training.stage_plan import StagePlan
 from kbench.workspace import FoldPaths
 
 TRAINING = toy.IDENTITY["training"]

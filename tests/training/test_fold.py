@@ -16,16 +16,16 @@ import toy
 from pictures import ArrayImages, drawn
 
 from kbench import registry
-from kbench.commands.fold_job import full_stages
 from kbench.data import seeds
 from kbench.errors import CheckpointError, ConfigError, Diverged, TrainingError
-from kbench.metrics import make_metric
+from kbench.metrics.metric import make_metric
 from kbench.models.checkpoint import read_checkpoint, read_tensors
-from kbench.training.context import FoldContext, Plan
+from kbench.runs.fold_job import full_stages
 from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold import begin, clear, mark, state_of, train_fold
+from kbench.training.fold_context import FoldContext, Plan
 from kbench.training.loop import Update
-from kbench.training.recipe import StagePlan, for_full, kept_without_scores, with_limit
+from kbench.training.stage_plan import StagePlan, for_full, kept_without_scores, with_limit
 from kbench.workspace import FoldPaths, RunPaths
 
 TRAINING = toy.IDENTITY["training"]

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from small_runs import written
 
-from kbench.commands import parts
-from kbench.commands.setup import Choice, open_setup
 from kbench.data import seeds
 from kbench.data.dataset import Show
-from kbench.data.native_crops import native, whole
+from kbench.data.images.crops import native, whole
 from kbench.inference.views import Load, window_of
-from kbench.training.context import resize_before
-from kbench.training.recipe import StagePlan
+from kbench.runs import parts
+from kbench.runs.experiment import open_setup
+from kbench.training.fold_context import resize_before
+from kbench.training.stage_plan import StagePlan
+from kbench.workspace import Choice
 
 HEIGHT, WIDTH, SIZE = 60, 96, 24
 COVERED = HEIGHT / SIZE  # pixels of the image beside one another in what is shown

@@ -10,13 +10,14 @@ import toy
 from pictures import ArrayImages, drawn
 
 from kbench import registry
-from kbench.data.crops import centre
 from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
+from kbench.data.images.crops import centre
 from kbench.errors import TrainingError
-from kbench.models.groups import freeze_but, layer_groups
-from kbench.training.loop import Feed, Meter, Update, evaluate, train_epoch
-from kbench.training.losses import LossSum
+from kbench.models.layer_groups import freeze_but, layer_groups
+from kbench.training.loop import Feed, Meter, Update, train_epoch
+from kbench.training.losses.per_target import LossSum
 from kbench.training.update import Learner, Rules
+from kbench.training.validation import evaluate
 
 ROWS = 20
 

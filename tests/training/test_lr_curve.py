@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kbench.errors import ConfigError, TrainingError
-from kbench.training.lr_curve import LRCurve, Smoother, ramp, should_stop, shown, smooth, suggest, track_best
+from kbench.training.lr_finder import LRCurve, Smoother, ramp, should_stop, shown, smooth, suggest, track_best
 
 
 def rates(count: int = 100) -> np.ndarray:

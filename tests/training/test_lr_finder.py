@@ -11,17 +11,16 @@ import torch
 import toy
 from pictures import ArrayImages, drawn
 
-from kbench.data.crops import centre
 from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
+from kbench.data.images.crops import centre
 from kbench.errors import TrainingError
-from kbench.models.groups import freeze_but, layer_groups, train_mode
+from kbench.models.layer_groups import freeze_but, layer_groups, train_mode
 from kbench.training.loop import Feed
-from kbench.training.lr_curve import LRCurve, smooth
-from kbench.training.lr_finder import find_lr, untouched_random_state
+from kbench.training.lr_finder import LRCurve, find_lr, smooth, untouched_random_state
 from kbench.training.optimizers import spread
-from kbench.training.recipe import RangeTest
 from kbench.training.resume import Progress
 from kbench.training.stage import range_test
+from kbench.training.stage_plan import RangeTest
 from kbench.training.update import Rules
 
 RISE = RangeTest(steps=40, start=1e-4, end=1.0)

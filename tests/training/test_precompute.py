@@ -12,10 +12,10 @@ import torch
 import toy
 
 from kbench.models.checkpoint import read_checkpoint, read_tensors, snapshot_tensors
-from kbench.models.split import body_digest, body_state
+from kbench.models.layer_groups import body_digest, body_state
 from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold import begin, train_fold
-from kbench.training.recipe import RangeTest, StagePlan
+from kbench.training.stage_plan import RangeTest, StagePlan
 from kbench.workspace import FoldPaths
 
 ROWS = 28

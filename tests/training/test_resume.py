@@ -18,11 +18,11 @@ import toy
 from kbench import files
 from kbench.errors import KbenchError
 from kbench.models.checkpoint import read_checkpoint, read_tensors
-from kbench.training.context import TIMES
 from kbench.training.events import Note
 from kbench.training.fold import begin, state_of, train_fold
-from kbench.training.recipe import RangeTest, StagePlan
+from kbench.training.fold_context import TIMES
 from kbench.training.resume import Progress, load_resume, save_resume
+from kbench.training.stage_plan import RangeTest, StagePlan
 from kbench.workspace import FoldPaths
 
 TRAINING = toy.IDENTITY["training"]

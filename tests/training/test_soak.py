@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+SOAK = ROOT / "benchmarks" / "soak.py"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from toy import CPU, TinyNet
 
 from kbench import registry
 from kbench.errors import TrainingError
-from kbench.models.groups import freeze_but, layer_groups, train_mode
+from kbench.models.layer_groups import freeze_but, layer_groups, train_mode
 from kbench.training.update import Learner, Rules, average_of, update
 
 OPTIMIZERS = [("sgd", {"momentum": 0.9}), ("adamw", {}), ("adam", {})]

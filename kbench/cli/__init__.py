@@ -1,0 +1,8 @@
+"""The command line: one file for each part of the job; `app.py` holds what they share, `script` is the entry point."""
+
+from __future__ import annotations
+
+from kbench.cli import data, predicting, submitting, training, workspace
+from kbench.cli.app import app, main, script
+
+__all__ = ["app", "data", "main", "predicting", "script", "submitting", "training", "workspace"]

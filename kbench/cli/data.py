@@ -1,0 +1,185 @@
+"""What the user types to bring data, cut folds and look at both."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kbench.cli.app import Assign, Competition, Device, Experiment, Force, Json, Run, choose, command
+
+
+@command()
+def check(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    assign: Assign = None,
+    images: Annotated[bool, typer.Option("--images", help="Decode every image.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Check all YAMLs of the workspace.")] = False,
+    json: Json = False,
+) -> None:
+    """Check YAML, data and folds; every problem at once."""
+    from kbench import console
+    from kbench.commands.check import check as run_check
+
+    found = run_check(choose(competition, experiment, None, assign), images=images, every=every)
+    if json:
+        console.show_json(found)
+    else:
+        plan = found.pop("plan", [])
+        console.show_table([found] if not every else [{"checked": name} for name in found["checked"]])
+        console.show_table(plan, title="the recipe, with every default")
+        console.next_command("kbench train")
+
+
+@command()
+def new(
+    name: Annotated[str, typer.Argument(help="A Kaggle competition's slug or address; with --data any name.")],
+    data: Annotated[str | None, typer.Option("--data", help="A folder or zip you already have.")] = None,
+    solution: Annotated[str | None, typer.Option("--solution", help="A CSV of true targets, to grade here.")] = None,
+    force: Force = False,
+) -> None:
+    """Draft a competition's YAML from its files."""
+    from kbench import console
+    from kbench.commands.new import new as draft
+
+    found = draft(name, data=data, solution=solution, force=force)
+    console.wrote(found["file"])
+    for text in found["todo"]:
+        console.warn(text)
+    console.next_command(f"edit {found['file']}, then kbench check")
+
+
+@command()
+def download(
+    name: Annotated[str | None, typer.Argument(help="A competition; it becomes the current one.")] = None,
+    competition: Competition = None,
+    file: Annotated[list[str] | None, typer.Option("--file", help="Only these files; * and ? match.")] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Fetch a competition's files."""
+    from kbench import console
+    from kbench.commands.download import download as fetch
+
+    found = fetch(choose(name or competition), only=file or [], force=force)
+    if json:
+        console.show_json(found)
+    else:
+        console.result(
+            f"{found['files']:,} files, {found['bytes'] / 1e6:,.1f} MB, {found['new']:,} new: {found['folder']}"
+        )
+        console.next_command("kbench check, then kbench train")
+
+
+@command()
+def folds(
+    competition: Competition = None,
+    adopt: Annotated[str | None, typer.Option("--from", help="Adopt a fold file (CSV or JSON).")] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Cut the folds, or show them."""
+    from kbench import console
+    from kbench.commands.folds import folds as cut_folds
+
+    found = cut_folds(choose(competition), adopt=adopt, force=force)
+    if json:
+        console.show_json(found)
+        return
+    console.show_table(found["rows"], title=f"{found['strategy']}, hash {found['hash']}")
+    for text in found["warnings"]:
+        console.warn(text)
+    console.next_command("kbench train")
+
+
+@command()
+def inspect(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    fold: Annotated[int, typer.Option("--fold", help="Whose rates and augmented images are drawn.")] = 0,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Images per sheet of augmentations.")] = 6,
+    assign: Assign = None,
+    json: Json = False,
+) -> None:
+    """Look at the data and the recipe before training: balance, sizes, folds, rates, augmented images."""
+    from kbench import console
+    from kbench.commands.inspect import inspect as look_at
+
+    found = look_at(choose(competition, experiment, None, assign), fold=fold, samples=samples)
+    if json:
+        console.show_json(found)
+        return
+    keys = ("stage", "size", "lr", "schedule", "epochs", "updates", "batch", "members")
+    console.show_table(found["rows"], title="rows")
+    console.show_table(found["missing"], title="missing values")
+    console.show_table([{key: stage[key] for key in keys} for stage in found["stages"]], title="stages")
+    for text in found["warnings"]:
+        console.warn(text)
+    for file in [*found["files"], found["page"]]:
+        console.wrote(file)
+    console.next_command("kbench lr-find, then kbench train")
+
+
+@command()
+def report(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    run: Run = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Images per class of a sheet.")] = 4,
+    by_class: Annotated[
+        bool | None, typer.Option("--by-class/--overall", help="Sheets by class, or not; default: up to 20 classes.")
+    ] = None,
+    slice_: Annotated[list[str] | None, typer.Option("--slice", help="A metadata column; default: all.")] = None,
+    views: Annotated[
+        bool, typer.Option("--views", help="Also predict with the plain view alone, to see what the others add.")
+    ] = False,
+    solution: Annotated[
+        bool, typer.Option("--solution", help="Also grade folds one by one on the local solution.")
+    ] = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Draw what a run learned and where it errs; one page with everything."""
+    from kbench import console
+    from kbench.commands.report import report as write_report
+    from kbench.report.subject import ReportOptions
+
+    options = ReportOptions(
+        k=k, by_class=by_class, slices=tuple(slice_ or ()), views=views, solution=solution, device=device
+    )
+    found = write_report(choose(competition, experiment, run), options)
+    if json:
+        console.show_json(found)
+        return
+    console.show_table(found.get("growth", []), title=f"{found['run']}: {found['score']['metric']}, out of fold")
+    console.show_table(found.get("adds", []), title="what each member adds (larger is better)")
+    console.show_table(found.get("views", []), title="step by step (larger is better)")
+    console.show_table(found.get("test", []), title="graded on the local solution")
+    console.wrote(found["page"])
+    console.next_command("kbench ensemble")
+
+
+@command("pseudo-label")
+def pseudo_label(
+    run: Annotated[str, typer.Argument(help="The run whose snapshots label the test set.")],
+    competition: Competition = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="Probability from which on it is sure.")] = 0.9,
+    least: Annotated[float, typer.Option("--least", help="Share of pixels or labels that must be sure.")] = 0.5,
+    most: Annotated[int | None, typer.Option("--most", help="Rows at most, of single labels per class.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the labels.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Label the test rows a run is sure of, fold by fold, to train with."""
+    from kbench import console
+    from kbench.commands.pseudo_label import pseudo_label as label_rows
+    from kbench.ensemble.pseudo_labels import Sure
+
+    found = label_rows(choose(competition, None, run), sure=Sure(threshold, least, most), name=name, device=device)
+    if json:
+        console.show_json(found)
+        return
+    console.show_table(found["rows"])
+    console.wrote(found["file"])
+    console.next_command(f"`pseudo: {found['labels']}` in an experiment's YAML, then kbench train -e NAME")

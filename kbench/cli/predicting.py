@@ -1,0 +1,139 @@
+"""What the user types to score, predict and join runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command
+
+
+@command()
+def score(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    run: Run = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Score the rows a run did not train on: per fold, overall, with an interval."""
+    from kbench import console
+    from kbench.runs.blend import score_run
+    from kbench.runs.run import open_run_setup
+
+    setup, paths, identity = open_run_setup(choose(competition, experiment, run))
+    found = score_run(setup, paths, identity, device=device)
+    if json:
+        console.show_json(found)
+        return
+    rows = found.get("table") or [{"fold": fold, "mean": value} for fold, value in found["folds"].items()]
+    if "cv_mean" in found and len(rows) > 1:
+        rows = [*rows, {"fold": "mean", "rows": None, **found["cv_mean"]}]
+    console.show_table(rows, title=f"{found['run']}: {found['metric']}, {found['members']} members")
+    console.show_score(found, f"over {found['rows']:,} rows, spread of folds {found['spread']:.5f}")
+    console.next_command("kbench ensemble")
+
+
+@command()
+def ensemble(
+    runs: Annotated[list[str] | None, typer.Argument(help="Runs; default: the current experiment's.")] = None,
+    competition: Competition = None,
+    experiment: Experiment = None,
+    full: Annotated[bool, typer.Option("--full", help="Send models trained on all rows.")] = False,
+    require_all: Annotated[bool, typer.Option("--require-all", help="Untrained folds are an error.")] = False,
+    mixed_folds: Annotated[
+        bool, typer.Option("--mixed-folds", help="Let runs on other folds join a plain mean.")
+    ] = False,
+    weight: Annotated[list[float] | None, typer.Option("--weight", help="One per run.")] = None,
+    combine: Annotated[
+        str | None, typer.Option("--combine", help="mean, greedy, weights or rank; default: the YAML's.")
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Leave out members whose gain is inside the noise.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the submission.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Average folds, snapshots and views into a checked submission."""
+    from kbench import console
+    from kbench.commands.ensemble import EnsembleOptions
+    from kbench.commands.ensemble import ensemble as run_ensemble
+
+    chosen = EnsembleOptions(
+        full=full, require_all=require_all, mixed_folds=mixed_folds, name=name, device=device,
+        weights=tuple(weight) if weight else None, combine=combine, prune=prune,
+    )  # fmt: skip
+    found = run_ensemble(choose(competition, experiment), runs or [], chosen)
+    if json:
+        console.show_json(found)
+        return
+    console.show_table(found["gains"], title="what each member adds (larger is better; an interval around 0: chance)")
+    console.wrote(found["file"])
+    if found["score"] is not None:
+        console.show_score(found, f"out of fold, {found['members']} members")
+    for text in found["notes"]:
+        console.note(text)
+    console.next_command("kbench submit")
+
+
+@command()
+def predict(
+    images: Annotated[list[str] | None, typer.Argument(help="More images, after --image.")] = None,
+    competition: Competition = None,
+    experiment: Experiment = None,
+    run: Run = None,
+    data: Annotated[str | None, typer.Option("--data", help="A folder laid out like the competition's.")] = None,
+    image: Annotated[list[str] | None, typer.Option("--image", help="Image files to predict instead.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="The submission's file, with --data.")] = None,
+    device: Device = "auto",
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Predict the test set, the unseen rows of another folder, or single images."""
+    from kbench import console
+    from kbench.commands.predict import predict_rows
+
+    if image or images:
+        _show_images([*(image or ()), *(images or ())], choose(competition, experiment, run), device, json)
+        return
+    found = predict_rows(choose(competition, experiment, run), data=data, out=out, device=device, force=force)
+    if json:
+        console.show_json(found)
+        return
+    console.result(f"{found['rows']:,} rows, {found['members']} members")
+    if found["file"]:
+        console.wrote(found["file"])
+    else:
+        console.next_command("kbench ensemble")
+
+
+def _show_images(files: list[str], choice: Any, device: str, json: bool) -> None:
+    from kbench import console
+    from kbench.commands.predict import predict_files
+
+    found = predict_files(choice, files, device=device)
+    if json:
+        console.show_json({key: found[key] for key in ("run", "task", "rows")})
+    else:
+        console.show_table(found["words"])
+
+
+@command("import")
+def import_(
+    name: Annotated[str, typer.Argument(help="Name of the new run.")],
+    oof: Annotated[str, typer.Option("--oof", help="CSV of out-of-fold predictions.")],
+    test: Annotated[str, typer.Option("--test", help="CSV of test predictions.")],
+    competition: Competition = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Make a run of another team's predictions."""
+    from kbench import console
+    from kbench.commands.import_run import import_run
+
+    found = import_run(choose(competition), name, oof=oof, test=test, force=force)
+    if json:
+        console.show_json(found)
+        return
+    console.result(f"{found['run']}: {found['metric']} {found['score']:.5f} [{found['low']:.5f}, {found['high']:.5f}]")
+    console.next_command(f"kbench ensemble baseline-s0 {found['run']}")

@@ -1,0 +1,102 @@
+"""What the user types to send submissions, and to do the whole job at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kbench.cli.app import Assign, Competition, Device, Experiment, Jobs, Json, Run, choose, command
+
+
+@command()
+def submit(
+    file: Annotated[str | None, typer.Argument(help="A submission; default: the newest unsent one.")] = None,
+    competition: Competition = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
+    wait_s: Annotated[float, typer.Option("--wait-seconds", help="How long at most.")] = 900.0,
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Its outcome is unknown, and Kaggle's page does not list it: send again.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check a submission and send it, or grade it here."""
+    from kbench import console
+    from kbench.commands.submit import submit as run_submit
+
+    found = run_submit(choose(competition), file, wait=wait, wait_s=wait_s, resend=resend)
+    if json:
+        console.show_json(found)
+        return
+    shown = {key: found[key] for key in ("status", "metric", "cv", "low", "high", "public", "private", "gap")}
+    console.show_table([shown], title=found["file"])
+    if found.get("left") is not None:
+        console.note(f"submissions left today: {found['left']}")
+    console.next_command("kbench leaderboard")
+
+
+@command()
+def leaderboard(
+    competition: Competition = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    json: Json = False,
+) -> None:
+    """Show every submission: run, CV, public, private, gap."""
+    from kbench import console
+    from kbench.commands.submit import leaderboard as read_leaderboard
+
+    found = read_leaderboard(choose(competition))
+    if json:
+        console.show_json(found)
+    elif csv:
+        console.show_csv(found["rows"])
+    else:
+        keys = ("name", "run", "members", "metric", "cv", "public", "private", "gap", "status")
+        console.show_table([{key: row[key] for key in keys} for row in found["rows"]])
+        if not found["rows"]:
+            console.note("no submission yet")
+            console.next_command("kbench ensemble")
+        if found["rank_correlation"] is not None:
+            console.result(f"rank correlation of CV and public score: {found['rank_correlation']:.2f}")
+
+
+@command()
+def run(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    jobs: Jobs = 1,
+    send: Annotated[bool, typer.Option("--submit", help="Send the submission to the service, too.")] = False,
+    device: Device = "auto",
+    assign: Assign = None,
+    name: Run = None,
+    json: Json = False,
+) -> None:
+    """Do every step in order, skipping what is done; send only if asked."""
+    from kbench import console
+    from kbench.commands.run import run as run_all
+    from kbench.runs.fold_job import TrainOptions
+
+    found = run_all(choose(competition, experiment, name, assign), TrainOptions(jobs=jobs, device=device), send=send)
+    if json:
+        console.show_json(found)
+        return
+    console.wrote(found["file"])
+    console.next_command("kbench leaderboard" if "submitted" in found else "kbench submit")
+
+
+@command()
+def demo(
+    folder: Annotated[str, typer.Argument(help="Where, if there is no workspace here.")] = "kbench-demo",
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Folds at once.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Do the whole job on the embedded digits."""
+    from kbench import console
+    from kbench.commands.demo import demo as run_demo
+
+    found = run_demo(folder=folder, jobs=jobs, device=device)
+    if json:
+        console.show_json(found)
+    else:
+        console.next_command("kbench leaderboard; then kbench new NAME --data FOLDER for your own competition")

@@ -1,0 +1,120 @@
+"""What the user types to train: folds, learning rates, grids of settings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kbench.cli.app import (
+    Assign,
+    Competition,
+    Device,
+    Experiment,
+    Force,
+    Jobs,
+    Json,
+    Run,
+    choose,
+    command,
+    next_of,
+    refuse_together,
+)
+
+
+@command()
+def train(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    run: Run = None,
+    fold: Annotated[
+        str | None, typer.Option("--fold", help="Folds: 0 or 0,1 or all; default: unfinished ones.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train on all rows with the plan found on the folds.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Two batches of every stage, through to a checked file.")
+    ] = False,
+    jobs: Jobs = 1,
+    device: Device = "auto",
+    assign: Assign = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Train folds: those that are not trained yet."""
+    from kbench import console
+    from kbench.commands import smoke as smoke_command
+    from kbench.commands.train import train as run_training
+    from kbench.runs.experiment import open_setup
+    from kbench.runs.fold_job import TrainOptions
+
+    choice = choose(competition, experiment, run, assign)
+    refuse_together({"--full": full, "--fold": fold is not None})
+    refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
+    if smoke:
+        found = smoke_command.smoke(choice, device=device)
+    else:
+        options = TrainOptions(force=force, jobs=jobs, device=device)
+        found = run_training(open_setup(choice), "full" if full else fold, options)
+    if json:
+        console.show_json(found)
+    elif smoke:
+        stages, rows = len(found["stages"]), found["rows"]
+        console.result(f"every step works: {stages} stages, {rows} rows checked in {found['file']}")
+        console.next_command("kbench train")
+    else:
+        console.next_command(next_of(found["run"], choice, full=full))
+    if found.get("failed"):
+        console.warn(f"folds {', '.join(map(str, found['failed']))} failed")
+        raise typer.Exit(4)
+
+
+@command("lr-find")
+def lr_find(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    fold: Annotated[int, typer.Option("--fold", help="Whose training rows.")] = 0,
+    stage: Annotated[str | None, typer.Option("--stage", help="Which stage; default: the first.")] = None,
+    device: Device = "auto",
+    assign: Assign = None,
+    json: Json = False,
+) -> None:
+    """Run the learning-rate range test of a stage and draw its curve."""
+    from kbench import console
+    from kbench.commands.lr_find import lr_find as run_lr_find
+
+    found = run_lr_find(choose(competition, experiment, None, assign), fold=fold, stage=stage, device=device)
+    if json:
+        console.show_json(found)
+        return
+    console.result(f"stage {found['stage']}: suggested learning rate {found['suggestion']:.3g}")
+    console.wrote(found["csv"])
+    console.wrote(found["picture"])
+    console.next_command("kbench train")
+
+
+@command()
+def sweep(
+    grid: Annotated[list[str], typer.Argument(help="PATH=VALUE,VALUE,... each a dimension of the grid.")],
+    competition: Competition = None,
+    experiment: Experiment = None,
+    fold: Annotated[str, typer.Option("--fold", help="Folds: 0 or 0,1 or all.")] = "0",
+    jobs: Jobs = 1,
+    device: Device = "auto",
+    assign: Assign = None,
+    json: Json = False,
+) -> None:
+    """Train every combination of values on the same folds; one table with intervals."""
+    from kbench import console
+    from kbench.commands.sweep import sweep as run_sweep
+    from kbench.runs.fold_job import TrainOptions
+
+    choice = choose(competition, experiment, None, assign)
+    found = run_sweep(choice, grid, fold, TrainOptions(jobs=jobs, device=device))
+    if json:
+        console.show_json(found)
+    else:
+        console.show_table(found["rows"], title=f"{found['metric']}; gain is the difference to the first combination")
+        console.next_command("kbench ensemble RUN, or write the best as an experiment")
+    if found["failed"]:
+        console.warn(f"failed: {'; '.join(found['failed'])}")
+        raise typer.Exit(4)

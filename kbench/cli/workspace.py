@@ -1,0 +1,83 @@
+"""What the user types to set up: a workspace, its choice, its cache, this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kbench.cli.app import Competition, Json, choose, command
+
+
+@command()
+def init(folder: Annotated[str, typer.Argument(help="The new workspace.")] = ".") -> None:
+    """Make a folder a workspace."""
+    from kbench import console
+    from kbench.commands import workspace
+
+    console.wrote(workspace.init(folder))
+    console.next_command("kbench demo, or kbench new NAME --data FOLDER")
+
+
+@command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="A kind of part, such as loss or metric.")] = None,
+    competition: Competition = None,
+    json: Json = False,
+) -> None:
+    """List competitions and runs, or the names of a kind of part."""
+    from kbench import console
+    from kbench.commands import workspace
+
+    found = workspace.listing(kind, choose(competition))
+    if json:
+        console.show_json(found)
+        return
+    console.show_table(found["rows"])
+    if kind is None:
+        console.note(f"kinds of parts: {', '.join(found['kinds'])}")
+
+
+@command()
+def use(name: Annotated[str, typer.Argument(help="A competition.")]) -> None:
+    """Choose the current competition."""
+    from kbench import console
+    from kbench.commands import workspace
+
+    workspace.use(name)
+    console.next_command("kbench download, then kbench train")
+
+
+@command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove everything.")] = False, json: Json = False
+) -> None:
+    """Show the image cache, or clear it."""
+    from kbench import console
+    from kbench.commands.cache import cache as run_cache
+
+    found = run_cache(clear=clear)
+    if json:
+        console.show_json(found)
+        return
+    console.show_table(found["rows"], title=found["folder"])
+    if clear:
+        console.result(f"freed {found['freed_mb']} MB")
+
+
+@command()
+def doctor(
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask Kaggle.")] = False, json: Json = False
+) -> None:
+    """Check the device, the disk and the Kaggle sign-in; show no secret."""
+    from kbench import console
+    from kbench.commands.doctor import doctor as diagnose
+
+    found = diagnose(online=not offline)
+    if json:
+        console.show_json(found)
+    else:
+        for row in found["rows"]:  # no table: what is to be typed must not be cut
+            console.result(f"{row['level']}: {row['what']}" + (f"\n  next: {row['todo']}" if row["todo"] else ""))
+    if not found["ok"]:
+        raise typer.Exit(1)

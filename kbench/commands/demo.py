@@ -1,0 +1,62 @@
+"""`kbench run` and `kbench demo`: every step of the job, in order, skipping what is done."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from kbench import console
+from kbench.commands.run import run
+from kbench.commands.workspace import init
+from kbench.errors import ConfigError
+from kbench.machine import cores
+from kbench.metrics.metric import make_metric
+from kbench.runs.experiment import open_setup
+from kbench.runs.fold_job import TrainOptions
+from kbench.submission.check import read_sample
+from kbench.submission.grading import grade
+from kbench.workspace import Choice, Workspace, find_workspace
+
+
+def demo(*, folder: str, jobs: int | None, device: str) -> dict[str, Any]:
+    """Do the whole job on the embedded digits; report the score beside the out-of-fold score.
+
+    Args:
+        folder: where a workspace is made if there is none here.
+        jobs: folds at once; by default one per two CPU cores: a process starts in seconds, and two threads keep busy.
+        device: where models run.
+    """
+    started = time.perf_counter()
+    try:
+        workspace = find_workspace()
+    except ConfigError:
+        workspace = Workspace(init(folder))
+        os.chdir(workspace.root)
+    if not workspace.competition("digits").is_file():
+        init(str(workspace.root))
+    choice = Choice("digits")
+    made = run(choice, TrainOptions(jobs=jobs or min(5, max(1, cores() // 2)), device=device), send=False)
+    setup = open_setup(choice)
+    solution = setup.source().solution(setup.data)
+    assert solution is not None, "the embedded competition has its solution"
+    sample = read_sample(setup.sample)
+    test = {
+        name: grade(Path(made["file"]), solution, sample=sample, format=setup.format, metric=make_metric(name)).score
+        for name in ("accuracy", "log_loss")
+    }
+    seconds = time.perf_counter() - started
+    console.result(
+        f"out of fold: log loss {made['score']:.4f} [{made['low']:.4f}, {made['high']:.4f}] "
+        f"({made['members']} models x {len(_views(choice))} views)"
+    )
+    console.result(f"test set:    log loss {test['log_loss']:.4f}, accuracy {test['accuracy']:.4f}")
+    console.result(f"{seconds:.0f} s")
+    return {**{key: made[key] for key in ("file", "score", "low", "high", "members")}, "test": test, "seconds": seconds}
+
+
+def _views(choice: Choice) -> tuple[Any, ...]:
+    from kbench.runs.parts import build_views
+
+    return build_views(open_setup(choice).competition)

@@ -1,0 +1,21 @@
+"""`kbench download` and `kbench folds`: bring the data here, cut it into folds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kbench import console
+from kbench.runs.experiment import open_setup
+from kbench.workspace import Choice
+
+
+def download(choice: Choice, *, only: Sequence[str], force: bool) -> dict[str, Any]:
+    """Fetch a competition's files and make it the current competition."""
+    setup = open_setup(choice)
+    with console.bar(f"fetching {setup.competition.name}") as advance:
+        fetched = setup.source().fetch(
+            setup.data, files=list(only), force=force, progress=lambda what, done, total: advance(done, total)
+        )
+    setup.workspace.choose(setup.competition.name)
+    return {"folder": str(setup.data), "files": fetched.files, "bytes": fetched.bytes, "new": fetched.new}

@@ -1,0 +1,187 @@
+"""Masks of a table's rows, read like images: decoded once into the same kind of memory-mapped cache.
+
+A mask is held against the size of its image before it is used. Masks are resized as their images are, taking the
+nearest pixel of classes, and interpolating numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kbench import files
+from kbench.data.images.cache import Images, Progress, Resize, cached, content_key
+from kbench.data.images.readers import Reader
+from kbench.data.table.reading import MaskKind, Size
+from kbench.data.table.table import Table
+from kbench.data.table.verify import look
+from kbench.errors import DataError, FoldError, KbenchError, Problem
+
+_SHOWN = 10  # rows with a wrong mask that are named
+_VERSION = 2  # of the pixels a key stands for; raise it when reading masks changes
+
+
+class DirectMasks:
+    """Masks decoded each time they are asked for.
+
+    Args:
+        table: rows with masks.
+        kind: reads them.
+        size_of: row -> height and width of its image.
+        resize: as the images are resized.
+    """
+
+    def __init__(self, table: Table, kind: MaskKind, size_of: Callable[[int], Size], resize: Resize) -> None:
+        assert table.masks is not None, "asked only for rows with masks"
+        self._root, self._images, self._masks = table.root, table.images, table.masks
+        self._kind, self._size_of, self._resize = kind, size_of, resize
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        size = self._size_of(row)
+        mask = self._kind.read(self._root, self._masks[row], lambda: size)
+        if mask.shape[:2] != size:
+            raise DataError(
+                f"the mask of '{self._images[row][0]}' is {mask.shape[0]} x {mask.shape[1]} pixels",
+                f"the {size[0]} x {size[1]} pixels of its image",
+                "`kbench check` lists every such mask; correct data.masks in the YAML or the files",
+            )
+        return self._resize(mask, nearest=mask.dtype.kind != "f")
+
+
+def open_masks(
+    table: Table,
+    *,
+    kind: MaskKind,
+    kind_key: Any,
+    size_of: Callable[[int], Size],
+    resize: Resize,
+    folder: Path,
+    mode: Literal["auto", "on", "off"],
+    progress: Progress,
+) -> Images:
+    """Return the masks of a table's rows, from the cache where there is room for it.
+
+    Args:
+        table: rows with masks.
+        kind: reads them.
+        kind_key: JSON-like description of the kind.
+        size_of: row -> height and width of its image.
+        resize: as the images are resized; nearest pixels of classes.
+        folder: the cache folder.
+        mode: `auto` caches when the masks need less than half of the free disk.
+        progress: called as `progress(done, total)` while the cache is built.
+
+    Returns:
+        Arrays as in `masks.py`, by row.
+    """
+
+    def make() -> DirectMasks:
+        return DirectMasks(table, kind, size_of, resize)
+
+    if mode == "off" or table.masks is None or not len(table):
+        return make()
+    written: Any = table.masks
+    if not kind.encoded:
+        written = content_key([tuple(table.root / cell for cell in cells if cell) for cells in table.masks], folder)
+        written = [written, [[bool(cell) for cell in cells] for cells in table.masks]]
+    key = files.digest(["mask", _VERSION, written, kind_key, kind.names, kind.facts, resize.key, _sizes(table, folder)])
+    return cached(make, key=key, resize=resize, folder=folder, mode=mode, progress=progress)
+
+
+def _sizes(table: Table, folder: Path) -> str:
+    """Return what the sizes of the images depend on."""
+    return content_key([tuple(table.root / name for name in paths[:1]) for paths in table.images], folder)
+
+
+def sizes_of(table: Table, reader: Reader | None) -> Callable[[int], Size]:
+    """Return row -> height and width of its image.
+
+    Args:
+        table: the rows.
+        reader: decodes a row; None where the header of its first file tells.
+    """
+
+    def size(row: int) -> Size:
+        paths = tuple(table.root / name for name in table.images[row])
+        if reader is None:
+            found = look(paths[0], deep=False)
+            if isinstance(found, str):
+                raise DataError(
+                    f"'{paths[0]}' is {found}, so the size of its mask is not known", "an image file",
+                    "`kbench check` lists every such file; fetch it again, or set `data: {on_problem: drop}`",
+                )  # fmt: skip
+            return found[0], found[1]
+        shape = reader(paths).shape
+        return int(shape[0]), int(shape[1])
+
+    return size
+
+
+def mask_problems(
+    table: Table, *, kind: MaskKind, size_of: Callable[[int], Size], progress: Progress, jobs: int = 1
+) -> list[Problem]:
+    """Read every mask once; return what is wrong with them, each fault with the first rows that have it.
+
+    Args:
+        table: rows with masks.
+        kind: reads them.
+        size_of: row -> height and width of its image.
+        progress: called as `progress(done, total)`.
+        jobs: number of threads.
+    """
+    direct = DirectMasks(table, kind, size_of, Resize("keep", 0, 0))
+
+    def look_at(row: int) -> str:
+        try:
+            direct[row]
+        except KbenchError as error:
+            return error.what
+        return ""
+
+    found: list[Problem] = []
+    bad = 0
+    with ThreadPoolExecutor(jobs) as pool:
+        for row, fault in enumerate(pool.map(look_at, range(len(direct)))):
+            progress(row + 1, len(direct))
+            bad += bool(fault)
+            if fault and len(found) < _SHOWN:
+                found.append(Problem(f"data.masks: row '{table.ids[row]}'", fault))
+    if bad > len(found):
+        found.append(Problem("data.masks", f"and {bad - len(found):,} more rows with a wrong mask"))
+    return found
+
+
+def coverage(
+    table: Table, *, kind: MaskKind, size_of: Callable[[int], Size], progress: Progress, jobs: int = 1
+) -> np.ndarray:
+    """Return [N] text, how much of each image its one class covers: `00` nothing, `01` to `10` by tenths; to balance.
+
+    Args:
+        table: rows with masks of one class.
+        kind: reads them.
+        size_of: row -> height and width of its image.
+        progress: called as `progress(done, total)`.
+        jobs: number of threads.
+
+    Raises:
+        FoldError: there are several classes.
+    """
+    if len(kind.names) != 1 or table.masks is None:
+        raise FoldError(
+            f"`by: [coverage]` with {len(kind.names)} classes", "masks of one class",
+            "write metadata columns, or use `strategy: kfold`",
+        )  # fmt: skip
+    direct, tenths = DirectMasks(table, kind, size_of, Resize("keep", 0, 0)), []
+    with ThreadPoolExecutor(jobs) as pool:
+        for row, mask in enumerate(pool.map(direct.__getitem__, range(len(direct)))):
+            tenths.append(math.ceil(10 * float((mask == 1).mean())))
+            progress(row + 1, len(direct))
+    return np.array([f"{tenth:02d}" for tenth in tenths])

@@ -1,0 +1,184 @@
+"""Masks of run-length texts in a CSV: one column, one per class, or one row per image and class (or object)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kbench.data.masks import run_lengths
+from kbench.data.masks.classes import background_of, names_problems, raise_masks, united
+from kbench.data.table.csv_files import read_frame
+from kbench.data.table.image_files import stem
+from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size
+from kbench.errors import Problem, counted, first_names, nearest
+from kbench.registry import register
+from kbench.tasks import SEGMENTATION
+
+_OBJECTS = "|"  # between the texts of several objects of one class
+_KEY = re.compile(r"\{(id|class)\}")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the texts are.
+
+    Attributes:
+        table: text cells.
+        id: name of the id column.
+        columns: class number -> column of its texts; in a long table all the same one.
+        label: column with the class of each row, or None.
+        key: matches an id, with the groups `id` and perhaps `label`.
+        texts: text of a class -> its number.
+        empties: texts of an empty mask.
+    """
+
+    table: pd.DataFrame
+    id: str
+    columns: dict[int, str]
+    label: str | None
+    key: re.Pattern[str]
+    texts: dict[str, int]
+    empties: set[str]
+
+
+@register("mask", tasks=SEGMENTATION)
+def rle(
+    *,
+    convention: str = "tgs",
+    column: str | None = None,
+    columns: dict[str, str] | None = None,
+    csv: str | None = None,
+    id: str | None = None,
+    key: str = "{id}",
+    label: str | None = None,
+    labels: dict[str, str] | None = None,
+    empty: list[str] | None = None,
+    background: str | None = None,
+    _classes: Sequence[str] = (),
+    _task: str = "segmentation",
+) -> MaskKind:
+    """Read run-length texts of a CSV; several rows of one image and class are its objects, and are united.
+
+    Args:
+        convention: how pixels are numbered and runs written: `tgs` (down the columns from 1), `carvana` (along the
+            rows from 1), `columns_0`, `rows_0`, these with `_ends` for `start end` pairs, or `coco` counts.
+        column: the texts of one class, or of every row's class in a long table; the second column by default.
+        columns: class -> column of its texts, in a table of one row per image; the classes' names by default.
+        csv: table with the texts, below the data folder; `data.train.csv` by default. In a table of its own an image
+            may have several rows, or none: an empty mask.
+        id: its id column; the first by default.
+        key: what its ids are made of: `{id}` of the image, and `{class}` in a long table, such as `{id}_{class}`.
+        label: column with the class of each row of a long table.
+        labels: class -> its text in ids or in `label`; its name by default.
+        empty: texts that mean an empty mask beside the empty one, such as `-1`.
+        background: class without texts, of the pixels no other class has; without it they are ignored, where classes
+            exclude one another.
+        _classes: `data.classes`.
+        _task: the competition's task.
+
+    Raises:
+        ConfigError: classes and columns do not fit.
+
+    Source: row S-01; the TGS convention of section 5.6.
+    """
+    rule, names, called = run_lengths.convention(convention), tuple(_classes), labels or {}
+    problems = names_problems(names)
+    given = [*called, *(columns or ())]
+    problems += [Problem("data.masks", f"'{name}' is no class", nearest(name, names)) for name in given
+                 if name not in names]  # fmt: skip
+    long = label is not None or "{class}" in key
+    if long and csv is None:
+        problems.append(Problem("data.masks.csv", "a long table is no table of the rows", "write `csv:`"))
+    if "{id}" not in key or len(_KEY.findall(key)) != len(set(_KEY.findall(key))):
+        problems.append(Problem("data.masks.key", f"'{key}' has not one `{{id}}`", "such as `{id}_{class}`"))
+    if label is not None and "{class}" in key:
+        problems.append(Problem("data.masks.label", "the class stands in the ids already", "remove one of the two"))
+    if long and columns:
+        problems.append(Problem("data.masks.columns", "a long table has one column of texts", "write `column:`"))
+    raise_masks(problems)
+    behind = background_of(background, names, _task)
+    wanted = [k for k in range(len(names)) if k != behind]
+    texts = {called.get(names[k], names[k]): k for k in wanted}
+    empties = {"", *(empty or ())}
+
+    def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
+        table = frame if csv is None else read_frame(request.root / csv, text=True)
+        id_column = id or (request.id if csv is None else None) or str(table.columns[0])
+        others = [str(name) for name in table.columns if name not in (id_column, label)]
+        if long or len(wanted) == 1:
+            first = column or (others[0] if others else "the run lengths")
+            sources = {k: (columns or {}).get(names[k], first) for k in wanted}
+        else:
+            sources = {k: (columns or {}).get(names[k], names[k]) for k in wanted}
+        asked = dict.fromkeys([id_column, *sources.values(), *([label] if label else [])])
+        absent = [name for name in asked if name not in table.columns]
+        nothing = np.zeros(len(ids), dtype=bool)
+        if absent:
+            there = f"'{csv or request.csv}' has"
+            wrong = [
+                Problem("data.masks", f"{there} no column '{name}'", nearest(name, map(str, table.columns)))
+                for name in absent
+            ]
+            return MaskRows(tuple(() for _ in ids), nothing, wrong)
+        source = _Source(table, id_column, sources, label, _pattern(key, texts), texts, empties)
+        cells, wrong = _gathered(source, ids, len(names))
+        return MaskRows(cells, nothing, wrong)
+
+    def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
+        layers: list[np.ndarray | None] = [None] * len(names)
+        for k, cell in enumerate(cells):
+            for text in cell.split(_OBJECTS) if cell else ():
+                layer = run_lengths.decode(text, size(), rule)
+                before = layers[k]
+                layers[k] = layer if before is None else before | layer
+        return united(layers, task=_task, background=behind, size=size(), of=next(filter(None, cells), "")[:40])
+
+    return MaskKind(names, find, read, encoded=True)
+
+
+def _pattern(key: str, texts: dict[str, int]) -> re.Pattern[str]:
+    """Return what ids look like."""
+    known = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    groups = {"id": "(?P<id>.+)", "class": f"(?P<label>{known})"}
+    pieces = _KEY.split(key)
+    return re.compile("".join(groups[piece] if place % 2 else re.escape(piece) for place, piece in enumerate(pieces)))
+
+
+def _gathered(source: _Source, ids: np.ndarray, count: int) -> tuple[tuple[Cells, ...], list[Problem]]:
+    """Return the texts of each row, one cell per class, and what is wrong with the table."""
+    places = {stem(str(name)): row for row, name in enumerate(ids)}
+    found: list[list[list[str]]] = [[[] for _ in range(count)] for _ in ids]
+    strange, unknown, known = [], [], 0
+    columns = {k: source.table[name].tolist() for k, name in source.columns.items()}
+    labels = None if source.label is None else source.table[source.label].tolist()
+    for place, text in enumerate(source.table[source.id].tolist()):
+        match = source.key.fullmatch(text)
+        if match is None:
+            strange.append(text)
+            continue
+        label = match.groupdict().get("label") if labels is None else labels[place]
+        row = places.get(stem(match["id"]))
+        known += row is not None
+        if label is not None and label not in source.texts:
+            unknown.append(str(label))
+        elif row is not None:
+            for k in columns if label is None else (source.texts[label],):
+                cell = columns[k][place].strip()
+                if cell not in source.empties:
+                    found[row][k].append(cell)
+    problems = []
+    if strange:
+        what = f"{counted(len(strange), 'id')} not made as data.masks.key says: {first_names(strange)}"
+        problems.append(Problem(f"data.masks: column '{source.id}'", what))
+    if unknown:
+        what = f"{counted(len(unknown), 'row')} of no class: {first_names(list(dict.fromkeys(unknown)))}"
+        problems.append(Problem("data.masks", what, f"classes are called {first_names(list(source.texts), 20)}"))
+    if not known and not problems:
+        some = first_names(source.table[source.id].head(3).tolist())
+        problems.append(Problem(f"data.masks: column '{source.id}'", f"no id is that of an image: {some}"))
+    return tuple(tuple(_OBJECTS.join(cell) for cell in row) for row in found), problems

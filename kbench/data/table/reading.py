@@ -1,0 +1,261 @@
+"""What every layout needs: the request for rows, the rows of a CSV, and what can be wrong with them.
+
+Everything wrong with a split is collected as `Problem`s with counts and first names, and raised once. To add a
+check, return its problems from a function here and add it to a layout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from kbench.data.table.csv_files import other_columns, read_frame
+from kbench.data.table.image_files import Found
+from kbench.data.table.table import Table
+from kbench.errors import DataError, Problem, counted, first_names, nearest, raise_all
+
+Size = tuple[int, int]
+Cells = tuple[str, ...]
+_UNSAFE = re.compile(r"(^|/)\.\.?(/|$)|^/|//|/$|^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which rows to read; the `data` section of a YAML as flat values.
+
+    Attributes:
+        root: the competition's data folder.
+        split: `train` or `test`; a test split has no targets.
+        task: a task of `config.Task`.
+        csv: table of ids, below the root; None for a folder alone.
+        images: image folders below the root; several are stacked along the channels.
+        suffix: what the image files end with; None finds it.
+        id: id column; the first by default.
+        where: keep rows whose column has this value, or one of these.
+        target: target columns; the first one that is not the id by default.
+        classes: class names in the order of the outputs; the sorted labels by default.
+        mask: how the masks of a dense task are written; it names the classes.
+        metadata: columns kept as text; in a test split those of them it has.
+        on_problem: whether rows without an image are an error or dropped (and noted).
+    """
+
+    root: Path
+    split: Literal["train", "test"]
+    task: str
+    csv: str | None = None
+    images: tuple[str, ...] = ()
+    suffix: str | None = None
+    id: str | None = None
+    where: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    target: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
+    mask: MaskKind | None = None
+    metadata: tuple[str, ...] = ()
+    on_problem: Literal["error", "drop"] = "error"
+
+
+@dataclass(frozen=True)
+class MaskRows:
+    """The masks of a split's rows.
+
+    Attributes:
+        cells: per row, paths below the root (an empty one where nothing is there) or encoded texts.
+        lacking: [N] bool, rows whose mask is missing.
+        problems: what is wrong; missing masks only where such rows are not dropped.
+    """
+
+    cells: tuple[Cells, ...]
+    lacking: np.ndarray
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class MaskKind:
+    """How a competition writes its masks; see `masks.py`.
+
+    Attributes:
+        names: K class names (or names of dense targets) in the order of the outputs.
+        find: (request, rows of the CSV sorted by id, ids) -> their masks.
+        read: (root, cells of a row, size of its image asked for when it is needed) -> the row's array.
+        encoded: whether cells are texts rather than paths.
+        facts: what `read` depends on beside the YAML, such as a colour table; JSON-like.
+    """
+
+    names: tuple[str, ...]
+    find: Callable[[Request, pd.DataFrame, np.ndarray], MaskRows]
+    read: Callable[[Path, Cells, Callable[[], Size]], np.ndarray]
+    encoded: bool = False
+    facts: Any = None
+
+
+def raise_problems(request: Request, problems: Sequence[Problem]) -> None:
+    """Raise one DataError that lists every problem; do nothing when there is none."""
+    raise_all(
+        problems,
+        error=DataError,
+        subject=f"the {request.split} rows of '{request.root}'",
+        expected="unique ids with an image each, and a target the task can use",
+        todo=f"correct `data:` in the YAML or the files in '{request.root}', then run `kbench check`",
+    )
+
+
+def read_rows(
+    request: Request, *, join: Sequence[str] = (), annotations: str | None = None
+) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
+    """Read the rows of the request's CSV.
+
+    Args:
+        request: which rows.
+        join: other tables with metadata, and
+        annotations: files with metadata; see `with_metadata`.
+
+    Returns:
+        Text cells, sorted by id; the name of the id column; the target columns.
+
+    Raises:
+        DataError: the CSV cannot be read, or the YAML names columns or values it does not have.
+    """
+    frame = read_frame(request.root / str(request.csv), text=True)
+    columns = [str(name) for name in frame.columns]
+    id_column = request.id or columns[0]
+    target = request.target or tuple(name for name in columns if name != id_column)[:1]
+    if id_column in columns:
+        frame = with_metadata(request, frame, frame[id_column].tolist(), join=join, annotations=annotations)
+        columns = [str(name) for name in frame.columns]
+    wanted = [("id", id_column), *(("where", name) for name in request.where)]
+    if request.split == "train":
+        wanted += [*(("target", name) for name in request.target), *(("metadata", name) for name in request.metadata)]
+    problems = [
+        Problem(f"data.{key}", f"'{request.csv}' has no column '{name}'", nearest(name, columns))
+        for key, name in wanted
+        if name not in columns
+    ]
+    if len(columns) == 1 and re.search(r"[;\t|]", columns[0]):
+        problems.append(Problem(str(request.csv), f"its one column is '{columns[0]}'", "cells separated by commas"))
+    raise_problems(request, problems)
+    frame = _kept(request, frame)
+    order = np.argsort(np.array(frame[id_column].tolist(), dtype=str), kind="stable")
+    return frame.iloc[order].reset_index(drop=True), id_column, target
+
+
+def with_metadata(
+    request: Request, frame: pd.DataFrame, ids: Sequence[str], *, join: Sequence[str], annotations: str | None
+) -> pd.DataFrame:
+    """Return rows with the metadata columns of other files; see `other_columns`.
+
+    Args:
+        request: which rows.
+        frame: text cells.
+        ids: of the rows, in the order of the frame.
+        join: CSVs below the root whose first column is the id.
+        annotations: path of a JSON file per image.
+
+    Raises:
+        DataError: a file cannot be read, or training rows are not in it.
+    """
+    wanted = [name for name in request.metadata if name not in frame.columns]
+    added, problems = other_columns(request.root, ids, wanted, join=join, annotations=annotations)
+    raise_problems(request, problems if request.split == "train" else [])
+    return frame.assign(**added)
+
+
+def _kept(request: Request, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows `where` keeps."""
+    problems = []
+    kept = np.ones(len(frame), dtype=bool)
+    for name, value in request.where.items():
+        wanted = [value] if isinstance(value, str) else list(value)
+        there = set(frame[name].unique())
+        problems += [
+            Problem(f"data.where.{name}", f"no row has '{item}'", nearest(item, there))
+            for item in wanted
+            if item not in there
+        ]
+        kept &= frame[name].isin(wanted).to_numpy()
+    if not problems and not kept.any():
+        problems = [Problem(str(request.csv), "no rows are left", "a header and one row for each image")]
+    raise_problems(request, problems)
+    return frame[kept]
+
+
+def id_problems(where: str, ids: np.ndarray) -> list[Problem]:
+    """Return what makes sorted ids unusable: empty ones, repeated ones, ones that are no relative path."""
+    problems = []
+    empty = ids == ""
+    if empty.any():
+        problems.append(Problem(where, counted(int(empty.sum()), "empty id")))
+    repeated = list(dict.fromkeys(str(name) for name in ids[1:][(ids[1:] == ids[:-1]) & ~empty[1:]]))
+    if repeated:
+        problems.append(Problem(where, f"{counted(len(repeated), 'repeated id')}: {first_names(repeated)}"))
+    unsafe = [repr(str(name))[1:-1] for name in ids if name and _UNSAFE.search(name)]
+    if unsafe:
+        problems.append(
+            Problem(
+                where,
+                f"{counted(len(unsafe), 'unusable id')}: {first_names(unsafe)}",
+                "file names without `..` or breaks",
+            )
+        )
+    return problems
+
+
+def file_problems(request: Request, found: Sequence[Found], ids: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
+    """Return [N] bool, which rows lack a file, and what to report of them.
+
+    Rows with two files for one id are always a problem; rows without one only where they are not dropped.
+    """
+    lacking = np.zeros(len(ids), dtype=bool)
+    problems = []
+    for part in found:
+        lacking[part.missing] = True
+        if part.several:
+            names = [str(ids[row]) for row in part.several]
+            problems.append(
+                Problem(
+                    "data.images",
+                    f"{counted(len(names), 'id')} with two images: {first_names(names)}",
+                    "name the suffix",
+                )
+            )
+        if part.missing and request.on_problem == "error":
+            paths = [part.paths[row] for row in part.missing]
+            problems.append(
+                Problem("data.images", f"{counted(len(paths), 'missing file')}: {first_names(paths)}", part.example)
+            )
+    return lacking, problems
+
+
+def metadata(request: Request, frame: pd.DataFrame) -> pd.DataFrame | None:
+    """Return the metadata columns there are, as text; None when there is none."""
+    names = [name for name in request.metadata if name in frame.columns]
+    return frame[names].astype(object).reset_index(drop=True) if names else None
+
+
+def without(table: Table, rows: np.ndarray, why: str) -> Table:
+    """Return a table without some rows, and a note that says how many and which.
+
+    Args:
+        table: the rows.
+        rows: [N] bool, True for what goes.
+        why: completes the note: "left out 12 of 900 rows *without an image*".
+
+    Raises:
+        DataError: no row would be left.
+    """
+    if not rows.any():
+        return table
+    names = [str(name) for name in table.ids[rows]]
+    if rows.all():
+        raise DataError(
+            f"no row is left, all are {why}: {first_names(names)}",
+            "some rows that can be used",
+            "correct `images:` and `suffix:` in the YAML, or `kbench download`",
+        )
+    note = f"left out {len(names):,} of {len(table):,} rows, {why}: {first_names(names)}"
+    return replace(table.select(~rows), notes=(*table.notes, note))

@@ -1,0 +1,243 @@
+"""Draft the YAML of a new competition from its files.
+
+The text is meant to be read and corrected: what the files do not say is written as `TODO`, in a value that
+`kbench check` reports and in a comment that says what is wanted. To draft one more section, write a function
+that returns its lines and add it to `draft`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kbench import registry
+from kbench.config.yaml12 import parse_yaml
+from kbench.drafting.facts import Facts, Images, discover
+
+_TODO = "TODO"
+_METADATA = 10  # columns kept for folds and reports
+_PLAIN = re.compile(r"[A-Za-z0-9_.~/]([A-Za-z0-9_./~+() -]*[A-Za-z0-9_./~+()-])?")
+_SCRATCH = [
+    "train: {{optimizer: adamw, batch_size: {batch}, weight_decay: 0.01, augment: basic}}",
+    "stages:",
+    "  all: {lr: find, schedule: {name: sgdr, cycles: 3, cycle_len: 2, cycle_mult: 2}, keep: [cycles]}",
+    "tta: none",
+]
+_PRETRAINED = [
+    "train: {{optimizer: adamw, batch_size: {batch}, weight_decay: 0.01, augment: side_on}}",
+    "stages:",
+    "  head: {groups: head, lr: find, schedule: {name: one_cycle, epochs: 1}}",
+    "  all: {lr: find, lr_decay: 3, schedule: {name: sgdr, cycles: 2, cycle_mult: 2}, keep: [cycles]}",
+    "tta: flip",
+]
+_METRICS = {
+    "probabilities": "log_loss",
+    "single_probability": "log_loss",
+    "label": "accuracy",
+    "tags": "f2_samples",
+    "value": "rmse",
+}
+_CALLED: dict[tuple[str, ...], str] = {
+    ("log_loss", "bce"): "logloss logarithmicloss multiclassloss multiclasslogloss binarylogloss crossentropy "
+    "multiclasslogarithmicloss binarycrossentropy categoricalcrossentropy",
+    ("auc",): "auc rocauc aucroc areaunderroc areaunderthecurve areaunderreceiveroperatingcharacteristiccurve "
+    "areaunderthereceiveroperatingcharacteristiccurve",
+    ("accuracy",): "accuracy categorizationaccuracy classificationaccuracy accuracyscore",
+    ("error",): "categorizationerror classificationerror misclassificationerror",
+    ("f2_samples",): "f2 f2score meanf2 meanf2score",
+    ("f1_macro",): "f1macro macrof1 f1scoremacro macrof1score macrofscore",
+    ("quadratic_kappa",): "quadraticweightedkappa quadraticweightkappa quadraticcohenskappa",
+    ("rmse",): "rmse rootmeansquarederror rootmeansquareerror",
+    ("mse",): "mse meansquarederror meansquareerror",
+    ("mae",): "mae meanabsoluteerror",
+    ("r2",): "r2 r2score rsquared coefficientofdetermination",
+}
+"""Registered metrics (the first one for the task counts) -> what services call them, letters and digits alone."""
+
+
+def draft(
+    root: Path,
+    *,
+    name: str,
+    source: Mapping[str, Any],
+    title: str = "",
+    metric: str = "",
+    code_only: bool = False,
+) -> str:
+    """Return the text of a YAML for a competition: the contract and a first experiment.
+
+    Args:
+        root: its data folder.
+        name: its name.
+        source: the `source` component, such as `{"name": "local", "path": "my-zip.zip"}`.
+        title: its name for people; `name` by default.
+        metric: the score in the service's words; guessed from the submission's format by default.
+        code_only: whether the service takes notebooks instead of files.
+
+    Raises:
+        DataError: a CSV in the folder cannot be read.
+    """
+    facts = discover(root)
+    lines = [
+        *_head(name, source, facts, title=title, code_only=code_only),
+        *_data(facts),
+        *_contract(facts, metric),
+        "",
+        "# the baseline experiment",
+        "seed: 0",
+        *_experiment(facts),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(name: str, source: Mapping[str, Any], facts: Facts, *, title: str, code_only: bool) -> list[str]:
+    todo = "  # TODO single_label, multi_label, regression, segmentation or dense_regression"
+    notebook = "# A code competition: no file is sent. A notebook runs `kbench predict --data DIR` and is submitted."
+    return [
+        f"# Drafted by `kbench new` from the competition's files. Look for {_TODO}, then run `kbench check -c {name}`.",
+        *([notebook] if code_only else []),
+        f"title: {_value(title or name)}",
+        f"task: {facts.task or _TODO}" + ("" if facts.task else todo),
+        f"source: {_value(dict(source) if len(source) > 1 else source['name'])}",
+    ]
+
+
+def _data(facts: Facts) -> list[str]:
+    lines = ["data:"]
+    if facts.by_class:
+        layout = {"name": "folders", **({"valid": facts.valid} if facts.valid else {})}
+        lines.append(f"  layout: {_value(layout if facts.valid else 'folders')}")
+    elif facts.masks:
+        lines += [f"  masks: {_value(_masks(facts.masks))}", f"  classes: [{_TODO}]  # TODO their names, in order"]
+    elif facts.task == "segmentation":
+        lines += [f"  masks: {{name: {_TODO}}}  # TODO how masks are written; `kbench list mask`"]
+    lines.append(
+        f"  train: {_value(_train(facts))}" + ("" if facts.train else "  # TODO where the training images are")
+    )
+    lines.append(f"  test: {_value(_split(facts.test, facts.test_csv))}" + _test_comment(facts))
+    if not facts.by_class and facts.task != "segmentation":
+        target: Any = list(facts.target) if len(facts.target) > 1 else (facts.target or (_TODO,))[0]
+        lines.append(f"  target: {_value(target)}" + ("" if facts.target else "  # TODO the column to predict"))
+    if facts.classes:
+        lines.append(f"  # {len(facts.classes)} {'targets' if facts.task == 'regression' else 'classes'}")
+    if facts.valid:
+        lines.append("  metadata: [split]")
+    elif facts.other:
+        lines.append(f"  metadata: {_value(list(facts.other[:_METADATA]))}")
+    return lines
+
+
+def _train(facts: Facts) -> dict[str, Any]:
+    split = _split(facts.train, facts.train_csv)
+    if facts.train_csv:
+        split = {"csv": facts.train_csv, "id": facts.id, **{key: split[key] for key in split if key != "csv"}}
+    return split
+
+
+def _split(images: Images | None, table: str | None) -> dict[str, Any]:
+    split: dict[str, Any] = {"csv": table} if table else {}
+    split["images"] = images.folder or "." if images else _TODO
+    if images and images.suffix is not None:
+        split["suffix"] = images.suffix
+    return split
+
+
+def _test_comment(facts: Facts) -> str:
+    return "" if facts.test else "  # TODO where the test images are; remove the line if there are none"
+
+
+def _masks(masks: Images) -> dict[str, Any]:
+    return {"name": "index", "folder": masks.folder, **({"suffix": masks.suffix} if masks.suffix else {})}
+
+
+def _contract(facts: Facts, words: str) -> list[str]:
+    lines = [f"folds: {_value(_folds(facts))}"]
+    if facts.group and not facts.valid:
+        strategy = {"multi_label": "group", "segmentation": "group"}.get(facts.task or "", "stratified_group")
+        grouped = {"strategy": strategy, "group": facts.group, "n": 5, "seed": 42}
+        lines.append(f"# if images of one {facts.group} resemble each other, keep them in one fold:")
+        lines.append(f"# folds: {_value(grouped)}")
+    lines.append(_metric(facts, words))
+    lines.append(f"submission: {_value({'format': facts.format or _TODO, 'sample': facts.sample or _TODO})}")
+    if not facts.format:
+        lines[-1] += "  # TODO what the file must look like; `kbench list format`"
+    elif not facts.sample:
+        lines[-1] += "  # TODO where the sample submission is"
+    return lines
+
+
+def _metric(facts: Facts, words: str) -> str:
+    """Return the line of the metric: the one the service names, or else what such submissions are usually scored by."""
+    words = "".join(char if char.isprintable() else " " for char in words)[:100].strip()
+    metric = named_metric(words, facts.task) if words else _METRICS.get(facts.format or "")
+    comment = f"the service says '{words}'" if words else "guessed; the evaluation page names it"
+    if not metric:
+        comment = f"{_TODO} {comment}" if words else f"{_TODO} the evaluation page names it"
+    return f"metric: {metric or _TODO}  # {comment}; `kbench list metric`"
+
+
+def named_metric(words: str, task: str | None) -> str | None:
+    """Return the registered metric a service means by its words, such as `Area Under the ROC`, or None.
+
+    Args:
+        words: the service's; "mean" or "mean columnwise" in front and what stands in brackets may be there.
+        task: the competition's task; a metric that cannot score it is none. None: not known.
+    """
+    plain = re.sub(r"[^a-z0-9]", "", words.lower())
+    short = re.sub(r"[^a-z0-9]", "", re.sub(r"\(.*?\)", "", words.lower()))
+    spellings = {text.removeprefix("mean").removeprefix("columnwise") for text in (plain, short)} | {plain, short}
+    for names, called in _CALLED.items():
+        if spellings & set(called.split()):
+            fits = [name for name in names if task is None or task in registry.get("metric", name).meta["tasks"]]
+            return fits[0] if fits else None
+    return None
+
+
+def _folds(facts: Facts) -> dict[str, Any]:
+    if facts.valid:
+        return {"strategy": "predefined", "n": 1, "options": {"column": "split"}}
+    strategy = {"multi_label": "multilabel", "segmentation": "kfold"}.get(facts.task or "", "stratified")
+    return {"strategy": strategy, "n": 5, "seed": 42}
+
+
+def _experiment(facts: Facts) -> list[str]:
+    """Return a recipe: from scratch for thumbnails, from ImageNet weights, head first, for photographs."""
+    height, width, channels = facts.size or (224, 224, 3)
+    side = next((step for step in (32, 64, 128, 160) if min(height, width) <= step), 224)
+    lines = [f"input: {{size: {side}, channels: {channels}}}"]
+    if not facts.size:
+        lines[-1] += "  # TODO no image was found to look at"
+    if facts.task in ("segmentation", "dense_regression"):
+        model = f"{{name: {_TODO}}}  # TODO a network for '{facts.task}'; `kbench list model`"
+    else:
+        model = "{backbone: resnet10t}" if side <= 64 else "{backbone: resnet34, pretrained: true}"
+    lines.append(f"model: {model}")
+    train, *stages = _SCRATCH if side <= 64 else _PRETRAINED
+    lines += [train.format(batch=_batch(facts.rows, most=64 if side <= 64 else 32)), *stages]
+    return [*lines, "ensemble: {decision: threshold}"] if facts.format == "tags" else lines
+
+
+def _batch(rows: int | None, *, most: int) -> int:
+    """Return a batch size, a power of two from 8 on, that makes some dozen updates of an epoch."""
+    return next((size for size in (64, 32, 16) if size <= most and (rows is None or rows >= 20 * size)), 8)
+
+
+def _value(value: Any) -> str:
+    """Return a value as YAML on one line, that `parse_yaml` reads back unchanged."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_value(key)}: {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _PLAIN.fullmatch(value) and isinstance(parse_yaml(value, name="draft"), str):
+        return value
+    return '"' + "".join(char if _is_itself(char) else f"\\U{ord(char):08x}" for char in value) + '"'
+
+
+def _is_itself(char: str) -> bool:
+    """Return whether a character may stand in double quotes as it is."""
+    return char.isprintable() and char not in '"\\'

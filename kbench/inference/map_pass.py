@@ -1,0 +1,154 @@
+"""Predict the maps of whole images with many models in one pass.
+
+Every image is decoded once, and only a batch of maps is in memory, whatever the number of images, models and views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kbench.data.dataset import Draw, Loader, Normalise, cut
+from kbench.data.images.cache import Images
+from kbench.data.whole_images import Group, WholeImages, batch_size, group, pixels_at_once
+from kbench.inference.map_store import Row
+from kbench.inference.maps import MapMaker
+from kbench.metrics.maps import measured
+from kbench.models.batchnorm_folding import PROBE, fold
+from kbench.models.device import Precision, free_memory
+from kbench.models.outputs import dense_target
+
+
+@dataclass(frozen=True)
+class MapMember:
+    """One model of an ensemble, not loaded yet.
+
+    Attributes:
+        name: `fold 0 stage-cycle`, for readings and messages.
+        load: returns the model on its device, in eval mode.
+        scale: `scale`, `mean` and `std` of its normalisation.
+        precision: of the forward pass.
+        weight: its share of the mean, relative to the others.
+    """
+
+    name: str
+    load: Callable[[], nn.Module]
+    scale: dict[str, Any]
+    precision: Precision
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class MapJob:
+    """What is predicted.
+
+    Attributes:
+        rows: [N] rows of the images' table, sorted.
+        images: at their own size.
+        masks: of the same rows, or None without truth; with them every reading is measured.
+        names: K target names.
+        make: windows and views.
+        most: images at once at most.
+        workers: loader processes.
+    """
+
+    rows: np.ndarray
+    images: Images
+    masks: Images | None
+    names: tuple[str, ...]
+    make: MapMaker
+    most: int
+    workers: int = 0
+
+
+def readings(job: MapJob, members: Sequence[MapMember]) -> list[tuple[str, int | None, bool]]:
+    """Return what is measured: (name, member or None for the mean, plain view or all views); the mean comes last."""
+    ways = [True, False] if len(job.make.views) > 1 else [False]
+    single = [(place, way) for way in ways for place in range(len(members))] if len(members) > 1 else []
+    found: list[tuple[str, int | None, bool]] = [
+        (f"{members[place].name}{', plain view' if way and len(ways) > 1 else ''}", place, way) for place, way in single
+    ]
+    return [*found, *((f"mean{', plain view' if way and len(ways) > 1 else ''}", None, way) for way in ways)]
+
+
+def stream(job: MapJob, members: Sequence[MapMember]) -> Iterator[Row]:
+    """Yield the mean maps of each row, in order, with what every reading of them is worth."""
+    shelf = _Shelf(members, job.make.device)
+    pixels = pixels_at_once(len(job.names))
+    loader = Loader(
+        WholeImages(job.images, job.masks), workers=job.workers, pin=job.make.device.type == "cuda",
+        collate=partial(group, pixels=pixels),
+    )  # fmt: skip
+    size = batch_size(job.images, pixels=pixels, most=job.most)
+    waiting = iter(job.rows.tolist())
+    row = next(waiting, None)
+    made: dict[int, Row] = {}
+    for groups in loader(cut(len(job.rows), size, lambda place: Draw(int(job.rows[place])))):
+        for some in groups:
+            made.update(_one_group(job, shelf, some))
+            while row in made:
+                yield made.pop(row)
+                row = next(waiting, None)
+
+
+def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, Row]]:
+    """Yield (row, what is known of it) of images of one size."""
+    make, device = job.make, job.make.device
+    images = some.images.to(device, non_blocking=True)
+    target = None
+    if some.masks is not None:
+        target = dense_target(some.masks.to(device, non_blocking=True), make.task, len(job.names))
+    wanted = {(place, way) for _, place, way in readings(job, shelf.members)}
+    worth: dict[tuple[int | None, bool], Tensor] = {}
+    totals: dict[bool, Tensor] = {}
+    for place, member in enumerate(shelf.members):
+        shown = shelf.normaliser(place)(images)
+        maps, plain = make(shelf.model(place, shown), shown, member.precision)
+        for way, values in ((False, maps), (True, plain)):
+            if target is not None and (place, way) in wanted:
+                worth[place, way] = measured(values, target, make.task)
+            if (None, way) in wanted:
+                part = make.into(values) * (member.weight / shelf.weight)
+                totals[way] = totals[way].add_(part) if way in totals else part
+        del maps, plain
+    means = {way: make.back(total) for way, total in totals.items()}
+    if target is not None:
+        worth.update({(None, way): measured(mean, target, make.task) for way, mean in means.items()})
+    found = [worth[place, way] for _, place, way in readings(job, shelf.members)] if worth else []
+    stacked = torch.stack(found, dim=1).cpu().numpy() if found else None  # [b, R, K, 3]
+    maps_here = means[False].cpu().numpy()
+    for position, row in enumerate(some.rows):
+        yield row, Row(maps_here[position], None if stacked is None else stacked[position])
+
+
+class _Shelf:
+    """The models of a pass: as many as half of the free memory holds stay loaded, the others come and go."""
+
+    def __init__(self, members: Sequence[MapMember], device: torch.device) -> None:
+        self.members, self._device = list(members), device
+        self.weight = sum(member.weight for member in members)
+        self._kept: dict[int, nn.Module] = {}
+        self._normalisers = [Normalise(**member.scale).to(device) for member in members]
+        self._room = free_memory(device) / 2
+
+    def model(self, place: int, images: Tensor) -> nn.Module:
+        """Return a member's model; one that stays is made faster, tried on a part of the images."""
+        if place in self._kept:
+            return self._kept[place]
+        model = self.members[place].load()
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        if needed <= self._room:
+            self._room -= needed
+            self._kept[place] = model
+            fold(model, images[..., :PROBE, :PROBE])
+        return model
+
+    def normaliser(self, place: int) -> nn.Module:
+        """Return the normalisation of a member."""
+        return self._normalisers[place]

@@ -1,0 +1,150 @@
+"""What a report is made of while it is being made: a run, its out-of-fold predictions, the files written so far.
+
+Grade predictions on the competition's local solution as their submission would be, keeping no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kbench import files
+from kbench.ensemble.average import aligned
+from kbench.errors import ConfigError
+from kbench.inference.map_store import MaskSet
+from kbench.inference.predictions import Predictions
+from kbench.metrics.metric import Metric
+from kbench.report import tables
+from kbench.report.page import Grid, Picture
+from kbench.runs import parts
+from kbench.runs.experiment import Setup, label_threshold
+from kbench.runs.out_of_fold import MapsOutOfFold, OutOfFold
+from kbench.submission.check import read_sample, write_submission
+from kbench.submission.grading import grade
+from kbench.workspace import RunPaths
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report shows.
+
+    Attributes:
+        k: images per class of a sheet; six times as many where classes are not told apart.
+        by_class: whether sheets have a line per class; None where there are up to 20 of them.
+        slices: metadata columns of the slice tables; all that tell rows apart when empty.
+        views: also predict with the plain view alone, to see what the others add; maps are always judged so.
+        solution: also grade growing ensembles of folds on the competition's local solution.
+        device: where models run, if something is not predicted yet.
+    """
+
+    k: int = 4
+    by_class: bool | None = None
+    slices: tuple[str, ...] = ()
+    views: bool = False
+    solution: bool = False
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Look:
+    """A run and its out-of-fold predictions, while the report is made.
+
+    Attributes:
+        setup: the run's configuration.
+        paths: its files.
+        identity: its hashes.
+        oof: its predictions of the rows of its trained folds.
+        options: what is shown.
+        written: files so far.
+    """
+
+    setup: Setup
+    paths: RunPaths
+    identity: dict[str, str]
+    oof: OutOfFold | MapsOutOfFold
+    options: ReportOptions
+    written: list[str]
+
+    @property
+    def rows(self) -> OutOfFold:
+        """The predictions of a task whose predictions are rows, not maps."""
+        assert isinstance(self.oof, OutOfFold), "maps are read one row at a time"
+        return self.oof
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """[N, K] predictions in the order of the rows."""
+        return aligned(self.rows.predictions, ids=self.oof.table.ids, names=self.oof.table.target_names)
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """Targets of the rows."""
+        return np.asarray(self.oof.table.targets)
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The competition's metric."""
+        return parts.build_metric(self.setup.competition)
+
+    @cached_property
+    def threshold(self) -> Any:
+        """Above which a label is predicted; one, or a list of one per label."""
+        found = self.oof.score.get("decision", {}).get("found", {})
+        if "thresholds" in found:
+            return list(found["thresholds"].values())
+        return found.get("threshold", label_threshold(self.setup.competition))
+
+    @cached_property
+    def groups(self) -> np.ndarray | None:
+        """[N] labels that intervals draw, or None."""
+        return self.setup.groups(self.oof.table)
+
+    @property
+    def folds(self) -> list[int]:
+        """The trained folds."""
+        return [int(fold) for fold in self.oof.score["folds"]]
+
+    def place(self, name: str) -> Path:
+        """Where a picture goes."""
+        return self.paths.pictures / name
+
+    def picture(self, path: Path, caption: str = "") -> Picture:
+        """Note a picture that was drawn; return it as part of the page."""
+        self.written.append(str(path))
+        return Picture(f"{path.parent.name}/{path.name}", caption)
+
+    def grid(self, rows: list[dict[str, Any]], name: str, caption: str) -> Grid:
+        """Write records as CSV; return them as part of the page."""
+        path = tables.write_table(rows, self.place(name))
+        self.written.append(str(path))
+        return Grid(rows, caption, f"{path.parent.name}/{path.name}")
+
+
+def grader(setup: Setup, metric: Metric) -> Callable[[Predictions | MaskSet], float]:
+    """Return the function from predictions of the test set, as they are sent, to their score.
+
+    Raises:
+        ConfigError: there is no solution on this machine.
+    """
+    solution = setup.source().solution(setup.data)
+    if solution is None:
+        raise ConfigError(
+            f"--solution: '{setup.competition.name}' has no solution on this machine",
+            "a source that grades here", "leave out --solution, or name the file under `source: {solution: FILE}`",
+        )  # fmt: skip
+    sample = read_sample(setup.sample)
+
+    def score(sent: Predictions | MaskSet) -> float:
+        with files.scratch_folder() as folder:
+            file = write_submission(
+                folder / f"trial{setup.format.suffix}", setup.format.build(sent, sample), sample=sample,
+                format=setup.format, gzip=False,
+            )  # fmt: skip
+            return grade(file, solution, sample=sample, format=setup.format, metric=metric).score
+
+    return score

@@ -1,0 +1,333 @@
+"""What every command begins with: the workspace, the competition, its tables and its folds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from kbench import console, registry
+from kbench.config.competition import Competition, FoldSection
+from kbench.config.reading import load_competition
+from kbench.data.folds.files import read_folds, write_folds
+from kbench.data.folds.folds import Cut, Folds, make_folds
+from kbench.data.folds.near_duplicates import clusters, hash_images, leaks, links
+from kbench.data.folds.video_blocks import moments
+from kbench.data.images.cache import memoised
+from kbench.data.images.readers import Reader
+from kbench.data.masks.cache import coverage, sizes_of
+from kbench.data.table.layouts import read_table
+from kbench.data.table.reading import MaskKind, Request, without
+from kbench.data.table.table import Table
+from kbench.data.table.verify import look, look_at_images
+from kbench.errors import ConfigError, DataError, SourceError
+from kbench.machine import cores
+from kbench.submission.formats.base import Format
+from kbench.workspace import Choice, Workspace, choose, find_workspace
+
+PSEUDO = "first"
+"""Name of pseudo-labels that were given none."""
+
+__all__ = ["Choice", "Setup", "choose", "label_threshold", "open_setup"]
+
+AUTO = "auto"  # `folds.group` that clusters near-duplicates
+COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
+
+
+@dataclass
+class Setup:
+    """A competition's experiment in its workspace, with what is made from it on demand.
+
+    Attributes:
+        workspace: where everything lies.
+        competition: the validated YAML.
+        choice: what the user chose.
+        plugins: folder of the plug-ins.
+        trial: of a smoke run: folds that are not there yet are cut without a look at images, and not written.
+    """
+
+    workspace: Workspace
+    competition: Competition
+    choice: Choice
+    plugins: Path
+    trial: bool = False
+    _folds: Folds | None = field(default=None, repr=False)
+    _sizes: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+
+    @property
+    def data(self) -> Path:
+        """The competition's data folder."""
+        return self.workspace.data(self.competition.name)
+
+    @cached_property
+    def train(self) -> Table:
+        """The training table."""
+        return self.table("train")
+
+    @cached_property
+    def test(self) -> Table:
+        """The test table."""
+        return self.table("test")
+
+    def with_train(self, table: Table) -> Setup:
+        """Return the same with another training table, such as one with more targets."""
+        made = replace(self)
+        made.train = table
+        return made
+
+    def with_test(self, table: Table) -> Setup:
+        """Return the same with other rows for the test set."""
+        made = replace(self, _sizes={})
+        made.test = table
+        return made
+
+    def table(self, split: Literal["train", "test"], *, data: Path | None = None) -> Table:
+        """Read a split's table.
+
+        Args:
+            split: `train` or `test`.
+            data: another folder of the same layout.
+        """
+        competition = self.competition
+        if data is None:
+            data = self.data
+            if not data.exists():
+                raise SourceError(
+                    f"the data of '{competition.name}' is not in '{data}'", "the competition's files there",
+                    f"`kbench download {competition.name}`",
+                )  # fmt: skip
+        section = competition.data
+        part = section.train if split == "train" else section.test
+        if part is None:
+            raise ConfigError(
+                f"'{competition.name}' has no test set in its YAML",
+                "`data: {test: {images: FOLDER}}`",
+                "add it to the YAML",
+            )
+        request = Request(
+            root=data, split=split, task=competition.task, csv=part.csv, images=_texts(part.images), suffix=part.suffix,
+            id=part.id, where=dict(part.where), target=_texts(section.target),
+            classes=None if section.classes is None else tuple(section.classes), mask=mask_kind(competition, self.data),
+            metadata=tuple(section.metadata), on_problem=section.on_problem,
+        )  # fmt: skip
+        table = read_table(section.layout.name, section.layout.params, request)
+        if section.on_problem == "drop":
+            table = self._readable(table)
+        for text in table.notes:
+            console.warn(text)
+        return table
+
+    def _readable(self, table: Table) -> Table:
+        """Leave out rows whose images cannot be decoded; every file is looked at once until it changes."""
+        files = [*table.images, *((table.masks or ()) if not table.encoded else ())]
+        rows = [tuple(table.root / path for path in paths if path) for paths in files]
+
+        def look() -> list[int]:
+            with console.bar("looking for unreadable images") as advance:
+                report = look_at_images(
+                    table, jobs=2 * cores(), deep=True,
+                    progress=lambda what, done, total: advance(done, total),
+                )  # fmt: skip
+            return sorted(report.rows)
+
+        bad = np.zeros(len(table), dtype=bool)
+        bad[memoised(self.workspace.cache(), "unreadable", rows, look)] = True
+        return without(table, bad, "with an unreadable image")
+
+    @property
+    def folds(self) -> Folds:
+        """The folds; cut and written when there are none."""
+        if self._folds is None:
+            path = self.workspace.folds(self.competition.name)
+            self._folds = read_folds(path) if path.is_file() else self.cut_folds()
+            self._folds.check(self.train)
+        return self._folds
+
+    @cached_property
+    def _links(self) -> np.ndarray:
+        """[P, 2] row numbers of training images that resemble each other; in a trial none is known to."""
+        if self.trial:
+            return np.empty((0, 2), dtype=np.int64)
+        with console.bar("looking for near-duplicates") as advance:
+            hashes = hash_images(self.train, folder=self.workspace.cache(), progress=advance, jobs=2 * cores())
+        return links(self.train, hashes)
+
+    def leaking(self, folds: Folds) -> list[str]:
+        """Return a warning when near-duplicates fall on both sides of a fold; nothing when none do."""
+        return leaks(folds, self._links)
+
+    def to_cut(self) -> Table:
+        """Return the training table with the columns folds ask for that are made from files.
+
+        `auto`: a value near-duplicates share (`group: auto`); `coverage`: how much the class covers (`by: [coverage]`).
+        """
+        table, made = self.train, dict[str, np.ndarray]()
+        known: list[str] = [] if table.meta is None else list(table.meta.columns)
+        if self.competition.folds.group == AUTO and AUTO not in known:
+            made[AUTO] = table.ids[clusters(len(table), self._links)]
+        kind = mask_kind(self.competition, self.data)
+        if kind is not None and COVERAGE in self.competition.folds.by and COVERAGE not in known:
+            made[COVERAGE] = np.full(len(table), "00") if self.trial else self._coverage(kind)
+        meta = pd.DataFrame(index=range(len(table))) if table.meta is None else table.meta
+        return replace(table, meta=meta.assign(**made)) if made else table
+
+    def _coverage(self, kind: MaskKind) -> np.ndarray:
+        with console.bar("measuring masks") as advance:
+            return coverage(
+                self.train, kind=kind, size_of=sizes_of(self.train, size_reader(self.competition)), progress=advance,
+                jobs=cores(),
+            )  # fmt: skip
+
+    def cut_folds(self) -> Folds:
+        """Cut folds as the YAML says and write them; those of a trial are only as a real run would shape them."""
+        section = self.competition.folds
+        cut = Cut(section.n, section.seed, tuple(section.by), section.group)
+        folds = make_folds(self.to_cut(), section.strategy, cut, section.options)
+        folds.manifest["table"] = self.train.fingerprint()
+        self._folds = folds
+        if self.trial:
+            return folds
+        folds.manifest["warnings"] += self.leaking(folds)
+        path = write_folds(self.workspace.folds(self.competition.name), folds)
+        console.wrote(path)
+        for text in folds.manifest.get("warnings", []):
+            console.warn(text)
+        return folds
+
+    @cached_property
+    def format(self) -> Format:
+        """The submission format."""
+        part = self.competition.submission.format
+        made: Format = registry.build(
+            "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
+            _sizes=self.test_size,
+            _threshold=label_threshold(self.competition, default=0.2),
+        )  # fmt: skip
+        return made
+
+    def test_size(self, name: str) -> tuple[int, int]:
+        """Return height and width of a test image, read from the head of its file once.
+
+        Raises:
+            DataError: there is no such image, or it cannot be read.
+        """
+        if name not in self._sizes:
+            row = int(np.searchsorted(self.test.ids, name))
+            known = row < len(self.test) and self.test.ids[row] == name
+            found = look(self.test.root / self.test.images[row][0], deep=False) if known else "not in the test set"
+            if isinstance(found, str):
+                raise DataError(
+                    f"the image of '{name}' is {found}", "an image of every test row", "`kbench check --images`"
+                )
+            self._sizes[name] = found[:2]
+        return self._sizes[name]
+
+    @property
+    def sample(self) -> Path:
+        """The sample submission."""
+        return self.data / self.competition.submission.sample
+
+    def source(self) -> Any:
+        """Return the competition's source."""
+        part = self.competition.source
+        return registry.build("source", part.name, part.params, _root=self.workspace.root)
+
+    def weights(self) -> Path | None:
+        """Return the file of `model.weights`."""
+        given = self.competition.model.weights
+        return None if given is None else self.workspace.own_file(given)
+
+    def plugin_files(self) -> list[Path]:
+        """Return the files of the plug-ins."""
+        return [self.plugins / name for name in self.competition.plugins]
+
+    def pseudo(self) -> Path | None:
+        """Return the JSON of `pseudo`.
+
+        Raises:
+            ConfigError: it does not exist.
+        """
+        given = self.competition.pseudo
+        if given is None:
+            return None
+        run, _, name = given.partition("/")
+        path = self.workspace.run(self.competition.name, run).pseudo(name or PSEUDO)
+        if not path.is_file():
+            raise ConfigError(
+                f"`pseudo: {given}` in the YAML, and there is no '{path}'", "pseudo-labels of a run",
+                f"`kbench pseudo-label {run}{f' --name {name}' if name else ''}`",
+            )  # fmt: skip
+        return path
+
+    def groups(self, table: Table) -> np.ndarray | None:
+        """Return [N] groups of a table of training rows, which intervals resample, or None.
+
+        Rows of a group resemble each other.
+        """
+        section = self.competition.folds
+        groups = self.folds.groups if section.group == AUTO else groups_in(self.train, section)
+        return None if groups is None else np.asarray(groups[np.searchsorted(self.train.ids, table.ids)])
+
+
+def groups_in(table: Table, folds: FoldSection) -> np.ndarray | None:
+    """Return [N] groups of a table's rows, by what cut the folds: frames of a moment, or a column's values."""
+    if folds.strategy == "blocks":
+        return moments(table, folds.by, order=folds.options.get("order"), gap=folds.options.get("gap", 0.0))
+    return None if folds.group in (None, AUTO) else table.column(str(folds.group))
+
+
+def mask_kind(competition: Competition, data: Path) -> MaskKind | None:
+    """Return how a competition's masks are written, or None.
+
+    Args:
+        competition: the validated YAML.
+        data: the data folder.
+    """
+    part = competition.data.masks
+    if part is None:
+        return None
+    kind: MaskKind = registry.build(
+        "mask",
+        part.name,
+        part.params,
+        _classes=tuple(competition.data.classes or ()),
+        _task=competition.task,
+        _root=data,
+    )
+    return kind
+
+
+def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
+    """Return the metric's threshold of labels, one or one per label; the default where it has none."""
+    given = competition.metric.params.get("threshold")
+    if given is not None:
+        return given
+    parameter = registry.get("metric", competition.metric.name).parameters().get("threshold")
+    return default if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def size_reader(competition: Competition) -> Reader | None:
+    """Return what tells the size of an image: a reader, or None where the header of its file does."""
+    section = competition.input
+    if section.reader.name == "image":
+        return None
+    reader: Reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    return reader
+
+
+def _texts(value: str | list[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def open_setup(choice: Choice) -> Setup:
+    """Find the workspace, choose the competition, read and check its YAML."""
+    workspace = find_workspace(choice.workspace)
+    name = choose(workspace, choice.competition)
+    competition = load_competition(workspace, name, experiment=choice.experiment, assignments=choice.assignments)
+    return Setup(workspace, competition, choice, workspace.own(name))

@@ -1,0 +1,233 @@
+"""What a fold needs before it trains: its rows, stages, model builder and resume point.
+
+Put the rows of pseudo-labels among those a fold trains on; those it validates stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from kbench import console, registry
+from kbench.console import bar
+from kbench.data.dataset import auto_workers
+from kbench.data.images.cache import Images, Resize
+from kbench.data.masks.cache import open_masks, sizes_of
+from kbench.data.pseudo_rows import Joined, PseudoLabels, join, read_pseudo
+from kbench.errors import ConfigError, counted
+from kbench.machine import keep_freed_memory
+from kbench.models.checkpoint import Tensors
+from kbench.models.device import choose_device
+from kbench.runs import parts
+from kbench.runs.experiment import Setup
+from kbench.runs.parts import activations_of
+from kbench.tasks import is_dense
+from kbench.training.fold import begin, state_of
+from kbench.training.fold_context import FoldContext, Log, Plan
+from kbench.training.resume import Progress
+from kbench.training.stage_plan import StagePlan, for_full, with_limit
+from kbench.workspace import RunPaths
+
+
+def place_of(fold: int | str) -> str:
+    """Return the name of a fold's own labels."""
+    return fold if isinstance(fold, str) else f"fold-{fold}"
+
+
+def with_pseudo(context: FoldContext, setup: Setup) -> FoldContext:
+    """Return a fold's context with the rows of its own pseudo-labels to train on, if the YAML names some."""
+    path = setup.pseudo()
+    if path is None:
+        return context
+    labels = read_pseudo(
+        path, place_of(context.fold), unlabelled=setup.test, names=context.table.target_names, folds=setup.folds.hash
+    )
+    both = join(context.table, labels.table)
+    tests = parts.opened_images(setup.competition, setup.test, setup.workspace.cache(), what="test")
+    images, masks = context.images, context.masks
+
+    def joined(resize: Resize) -> Images:
+        return both.images(images(resize), tests(resize), rows=labels.rows)
+
+    return replace(
+        context, table=both.table,
+        train_rows=np.sort(np.concatenate([both.first[context.train_rows], both.second])),
+        valid_rows=both.first[context.valid_rows],
+        images=joined,
+        masks=None if masks is None else _masks(setup, both, labels, masks),
+        activations=activations_of(
+            setup.competition, both.table, setup.workspace.cache(), joined, device=context.device,
+            plugins=setup.plugin_files(),
+        ),
+    )  # fmt: skip
+
+
+def _masks(
+    setup: Setup, both: Joined, labels: PseudoLabels, masks: Callable[[Resize], Images]
+) -> Callable[[Resize], Images]:
+    section = setup.competition.input
+    reader = None  # the header of a file tells the size `image` reads
+    if section.reader.name != "image":
+        reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    opened: dict[Resize, Images] = {}
+
+    def joined(resize: Resize) -> Images:
+        if resize not in opened:
+            assert labels.kind is not None, "a dense task has masks"
+            with bar("decoding pseudo masks") as advance:
+                made = open_masks(
+                    labels.table, kind=labels.kind, kind_key="pseudo", size_of=sizes_of(labels.table, reader),
+                    resize=resize, folder=setup.workspace.cache(), mode=section.cache, progress=advance,
+                )  # fmt: skip
+            opened[resize] = both.images(masks(resize), made)
+        return opened[resize]
+
+    return joined
+
+
+FULL = "full"
+_FULL_NUMBER = 1_000_000  # what random numbers of a model of all rows derive from, beside the folds' 0, 1, 2 ...
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How folds are trained.
+
+    Attributes:
+        force: train anew what exists.
+        jobs: folds at once.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of a fold; None for all there are.
+        limit: batches per stage of a smoke run.
+    """
+
+    force: bool = False
+    jobs: int = 1
+    device: str = "auto"
+    threads: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """Everything `train_fold` asks for."""
+
+    context: FoldContext
+    stages: tuple[StagePlan, ...]
+    build: Callable[[], torch.nn.Module]
+    resumed: tuple[Progress, Tensors] | None
+
+
+def prepare_fold(
+    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions
+) -> FoldJob:
+    """Return what `train_fold` needs; recorded threads are taken again."""
+    competition, place = setup.competition, paths.fold(fold)
+    device = choose_device(options.device)
+    if device.type == "cpu" and not is_dense(setup.competition.task):
+        keep_freed_memory()
+    training = identity["training"]
+    plan = Plan(place, training=training)
+    use_threads(plan, options)
+    stages = parts.build_stages(competition)
+    if fold == FULL:
+        stages = full_stages(setup, paths, plan, stages)
+    if options.limit:
+        stages = with_limit(stages)
+    channels_last = parts.wants_channels_last(competition)
+    images = parts.opened_images(competition, setup.train, setup.workspace.cache(), what="training")
+    n_outputs = len(setup.train.target_names)
+
+    def build() -> torch.nn.Module:
+        return parts.build_model(
+            competition, n_outputs, device=device, weights=setup.weights(), channels_last=channels_last
+        )
+
+    resumed = begin(place, training=training)
+    if fold == FULL:
+        train, valid = np.arange(len(setup.train)), np.arange(0)
+    else:
+        train, valid = (np.flatnonzero(part(int(fold))) for part in (setup.folds.train, setup.folds.valid))
+    context = FoldContext(
+        fold=fold, number=_FULL_NUMBER if fold == FULL else int(fold), seed=competition.seed, table=setup.train,
+        train_rows=train, valid_rows=valid, images=images,
+        scale=parts.build_scale(competition), device=device, paths=place,
+        identity=identity, plan=plan, log=Log(place, lines=resumed[0].log_lines if resumed else 0),
+        plan_of=lambda other: Plan(paths.fold(other), training=training),
+        workers=auto_workers(competition.loader.workers, device=device.type, jobs=options.jobs),
+        valid_batch_size=competition.loader.valid_batch_size,
+        checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
+        masks=parts.masks_of(competition, setup.train, setup.workspace.cache(), what="training"),
+        windows=parts.build_windows(competition),
+        activations=activations_of(
+            competition, setup.train, setup.workspace.cache(), images, device=device, plugins=setup.plugin_files()
+        ),
+    )  # fmt: skip
+    return FoldJob(with_pseudo(context, setup), stages, build, resumed)
+
+
+def use_threads(plan: Plan, options: TrainOptions) -> None:
+    """Compute on as many CPU threads as the fold was begun with; sums depend on their number."""
+    threads = plan.get("threads") or options.threads or torch.get_num_threads()
+    if plan.get("threads") is None:
+        plan.set("threads", threads)
+    torch.set_num_threads(int(threads))
+
+
+def full_stages(setup: Setup, paths: RunPaths, own: Plan, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+    """Return the stages for training on all rows with the plan found on the folds.
+
+    A rate that was to be found is the geometric mean of the folds'; a stage that stopped early ends after the
+    folds' mean best epoch; a plateau's rate follows the geometric mean of the folds' rates, epoch by epoch.
+
+    Raises:
+        ConfigError: something was to be found and no fold is trained yet.
+    """
+    training = own.get("training")
+    done = [fold for fold in range(setup.folds.n) if state_of(paths.fold(fold), training=training)["state"] == "done"]
+    begun = own.get("full")  # a training that goes on keeps the plan it began with
+    if begun is None or begun["folds"] != done:
+        plans = [Plan(paths.fold(fold), training=training) for fold in done]
+        found = {"folds": done, "stages": {stage.name: _found(stage, paths, plans) for stage in stages}}
+        if begun is None:
+            own.set("full", found)
+        elif begun["stages"] != found["stages"]:
+            console.note(
+                f"the models of all rows keep the plan of folds {', '.join(map(str, begun['folds']))}; "
+                f"`kbench train --full --force` makes them anew with that of {counted(len(done), 'fold')}"
+            )
+    return tuple(for_full(stage, own.get("full")["stages"][stage.name]) for stage in stages)
+
+
+def _found(stage: StagePlan, paths: RunPaths, plans: Sequence[Plan]) -> dict[str, Any]:
+    searched = stage.lr == "find" or stage.early_stop or stage.adaptive
+    if searched and not plans:
+        raise ConfigError(
+            f"stage {stage.name} finds its plan on the folds, and no fold of '{paths.name}' is trained",
+            "one trained fold or more",
+            "`kbench train --fold all` first, or set `lr:` and the epochs to numbers",
+        )
+    found: dict[str, Any] = {"lr": stage.lr}
+    if stage.lr == "find":
+        rates = np.array([float(plan.get(f"lr/{stage.name}")) for plan in plans])
+        found["lr"] = float(np.exp(np.log(rates).mean()))
+    ends = [plan.get(f"end/{stage.name}") for plan in plans]
+    judged = bool(ends) and all(end["history"] for end in ends)  # a stage of all rows is not judged on the folds either
+    if stage.early_stop and judged:
+        found["epochs"] = max(1, round(float(np.mean([end["best_epoch"] + 1 for end in ends]))))
+    if stage.adaptive and judged:
+        found["rates"] = _mean_rates(stage, found["lr"], [end["history"] for end in ends])
+    return found
+
+
+def _mean_rates(stage: StagePlan, lr: float | Sequence[float], histories: Sequence[Sequence[float]]) -> list[float]:
+    """Return the geometric mean over folds of the schedule's factor in each epoch."""
+    schedule = stage.schedule(1)
+    top = float(lr) if isinstance(lr, float | int) else float(max(lr))
+    length = max(len(history) for history in histories)
+    factors = [[schedule.rate(epoch, top, history[:epoch]) / top for epoch in range(length)] for history in histories]
+    return [float(value) for value in np.exp(np.log(np.array(factors)).mean(0))]

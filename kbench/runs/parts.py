@@ -1,0 +1,287 @@
+"""From the YAML's names to parts: stages, model, images, views. The config object stops here.
+
+From the YAML to precomputed activations: which rows, how they are read, where they are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kbench import files, registry
+from kbench.config.competition import Competition, Component, Stage
+from kbench.console import bar
+from kbench.data.dataset import Show, auto_workers
+from kbench.data.images.cache import Images, Resize, RowPaths, content_key, open_images
+from kbench.data.images.normalise import Scale, choose
+from kbench.data.images.readers import remembering
+from kbench.data.masks.cache import open_masks, sizes_of
+from kbench.data.table.table import Table
+from kbench.inference.activations import Activations, Seen, Source, activations
+from kbench.inference.views import View
+from kbench.inference.windows import Windows
+from kbench.metrics.metric import Metric, make_metric
+from kbench.models.checkpoint import load_pretrained, read_tensors
+from kbench.models.classifier import backbone_statistics
+from kbench.models.device import place
+from kbench.models.outputs import default_loss
+from kbench.runs.experiment import mask_kind, size_reader
+from kbench.tasks import is_dense
+from kbench.training.losses.per_target import Loss
+from kbench.training.stage_plan import RangeTest, StagePlan, crop_for_validation, kept_without_scores
+
+Size = tuple[int, int]
+
+
+def size_of(size: int | tuple[int, int]) -> Size:
+    """Return height and width."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _part(kind: str, component: Component, *given: Any, **injected: Any) -> Any:
+    return registry.build(kind, component.name, component.params, *given, **injected)
+
+
+def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
+    """Return the recipe of a competition's experiment."""
+    return tuple(
+        _stage(competition, name, index, stage) for index, (name, stage) in enumerate(competition.stages.items())
+    )
+
+
+def _stage(competition: Competition, name: str, index: int, stage: Stage) -> StagePlan:
+    size = size_of(stage.size or competition.input.size)
+    crop = _part("crop", stage.crop, _names=competition.data.classes or ())
+    augmentation = _part("augmentation", stage.augment)
+    judged = crop_for_validation(
+        competition.input.crop,
+        crop,
+        centre=registry.build("crop", "centre", {}),
+        squash=registry.build("crop", "squash", {}),
+    )
+    keep: frozenset[str] = frozenset(stage.keep)
+    keep = kept_without_scores(keep) if stage.subset == "full" else keep
+    return StagePlan(
+        name=name, index=index,
+        schedule=partial(_part, "schedule", stage.schedule),
+        lr=stage.lr, lr_decay=stage.lr_decay, range_test=RangeTest(**stage.range_test.model_dump()),
+        lr_from_fold=stage.lr_from_fold, weight_decay=stage.weight_decay,
+        optimizer=partial(_part, "optimizer", stage.optimizer),
+        groups=stage.groups,
+        show=Show(size, crop, augmentation), valid_show=Show(size, judged),
+        batch_size=stage.batch_size, accumulate=stage.accumulate, clip=stage.clip,
+        loss=partial(_loss, stage.loss, competition.task),
+        mix=_part("mix", stage.mix) if stage.mix else None,
+        sampler=partial(_part, "sampler", stage.sampler),
+        step=_part("step", stage.step), whole_step=stage.step.name != "supervised",
+        precision=stage.precision, channels_last=stage.channels_last, ema=stage.ema,
+        early_stop=stage.early_stop, min_delta=stage.min_delta,
+        monitor=_monitor(competition, stage), keep=keep, subset=stage.subset, start=stage.start,
+        precompute=stage.precompute, draws=stage.draws,
+        shown_how=[stage.crop.model_dump(), stage.augment.model_dump()], lr_from_stage=stage.lr_from_stage,
+        normalise_decay=stage.normalise_decay, average_of=stage.average.of, average_from=stage.average.start,
+        adaptive=bool(registry.get("schedule", stage.schedule.name).meta.get("adaptive")),
+    )  # fmt: skip
+
+
+def _loss(component: Component | None, task: str, counts: np.ndarray | None, rows: int) -> Loss:
+    component = component or Component(name=default_loss(task, 2 if counts is None else len(counts)))
+    loss: Loss = _part("loss", component, _counts=counts, _rows=rows, _task=task)
+    return loss
+
+
+def _monitor(competition: Competition, stage: Stage) -> Metric | None:
+    if stage.monitor == "loss":
+        return None
+    if stage.monitor is not None and stage.monitor != competition.metric.name:
+        return make_metric(stage.monitor)
+    return build_metric(competition)
+
+
+def build_metric(competition: Competition) -> Metric:
+    """Return the competition's metric."""
+    return make_metric(competition.metric.name, competition.metric.params)
+
+
+def build_views(competition: Competition) -> tuple[View, ...]:
+    """Return the views of `tta`."""
+    views: tuple[View, ...] = _part("views", competition.tta)
+    return views
+
+
+def build_model(
+    competition: Competition,
+    n_outputs: int,
+    *,
+    device: torch.device,
+    weights: Path | None,
+    channels_last: bool,
+    pretrained: bool = True,
+) -> nn.Module:
+    """Return the model on its device.
+
+    Args:
+        competition: says which.
+        n_outputs: number of targets.
+        device: where to.
+        weights: file of pretrained weights of the backbone, or None.
+        channels_last: memory format.
+        pretrained: whether `model.pretrained` counts; a snapshot brings its own weights.
+    """
+    section = competition.model
+    sizes = [size_of(stage.size or competition.input.size) for stage in competition.stages.values()]
+    model: nn.Module = registry.build(
+        "model", section.name, section.options, n_outputs, competition.input.channels,
+        _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
+        _several=len(set(sizes)) > 1,
+    )  # fmt: skip
+    if weights is not None:
+        load_pretrained(getattr(model, "body", model), read_tensors(weights), file=str(weights))
+    return place(model, device, channels_last=channels_last)
+
+
+def wants_channels_last(competition: Competition) -> bool:
+    """Return the memory format: channels-last unless the first stage says otherwise."""
+    setting = next(iter(competition.stages.values())).channels_last
+    return True if setting == "auto" else bool(setting)
+
+
+def _stamps(kind: str, name: str) -> list[str]:
+    """Return what a part written in a plug-in is known by: pixels that it made are not those of another text."""
+    return [stamp] if (stamp := registry.stamp(kind, name)) else []
+
+
+def opened_images(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
+    """Return a function from a resizing to the table's images; each is opened once.
+
+    Args:
+        competition: says how images are read.
+        table: the rows.
+        cache: the cache folder.
+        what: name of the split, for the progress bar.
+    """
+    section = competition.input
+    reader = remembering(
+        registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    )
+    key = [section.reader.model_dump(), section.channels, *_stamps("reader", section.reader.name)]
+    rows = RowPaths(table.root, table.images)
+    opened: dict[Resize, Images] = {}
+
+    def images(resize: Resize) -> Images:
+        if resize not in opened:
+            with bar(f"decoding {what} images") as advance:
+                opened[resize] = open_images(
+                    rows, reader=reader, reader_key=key, resize=resize, folder=cache, mode=competition.input.cache,
+                    progress=advance,
+                )  # fmt: skip
+        return opened[resize]
+
+    return images
+
+
+def content_of(competition: Competition, table: Table, cache: Path) -> str:
+    """Return what tells the files of a table from others of the same names, those of masks included.
+
+    It is their content, read once until a file is touched, but where `input.cache: off` says that they are too many for
+    that: their sizes.
+    """
+    written = () if table.masks is None or table.encoded else table.masks
+    each = [RowPaths(table.root, table.images), [tuple(table.root / cell for cell in row if cell) for row in written]]
+    if competition.input.cache == "off":
+        return files.digest(
+            [[path.stat().st_size if path.is_file() else -1 for path in paths] for rows in each for paths in rows]
+        )
+    return files.digest([content_key(rows, cache) for rows in each if len(rows)])
+
+
+def opened_masks(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
+    """Return a function from a resizing to the table's masks; each is opened once.
+
+    Args:
+        competition: says how masks are written and images read.
+        table: rows with masks.
+        cache: the cache folder.
+        what: name of the split, for the progress bar.
+    """
+    kind, section = mask_kind(competition, table.root), competition.input
+    assert kind is not None, "rows have masks because the YAML says how they are written"
+    assert competition.data.masks is not None, "as above"
+    reader = size_reader(competition)
+    masks_section = competition.data.masks
+    key = [competition.task, masks_section.model_dump(), *_stamps("mask", masks_section.name)]
+    opened: dict[Resize, Images] = {}
+
+    def masks(resize: Resize) -> Images:
+        if resize not in opened:
+            with bar(f"decoding {what} masks") as advance:
+                opened[resize] = open_masks(
+                    table, kind=kind, kind_key=key, size_of=sizes_of(table, reader), resize=resize, folder=cache,
+                    mode=section.cache, progress=advance,
+                )  # fmt: skip
+        return opened[resize]
+
+    return masks
+
+
+def masks_of(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images] | None:
+    """Return `opened_masks` of rows that have masks, else None."""
+    return None if table.masks is None else opened_masks(competition, table, cache, what=what)
+
+
+def build_windows(competition: Competition) -> Windows | None:
+    """Return what the network sees of whole images at once; None where tasks are not dense."""
+    if not is_dense(competition.task):
+        return None
+    windows: Windows = _part("windows", competition.maps.windows, _task=competition.task)
+    return windows
+
+
+def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:
+    """Return the function that chooses the normalisation of a fold."""
+    backbone = backbone_statistics(competition.model.backbone)
+
+    def scale(images: Images, rows: np.ndarray) -> Scale:
+        return choose(images, rows, mean=competition.input.mean, std=competition.input.std, backbone=backbone)
+
+    return scale
+
+
+def activations_of(
+    competition: Competition,
+    table: Table,
+    cache: Path,
+    images: Callable[[Resize], Images],
+    *,
+    device: torch.device,
+    plugins: Sequence[Path],
+) -> Callable[[nn.Module, Seen], Activations]:
+    """Return a function from a model and how its body sees images to its features of all rows of a table.
+
+    Args:
+        competition: says how images are read.
+        table: the rows.
+        cache: the cache folder.
+        images: from `opened_images`.
+        device: where the body runs.
+        plugins: files whose content is part of what a body is.
+    """
+    section = competition.input
+
+    def made(model: nn.Module, seen: Seen) -> Activations:
+        with bar("activations") as advance:
+            source = Source(
+                ids=table.ids, rows=RowPaths(table.root, table.images), images=images, folder=cache, device=device,
+                reader=[section.reader.model_dump(), section.channels, [files.sha256(path) for path in plugins]],
+                batch_size=competition.loader.valid_batch_size or 64,
+                workers=auto_workers(competition.loader.workers, device=device.type), progress=advance,
+            )  # fmt: skip
+            return activations(source, model, seen)
+
+    return made

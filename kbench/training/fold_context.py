@@ -1,0 +1,222 @@
+"""What a fold is made of: its rows, images, device, files, and what it has found so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from kbench import files
+from kbench.data.dataset import Show
+from kbench.data.images.cache import Images, Resize
+from kbench.data.images.normalise import Scale
+from kbench.data.table.table import Table
+from kbench.data.whole_images import class_pixels
+from kbench.errors import ConfigError
+from kbench.inference.activations import Activations, Seen
+from kbench.inference.windows import Windows
+from kbench.training.events import Epoch
+from kbench.training.lr_finder import LRCurve
+from kbench.training.stage_plan import StagePlan
+from kbench.workspace import FoldPaths
+
+KEEP = Resize("keep", 0, 0)
+_FEW = 8  # images or masks a smoke run measures
+TIMES = ("seconds", "images_per_s", "waiting", "verdict", "at")  # fields of the log that differ between equal runs
+
+
+def resize_before(show: Show) -> Resize:
+    """Return how images are resized before a way of showing takes its windows."""
+    return Resize(show.crop.resize, *(show.size if show.crop.resize != "keep" else (0, 0)))
+
+
+class Plan:
+    """Values found while training, in `plan.json`; once found, a value stays.
+
+    Args:
+        paths: files of the fold.
+        training: training hash; values found under another one do not count.
+    """
+
+    def __init__(self, paths: FoldPaths, *, training: str) -> None:
+        self._path = paths.plan
+        known = files.read_json(self._path) if self._path.is_file() else {}
+        self._values: dict[str, Any] = known if known.get("training") == training else {"training": training}
+
+    def get(self, key: str) -> Any:
+        """Return a value, or None."""
+        return self._values.get(key)
+
+    def set(self, key: str, value: Any) -> None:
+        """Keep a value."""
+        self._values[key] = value
+        files.write_json(self._path, self._values)
+
+    def values(self) -> dict[str, Any]:
+        """Return all values."""
+        return dict(self._values)
+
+
+class Log:
+    """The fold's `log.jsonl`: one JSON object per line; equal runs differ only in the fields of `TIMES`.
+
+    Args:
+        paths: files of the fold.
+        lines: how many lines to keep of an earlier, killed run.
+    """
+
+    def __init__(self, paths: FoldPaths, *, lines: int) -> None:
+        self._path = paths.log
+        files.make_folder(paths.root)
+        files.keep_lines(self._path, lines)
+        self.lines = lines
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append a record."""
+        files.append_line(self._path, json.dumps(record, ensure_ascii=False))
+        self.lines += 1
+
+    def epoch(self, epoch: Epoch) -> None:
+        """Append an epoch."""
+        self.add({"event": "epoch", **asdict(epoch)})
+
+
+@dataclass
+class FoldContext:
+    """Everything a stage needs to know about its fold.
+
+    Attributes:
+        fold: its number, or `full`.
+        number: the integer its random numbers derive from.
+        seed: of the run.
+        table: all training rows.
+        train_rows: rows a stage with `subset: fold` trains on.
+        valid_rows: rows it is judged on; empty for `full`.
+        images: resizing -> images of the table.
+        scale: (images, rows) -> normalisation, asked once.
+        device: where the model is.
+        paths: files of the fold.
+        identity: `training`, `contract` and `folds` hashes, written into every checkpoint.
+        plan: what has been found.
+        log: the log.
+        plan_of: another fold's plan.
+        workers: loader processes.
+        valid_batch_size: images per batch when judging.
+        checkpoint_s: seconds between resume points inside an epoch.
+        limit: batches per stage of a smoke run, or None.
+        masks: resizing -> masks of the table, of dense tasks.
+        windows: what the network sees of a whole image at once, of dense tasks.
+        activations: (model, how its body sees images) -> its features of all rows of the table.
+        tell: called as `tell(what, done, total)` after each update of a range test or stage.
+    """
+
+    fold: int | str
+    number: int
+    seed: int
+    table: Table
+    train_rows: np.ndarray
+    valid_rows: np.ndarray
+    images: Callable[[Resize], Images]
+    scale: Callable[[Images, np.ndarray], Scale]
+    device: torch.device
+    paths: FoldPaths
+    identity: dict[str, str]
+    plan: Plan
+    log: Log
+    plan_of: Callable[[int], Plan]
+    workers: int = 0
+    valid_batch_size: int | None = None
+    checkpoint_s: float = 300.0
+    limit: int | None = None
+    masks: Callable[[Resize], Images] | None = None
+    windows: Windows | None = None
+    activations: Callable[[nn.Module, Seen], Activations] | None = None
+    tell: Callable[[str, int, int], None] = lambda what, done, total: None
+    _opened: dict[Resize, Images] = field(default_factory=dict)
+
+    def images_for(self, show: Show) -> Images:
+        """Return the images a way of showing takes its windows from."""
+        resize = resize_before(show)
+        if resize not in self._opened:
+            self._opened[resize] = self.images(resize)
+        return self._opened[resize]
+
+    def rows_of(self, stage: StagePlan) -> np.ndarray:
+        """Return the rows a stage trains on."""
+        return np.arange(len(self.table)) if stage.subset == "full" else self.train_rows
+
+    def scale_for(self, images: Images | None) -> dict[str, Any]:
+        """Return `scale`, `mean` and `std`; found at the first stage and kept for the fold."""
+        found = self.plan.get("scale")
+        if found is None:
+            assert images is not None, "the first stage brings its images"
+            found = asdict(self.scale(images, self._measured(self.train_rows)))
+            self.plan.set(
+                "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+            )
+        return dict(self.plan.get("scale"))
+
+    def _measured(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows whose pixels are looked at: all of them, or those a smoke run has the time for."""
+        return rows[:_FEW] if self.limit else rows
+
+    def masks_for(self, show: Show) -> Images | None:
+        """Return the masks that go with `images_for`, or None where targets are no images."""
+        return None if self.masks is None else self.masks(resize_before(show))
+
+    def balance(self, rows: np.ndarray) -> tuple[np.ndarray | None, int]:
+        """Return [K] positives per target among some rows (pixels of dense tasks) and how many there are in all.
+
+        Without counts (regression) the first is None. A smoke run counts the pixels of a few masks only.
+        """
+        if self.masks is None:
+            return self.counts(rows), len(rows)
+        if "regression" in self.table.task:
+            return None, len(rows)
+        rows = self._measured(rows)
+        key = f"pixels/{len(rows)}"
+        if self.plan.get(key) is None:
+            found, total = class_pixels(self.masks(KEEP), rows, len(self.table.target_names), self.table.task)
+            self.plan.set(key, [found.tolist(), total])
+        found, total = self.plan.get(key)
+        return np.asarray(found), total
+
+    def counts(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return [K] positives per target among some rows, or None for regression."""
+        targets = self.table.targets
+        if targets is None or "regression" in self.table.task:
+            return None
+        if targets.ndim == 1:
+            return np.bincount(targets[rows], minlength=len(self.table.target_names))
+        return np.asarray(np.nansum(targets[rows], axis=0))
+
+    def rate_found_elsewhere(self, stage: StagePlan) -> float | None:
+        """Return the rate that an earlier stage or another fold found for a stage, or None where it looks for its own.
+
+        Raises:
+            ConfigError: that fold has not found it yet.
+        """
+        if stage.lr_from_stage is not None:
+            return float(self.plan.get(f"lr/{stage.lr_from_stage}"))
+        fold = stage.lr_from_fold
+        if fold is None or fold == self.fold:
+            return None
+        found = self.plan_of(fold).get(f"lr/{stage.name}")
+        if found is None:
+            raise ConfigError(
+                f"stages.{stage.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
+                f"a fold {fold} that is trained",
+                f"`kbench train --fold {fold}` first, or remove `lr_from_fold`",
+            )
+        return float(found)
+
+    def keep_curve(self, stage: str, curve: LRCurve) -> None:
+        """Write the curve of a learning-rate range test."""
+        with files.replacing(self.paths.lr_find(stage)) as temporary:
+            pd.DataFrame(curve.rows()).to_csv(temporary, index=False, lineterminator="\n")

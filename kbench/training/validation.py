@@ -1,0 +1,113 @@
+"""Judge a model of a dense task on whole images while it trains.
+
+The maps are made as prediction makes them, plain view alone, through the competition's windows; memory is that of a
+batch, whatever the number of images.
+
+The training loop: generators without callbacks.
+
+`train_epoch` makes the updates of one epoch and yields one `Update` each; `evaluate` judges the model. Who calls
+them (`stage.py`) logs, checkpoints, keeps snapshots and stops early, in visible order, between two yields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from kbench.data.dataset import Draw, Loader, cut
+from kbench.data.whole_images import WholeImages, batch_size, group, pixels_at_once
+from kbench.inference.maps import MapMaker
+from kbench.inference.views import View
+from kbench.metrics.maps import measured, truth_of
+from kbench.models.batchnorm_folding import PROBE, folded
+from kbench.models.device import Precision, in_parts
+from kbench.models.outputs import dense_target, logits_of, probabilities
+from kbench.training.fold_context import KEEP, FoldContext
+from kbench.training.loop import Feed, logits_in
+from kbench.training.losses.per_target import Loss
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What judging needs besides the fold.
+
+    Attributes:
+        normalise: [B, H, W, C] -> [B, C, H, W] float32, on the device.
+        loss: of training.
+        precision: of the forward pass.
+        most: images at once at most.
+    """
+
+    normalise: nn.Module
+    loss: Loss
+    precision: Precision
+    most: int
+
+
+@torch.no_grad()
+def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> tuple[float, np.ndarray, np.ndarray]:
+    """Return the mean loss of the validation rows, and what their metric takes as targets and predictions.
+
+    The loss is that of the blended probabilities, so it means the same through any windows.
+    """
+    assert context.masks is not None, "a dense task has masks"
+    assert context.windows is not None, "a dense task has windows"
+    model.eval()
+    task, names, rows = context.table.task, context.table.target_names, context.valid_rows
+    images = context.images(KEEP)
+    make = MapMaker(context.windows, (View("plain"),), task, context.device)
+    pixels = pixels_at_once(len(names))
+    loader = Loader(
+        WholeImages(images, context.masks(KEEP)), workers=context.workers, pin=context.device.type == "cuda",
+        collate=partial(group, pixels=pixels),
+    )  # fmt: skip
+    size = batch_size(images, pixels=pixels, most=judging.most)
+    plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
+    total, count = 0.0, 0.0
+    found: dict[int, np.ndarray] = {}
+    for groups in loader(plan[: context.limit] if context.limit else plan):
+        for some in groups:
+            assert some.masks is not None, "training rows have masks"
+            shown = judging.normalise(some.images.to(context.device, non_blocking=True))
+            if not found:
+                model = folded(model, shown[..., :PROBE, :PROBE])
+            maps, _ = make(model, shown, judging.precision)
+            target = dense_target(some.masks.to(context.device), task, len(names))
+            sums = judging.loss(logits_of(maps, task), target)
+            total, count = total + float(sums.total), count + float(sums.count)
+            found.update(zip(some.rows, measured(maps, target, task).cpu().numpy(), strict=True))
+    values = np.stack([found[row] for row in sorted(found)])
+    return (total / count if count else 0.0), truth_of(values, task), values
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, feed: Feed, batches: Sequence[Sequence[Draw]], *, loss: Loss, precision: Precision, task: str
+) -> tuple[float, np.ndarray]:
+    """Judge a model on planned batches.
+
+    All predictions are held in memory, since a metric may need them at once.
+
+    Returns:
+        The mean loss over valid targets, and [N, K, ...] float32 probabilities (target units for regression) in
+        the order of the plan.
+    """
+    model.eval()
+    total, count = 0.0, 0.0
+    parts: list[np.ndarray] = []
+    for batch in feed.load(batches):
+        images = feed.seen(feed.normalise(batch.images[0].to(feed.device, non_blocking=True)))
+        if not parts:
+            model = folded(model, images)
+        assert batch.target is not None, "validation rows have targets"
+        logits = in_parts(partial(logits_in, model, feed.device, precision), [images])
+        found = loss(logits.float(), batch.target.to(feed.device))
+        total += float(found.total)
+        count += float(found.count)
+        parts.append(probabilities(logits, task).cpu().numpy())
+    return (total / count if count else 0.0), np.concatenate(parts)
