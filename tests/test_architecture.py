@@ -22,19 +22,14 @@ MODULES = {
 }
 ORDER = (
     "__main__", "cli", "commands", "api", "report", "runs", "submission", "training", "ensemble", "inference", "models",
-    "drafting", "data", "metrics", "config", "sources", "console", "registry", "workspace", "files", "machine", "tasks",
+    "drafting", "data", "metrics", "config", "sources", "registry", "workspace", "console", "files", "machine", "tasks",
     "errors",
 )  # fmt: skip
 GROUND = ORDER[ORDER.index("config") :]
 UPWARDS = {  # who may look up, and why
-    ("commands", "console"): "a command says what it does",
-    ("orchestrate", "console"): "the table of running folds is live",
     ("", "api"): "`kbench.open_run`, loaded when it is asked for",
 }
-LONG = {  # files of more than 350 lines, and why they stay whole
-    "kbench.files": "the only door to the disk",
-    "kbench.training.schedules": "one function per schedule over the same helpers",
-}
+LONG: dict[str, str] = {}  # files of more than 500 lines, and why they stay whole
 HEAVY = ("torch", "torchvision", "sklearn", "pandas", "numpy", "cv2", "timm", "albumentations", "matplotlib", "scipy")
 
 
@@ -296,18 +291,13 @@ def test_torch_is_loaded_only_where_tensors_are() -> None:
 
 def test_a_file_is_short_enough_to_be_read() -> None:
     lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
-    assert {module: lines for module, lines in lengths.items() if lines > 350 and module not in LONG} == {}
+    assert {module: lines for module, lines in lengths.items() if lines > 500 and module not in LONG} == {}
     assert [module for module in LONG if lengths[module] <= 350] == [], "exceptions that are none any more"
 
 
 def test_a_module_says_what_it_is_for() -> None:
     first = {module: (ast.get_docstring(tree(module)) or " ").splitlines()[0] for module in MODULES}
     assert [module for module, text in first.items() if not text.endswith((".", ";", ":"))] == []
-
-
-def test_no_two_test_files_share_a_name() -> None:
-    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
-    assert len(names) == len(set(names))
 
 
 def tracked() -> list[Path]:

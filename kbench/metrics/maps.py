@@ -1,13 +1,9 @@
 """What a dense task's predictions are worth, image by image: all that its metrics need.
 
-Segmentations are measured by counts of pixels (`pixels.py`), dense regressions by sums of errors. Both are small,
-whatever the size of the images, and add up.
-
-Counts of pixels: all that a segmentation metric needs to know of an image.
-
-Per image and class there are tp, fp and fn: predicted pixels that are of the class, predicted pixels that are not,
-and pixels of the class that are not predicted. Pixels whose truth is ignored count nowhere. Counts of images add up,
-so a score of a data set never needs two masks at once.
+Segmentations are measured by counts of pixels: per image and class there are tp, fp and fn, predicted pixels that are
+of the class, predicted pixels that are not, and pixels of the class that are not predicted; pixels whose truth is
+ignored count nowhere. Dense regressions are measured by sums of errors. Both are small, whatever the size of the
+images, and add up, so a score of a data set never needs two masks at once.
 
 To count something else of masks, add a function here; what becomes of counts is in `segmentation.py`.
 """
@@ -15,13 +11,16 @@ To count something else of masks, add a function here; what becomes of counts is
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from kbench.metrics.metric import Rows
 from kbench.registry import register
 from kbench.tasks import IGNORED
+
+if TYPE_CHECKING:
+    import torch
 
 
 def image_counts(mask: np.ndarray, truth: np.ndarray, *, n_classes: int) -> np.ndarray:

@@ -161,7 +161,7 @@ def test_the_client_is_not_imported_before_it_is_needed():
         [
             sys.executable,
             "-c",
-            "import sys; from kbench.sources.kaggle import kaggle; kaggle(slug='a');"
+            "import sys; from kbench.sources.kaggle.client import kaggle; kaggle(slug='a');"
             "sys.exit(any(name.split('.')[0] in ('kaggle', 'kagglesdk') for name in sys.modules))",
         ],
         check=False,

@@ -280,7 +280,7 @@ def test_a_full_disk_is_an_error_in_three_parts_and_loses_nothing(tmp_path: Path
     large = write_images(tmp_path / "large", drawn(60, size=(40, 40)))
     program = f"""
 import resource, sys
-sys.path[:0] = {sys.path!r}
+sys.path[:0] = {[*sys.path, str(Path(__file__).parent)]!r}
 from pathlib import Path
 from test_cache import opened
 from kbench.errors import KbenchError

@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 
 from kbench import registry
+from kbench.data.masks import run_lengths
 from kbench.errors import ConfigError, SubmissionError
 from kbench.inference.map_store import MaskSet
 from kbench.metrics.metric import make_metric
 from kbench.submission.check import check_submission, read_rows, read_sample, write_submission
-from kbench.submission.formats import run_lengths
 from kbench.submission.formats.base import Format
 from kbench.submission.grading import grade
 from kbench.submission.ledger import Lineage, new_entry, newest_unsent, verify_file
