@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import drawn, write_images
+from drawn_images import drawn, write_images
 
 from kbench.commands.train import train
 from kbench.runs.experiment import open_setup

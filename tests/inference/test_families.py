@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import toy
-from pictures import ArrayImages, drawn
+from drawn_images import ArrayImages, drawn
 from torch import nn
 
 from kbench import registry

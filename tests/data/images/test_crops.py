@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import drawn
+from drawn_images import drawn
 
 from kbench.data.dataset import Show
 from kbench.data.images.augment import Augmentation

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pictures
+import drawn_images
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
