@@ -126,7 +126,7 @@ def _members(look: Look, found: dict[str, Any]) -> Section:
         shown_parts.append(look.grid(found["adds"], "adds.csv", "what each snapshot adds to the mean of the others"))
     if look.options.views and found["growth"]:
         plain = out_of_fold_members(
-            look.run, look.folds, device=look.options.device, views=Component(name="none")
+            look.run, look.folds, device=look.options.device, part="oof-plain", views=Component(name="none")
         )  # fmt: skip
         found["views"] = curves.view_gains(judge, plain, members)
         shown_parts.append(look.grid(found["views"], "views.csv", "what snapshots and views add, step by step"))
@@ -152,7 +152,8 @@ def _adds(look: Look) -> list[dict[str, Any]]:
     stack = look.run.results.run_stack(look.experiment, [share], look.oof.table)
     if stack is None or len(stack.names) < 2:
         return []
-    return gains(stack, recipe, evaluate(stack, recipe))
+    records = gains(stack, recipe, evaluate(stack, recipe))
+    return [{**record, "member": record["member"].rpartition("/")[2]} for record in records]
 
 
 def _graded(look: Look) -> list[dict[str, Any]]:

@@ -268,13 +268,12 @@ def _views_apart(job: Job, family: Family, loads: list[Load], batch: list[torch.
 
 
 def _views(job: Job, family: Family, loads: list[Load], batch: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Yield each view's [B, K, ...] probabilities or target units, one tensor per member."""
+    """Yield each view's [B, K] probabilities or target units, one tensor per member."""
     images, known = batch[: len(loads)], batch[-1] if family.known is not None else None
     for view in job.views:
         shown = view.forward(images[loads.index(view.load)]) if images else None
-        made = [probabilities(logits, job.task)
-                for logits in _logits(job, family, shown, known if is_plain(view) else None)]  # fmt: skip
-        yield [view.inverse(values) if values.ndim == 4 else values for values in made]
+        logits = _logits(job, family, shown, known if is_plain(view) else None)
+        yield [probabilities(one, job.task) for one in logits]
 
 
 def _logits(job: Job, family: Family, shown: torch.Tensor | None, known: torch.Tensor | None) -> list[torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,3 +246,70 @@ def table_part(
 
 def _few(rows: np.ndarray, limit: int | None) -> np.ndarray:
     return require_rows(rows) if limit is None else require_rows(rows)[: 2 * limit]
+
+
+@dataclass(frozen=True)
+class MapResult:
+    """Maps of rows, read one row at a time.
+
+    Attributes:
+        ids: [N] text, unique and sorted.
+        names: K target names.
+        task: a dense task.
+        read: row numbers -> yields (row, [K, H, W] float32), in any order; predicts again what was not kept.
+        members: one record per model.
+        weights: one number per model; they sum to 1.
+        parts: what predicts them: one of the test set, or of each fold.
+        fold_of: [N] which of the parts a row is of.
+        mean: of the parts, where every one of them predicts every row.
+        shares: weight of each part then.
+    """
+
+    ids: np.ndarray
+    names: tuple[str, ...]
+    task: str
+    read: Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
+    members: list[dict[str, Any]]
+    weights: list[float]
+    parts: dict[int, MapPart] = field(default_factory=dict)
+    fold_of: np.ndarray | None = None
+    mean: str = "arithmetic"
+    shares: np.ndarray | None = None
+
+    @cached_property
+    def stores(self) -> dict[int, MapStore]:
+        """The store of each part; what is missing is predicted."""
+        return {number: part.stored() for number, part in self.parts.items()}
+
+
+def of_folds(run: Run, of_fold: dict[int, MapPart]) -> MapResult:
+    """Return the rows of several folds together, each predicted by the snapshots of its fold."""
+    order = np.argsort(np.concatenate([part.ids for part in of_fold.values()]))
+    ids = np.concatenate([part.ids for part in of_fold.values()])[order]
+    numbers = np.concatenate([np.full(len(part.ids), fold) for fold, part in of_fold.items()])[order]
+    names, task = run.experiment.train.target_names, run.competition.task
+
+    def read(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        for fold, store in result.stores.items():
+            own = np.searchsorted(ids, store.ids)
+            places = np.flatnonzero(np.isin(own, rows))
+            if store.kept:
+                yield from ((int(own[place]), store.maps(int(place))) for place in places)
+            elif len(places):
+                again = of_fold[fold].rows_again(places)
+                yield from ((int(row), one.maps) for row, one in zip(own[places], again, strict=True))
+
+    members, weights = records_of([(part, 1.0) for part in of_fold.values()])
+    result = MapResult(ids, names, task, read, members, weights, of_fold, numbers)
+    return result
+
+
+def records_of(shares: Sequence[tuple[MapPart, float]]) -> tuple[list[dict[str, Any]], list[float]]:
+    """Return a record of each model, and its weight; all weights sum to 1."""
+    total = sum(share for _, share in shares)
+    records, weights = [], []
+    for part, share in shares:
+        whole = sum(weight for _, weight in part.snapshots)
+        records += [{"run": part.run.name, **record_of(checkpoint)} for checkpoint, _ in part.snapshots]
+        weights += [share / total * weight / whole for _, weight in part.snapshots]
+    return records, weights

@@ -7,8 +7,9 @@ is worth is counted on all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,14 +23,14 @@ from kbench.ensemble.mask_tuning import neutral, tune, tunes
 from kbench.ensemble.nested import Fit, Outcome, Recipe, evaluate
 from kbench.ensemble.pseudo_labels import Chosen, Sure, chosen_masks
 from kbench.errors import PredictionError, first_names
-from kbench.inference.map_pass import sampled
+from kbench.inference.map_pass import sampled, views_apart
 from kbench.inference.map_store import MapStore, MaskSet, NumberSet
 from kbench.inference.mean import MeanKind, mean_of_task
 from kbench.metrics.maps import image_counts, image_errors, pixel_worth, truth_of
+from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
-from kbench.runs.map_parts import MapPart, fold_part, table_part
-from kbench.runs.members import record_of
+from kbench.runs.map_parts import MapPart, MapResult, fold_part, of_folds, records_of, table_part
 from kbench.runs.results import Judged, Rows, Share, Weighed, fold_of, metric_of
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
@@ -46,77 +47,11 @@ _PIXELS = 4096  # of an image at most
 # -- predicting ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class MapResult:
-    """Maps of rows, read one row at a time.
-
-    Attributes:
-        ids: [N] text, unique and sorted.
-        names: K target names.
-        task: a dense task.
-        read: row numbers -> yields (row, [K, H, W] float32), in any order; predicts again what was not kept.
-        members: one record per model.
-        weights: one number per model; they sum to 1.
-        parts: what predicts them: one of the test set, or of each fold.
-        fold_of: [N] which of the parts a row is of.
-        mean: of the parts, where every one of them predicts every row.
-        shares: weight of each part then.
-    """
-
-    ids: np.ndarray
-    names: tuple[str, ...]
-    task: str
-    read: Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]
-    members: list[dict[str, Any]]
-    weights: list[float]
-    parts: dict[int, MapPart] = field(default_factory=dict)
-    fold_of: np.ndarray | None = None
-    mean: str = "arithmetic"
-    shares: np.ndarray | None = None
-
-    @cached_property
-    def stores(self) -> dict[int, MapStore]:
-        """The store of each part; what is missing is predicted."""
-        return {number: part.stored() for number, part in self.parts.items()}
-
-
 def out_of_fold(
     run: Run, folds: Sequence[int], *, device: str, limit: int | None = None, force: bool = False
 ) -> MapResult:
     """Return the maps of some folds' own rows, each the mean over its fold's snapshots and views; see `Results`."""
-    return _of_folds(run, {fold: fold_part(run, fold, device=device, limit=limit, force=force) for fold in folds})
-
-
-def _of_folds(run: Run, of_fold: dict[int, MapPart]) -> MapResult:
-    order = np.argsort(np.concatenate([part.ids for part in of_fold.values()]))
-    ids = np.concatenate([part.ids for part in of_fold.values()])[order]
-    numbers = np.concatenate([np.full(len(part.ids), fold) for fold, part in of_fold.items()])[order]
-    names, task = run.experiment.train.target_names, run.competition.task
-
-    def read(rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        for fold, store in result.stores.items():
-            own = np.searchsorted(ids, store.ids)
-            places = np.flatnonzero(np.isin(own, rows))
-            if store.kept:
-                yield from ((int(own[place]), store.maps(int(place))) for place in places)
-            elif len(places):
-                again = of_fold[fold].rows_again(places)
-                yield from ((int(row), one.maps) for row, one in zip(own[places], again, strict=True))
-
-    members, weights = _records([(part, 1.0) for part in of_fold.values()])
-    result = MapResult(ids, names, task, read, members, weights, of_fold, numbers)
-    return result
-
-
-def _records(shares: Sequence[tuple[MapPart, float]]) -> tuple[list[dict[str, Any]], list[float]]:
-    """Return a record of each model, and its weight; all weights sum to 1."""
-    total = sum(share for _, share in shares)
-    records, weights = [], []
-    for part, share in shares:
-        whole = sum(weight for _, weight in part.snapshots)
-        records += [{"run": part.run.name, **record_of(checkpoint)} for checkpoint, _ in part.snapshots]
-        weights += [share / total * weight / whole for _, weight in part.snapshots]
-    return records, weights
+    return of_folds(run, {fold: fold_part(run, fold, device=device, limit=limit, force=force) for fold in folds})
 
 
 def predict(
@@ -143,7 +78,7 @@ def predict(
     for other in parts_of[1:]:
         if other.run.experiment.train.target_names != names:
             raise _other_classes(names, other.run.experiment.train.target_names)
-    members, of_all = _records(list(zip(parts_of, numbers, strict=True)))
+    members, of_all = records_of(list(zip(parts_of, numbers, strict=True)))
     scaled = np.asarray(np.array(numbers) / sum(numbers), dtype=np.float32)
     by_number = dict(enumerate(parts_of))
 
@@ -192,6 +127,17 @@ def sent(experiment: Experiment, result: MapResult, fit: Rule) -> MaskSet | Numb
         return fit.apply(maps)
 
     return made(result.ids, result.names, result.task, stores[0].source, read)
+
+
+def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray) -> Callable[[int], np.ndarray]:
+    """Return place among the chosen rows -> [1 + n, K, H, W] of each view, predicted when asked; see `Results`."""
+    job, (member,) = MapPart(run, rows, chosen, [(checkpoint, 1.0)], Path()).job()
+
+    def read(row: int) -> np.ndarray:
+        (_, values), *_ = views_apart(replace(job, rows=chosen[row : row + 1]), member)
+        return values
+
+    return read
 
 
 # -- scoring ---------------------------------------------------------------------------------------------------------
@@ -509,9 +455,7 @@ def _weighted(shares: Sequence[Share], table: Table, stack: Stack, fit_of: Calla
         device = share.oof.result.parts[folds[0]].rows.device
         used = {fold: weights if any(weights.values()) else None for fold, weights in own.items()}
         results.append(
-            _of_folds(
-                share.run, {fold: fold_part(share.run, fold, device=device, weights=used[fold]) for fold in folds}
-            )
+            of_folds(share.run, {fold: fold_part(share.run, fold, device=device, weights=used[fold]) for fold in folds})
         )
         totals.append({fold: sum(weights.values()) for fold, weights in own.items()})
     if len(results) == 1:

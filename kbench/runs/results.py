@@ -28,6 +28,7 @@ from kbench.errors import ConfigError, PredictionError, raise_all
 from kbench.inference.map_store import MaskSet, NumberSet
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import Metric
+from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
 
@@ -199,6 +200,11 @@ class Results(Protocol):
 
     def chosen(self, result: Any, sure: Sure) -> Iterator[Chosen]:
         """Yield the labels of the rows a result is sure of; nothing happens before the first one is asked for."""
+
+    def view_reader(
+        self, run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray
+    ) -> Callable[[int], np.ndarray]:
+        """Return place among chosen rows -> [1 + n, K, ...] float32, each view of it as a snapshot sees it."""
 
     def scored(self, experiment: Experiment, result: Any, judged: Judged) -> Sendable:
         """Return out-of-fold predictions as they are shown: rows before a decision, or each fold's masks."""

@@ -204,6 +204,7 @@ def out_of_fold_members(
     device: str,
     limit: int | None = None,
     force: bool = False,
+    part: str = "oof",
     views: Component | None = None,
 ) -> Members:
     """Return fold -> `stage-cycle` -> predictions of the fold's own rows; what is missing is predicted.
@@ -214,10 +215,11 @@ def out_of_fold_members(
         device: where models run.
         limit: batches at most, of a smoke run.
         force: predict again what is predicted.
-        views: the plain view alone, kept in a folder of its own; those of `tta:` by default.
+        part: folder of the predictions; those of the run's own views are in `oof`.
+        views: other views than those of `tta:`.
     """
     experiment, members = run.experiment, dict[int | str, Mapping[str, Predictions]]()
-    rows = Rows(experiment.train, "oof" if views is None else f"oof-{views.name}", device, limit, force)
+    rows = Rows(experiment.train, part, device, limit, force)
     for fold in folds:
         chosen = np.flatnonzero(experiment.folds.valid(fold))
         members[fold] = member_predictions(run, rows, [fold], chosen=chosen, views=views)[fold]
@@ -321,6 +323,21 @@ def _check_there(share: Share, name: str, own: Sequence[Predictions]) -> None:
         f"one of {first_names(sorted(set(known)))}",
         "`--combine mean` with `--full`, or leave out `--full`",
     )
+
+
+def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray) -> Callable[[int], np.ndarray]:
+    """Return place among the chosen rows -> [1 + n, K] of each view; all are predicted at once; see `Results`."""
+    table = rows.table
+    images = parts.opened_images(run.competition, table, run.experiment.workspace.cache(), what=rows.part)
+    job = replace(job_of(run, table.ids[chosen], chosen, images, rows.device), apart=True)
+    stages = {stage.name: stage for stage in parts.build_stages(run.competition)}
+    with files.scratch_folder() as folder:
+        out = folder / "views.json"
+        member = member_of(run, checkpoint, out=out, source={}, stages=stages, device=job.device)
+        for _ in predict_members(job, [member]):
+            pass
+        values = np.ascontiguousarray(np.moveaxis(load(out).values, -1, 0))  # [1 + n, N, K]
+    return lambda row: values[:, row]
 
 
 # -- scoring ---------------------------------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ class Run:
         Raises:
             PredictionError: none is.
         """
+        _ = self.trained_as  # says so where it was opened untrained
         folds = self.trained_folds()
         if not folds:
             raise PredictionError(

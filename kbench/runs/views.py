@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kbench import files
 from kbench.data.table.table import Table
 from kbench.ensemble.average import average
-from kbench.inference.map_pass import views_apart
 from kbench.inference.mean import Mean, MeanKind, mean_of_task
-from kbench.inference.predictions import Predictions, load
-from kbench.inference.row_pass import predict_members
+from kbench.inference.predictions import Predictions
 from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
-from kbench.runs.map_parts import MapPart
-from kbench.runs.members import member_of
 from kbench.runs.results import Rows
-from kbench.runs.row_results import job_of
-from kbench.tasks import is_dense
 
 if TYPE_CHECKING:
     from kbench.runs.run import Run
@@ -87,34 +79,8 @@ def view_stack(run: Run, checkpoint: Checkpoint, table: Table, rows: np.ndarray,
     """
     views = parts.build_views(run.competition)
     weights = np.array([view.weight for view in views])
-    read = (_maps if is_dense(run.competition.task) else _values)(run, checkpoint, table, rows, device)
+    read = run.results.view_reader(run, checkpoint, Rows(table, "views", device), rows)
     return ViewStack(
         tuple(view.name for view in views), weights / weights.sum(), np.asarray(table.ids[rows]),
         run.experiment.train.target_names, run.competition.task, read,
     )  # fmt: skip
-
-
-def _values(
-    run: Run, checkpoint: Checkpoint, table: Table, rows: np.ndarray, device: str
-) -> Callable[[int], np.ndarray]:
-    images = parts.opened_images(run.competition, table, run.experiment.workspace.cache(), what="views")
-    job = replace(job_of(run, table.ids[rows], rows, images, device), apart=True)
-    stages = {stage.name: stage for stage in parts.build_stages(run.competition)}
-    with files.scratch_folder() as folder:
-        out = folder / "views.json"
-        member = member_of(run, checkpoint, out=out, source={}, stages=stages, device=job.device)
-        for _ in predict_members(job, [member]):
-            pass
-        values = np.ascontiguousarray(np.moveaxis(load(out).values, -1, 0))  # [1 + n, N, K]
-    return lambda row: values[:, row]
-
-
-def _maps(run: Run, checkpoint: Checkpoint, table: Table, rows: np.ndarray, device: str) -> Callable[[int], np.ndarray]:
-    part = MapPart(run, Rows(table, "views", device), rows, [(checkpoint, 1.0)], Path())
-    job, (member,) = part.job()
-
-    def read(row: int) -> np.ndarray:
-        (_, values), *_ = views_apart(replace(job, rows=rows[row : row + 1]), member)
-        return values
-
-    return read
