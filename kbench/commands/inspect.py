@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kbench import console, files
-from kbench.config.competition import Stage
+from kbench.config.stage import Stage
 from kbench.data.dataset import Draw, cut
 from kbench.data.folds.folds import describe
 from kbench.data.table.table import Table

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from kbench import files, registry
-from kbench.config.competition import Competition, Component, Stage
+from kbench.config.competition import Competition
+from kbench.config.section import Component
+from kbench.config.stage import Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
 from kbench.data.images.cache import Images, Resize, RowPaths, content_key, open_images

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 
 from kbench import registry
-from kbench.config.competition import Competition, Component, Stage
+from kbench.config.competition import Competition
+from kbench.config.section import Component
+from kbench.config.stage import Stage
 from kbench.data.table.table import Table
 from kbench.ensemble.mask_tuning import neutral
 from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problems

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from yamls import digits
 
 from kbench import files
-from kbench.config.competition import Competition, Component, FoldSection, Input, ModelSection, Section, Stage
+from kbench.config.competition import Competition, FoldSection, Input, ModelSection
 from kbench.config.reading import merge, validate
+from kbench.config.section import Component, Section
+from kbench.config.stage import Stage
 
 
 def made(change: dict[str, Any] | None = None) -> Competition:
