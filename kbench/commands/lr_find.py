@@ -48,8 +48,8 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
     torch.manual_seed(seeds.number(seeds.MODEL, job.context.seed, job.context.number))
     model = job.build()
     plan = job.stages[index]
-    if plan.start != "fresh" and index:
-        start = names[index - 1] if plan.start == "previous" else plan.start
+    if plan.stage.start != "fresh" and index:
+        start = names[index - 1] if plan.stage.start == "previous" else plan.stage.start
         source = _begin(setup, trained, known, fold, names, index, model) if _is_trained(trained, known, fold) else ""
         if source:
             console.note(f"starting from {source} of fold {fold}")
@@ -90,7 +90,7 @@ def _begin(
         index: the stage that is to begin; it follows another.
         model: is changed.
     """
-    paths, start = run.fold(fold), parts.build_stages(setup.competition)[index].start
+    paths, start = run.fold(fold), parts.build_stages(setup.competition)[index].stage.start
     before = names[index - 1] if start == "previous" else start
     resumed = load_resume(paths, training=known["training"]) if start == "previous" else None
     if load_end(model, paths, before):

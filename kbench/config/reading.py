@@ -295,9 +295,8 @@ def _problems(
     unfit: list[Problem] = []
     for item in error.errors():
         if item["type"] == UNFIT:
-            said = item["ctx"]
-            section = "".join(f"{key}." for key in item["loc"][:-1])
-            unfit.append(Problem(f"{section}{said['where']}", said["what"], said["hint"]))
+            section, of = "".join(f"{key}." for key in item["loc"][:-1]), item["ctx"]
+            unfit.append(Problem(f"{section}{of['where']}", of["what"], of["hint"]))
             continue
         path = _path(item["loc"], content, missing=item["type"] == "missing")
         said = item["type"] if item["type"] in _SHORT and isinstance(item["loc"][-1], str) else item["msg"]

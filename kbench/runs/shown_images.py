@@ -90,7 +90,7 @@ def training_rows(setup: Setup, stage: StagePlan, fold: int) -> np.ndarray:
         FoldError: there is no such fold.
     """
     mask = setup.folds.train(fold)
-    return np.arange(len(setup.train)) if stage.subset == "full" else np.flatnonzero(mask)
+    return np.arange(len(setup.train)) if stage.stage.subset == "full" else np.flatnonzero(mask)
 
 
 def epoch_rows(setup: Setup, stage: StagePlan, fold: int) -> np.ndarray:
