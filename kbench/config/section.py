@@ -36,11 +36,8 @@ UNFIT = "unfit_part"
 """Type of the validation errors that the registry is the reason of; their context holds `where`, `what` and `hint`."""
 
 
-class Later:
-    """Marks a setting that came later: where it has its default, hashes are those of before it was there."""
-
-
-LATER = Later()
+LATER = "later"
+"""Marks a setting that came later: where it has its default, hashes are those of before it was there."""
 
 
 class Component(BaseModel):
@@ -193,7 +190,7 @@ class Section(BaseModel):
 
     def build(self, where: str, *given: Any, **injected: Any) -> Any:
         """Return the part of a field, such as `stage.build("crop")` or `competition.build("maps.windows")`."""
-        return next(slot for slot in self.slots() if slot.where == where).build(*given, **injected)
+        return {slot.where: slot for slot in self.slots()}[where].build(*given, **injected)
 
     def view(self) -> dict[str, Any]:
         """Return every value for a hash, as JSON: a `LATER` setting only where it is used, so that older runs go on."""
