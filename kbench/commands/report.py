@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kbench import files
-from kbench.config.competition import Component
+from kbench.config.section import Component
 from kbench.ensemble.combiners import mean as plain_mean
 from kbench.ensemble.nested import Recipe, decided_by_part, evaluate, gains
 from kbench.errors import ConfigError

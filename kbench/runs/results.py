@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from kbench import registry
-from kbench.config.competition import Component
+from kbench.config.section import Component
 from kbench.data.images.cache import Images, Resize
 from kbench.data.table.table import Table
 from kbench.ensemble.average import Stack
