@@ -14,7 +14,6 @@ from kbench.config.competition import Competition, EnsembleSection, FoldSection,
 from kbench.config.stage import Stage, without_effect
 from kbench.config.stage import contradictions as stage_contradictions
 from kbench.errors import Problem, nearest
-from kbench.tasks import is_dense
 
 RESERVED = ("previous", "fresh")  # what `start:` may say instead of a stage's name
 
@@ -85,9 +84,6 @@ def member_problems(ensemble: EnsembleSection, stages: Mapping[str, Stage]) -> I
 
 def ensemble_problems(task: str, ensemble: EnsembleSection) -> Iterator[Problem]:
     """Yield what `ensemble:` asks for that the task's predictions cannot give."""
-    if is_dense(task) and ensemble.prune:
-        yield Problem("ensemble.prune", f"members of the task '{task}' are not pruned: their maps are never in memory",
-                      "remove it; `ensemble.members` names those that count")  # fmt: skip
     if "regression" in task and ensemble.mean == "geometric":
         yield Problem("ensemble.mean", "'geometric' is of probabilities, not of numbers", "write `arithmetic`")
 

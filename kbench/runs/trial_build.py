@@ -136,16 +136,6 @@ def _elsewhere(slot: Slot, sample: Sample) -> None:
     """Leave a part to what reads the data with it, or to `_model_trials`."""
 
 
-def _try_combiner(slot: Slot, sample: Sample) -> None:
-    made = slot.build()
-    if is_dense(sample.task) and (made.fitted or made.ranks):
-        raise ConfigError(
-            f"the combiner '{slot.name}' weighs members, and the maps of the task "
-            f"'{sample.task}' are never all in memory",
-            "the combiner `mean`", "write `combine: mean`; `kbench ensemble --weight` gives each run a weight",
-        )  # fmt: skip
-
-
 def _check_backbone(name: str) -> None:
     if problem := check_backbone(name):
         raise ConfigError(problem, "a model of timm", "correct it")
@@ -221,7 +211,6 @@ _TRIALS: dict[str, Callable[[Slot, Sample], None]] = {
     "model": _elsewhere,
     "metric": _try_metric,
     "format": _try_format,
-    "combiner": _try_combiner,
     "windows": _try_windows,
     "postprocess": _try_postprocess,
     "reader": lambda slot, sample: slot.build(_channels=sample.competition.input.channels),
