@@ -139,8 +139,6 @@ class Run:
         """Return the out-of-fold predictions of the trained folds and their score; predicts what is missing."""
         return out_of_fold(self, device=device)
 
-    # -- what a notebook asks ------------------------------------------------------------------------------------------
-
     @property
     def config(self) -> Competition:
         """The YAML the run is trained with, as a frozen object."""
