@@ -331,6 +331,7 @@ class Run:
         return snapshots[name]
 
     def _snapshots(self, fold: int) -> dict[str, Checkpoint]:
+        _ = self.trained_as  # says so where it was opened untrained
         self.folds.valid(fold)  # says so when there is no such fold
         snapshots = {checkpoint.member: checkpoint for checkpoint in self.checkpoints(fold)}
         if not snapshots:
