@@ -269,9 +269,8 @@ def predict(
         for name, weight in wanted.items():
             own = [one for of_place in members_of(only=[names[name]]).values() for one in of_place.values()]
             _check_there(share, name, own)
-            averaged.append(
-                _mean_of([[replace(one, values=ranked(np.asarray(one.values))) if ranks else one] for one in own], mean)
-            )
+            scaled = [replace(one, values=ranked(np.asarray(one.values))) if ranks else one for one in own]
+            averaged.append(_mean_of([[one] for one in scaled], mean))
             used.append(weight)
             records += [_record(run, one) for one in own]
             numbers += [weight / total / len(own)] * len(own)
@@ -364,12 +363,8 @@ def _judged(experiment: Experiment, outcome: Any, table: Table) -> Judged:
     return Judged(outcome, table.targets, outcome.fit.decided, {"decision": record}, record)
 
 
-def undecided(experiment: Experiment, why: str) -> None:
+def undecided(experiment: Experiment, why: str = "") -> None:
     """Return nothing to apply: a decision is refused before (`Recipe.fitted`); see `Results`."""
-
-
-def untuned(experiment: Experiment) -> None:
-    """Return nothing to apply; see `Results`."""
 
 
 def sent(experiment: Experiment, result: RowResult, fit: dict[str, Any] | None) -> Predictions:
