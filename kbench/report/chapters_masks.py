@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,8 +34,7 @@ def sections(look: Look, found: dict[str, Any]) -> list[Section]:
         look: the run.
         found: what the command returns; `growth`, `classes` and `slices` are added, and `test` with a solution.
     """
-    masks = look.oof.sent()
-    assert isinstance(masks, MaskSet), "asked only of segmentations"
+    masks = cast(MaskSet, look.oof.sent())
     return [
         _growth(look, found),
         _classes(look, masks, found),

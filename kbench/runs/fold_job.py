@@ -26,7 +26,6 @@ from kbench.runs import parts
 from kbench.runs.experiment import Experiment
 from kbench.runs.parts import activations_of
 from kbench.runs.run import Run
-from kbench.tasks import is_dense
 from kbench.training.fold import begin
 from kbench.training.fold_context import FoldContext, Log, Plan
 from kbench.training.resume import Progress
@@ -130,7 +129,7 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions) -> FoldJob:
     """Return what `train_fold` needs; recorded threads are taken again."""
     experiment, competition, place = run.experiment, run.competition, run.paths.fold(fold)
     device = choose_device(options.device)
-    if device.type == "cpu" and not is_dense(competition.task):
+    if device.type == "cpu" and experiment.train.masks is None:
         keep_freed_memory()
     training, plan = run.trained_as["training"], run.plan(fold)
     use_threads(plan, options)
