@@ -244,7 +244,7 @@ def load(path: Path) -> MapStore:
             f"there are no predicted maps at '{path}', or they are damaged", "files that match their JSON",
             "`kbench predict --force` makes them again",
         )  # fmt: skip
-    ids = np.array(path.with_suffix(".ids").read_text(encoding="utf-8").splitlines(), dtype=str)
+    ids = np.array(files.read_lines(path.with_suffix(".ids")), dtype=str)
     worth = path.with_name(f"{path.stem}-worth.npy")
     return MapStore(
         path, ids, tuple(description["names"]), description["task"], description["source"],

@@ -19,7 +19,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -33,6 +33,7 @@ from kbench.tasks import IGNORED
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its version check asks the network on import
 
 Mask = np.ndarray | None
+Draw = Callable[[np.random.Generator], Geometry]
 Pixels = Callable[[np.ndarray, Mask, np.random.Generator], tuple[np.ndarray, Mask]]
 
 
@@ -45,7 +46,7 @@ class Augmentation:
         pixels: changes the shown [H, W, C] image (and its [H, W, 1] mask).
     """
 
-    geometry: Callable[[np.random.Generator], Geometry] | None = None
+    geometry: Draw | None = None
     pixels: Pixels | None = None
 
 
@@ -82,13 +83,7 @@ def side_on(
     *, rotate: float = 10.0, light: float = 0.05, contrast: float = 0.05, zoom: float = 1.1, prob: float = 0.75
 ) -> Augmentation:
     """`basic` and a mirror with probability 1/2: photographs taken from the side (transforms_side_on, F-07)."""
-    mild = _mild(rotate, zoom, prob)
-
-    def geometry(rng: np.random.Generator) -> Geometry:
-        drawn = mild(rng)
-        return Geometry(drawn.angle, drawn.zoom, bool(rng.random() < 0.5))
-
-    return Augmentation(geometry, _lighting(light, contrast))
+    return Augmentation(_mirrored(_mild(rotate, zoom, prob), turns=False), _lighting(light, contrast))
 
 
 @register("augmentation")
@@ -96,16 +91,17 @@ def top_down(
     *, rotate: float = 10.0, light: float = 0.05, contrast: float = 0.05, zoom: float = 1.05, prob: float = 0.75
 ) -> Augmentation:
     """`basic` and one of the square's 8 symmetries: images seen from above (transforms_top_down, F-07)."""
-    mild = _mild(rotate, zoom, prob)
+    return Augmentation(_mirrored(_mild(rotate, zoom, prob), turns=True), _lighting(light, contrast))
 
+
+def _mirrored(mild: Draw, *, turns: bool) -> Draw:
     def geometry(rng: np.random.Generator) -> Geometry:
-        drawn = mild(rng)
-        return Geometry(drawn.angle, drawn.zoom, bool(rng.random() < 0.5), int(rng.integers(0, 4)))
+        return replace(mild(rng), flip=bool(rng.random() < 0.5), turns=int(rng.integers(0, 4)) if turns else 0)
 
-    return Augmentation(geometry, _lighting(light, contrast))
+    return geometry
 
 
-def _mild(rotate: float, zoom: float, prob: float) -> Callable[[np.random.Generator], Geometry]:
+def _mild(rotate: float, zoom: float, prob: float) -> Draw:
     check_number("rotate", rotate, "[0, 180]")
     check_number("zoom", zoom, "[1, 100]")
     check_number("prob", prob, "[0, 1]")
