@@ -21,7 +21,7 @@ from kbench.runs.out_of_fold import MapsOutOfFold, maps_out_of_fold, readings_of
 from kbench.runs.predict import masks_of, rows_of_test
 from kbench.runs.run import open_run_setup
 from kbench.submission.check import check_submission, read_sample
-from kbench.submission.grading import mask_counts, table_of
+from kbench.submission.grading import table_of, worth_of
 from kbench.workspace import Choice
 
 Helps = Callable[[Interval, Metric], dict[str, float]]
@@ -48,7 +48,7 @@ def measure(
     table, counts = table_of(truth), []
     for some, part in ((folds, "test"), *(([fold], f"test-fold-{fold}") for fold in folds)):
         rows = rows_of_test(setup, paths, identity, some, "auto", part=part)
-        counts.append(mask_counts(masks_of(rows, rule), truth))
+        counts.append(worth_of(masks_of(rows, rule), truth))
     metrics = [metric, *(make_metric(name) for name in extra)]
     found["test"] = {one.name: one(truth_of(counts[0], table.task), counts[0], table) for one in metrics}
     if len(folds) > 1:

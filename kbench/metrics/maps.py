@@ -125,6 +125,20 @@ def measured(maps: torch.Tensor, target: torch.Tensor, task: str) -> torch.Tenso
     return torch.stack([known.double().sum((2, 3)), error.square().sum((2, 3)), error.abs().sum((2, 3))], dim=-1)
 
 
+def image_errors(numbers: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return [K, 3] float64 known pixels, sums of squared and of absolute errors of one image, as `measured` does.
+
+    Args:
+        numbers: [K, H, W] float32 target units.
+        truth: [K, H, W] float32, NaN where unknown.
+    """
+    assert numbers.shape == truth.shape, f"numbers of {numbers.shape} for a truth of {truth.shape}"
+    known = ~np.isnan(truth)
+    error = np.where(known, numbers.astype(np.float64) - truth, 0.0)
+    sums = (known, np.square(error), np.abs(error))
+    return np.stack([values.sum((1, 2), dtype=np.float64) for values in sums], axis=1)
+
+
 def truth_of(values: np.ndarray, task: str) -> np.ndarray:
     """Return what a metric takes as targets: [N, K] pixels of each class in the truth, or known pixels.
 
@@ -159,6 +173,20 @@ def mae_per_image(targets: np.ndarray, predictions: np.ndarray, table: Rows) -> 
         table: the rows.
     """
     return _per_image(predictions, 2, np.asarray)
+
+
+@register("metric", maximise=False, tasks=("dense_regression",))
+def rmse_pixels(targets: np.ndarray, predictions: np.ndarray, table: Rows) -> float:
+    """Return the root mean squared error of the known pixels of all images taken together, the mean over targets.
+
+    Args:
+        targets: [N, K] known pixels.
+        predictions: [N, K, 3] as in `rmse_per_image`.
+        table: the rows.
+    """
+    known, squares, _ = predictions.sum(0, dtype=np.float64).T
+    with np.errstate(invalid="ignore"):  # a target no pixel of which is known has no value
+        return float(np.mean(np.sqrt(np.divide(squares, known))))
 
 
 def _per_image(sums: np.ndarray, column: int, finish: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
