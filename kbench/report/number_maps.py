@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,19 +28,15 @@ _SAMPLED = 2000  # pixels of an image that say where deciles end
 
 @dataclass(frozen=True)
 class _Shown:
-    """A row's maps as they are drawn: [h, w, C] image; [K, h, w] truth and prediction."""
+    """A row's maps as they are drawn: [h, w, C] image; [K, h, w] truth and prediction, if there is one."""
 
     image: np.ndarray
     truth: np.ndarray
-    said: np.ndarray
-
-    @property
-    def error(self) -> np.ndarray:
-        return np.asarray(self.said - self.truth)
+    said: np.ndarray | None
 
 
 def draw_numbers(
-    rows: Sequence[int], path: Path, *, images: Read, truth: Read, numbers: NumberSet, table: Table,
+    rows: Sequence[int], path: Path, *, images: Read, truth: Read, table: Table, numbers: NumberSet | None = None,
     scores: np.ndarray | None = None, unit: str = "", title: str = "", side: int = 190,
 ) -> Path:  # fmt: skip
     """Draw image, truth, prediction and error of some rows beside each other, with a legend of their colours.
@@ -53,28 +49,31 @@ def draw_numbers(
         path: the PNG.
         images: row -> [H, W, C].
         truth: row -> [H, W, K] float32 target units, NaN where unknown, as a `MaskKind` reads it.
-        numbers: the predictions.
         table: the rows.
+        numbers: the predictions; without them image and truth are drawn.
         scores: [N] of the images, written above them.
         unit: of the targets, such as `t/ha`; stands in the legend.
         title: stands above all.
         side: longer side of an image, in pixels.
     """
+    names = table.target_names
     shown = [_shown(int(row), images, truth, numbers, table, side) for row in rows]
-    scales = [_scales([(one.truth[k], one.said[k], one.error[k]) for one in shown]) for k in range(len(numbers.names))]
+    scales = [_scales_of(shown, k) for k in range(len(names))]
     groups = [
-        Group(_title(table, int(row), scores, numbers.names, k), _tiles(one, k, scales[k]))
+        Group(_title(table, int(row), scores, k), _tiles(one, k, scales[k]))
         for row, one in zip(rows, shown, strict=True)
-        for k in range(len(numbers.names))
+        for k in range(len(names))
     ]
-    figure = sheet(groups, title=title, side=side, across=4)
-    _legend(figure, [f"{name} [{unit}]" if unit else name for name in numbers.names], scales)
+    figure = sheet(groups, title=title, side=side, across=2 if numbers is None else 4)
+    _legend(figure, [f"{name} [{unit}]" if unit else name for name in names], scales)
     return save_figure(figure, path)
 
 
-def _shown(row: int, images: Read, truth: Read, numbers: NumberSet, table: Table, side: int) -> _Shown:
-    said = numbers[int(np.searchsorted(numbers.ids, table.ids[row]))].transpose(1, 2, 0)
-    return _Shown(images(row), _few(truth(row), 2 * side), _few(said, 2 * side))
+def _shown(row: int, images: Read, truth: Read, numbers: NumberSet | None, table: Table, side: int) -> _Shown:
+    said = None
+    if numbers is not None:
+        said = numbers[int(np.searchsorted(numbers.ids, table.ids[row]))].transpose(1, 2, 0)
+    return _Shown(images(row), _few(truth(row), 2 * side), None if said is None else _few(said, 2 * side))
 
 
 def _few(values: np.ndarray, side: int) -> np.ndarray:
@@ -87,31 +86,37 @@ def _few(values: np.ndarray, side: int) -> np.ndarray:
     ])  # fmt: skip
 
 
-def _title(table: Table, row: int, scores: np.ndarray | None, names: Sequence[str], k: int) -> str:
-    return image_title(table, row, scores) + (f", {names[k]}" if len(names) > 1 else "")
+def _title(table: Table, row: int, scores: np.ndarray | None, k: int) -> str:
+    return image_title(table, row, scores) + (f", {table.target_names[k]}" if len(table.target_names) > 1 else "")
 
 
-_Scales = tuple[tuple[float, float], float]  # lowest and highest number; largest error
+class _Scales(NamedTuple):
+    """The limits of a target's colours: lowest and highest number, and largest error, if there is any."""
+
+    low: float
+    high: float
+    error: float | None
 
 
-def _scales(shown: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Scales:
-    values = np.concatenate([part[np.isfinite(part)] for truth, said, _ in shown for part in (truth, said)] or [[0.0]])
-    errors = np.concatenate([error[np.isfinite(error)] for *_, error in shown] or [[0.0]])
-    low, high = (float(end) for end in np.percentile(values, (1, 99))) if len(values) else (0.0, 1.0)
+def _scales_of(shown: Sequence[_Shown], k: int) -> _Scales:
+    maps = [part[k] for one in shown for part in (one.truth, one.said) if part is not None]
+    values = np.concatenate([np.empty(0), *(part[np.isfinite(part)] for part in maps)])
+    low, high = (float(end) for end in np.percentile(values, (1, 99))) if len(values) else (0.0, 0.0)
     if high <= low:
         low, high = low - 1, high + 1
-    most = float(np.percentile(np.abs(errors), 99)) if len(errors) else 0.0
-    return (low, high), most or 1.0
+    errors = [np.abs(one.said[k] - one.truth[k]).ravel() for one in shown if one.said is not None]
+    if not errors:
+        return _Scales(low, high, None)
+    known = np.concatenate([error[np.isfinite(error)] for error in errors])
+    return _Scales(low, high, (float(np.percentile(known, 99)) if len(known) else 0.0) or 1.0)
 
 
 def _tiles(shown: _Shown, k: int, scales: _Scales) -> tuple[Tile, ...]:
-    (low, high), most = scales
-    return (
-        Tile(shown.image, ("image",)),
-        Tile(coloured(shown.truth[k], low, high), ("truth",)),
-        Tile(coloured(shown.said[k], low, high), ("prediction",)),
-        Tile(coloured(shown.error[k], -most, most, colours=_ERRORS), ("error",)),
-    )
+    tiles = (Tile(shown.image, ("image",)), Tile(coloured(shown.truth[k], scales.low, scales.high), ("truth",)))
+    if shown.said is None or scales.error is None:
+        return tiles
+    error = coloured(shown.said[k] - shown.truth[k], -scales.error, scales.error, colours=_ERRORS)
+    return (*tiles, Tile(coloured(shown.said[k], scales.low, scales.high), ("prediction",)), Tile(error, ("error",)))
 
 
 def coloured(values: np.ndarray, low: float, high: float, *, colours: str = _VALUES) -> np.ndarray:
@@ -140,8 +145,9 @@ def _legend(figure: Any, names: Sequence[str], scales: Sequence[_Scales]) -> Non
 
     share = room_below(figure, _BAR * len(names) + 22)
     height = figure.get_figheight() * DPI
-    for line, (name, ((low, high), most)) in enumerate(zip(names, scales, strict=True)):
-        bars = ((0.03, name, low, high, _VALUES), (0.53, f"error of {name}", -most, most, _ERRORS))
+    for line, (name, (low, high, most)) in enumerate(zip(names, scales, strict=True)):
+        bars = [(0.03, name, low, high, _VALUES)]
+        bars += [] if most is None else [(0.53, f"error of {name}", -most, most, _ERRORS)]
         for left, label, first, last, colours in bars:
             axes = figure.add_axes((left, share - (_BAR * line + 24) / height, 0.44, 10 / height))
             bar = figure.colorbar(ScalarMappable(Normalize(first, last), colours), cax=axes, orientation="horizontal")
@@ -149,6 +155,33 @@ def _legend(figure: Any, names: Sequence[str], scales: Sequence[_Scales]) -> Non
             bar.ax.set_title(shorten(label, 60), fontsize=7.5, loc="left", pad=2)
     grey = Patch(color=f"#{VOID[0]:02x}{VOID[1]:02x}{VOID[2]:02x}", label="unknown")
     figure.legend(handles=[grey], loc="lower left", frameon=False, fontsize=7.5, borderaxespad=0.2)
+
+
+def truth_rows(truth: Read, rows: Iterable[int], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one record per target: `target`, `images` and `known` share of pixels, `low`, `mean`, `high`.
+
+    Args:
+        truth: row -> [H, W, K] float32, NaN where unknown; one is in memory at a time.
+        rows: the row numbers that count.
+        names: K target names.
+    """
+    images, counts, sums = np.zeros(len(names), int), np.zeros(len(names)), np.zeros(len(names))
+    ends, pixels = np.array([[np.inf] * len(names), [-np.inf] * len(names)]), 0
+    for row in rows:
+        values = truth(row).astype(np.float64)
+        known = ~np.isnan(values)
+        pixels += values.shape[0] * values.shape[1]
+        images += known.any((0, 1))
+        counts += known.sum((0, 1))
+        sums += np.where(known, values, 0).sum((0, 1))
+        ends[0] = np.minimum(ends[0], np.where(known, values, np.inf).min((0, 1)))
+        ends[1] = np.maximum(ends[1], np.where(known, values, -np.inf).max((0, 1)))
+    return [
+        {"target": name, "images": int(images[k]), "known": float(counts[k] / max(pixels, 1)),
+         **(dict.fromkeys(("low", "mean", "high")) if not counts[k] else
+            {"low": float(ends[0, k]), "mean": float(sums[k] / counts[k]), "high": float(ends[1, k])})}
+        for k, name in enumerate(names)
+    ]  # fmt: skip
 
 
 def target_rows(sums: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -100,6 +100,15 @@ def test_a_number_is_drawn_in_one_colour_wherever_it_stands(tmp_path: Path) -> N
         assert tile * 1.8 < near(shown, colour, 6) < tile * 2.2  # once as a truth and once as a prediction
 
 
+def test_a_truth_is_drawn_alone_where_nothing_is_predicted_yet(tmp_path: Path) -> None:
+    path = number_maps.draw_numbers([0, 1], tmp_path / "n.png", images=image, truth=truth, table=table())
+    both = number_maps.draw_numbers([0, 1], tmp_path / "b.png", images=image, truth=truth, table=table(),
+                                    numbers=NUMBERS)  # fmt: skip
+    assert picture(path).shape[1] < picture(both).shape[1]
+    white = number_maps.coloured(np.zeros((1, 1), np.float32), -1, 1, colours="RdBu_r")[0, 0]
+    assert near(picture(both), white, 3) > near(picture(path), white, 3) + 1000  # errors of 0
+
+
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_numbers_without_spread_and_without_truth_are_drawn(value: float, tmp_path: Path) -> None:
     numbers = NumberSet(table(("mass",)).ids, ("mass",), TASK, {}, lambda row: np.zeros((1, *SIZE), np.float32))
@@ -139,6 +148,18 @@ def test_images_are_ranked_by_the_metric_or_by_their_root_mean_squared_error() -
     assert each[-1] == pytest.approx(np.sqrt(SUMS[-1, 0, 1] / SUMS[-1, 0, 0]))  # its mass is unknown
     np.testing.assert_array_equal(segments.image_scores(make_metric("rmse_pixels"), SUMS, table()), each)
     assert segments.worst_rows(each, 2, maximise=False).tolist() == [5, 4]
+
+
+def test_truths_are_described_by_target() -> None:
+    heights, masses = number_maps.truth_rows(truth, range(N), NAMES)
+    values = np.stack([truth(row) for row in range(N)])
+    assert (heights["target"], heights["images"], masses["images"]) == ("height", N, N - 1)
+    assert heights["known"] == pytest.approx(1 - 6 / SIZE[1])
+    assert heights["low"] == pytest.approx(np.nanmin(values[..., 0]))
+    assert heights["mean"] == pytest.approx(np.nanmean(values[..., 0]), rel=1e-5)
+    assert (masses["low"], masses["high"]) == (0, 5 * (N - 2))
+    nothing = number_maps.truth_rows(lambda row: np.full((2, 2, 1), np.nan, np.float32), [0], ["mass"])
+    assert nothing == [{"target": "mass", "images": 0, "known": 0, "low": None, "mean": None, "high": None}]
 
 
 def test_targets_have_the_errors_of_all_their_pixels() -> None:
