@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from pictures import write_png
+from drawn_images import write_png
 
 TRAIN, TEST, SIZE = 14, 5, (12, 16)
 TASKS = {

@@ -27,7 +27,7 @@ from kbench.errors import (
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
-from kbench.runs.experiment import Setup, mask_kind, open_setup, size_reader
+from kbench.runs.experiment import Experiment, mask_kind, open_experiment, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.trial_build import part_problems
 from kbench.submission.check import check_submission, part_of, read_sample
@@ -74,10 +74,10 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     return {**found, "plan": plan_rows(setup.competition)}
 
 
-def _open(choice: Choice) -> Setup:
+def _open(choice: Choice) -> Experiment:
     """Read the YAML; where it has problems, hold its backbone against timm too, which validation leaves for later."""
     try:
-        return open_setup(choice)
+        return open_experiment(choice)
     except ConfigError as error:
         if not error.problems:
             raise
@@ -93,7 +93,7 @@ def _open(choice: Choice) -> Setup:
         raise
 
 
-def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
+def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
     """Return what the data is; add what is wrong with it to the problems."""
     found: dict[str, Any] = {}
     with console.bar("checking images") as advance:
@@ -117,7 +117,7 @@ def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[st
     return found
 
 
-def _warn_of_few_updates(setup: Setup) -> None:
+def _warn_of_few_updates(setup: Experiment) -> None:
     """Say where an epoch is so short that neither batch norm nor a search for the rate can follow."""
     n = setup.competition.folds.n
     rows = len(setup.train) * (n - 1) // n if n > 1 else len(setup.train)
@@ -130,7 +130,7 @@ def _warn_of_few_updates(setup: Setup) -> None:
             )
 
 
-def _images_alone(setup: Setup) -> Table:
+def _images_alone(setup: Experiment) -> Table:
     """Return the training images as the folders have them, for when the rows cannot be told."""
     part = setup.competition.data.train
     folders = [part.images] if isinstance(part.images, str) else part.images or []
@@ -142,7 +142,7 @@ def _images_alone(setup: Setup) -> Table:
     )  # fmt: skip
 
 
-def _try_submission(setup: Setup) -> None:
+def _try_submission(setup: Experiment) -> None:
     """Write a submission of a few rows in memory: do the sample's ids and columns fit the targets?
 
     Raises:
@@ -181,7 +181,7 @@ def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Prob
     return unreadable_images(table, jobs=jobs, progress=lambda what, done, total: advance(done, total), deep=deep)
 
 
-def _wrong_masks(setup: Setup, advance: console.Advance) -> list[Problem]:
+def _wrong_masks(setup: Experiment, advance: console.Advance) -> list[Problem]:
     """Return what is wrong in masks whose files can be read."""
     kind = mask_kind(setup.competition, setup.data)
     if kind is None or setup.train.masks is None:
@@ -198,7 +198,7 @@ def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> 
         return None
 
 
-def _weights_problems(setup: Setup) -> list[Problem]:
+def _weights_problems(setup: Experiment) -> list[Problem]:
     weights = setup.weights()
     if weights is None or weights.is_file():
         return []

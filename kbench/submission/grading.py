@@ -62,9 +62,9 @@ def _worth(sent: np.ndarray, truth: Maps, row: int) -> np.ndarray:
             f"{' x '.join(map(str, real.shape))} in the solution",
             "one size", "correct the solution file",
         )  # fmt: skip
+    real = real[:, :, None] if real.ndim == 2 else real.transpose(1, 2, 0)
     if isinstance(truth, NumberSet):
         return image_errors(sent, real)
-    real = real[:, :, None] if real.ndim == 2 else real.transpose(1, 2, 0)
     return image_counts(sent, real, n_classes=len(truth.names))
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from command_lines import CommandLine
-from pictures import write_png
+from drawn_images import write_png
 
 pytestmark = pytest.mark.slow
 

@@ -225,7 +225,7 @@ def number_pair(seed: int, k: int = 2, size: tuple[int, int] = (7, 11)) -> tuple
 @pytest.mark.parametrize("seed", range(4))
 def test_sums_of_errors_are_those_of_a_batch_and_of_scikit_learn(seed: int) -> None:
     pairs = [number_pair(seed + image) for image in range(3)]
-    sums = np.stack([image_errors(*pair) for pair in pairs])
+    sums = np.stack([image_errors(numbers, truth.transpose(1, 2, 0)) for numbers, truth in pairs])
     maps, target = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*pairs, strict=True))
     np.testing.assert_allclose(measured(maps, target, "dense_regression").numpy(), sums, rtol=1e-12)
     for (numbers, truth), image in zip(pairs, sums, strict=True):

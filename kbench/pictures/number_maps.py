@@ -17,9 +17,9 @@ import numpy as np
 
 from kbench.data.table.table import Table
 from kbench.inference.map_store import NumberSet
-from kbench.report.figures import DPI, save_figure, shorten
-from kbench.report.segments import VOID, Read, image_title
-from kbench.report.sheets import Group, Tile, room_below, sheet
+from kbench.pictures.figures import DPI, save_figure, shorten
+from kbench.pictures.segments import VOID, Read, image_title
+from kbench.pictures.sheets import Group, Tile, room_below, sheet
 
 _VALUES, _ERRORS = "viridis", "RdBu_r"  # colour maps of matplotlib: low to high, below and above 0
 _BAR = 46  # pixels of a line of the legend

@@ -11,9 +11,9 @@ from kbench.data.table.table import Table
 from kbench.inference.map_store import NumberSet
 from kbench.metrics.maps import image_errors
 from kbench.metrics.metric import make_metric
-from kbench.report import number_maps, segments
-from kbench.report.figures import save_figure
-from kbench.report.sheets import Group, Tile, room_below, sheet
+from kbench.pictures import number_maps, segments
+from kbench.pictures.figures import save_figure
+from kbench.pictures.sheets import Group, Tile, room_below, sheet
 
 NAMES, TASK, SIZE, N = ("height", "mass"), "dense_regression", (40, 60), 6
 GREY = np.array(segments.VOID)
@@ -45,7 +45,7 @@ def table(names: tuple[str, ...] = NAMES) -> Table:
 
 
 NUMBERS = NumberSet(table().ids, NAMES, TASK, {}, predicted)
-SUMS = np.stack([image_errors(predicted(row), truth(row).transpose(2, 0, 1)) for row in range(N)])
+SUMS = np.stack([image_errors(predicted(row), truth(row)) for row in range(N)])
 
 
 def near(shown: np.ndarray, colour: np.ndarray, most: int = 12) -> int:
