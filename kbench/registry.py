@@ -64,6 +64,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.submission.formats.run_lengths",
         "kbench.submission.formats.runs_json",
         "kbench.submission.formats.mask_zip",
+        "kbench.submission.formats.number_zip",
     ),
 }
 
