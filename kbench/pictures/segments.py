@@ -183,7 +183,7 @@ def _ratio(part: float, whole: float) -> float | None:
 def slice_rows(
     metric: Metric, counts: np.ndarray, table: Table, column: str, *, groups: np.ndarray | None = None, draws: int = 500
 ) -> list[dict[str, Any]]:
-    """Return the score of each slice of the images with its interval, and the IoU of each class in it.
+    """Return the score of each slice of the images with its interval, and of masks the IoU of each class in it.
 
     Args:
         metric: the competition's.
@@ -196,10 +196,10 @@ def slice_rows(
     Raises:
         DataError: there is no such column.
     """
-    told = replace(table, targets=counts[..., 0] + counts[..., 2])
+    told = replace(table, targets=truth_of(counts, table.task))
     rows = slice_table(metric, told, counts, column, groups=groups, draws=draws)
     slices, _ = slices_of(table, column)
-    for place, record in enumerate(rows):
+    for place, record in enumerate(rows if table.task in SEGMENTATION else ()):
         record |= {one["class"]: one["iou"] for one in class_rows(counts[slices == place], table.target_names)}
     return rows
 
