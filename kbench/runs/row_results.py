@@ -32,7 +32,7 @@ from kbench.runs.members import checkpoints, member_of, needed_checkpoints
 from kbench.runs.results import Judged, Rows, Share, Weighed, decision_of, fold_of, metric_of
 
 if TYPE_CHECKING:
-    from kbench.config.competition import Component
+    from kbench.config.section import Component
     from kbench.runs.run import Run
 
 TAKES_IMAGES = True
