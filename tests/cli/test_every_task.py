@@ -15,7 +15,7 @@ from command_lines import CommandLine
 from every_task import MAPS, NAMES, SIZE, TASKS, TEST, TRAIN
 
 import kbench
-from kbench.api import ROLES
+from kbench.runs.shown_images import ROLES
 
 TESTS = range(TRAIN, TRAIN + TEST)
 
