@@ -33,6 +33,7 @@ def files_of(setting: str, tree: Path = ROOT) -> set[str]:
     [
         ("draws", "stage", {"kbench/ensemble/bootstrap.py"}),  # of resamples
         ("min_delta", "stage", set()),
+        ("ema", "stage", set()),
         ("normalise_decay", "stage", set()),
         (
             "accumulate",
