@@ -121,6 +121,21 @@ class Input(Section):
     )
     std: list[Positive] | None = Field(None, description="per channel, like mean")
     cache: Literal["auto", "on", "off"] = Field("auto", description="keep decoded images in one memory-mapped array")
+    orientation: Literal["apply", "ignore"] = Field(
+        "apply", description="turn images and masks as their files say (EXIF, TIFF tag 274), or take them as stored"
+    )
+    decode: Literal["auto", "exact"] = Field(
+        "exact", description="decode and resize every pixel, or photographs as quickly as their size on screen allows"
+    )
+    max_pixels: int = Field(1 << 30, ge=1, description="height x width of the largest image or mask that is decoded")
+
+    def training_view(self) -> dict[str, Any]:
+        """Return what changes weights; settings that came later only where they are used, so that older runs go on."""
+        view = self.model_dump(mode="json", exclude={"cache", "max_pixels"})
+        for key in ("orientation", "decode"):
+            if view[key] == Input.model_fields[key].default:
+                del view[key]
+        return view
 
 
 class ModelSection(Section):
@@ -282,7 +297,7 @@ class Competition(Section):
         return {
             "contract": self.contract_view(),
             "seed": self.seed,
-            "input": self.input.model_dump(mode="json", exclude={"cache"}),
+            "input": self.input.training_view(),
             "model": self.model.model_dump(mode="json"),
             "stages": [[name, stage.training_view()] for name, stage in self.stages.items()],
             "monitored": self.metric.model_dump(mode="json") if selects else None,
