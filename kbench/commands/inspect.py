@@ -13,7 +13,7 @@ from kbench.config.competition import Stage
 from kbench.data.dataset import Draw, cut
 from kbench.data.folds.folds import describe
 from kbench.data.table.table import Table
-from kbench.data.table.verify import ImageReport, look_at_images
+from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
 from kbench.machine import cores
 from kbench.report import balance
 from kbench.report.curves import StageRates, draw_stages
@@ -21,7 +21,7 @@ from kbench.report.page import Fact, Grid, Page, Picture, Section, render
 from kbench.report.segments import draw_masks, mask_balance
 from kbench.report.sheets import Group, Tile, draw_sheet
 from kbench.runs import parts
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import Setup, open_setup, opening_of
 from kbench.runs.shown_images import epoch_draws, epoch_rows, file_images, label_text, shown_images, stage_named
 from kbench.tasks import SEGMENTATION
 from kbench.training.schedules import curve
@@ -79,7 +79,7 @@ def _tables(setup: Setup) -> dict[str, Table]:
 
 def _rows(setup: Setup, found: dict[str, Any]) -> Section:
     tables = _tables(setup)
-    looks = {split: _look(table, split) for split, table in tables.items()}
+    looks = {split: _look(setup, table, split) for split, table in tables.items()}
     found["rows"] = [
         {"split": split, "rows": len(table), "images": sum(map(len, table.images)),
          "sizes": len(looks[split].sizes), "unreadable": len(looks[split].rows),
@@ -94,6 +94,8 @@ def _rows(setup: Setup, found: dict[str, Any]) -> Section:
     for split, look in looks.items():
         for reason, paths in look.reasons.items():
             found["warnings"].append(f"{split}: {len(paths):,} {reason}, such as '{paths[0]}'; `kbench check --images`")
+        found["warnings"] += [f"{split}: {text}" for text in look.warnings()]
+    found["warnings"] += [str(problem) for problem in dtype_problems(looks)]
     found["warnings"] += _size_warnings(sizes)
     shown: list[Picture | Grid] = [Grid(found["rows"], "rows")]
     if found["missing"]:
@@ -104,9 +106,12 @@ def _rows(setup: Setup, found: dict[str, Any]) -> Section:
     return Section("Rows and images", "Training and test images should look alike.", shown)
 
 
-def _look(table: Table, split: str) -> ImageReport:
+def _look(setup: Setup, table: Table, split: str) -> ImageReport:
     with console.bar(f"looking at {split} images") as advance:
-        return look_at_images(table, jobs=2 * cores(), progress=lambda what, done, total: advance(done, total))
+        return look_at_images(
+            table, jobs=2 * cores(), opening=opening_of(setup.competition),
+            progress=lambda what, done, total: advance(done, total),
+        )  # fmt: skip
 
 
 def _size_warnings(sizes: dict[str, Counter[tuple[int, int, int]]]) -> list[str]:

@@ -31,7 +31,7 @@ from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
 from kbench.models.outputs import default_loss
-from kbench.runs.experiment import mask_kind, size_reader
+from kbench.runs.experiment import decoding_of, mask_kind, reader_of, size_reader
 from kbench.tasks import is_dense
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import RangeTest, StagePlan, crop_for_validation, kept_without_scores
@@ -157,6 +157,13 @@ def _stamps(kind: str, name: str) -> list[str]:
     return [stamp] if (stamp := registry.stamp(kind, name)) else []
 
 
+def reader_key(competition: Competition) -> list[Any]:
+    """Return what the pixels of an image depend on beside its file; what came later only where it is used."""
+    section = competition.input
+    later = [section.orientation] if section.orientation != "apply" else []
+    return [section.reader.model_dump(), section.channels, *later]
+
+
 def opened_images(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
     """Return a function from a resizing to the table's images; each is opened once.
 
@@ -167,10 +174,8 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
         what: name of the split, for the progress bar.
     """
     section = competition.input
-    reader = remembering(
-        registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
-    )
-    key = [section.reader.model_dump(), section.channels, *_stamps("reader", section.reader.name)]
+    reader = remembering(reader_of(competition))
+    key = [*reader_key(competition), *_stamps("reader", section.reader.name)]
     rows = RowPaths(table.root, table.images)
     opened: dict[Resize, Images] = {}
 
@@ -215,14 +220,16 @@ def opened_masks(competition: Competition, table: Table, cache: Path, *, what: s
     assert competition.data.masks is not None, "as above"
     reader = size_reader(competition)
     masks_section = competition.data.masks
-    key = [competition.task, masks_section.model_dump(), *_stamps("mask", masks_section.name)]
+    later = [section.orientation] if section.orientation != "apply" else []
+    key = [competition.task, masks_section.model_dump(), *_stamps("mask", masks_section.name), *later]
+    sizes = sizes_of(table, reader, decoding_of(competition))
     opened: dict[Resize, Images] = {}
 
     def masks(resize: Resize) -> Images:
         if resize not in opened:
             with bar(f"decoding {what} masks") as advance:
                 opened[resize] = open_masks(
-                    table, kind=kind, kind_key=key, size_of=sizes_of(table, reader), resize=resize, folder=cache,
+                    table, kind=kind, kind_key=key, size_of=sizes, resize=resize, folder=cache,
                     mode=section.cache, progress=advance,
                 )  # fmt: skip
         return opened[resize]
@@ -272,13 +279,12 @@ def activations_of(
         device: where the body runs.
         plugins: files whose content is part of what a body is.
     """
-    section = competition.input
 
     def made(model: nn.Module, seen: Seen) -> Activations:
         with bar("activations") as advance:
             source = Source(
                 ids=table.ids, rows=RowPaths(table.root, table.images), images=images, folder=cache, device=device,
-                reader=[section.reader.model_dump(), section.channels, [files.sha256(path) for path in plugins]],
+                reader=[*reader_key(competition), [files.sha256(path) for path in plugins]],
                 batch_size=competition.loader.valid_batch_size or 64,
                 workers=auto_workers(competition.loader.workers, device=device.type), progress=advance,
             )  # fmt: skip

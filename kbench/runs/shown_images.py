@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from kbench import registry
 from kbench.config.competition import Competition
 from kbench.data import seeds
 from kbench.data.dataset import Draw, Normalise, Show
@@ -24,7 +23,7 @@ from kbench.data.images.readers import Reader
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError, DataError, nearest
 from kbench.runs import parts
-from kbench.runs.experiment import Setup
+from kbench.runs.experiment import Setup, reader_of
 from kbench.training.stage_plan import StagePlan
 
 KEEP = Resize("keep", 0, 0)
@@ -55,9 +54,7 @@ def file_images(
         rows: [n] row numbers, the images' order; all rows by default.
         resize: applied to each image.
     """
-    reader = registry.build(
-        "reader", competition.input.reader.name, competition.input.reader.params, _channels=competition.input.channels
-    )
+    reader = reader_of(competition)
     chosen = range(len(table)) if rows is None else rows
     return DirectImages([tuple(table.root / path for path in table.images[row]) for row in chosen], reader, resize)
 

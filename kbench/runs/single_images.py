@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kbench import files, registry
+from kbench import files
 from kbench.commands.ensemble import EnsembleOptions, blend_of, open_part
 from kbench.errors import ConfigError
 from kbench.inference.predictions import Predictions, load
 from kbench.inference.row_pass import predict
 from kbench.runs import parts
 from kbench.runs.blend import Asked, Blend, RunPart, Sent, combiner_name, is_plain, narrowed, predict_blend, recipe_of
-from kbench.runs.experiment import Setup
+from kbench.runs.experiment import Setup, reader_of
 from kbench.runs.members import needed_checkpoints, source_of
 from kbench.runs.predict import job_of, member_of
 from kbench.runs.shown_images import GivenImages
@@ -90,10 +90,7 @@ def predict_images(
 
 
 def _predicted(part: RunPart, blend: Blend, items: Sequence[Handed], device: str) -> Sent:
-    reader = registry.build(
-        "reader", part.setup.competition.input.reader.name, part.setup.competition.input.reader.params,
-        _channels=part.setup.competition.input.channels,
-    )  # fmt: skip
+    reader = reader_of(part.setup.competition)
     ids = np.array([f"{place:09d}" for place in range(len(items))])
 
     with files.scratch_folder() as folder:
