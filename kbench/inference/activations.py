@@ -159,7 +159,7 @@ def _path(source: Source, model: nn.Module, seen: Seen) -> Path:
 def _build(source: Source, model: nn.Module, seen: Seen, path: Path) -> dict[str, Any]:
     """Run the body over all rows; write array and JSON, in this order."""
     images = source.images(Resize(seen.show.crop.resize, *_resized(seen.show)))
-    loader = Loader(ImageDataset([images], [seen.show], None), workers=source.workers)
+    loader = Loader(ImageDataset([images], [seen.show], None, scale=seen.scale), workers=source.workers)
     normalise = Normalise(**seen.scale).to(source.device)
     rows = len(source.ids)
     started, done, total = time.perf_counter(), 0, rows * seen.looks

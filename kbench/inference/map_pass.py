@@ -82,8 +82,8 @@ def stream(job: MapJob, members: Sequence[MapMember]) -> Iterator[Row]:
     shelf = _Shelf(members, job.make.device)
     pixels = pixels_at_once(len(job.names))
     loader = Loader(
-        WholeImages(job.images, job.masks), workers=job.workers, pin=job.make.device.type == "cuda",
-        collate=partial(group, pixels=pixels),
+        WholeImages(job.images, job.masks, scale=members[0].scale if members else None),
+        workers=job.workers, pin=job.make.device.type == "cuda", collate=partial(group, pixels=pixels),
     )  # fmt: skip
     size = batch_size(job.images, pixels=pixels, most=job.most)
     waiting = iter(job.rows.tolist())

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from kbench.config.competition import Competition
 from kbench.data import seeds
 from kbench.data.dataset import Draw, Normalise, Show
-from kbench.data.images.cache import DirectImages, Images, Resize
+from kbench.data.images.cache import DirectImages, Images, Resize, usable
 from kbench.data.images.readers import Reader
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError, DataError, nearest
@@ -160,9 +160,15 @@ class GivenImages:
     def __len__(self) -> int:
         return len(self._items)
 
+    def name(self, row: int) -> str:
+        """Return the path of an image, or which one it is of the arrays."""
+        item = self._items[row]
+        return f"image {row}" if isinstance(item, np.ndarray) else str(item[0])
+
     def __getitem__(self, row: int) -> np.ndarray:
         item = self._items[row]
-        return self._resize(item if isinstance(item, np.ndarray) else self._reader(item))
+        image = item if isinstance(item, np.ndarray) else self._reader(item)
+        return self._resize(usable(image, name=self.name(row)))
 
 
 def given(item: Item, place: int, channels: int) -> np.ndarray | tuple[Path, ...]:

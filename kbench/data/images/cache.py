@@ -91,12 +91,18 @@ class Images(Protocol):
         """Return [H, W, C] of one row; must not be written to."""
 
 
+def name_of(images: Images, row: int) -> str:
+    """Return what a row is called in messages: the path of its image, where images know it."""
+    name = getattr(images, "name", None)
+    return f"row {row}" if name is None else str(name(row))
+
+
 class DirectImages:
     """Images decoded each time they are asked for; for data larger than the disk's free space."""
 
     def __init__(self, rows: Rows, reader: Reader, resize: Resize) -> None:
         self._rows, self._reader, self._resize = rows, reader, resize
-        self._dtype = _checked_dtype(reader(rows[0]), rows[0]) if rows else None
+        self._dtype = usable(reader(rows[0]), name=str(rows[0][0])).dtype if rows else None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -117,14 +123,19 @@ class DirectImages:
         return self._resize(image)
 
 
-def _checked_dtype(image: np.ndarray, paths: tuple[Path, ...]) -> np.dtype:
+def usable(image: np.ndarray, *, name: str) -> np.ndarray:
+    """Return an image whose element type can be resized and warped.
+
+    Raises:
+        DataError: it is another one.
+    """
     if image.dtype.name not in _DTYPES:
         raise DataError(
-            f"'{paths[0]}' has pixels of {image.dtype}",
+            f"'{name}' has pixels of {image.dtype}",
             f"pixels of {', '.join(_DTYPES)}",
-            "convert them, or read them with another `input.reader`",
+            "convert them to what the model was trained on, or read them with another `input.reader`",
         )
-    return image.dtype
+    return image
 
 
 class CachedImages:
