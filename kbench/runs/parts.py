@@ -18,10 +18,11 @@ from kbench import files, registry
 from kbench.config.competition import Competition, Component, Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
-from kbench.data.images.cache import Images, Resize, RowPaths, content_key, open_images
+from kbench.data.images.cache import Images, Resize, RowPaths, open_images
 from kbench.data.images.normalise import Scale, choose
 from kbench.data.images.readers import remembering
 from kbench.data.masks.cache import open_masks, sizes_of
+from kbench.data.table.content import Content
 from kbench.data.table.table import Table
 from kbench.inference.activations import Activations, Seen, Source, activations
 from kbench.inference.views import View
@@ -197,13 +198,7 @@ def content_of(competition: Competition, table: Table, cache: Path) -> str:
     It is their content, read once until a file is touched, but where `input.cache: off` says that they are too many for
     that: their sizes.
     """
-    written = () if table.masks is None or table.encoded else table.masks
-    each = [RowPaths(table.root, table.images), [tuple(table.root / cell for cell in row if cell) for row in written]]
-    if competition.input.cache == "off":
-        return files.digest(
-            [[path.stat().st_size if path.is_file() else -1 for path in paths] for rows in each for paths in rows]
-        )
-    return files.digest([content_key(rows, cache) for rows in each if len(rows)])
+    return Content(table, cache, exact=competition.input.cache != "off").fingerprint
 
 
 def opened_masks(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:

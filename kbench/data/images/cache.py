@@ -324,14 +324,22 @@ def memoised(folder: Path, what: str, rows: Rows, make: Callable[[], Any], *, ke
     return facts
 
 
+def file_digests(rows: Rows, folder: Path) -> list[str]:
+    """Return the SHA-256 of all files, in order; memoised on paths, sizes and times of change."""
+
+    def make() -> list[str]:
+        return list(_ordered((path for paths in rows for path in paths), files.sha256))
+
+    return list(memoised(folder, "digests", rows, make))
+
+
 def content_key(rows: Rows, folder: Path) -> str:
     """Return a hash of the content of all files, in order; memoised on paths, sizes and times of change."""
 
     def make() -> str:
         content = hashlib.sha256()
-        flat = (path for paths in rows for path in paths)
-        for digest in _ordered(flat, lambda path: bytes.fromhex(files.sha256(path))):
-            content.update(digest)
+        for digest in file_digests(rows, folder):
+            content.update(bytes.fromhex(digest))
         shape = ",".join(str(len(paths)) for paths in rows)
         return hashlib.sha256(content.digest() + shape.encode()).hexdigest()
 
