@@ -328,9 +328,20 @@ def file_digests(rows: Rows, folder: Path) -> list[str]:
     """Return the SHA-256 of all files, in order; memoised on paths, sizes and times of change."""
 
     def make() -> list[str]:
-        return list(_ordered((path for paths in rows for path in paths), files.sha256))
+        return list(_ordered((path for paths in rows for path in paths), _checksum))
 
     return list(memoised(folder, "digests", rows, make))
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise DataError(
+            f"cannot read '{path}': {error.strerror or error}",
+            "a file you may read",
+            "look at its permissions and at the disk, then run the same command again",
+        ) from error
 
 
 def content_key(rows: Rows, folder: Path) -> str:

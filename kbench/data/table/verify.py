@@ -254,7 +254,7 @@ def look(path: Path, *, deep: bool = False, decoding: Decoding = PLAIN) -> Size 
 
     Args:
         path: the file.
-        deep: decode photographs too, with Pillow, and compare the places of a TIFF's pixels with the file's length.
+        deep: decode photographs too, and compare the places of a TIFF's pixels with the file's length.
         decoding: whether the size is that of the turned image, and how many pixels it may have.
     """
     found = examined(path, deep=deep, decoding=decoding)
@@ -306,10 +306,21 @@ def _look_at_image(path: Path, deep: bool, decoding: Decoding) -> Look | str:
             return f"with more than {decoding.max_pixels:,} pixels (input.max_pixels)"
         if deep and header.end > os.fstat(handle.fileno()).st_size:
             return "truncated"
-        if deep and header.kind != "tiff":
-            with contextlib.suppress(UnidentifiedImageError), native_lines_muted(), Image.open(handle) as image:
-                image.load()
+    if deep and header.kind != "tiff" and (reason := _fault(path, decoding)):
+        return reason
     return Look((*decoding.size(header), header.channels), header.dtype, decoding.turned(header))
+
+
+def _fault(path: Path, decoding: Decoding) -> str:
+    """Return in a word why a photograph cannot be decoded, which Pillow tells; empty where it can."""
+    try:
+        decode(path, cv2.IMREAD_UNCHANGED, decoding)
+    except DataError:
+        known = contextlib.suppress(UnidentifiedImageError, Image.DecompressionBombError)
+        with native_lines_muted(), known, Image.open(path) as image:
+            image.load()
+        return "damaged"
+    return ""
 
 
 def _look_at_array(path: Path) -> Look | str:
