@@ -238,13 +238,25 @@ def _add(report: ImageReport, row: _Row, found: Sequence[Look | str], *, masked:
     for place, (path, look) in enumerate(zip((*row.images, *row.masks), found, strict=True)):
         reason = look if isinstance(look, str) else ""
         if isinstance(look, Look) and place >= len(images) and first is not None and first.size[0]:
-            reason = "" if look.size[:2] == first.size[:2] else "of another size than its image"
+            reason = _mask_fault(look, first)
         if reason:
             report.reasons.setdefault(reason, []).append(path)
             report.rows.add(row.number)
-    upright = [look for look in masks if not (isinstance(look, Look) and look.turned)]
-    if masked and first is not None and first.turned and (upright or not row.masks):
+    as_stored = [look for look in masks if isinstance(look, Look) and look.orientation == 1]
+    if masked and first is not None and first.orientation > 1 and (as_stored or not row.masks):
         report.turned.append(row.images[0])
+
+
+def _mask_fault(mask: Look, image: Look) -> str:
+    """Return what is wrong with the size of a mask; empty where it is that of its image."""
+    if mask.size[:2] == image.size[:2]:
+        return ""
+    if image.orientation > 4 and mask.orientation == 1 and mask.size[:2] == image.size[1::-1]:
+        return (
+            f"of the size its image has as it is stored, and the image is turned (orientation {image.orientation}; "
+            "`input: {orientation: ignore}` takes it as stored)"
+        )
+    return "of another size than its image"
 
 
 def look(path: Path, *, deep: bool = False, decoding: Decoding = PLAIN) -> Size | str:
@@ -268,12 +280,12 @@ class Look:
     Attributes:
         size: height, width and channels, as decoding gives them.
         dtype: of its pixels; empty where only decoding tells.
-        turned: whether decoding turns it.
+        orientation: how decoding turns it, as EXIF counts; 1 for not at all.
     """
 
     size: Size
     dtype: str = ""
-    turned: bool = False
+    orientation: int = 1
 
 
 def examined(path: Path, *, deep: bool = False, decoding: Decoding = PLAIN) -> Look | str:
@@ -308,7 +320,8 @@ def _look_at_image(path: Path, deep: bool, decoding: Decoding) -> Look | str:
             return "truncated"
     if deep and header.kind != "tiff" and (reason := _fault(path, decoding)):
         return reason
-    return Look((*decoding.size(header), header.channels), header.dtype, decoding.turned(header))
+    orientation = header.orientation if decoding.turned(header) else 1
+    return Look((*decoding.size(header), header.channels), header.dtype, orientation)
 
 
 def _fault(path: Path, decoding: Decoding) -> str:
