@@ -6,15 +6,16 @@ once. Nothing is resized here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from kbench.data.dataset import Draw
-from kbench.data.images.cache import Images
+from kbench.data.images.cache import Images, name_of
+from kbench.data.images.normalise import check_dtype
 from kbench.errors import KbenchError
 from kbench.tasks import IGNORED, exclusive
 
@@ -43,13 +44,16 @@ class WholeImages(Dataset):
     Args:
         images: at their own size.
         masks: of the same rows, or None.
+        scale: normalisation of the model that sees the images, whose element type they must have; None: any.
     """
 
-    def __init__(self, images: Images, masks: Images | None) -> None:
-        self._images, self._masks = images, masks
+    def __init__(self, images: Images, masks: Images | None, *, scale: Mapping[str, Any] | None = None) -> None:
+        self._images, self._masks, self._scale = images, masks, scale
 
     def __getitem__(self, draw: Draw) -> WholeSample:
-        return draw.row, self._images[draw.row], None if self._masks is None else self._masks[draw.row]
+        image = self._images[draw.row]
+        check_dtype(image.dtype, self._scale, name=name_of(self._images, draw.row))
+        return draw.row, image, None if self._masks is None else self._masks[draw.row]
 
 
 def pixels_at_once(n_outputs: int) -> int:

@@ -234,7 +234,8 @@ def _batches(
             yield np.array([draw.row for draw in draws]), ()
         return
     sources, shows = zip(*(_way(job, first, load) for load in loads), strict=True)
-    loader = Loader(ImageDataset(sources, shows, None), workers=job.workers, pin=job.device.type == "cuda")
+    dataset = ImageDataset(sources, shows, None, scale=first.scale)
+    loader = Loader(dataset, workers=job.workers, pin=job.device.type == "cuda")
     for batch in loader(plan):
         yield batch.rows.numpy(), batch.images
 

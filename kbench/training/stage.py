@@ -97,7 +97,8 @@ class _Runner:
         precision, self.judged_in = self._precisions()
         place(model, context.device, channels_last=self.channels_last)
         train_images = context.images_for(plan.show)
-        self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
+        self.scale = context.scale_for(train_images)
+        self.normalise = Normalise(**self.scale).to(context.device)
         self.dense = is_dense(table.task)
         precomputed = stage.precompute and not context.limit  # a smoke run looks at a few rows only
         self.activations = self._activations() if precomputed else None
@@ -173,7 +174,7 @@ class _Runner:
 
     def _feed(self, images: Any, show: Any, *, mix: Any, body: FrozenBody | None) -> Feed:
         context = self.context
-        dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show))
+        dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show), scale=self.scale)
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
         self.until_done.callback(loader.close)
         table = context.table

@@ -63,8 +63,8 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> tupl
     make = MapMaker(context.windows, (View("plain"),), task, context.device)
     pixels = pixels_at_once(len(names))
     loader = Loader(
-        WholeImages(images, context.masks(KEEP)), workers=context.workers, pin=context.device.type == "cuda",
-        collate=partial(group, pixels=pixels),
+        WholeImages(images, context.masks(KEEP), scale=context.scale_for(images)),
+        workers=context.workers, pin=context.device.type == "cuda", collate=partial(group, pixels=pixels),
     )  # fmt: skip
     size = batch_size(images, pixels=pixels, most=judging.most)
     plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
