@@ -131,6 +131,11 @@ class ModelSection(Section):
     pretrained: bool = Field(False, description="begin with timm's weights")
     weights: str | None = Field(None, description="a weights file, relative to the workspace")
     options: dict[str, Any] = Field(default_factory=dict, description="further parameters of the model")
+    standardise: bool = Field(
+        True,
+        description="regression: learn targets in standard deviations from the mean of the training rows; scores, "
+        "predictions and files are in their own units",
+    )
 
 
 class RangeTest(Section):
@@ -283,11 +288,18 @@ class Competition(Section):
             "contract": self.contract_view(),
             "seed": self.seed,
             "input": self.input.model_dump(mode="json", exclude={"cache"}),
-            "model": self.model.model_dump(mode="json"),
+            "model": self._model_view(),
             "stages": [[name, stage.training_view()] for name, stage in self.stages.items()],
             "monitored": self.metric.model_dump(mode="json") if selects else None,
             "windows": self.maps.windows.model_dump(mode="json") if selects else None,
         }
+
+    def _model_view(self) -> dict[str, Any]:
+        """Return the model's section; that targets are standardised only where they are, so that older runs go on."""
+        view = self.model.model_dump(mode="json")
+        if not (self.model.standardise and "regression" in self.task):
+            del view["standardise"]
+        return view
 
     def hashes(self, *, plugins: list[Path], weights: Path | None, pseudo: Path | None = None) -> dict[str, str]:
         """Return `contract` and `training`, 16 hexadecimal digits each.

@@ -162,7 +162,7 @@ def prepare_fold(
         valid_batch_size=competition.loader.valid_batch_size,
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
         masks=parts.masks_of(competition, setup.train, setup.workspace.cache(), what="training"),
-        windows=parts.build_windows(competition),
+        windows=parts.build_windows(competition), standardise=competition.model.standardise,
         activations=activations_of(
             competition, setup.train, setup.workspace.cache(), images, device=device, plugins=setup.plugin_files()
         ),

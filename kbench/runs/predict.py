@@ -37,6 +37,7 @@ from kbench.machine import keep_freed_memory
 from kbench.models.checkpoint import Checkpoint, load_strict, read_tensors, snapshot_tensors
 from kbench.models.device import choose_device, place, usable_precision
 from kbench.models.layer_groups import load_head
+from kbench.models.outputs import Units
 from kbench.runs import parts
 from kbench.runs.experiment import Setup
 from kbench.runs.members import needed_checkpoints, source_of
@@ -217,6 +218,7 @@ def member_of(
         scale=info["scale"], precision=precision, out=out, source=source, augmentation=show.augmentation,
         train_crop=show.crop, body=checkpoint.body, head=head_like,
         judged=stages[info["stage"]].valid_show.crop if info["crop"] == "keep" else None,
+        units=Units.of_checkpoint(info),
     )  # fmt: skip
 
 
@@ -307,7 +309,7 @@ class MapPart:
         for checkpoint, share in self.members:
             one = member_of(setup, checkpoint, self.path, {}, stages, device)
             name = one.name if several else checkpoint.member  # so that folds have readings of the same names
-            members.append(MapMember(name, one.load, one.scale, one.precision, share))
+            members.append(MapMember(name, one.load, one.scale, one.precision, share, one.units))
         return job, members
 
     def rows_again(self, places: np.ndarray | None = None) -> Iterator[Row]:

@@ -134,17 +134,25 @@ class Keeper:
     refit_inputs: Callable[[], Iterator[torch.Tensor]]
     mean: WeightMean = field(default_factory=WeightMean)
 
-    def keep(self, epoch: Epoch, *, done: bool) -> None:
-        """Write the snapshots that are due after an epoch; `done` says it is the stage's last."""
+    def keep(self, epoch: Epoch, *, done: bool, constant: float | None = None) -> None:
+        """Write the snapshots that are due after an epoch.
+
+        Args:
+            epoch: what it brought.
+            done: whether it is the stage's last.
+            constant: loss of saying the mean of a regression's targets everywhere, which a member should not exceed.
+        """
         stage, progress, smoke = self.stage, self.progress, bool(self.context.limit)
         ends = [cycle.index for cycle in self.schedule.cycles if cycle.last == progress.step - 1]
         cycle = bool(ends) and "cycles" in stage.keep and not smoke
         if cycle:
             self._snapshot(str(ends[0]), epoch, kept=True)
+            self._hold_against(constant, epoch, str(ends[0]))
         if epoch.best and ("best" in stage.keep or stage.early_stop):
             self._snapshot("best", epoch, kept="best" in stage.keep)
         if done and "last" in stage.keep and not cycle:
             self._snapshot("last", epoch, kept=True)
+            self._hold_against(constant, epoch, "last")
         if "average" in stage.keep and not smoke:
             self._average(ends, epoch, done=done)
         if done and stage.keep and not smoke and not self._kept():
@@ -153,6 +161,15 @@ class Keeper:
             self.context.plan.set(
                 f"end/{stage.name}",
                 {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
+            )
+
+    def _hold_against(self, constant: float | None, epoch: Epoch, tag: str) -> None:
+        """Say of a snapshot that is kept when it is worse than a constant: the mean of an ensemble suffers from it."""
+        if constant is not None and epoch.valid_loss is not None and epoch.valid_loss > constant:
+            self.rules.said.append(
+                f"snapshot {self.stage.name}-{tag} is worse than the mean of the training rows' targets: its loss is "
+                f"{epoch.valid_loss:.3g}, the mean's {constant:.3g}; a lower `lr` or more epochs may help, and "
+                "`ensemble.members` leaves it out"
             )
 
     def _kept(self) -> bool:
@@ -207,6 +224,9 @@ class Keeper:
             "precision": self.judged_in, "channels_last": self.channels_last, "task": table.task,
             "names": list(table.target_names), "body": body, "precomputed": self.precomputed, **context.identity,
         }  # fmt: skip
+        units = context.units()
+        if units is not None:
+            info["units"] = {"mean": list(units.mean), "std": list(units.std)}
         save_checkpoint(context.paths.snapshot(stage.name, tag), weights, info)
 
     def _weights(self, judged: nn.Module) -> tuple[Tensors, str]:

@@ -34,7 +34,7 @@ from kbench.training.snapshots import Keeper
 from kbench.training.stage_notes import announce, loader_verdict
 from kbench.training.stage_plan import StagePlan
 from kbench.training.update import Learner, Rules, average_of
-from kbench.training.validation import Judging, evaluate, judge_maps
+from kbench.training.validation import Judged, Judging, evaluate, judge_maps
 
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
@@ -100,6 +100,7 @@ class _Runner:
         train_images = context.images_for(stage.show)
         self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
         self.dense = is_dense(table.task)
+        self.units = context.units()
         precomputed = stage.precompute and not context.limit  # a smoke run looks at a few rows only
         self.activations = self._activations() if precomputed else None
         layers = layer_groups(model)
@@ -159,7 +160,7 @@ class _Runner:
     def _rows(self, activations: Activations, looks: int = 1) -> Feed:
         room = free_memory(torch.device("cpu"))
         rows = RowLoader(activations.values, self.context.table.targets, room=room, looks=looks)
-        return Feed(rows, nn.Identity(), self.context.device)
+        return Feed(rows, nn.Identity(), self.context.device, units=self.units)
 
     def _precisions(self) -> tuple[Precision, Precision]:
         """Return the precisions of training and judging; what a device type began with, it goes on with."""
@@ -177,7 +178,7 @@ class _Runner:
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
         self.until_done.callback(loader.close)
         table = context.table
-        return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body)
+        return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body, self.units)
 
     def _refit_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
@@ -262,7 +263,7 @@ class _Runner:
                 saved = time.monotonic()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
         speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
-        valid_loss, score, better = self._judge(last_rate)
+        valid_loss, score, better, constant = self._judge(last_rate)
         verdict = None if self.slow or self.activations is not None else loader_verdict(waiting)
         self.slow |= verdict is not None
         made_epoch = Epoch(
@@ -273,7 +274,7 @@ class _Runner:
         progress.epoch += 1
         progress.batch, progress.meter = 0, [0.0, 0.0, 0.0]
         done = progress.epoch >= self.epochs or self.stopped_early()
-        self.keeper.keep(made_epoch, done=done)
+        self.keeper.keep(made_epoch, done=done, constant=constant)
         yield from self._said()
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
         if done or time.monotonic() - self.saved >= pause:
@@ -298,39 +299,48 @@ class _Runner:
             self.context.log.add({"event": "note", "stage": self.stage.name, "step": self.progress.step, "text": text})
             yield Note(text)
 
-    def _judge(self, rate: float) -> tuple[float | None, float | None, bool]:
+    def _judge(self, rate: float) -> tuple[float | None, float | None, bool, float | None]:
         context, progress, stage = self.context, self.progress, self.stage
         if not self.judges:
-            return None, None, False
-        valid_loss, targets, values = self._judged_rows()
+            return None, None, False, None
+        judged = self._judged_rows()
+        valid_loss = judged.loss
         if not math.isfinite(valid_loss):
             raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
         if stage.monitor is None or context.limit:  # the few rows of a smoke run may lack what a metric needs
             score = valid_loss
             signed = -valid_loss
         else:
-            score = stage.monitor(targets, values, context.table.select(context.valid_rows))
+            score = stage.monitor(judged.targets, judged.values, context.table.select(context.valid_rows))
             signed = score if stage.monitor.maximise else -score
         better = progress.best is None or signed > progress.best + stage.min_delta
         better |= signed == progress.best and progress.best_loss is not None and valid_loss < progress.best_loss
         if better:
             progress.best, progress.best_epoch, progress.best_loss = signed, progress.epoch, valid_loss
         progress.history.append(signed)
-        return valid_loss, score, better
+        return valid_loss, score, better, judged.constant
 
-    def _judged_rows(self) -> tuple[float, np.ndarray | None, np.ndarray]:
+    def _judged_rows(self) -> Judged:
         """Return the validation loss, and the targets and predictions a metric takes."""
         context = self.context
         size = context.valid_batch_size or 2 * self.stage.batch_size
         if self.dense:
-            judging = Judging(self.normalise, self.rules.loss, self.judged_in, size)
+            judging = Judging(self.normalise, self.rules.loss, self.judged_in, size, self.units)
             return judge_maps(context, self.learner.judged, judging)
         valid_loss, values = evaluate(
             self.learner.judged, self.valid_feed, self.draws.valid(size), loss=self.rules.loss,
             precision=self.judged_in, task=context.table.task,
         )  # fmt: skip
         targets = context.table.targets
-        return valid_loss, None if targets is None else targets[context.valid_rows], values
+        truth = None if targets is None else targets[context.valid_rows]
+        return Judged(valid_loss, truth, values, self._loss_of_constant(truth))
+
+    def _loss_of_constant(self, truth: np.ndarray | None) -> float | None:
+        """Return the loss of saying the training rows' mean of each target, where targets are standardised."""
+        if self.units is None or truth is None:
+            return None
+        target = self.units.standardised(torch.as_tensor(truth, device=self.context.device))
+        return float(self.rules.loss(torch.zeros_like(target), target).mean())
 
     def stopped_early(self) -> bool:
         """Return whether the score has not improved for `early_stop` epochs."""
