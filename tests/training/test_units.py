@@ -1,4 +1,4 @@
-"""Regressions are learned in standard deviations of the fold's training rows, and everything else is in target units."""
+"""Regressions are learned in standard deviations of the fold's training rows; everything else is in target units."""
 
 from __future__ import annotations
 
