@@ -188,7 +188,12 @@ def _finish(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int |
         predict_out_of_fold(setup, paths, identity, [int(fold)], options.device, limit=options.limit)
     if options.limit is None:
         score = (score_of_maps if dense else score_of_fold)(setup, paths, int(fold))
-        console.note(f"fold {fold}: {setup.competition.metric.name} {score:.5f} out of fold")
+        console.note(f"fold {fold}: {setup.competition.metric.name} {shown(score)} out of fold")
+
+
+def shown(score: float | None) -> str:
+    """Return a score as it is printed: `-` where the metric has no value on the rows."""
+    return "-" if score is None else f"{score:.5f}"
 
 
 def _watch(job: FoldJob, fold: int | str) -> None:
@@ -203,7 +208,7 @@ def _watch(job: FoldJob, fold: int | str) -> None:
 
 
 def _line(fold: int | str, epoch: Epoch) -> str:
-    judged = "" if epoch.valid_loss is None else f"  valid {epoch.valid_loss:.4f}  score {epoch.score:.5f}"
+    judged = "" if epoch.valid_loss is None else f"  valid {epoch.valid_loss:.4f}  score {shown(epoch.score)}"
     scale = "" if epoch.loss_scale is None else f"  loss scale {epoch.loss_scale:.4g}"
     return (
         f"fold {fold}  {epoch.stage} {epoch.epoch + 1}/{epoch.epochs}  train {epoch.train_loss:.4f}{judged}"

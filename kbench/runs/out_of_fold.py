@@ -43,13 +43,13 @@ from kbench.training.fold_context import KEEP
 from kbench.workspace import RunPaths
 
 
-def score_of_fold(setup: Setup, paths: RunPaths, fold: int) -> float:
-    """Return the score of a fold's own rows: the mean over its snapshots and views."""
+def score_of_fold(setup: Setup, paths: RunPaths, fold: int) -> float | None:
+    """Return the score of a fold's own rows: the mean over its snapshots and views; None where it has no value."""
     identity = files.read_json(paths.manifest)
     predictions = fold_mean(members_of(setup, paths, identity, fold, "oof"), setup.competition.ensemble.mean)
     table = setup.train.select(setup.folds.valid(fold))
     values = aligned(predictions, ids=table.ids, names=table.target_names)
-    return parts.build_metric(setup.competition)(table.targets, values, table)
+    return parts.build_metric(setup.competition).or_none(table.targets, values, table)
 
 
 Members = Mapping[int, Mapping[str, Predictions]]
@@ -450,11 +450,11 @@ def maps_out_of_fold(
     return MapsOutOfFold(paths.name, pieces, stores, table, fold_of, worth, score)
 
 
-def score_of_maps(setup: Setup, paths: RunPaths, fold: int) -> float:
-    """Return the score of a fold's own rows: the mean over its snapshots and views."""
+def score_of_maps(setup: Setup, paths: RunPaths, fold: int) -> float | None:
+    """Return the score of a fold's own rows: the mean over its snapshots and views; None where it has no value."""
     store = map_store.load(paths.fold(fold).predictions("oof", "maps"))
     worth, table = _measured(store)[-1], setup.train.select(setup.folds.valid(fold))
-    return parts.build_metric(setup.competition)(truth_of(worth, table.task), worth, table)
+    return parts.build_metric(setup.competition).or_none(truth_of(worth, table.task), worth, table)
 
 
 def _measured(store: MapStore) -> np.ndarray:

@@ -216,10 +216,11 @@ class Keeper:
         weights, body = self._weights(self.learner.judged if of is None else of)
         if not all(bool(value.isfinite().all()) for value in weights.values()):
             raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
+        monitor = None if self.progress.by_loss else stage.monitor
         info: dict[str, Any] = {
             "fold": context.fold, "stage": stage.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
             "kept": kept, "subset": stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
-            "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss",
+            "score": epoch.score, "monitor": monitor.name if monitor else "loss",
             "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": context.scale_for(None),
             "precision": self.judged_in, "channels_last": self.channels_last, "task": table.task,
             "names": list(table.target_names), "body": body, "precomputed": self.precomputed, **context.identity,

@@ -19,6 +19,7 @@ from torch import nn
 from kbench.data import seeds
 from kbench.data.dataset import ImageDataset, Loader, Normalise
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
+from kbench.metrics.metric import Undefined
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import Precision, choose_precision, free_memory, place, usable_precision
 from kbench.models.layer_groups import chosen, freeze_but, layer_groups, train_mode, trains_head_alone
@@ -300,25 +301,46 @@ class _Runner:
             yield Note(text)
 
     def _judge(self, rate: float) -> tuple[float | None, float | None, bool, float | None]:
-        context, progress, stage = self.context, self.progress, self.stage
+        progress, stage = self.progress, self.stage
         if not self.judges:
             return None, None, False, None
         judged = self._judged_rows()
         valid_loss = judged.loss
         if not math.isfinite(valid_loss):
             raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
-        if stage.monitor is None or context.limit:  # the few rows of a smoke run may lack what a metric needs
-            score = valid_loss
-            signed = -valid_loss
-        else:
-            score = stage.monitor(judged.targets, judged.values, context.table.select(context.valid_rows))
-            signed = score if stage.monitor.maximise else -score
+        score, signed = self._score(judged)
         better = progress.best is None or signed > progress.best + stage.min_delta
         better |= signed == progress.best and progress.best_loss is not None and valid_loss < progress.best_loss
         if better:
             progress.best, progress.best_epoch, progress.best_loss = signed, progress.epoch, valid_loss
         progress.history.append(signed)
         return valid_loss, score, better, judged.constant
+
+    def _score(self, judged: Judged) -> tuple[float | None, float]:
+        """Return the score of an epoch, None where the metric has no value, and what epochs are compared by.
+
+        A metric without a value in the first epoch leaves the stage to be judged by its loss; a later epoch without one
+        is as good as the one before.
+        """
+        monitor, progress = self.stage.monitor, self.progress
+        if monitor is None or self.context.limit:  # the few rows of a smoke run may lack what a metric needs
+            return judged.loss, -judged.loss
+        rows = self.context.table.select(self.context.valid_rows)
+        try:
+            score: float | None = monitor(judged.targets, judged.values, rows)
+        except Undefined as error:
+            score = None
+            if not progress.history:
+                progress.by_loss = True
+                self.rules.said.append(
+                    f"{error.what}: epochs are judged by their loss, and this fold's score is '-'; the score of all "
+                    "folds' rows together counts"
+                )
+        if progress.by_loss:
+            return score, -judged.loss
+        if score is None:
+            return None, progress.history[-1]
+        return score, score if monitor.maximise else -score
 
     def _judged_rows(self) -> Judged:
         """Return the validation loss, and the targets and predictions a metric takes."""
