@@ -191,6 +191,7 @@ def train_epoch(
         One record per update.
     """
     loaded = feed.load(batches)
+    train_mode(learner.model)
     for offset in range(0, len(batches), accumulate):
         started = time.perf_counter()
         step = first_step + offset // accumulate
@@ -200,7 +201,8 @@ def train_epoch(
             batch = next(loaded)
             waited += time.perf_counter() - asked
             ready.append(feed.ready(batch, (seeds.MIX, *key, step, position)))
-        train_mode(learner.model)  # the caller may have evaluated in between
+        if not learner.model.training:  # the caller has evaluated in between
+            train_mode(learner.model)
         apply_schedule(learner.optimizer, schedule, step, history)
         rate = float(learner.optimizer.param_groups[-1]["lr"])
         loss = update(learner, ready, rules=rules, seed=seeds.number(seeds.STEP, *key, step))

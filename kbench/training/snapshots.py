@@ -31,6 +31,7 @@ from kbench.models.device import Precision, autocast
 from kbench.models.layer_groups import body_digest, body_state, head_state, train_mode, trains_head_alone
 from kbench.training.events import Epoch
 from kbench.training.fold_context import FoldContext
+from kbench.training.lone_image import lone_image
 from kbench.training.loop import diverged
 from kbench.training.resume import Progress, learner_tensors, save_resume
 from kbench.training.schedules import Schedule
@@ -92,7 +93,7 @@ def refit_batch_norm(
         norm.momentum = None  # the plain mean over all batches
         norm.train()
     for batch in batches:
-        with autocast(device, precision):
+        with autocast(device, precision), lone_image(model, batch):
             model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -248,7 +249,7 @@ class Keeper:
         """Write the resume point."""
         progress = self.progress
         progress.body = self._body if self.head_alone else ""
-        progress.micro_batch = self.learner.micro_batch
+        progress.micro_batch, progress.lone_said = self.learner.micro_batch, self.learner.lone_said
         progress.averaged = self.mean.count
         progress.log_lines = self.context.log.lines
         mean = {f"mean/{name}": value for name, value in self.mean.tensors.items()}

@@ -59,7 +59,7 @@ def run_stage(
         if tensors is not None:
             restore_learner(runner.learner, tensors)
             runner.keeper.mean.restore(part(tensors, "mean/"), progress.averaged)
-            runner.learner.micro_batch = progress.micro_batch
+            runner.learner.micro_batch, runner.learner.lone_said = progress.micro_batch, progress.lone_said
         else:
             yield from announce(
                 context, stage, rows=len(runner.draws.rows), epochs=runner.epochs, steps=runner.schedule.steps,
