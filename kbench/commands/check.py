@@ -30,6 +30,7 @@ from kbench.models.classifier import check_backbone
 from kbench.runs.experiment import Experiment, decoding_of, mask_kind, open_experiment, opening_of, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.trial_build import part_problems
+from kbench.runs.unscored import unscored_folds
 from kbench.submission.check import check_submission, part_of, read_sample
 from kbench.submission.formats.base import id_column
 from kbench.tasks import is_dense
@@ -109,6 +110,9 @@ def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> di
         if found["rows"]:
             found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
             _warn_of_few_updates(setup)
+            if found["folds"] and not unreadable:
+                for text in _gather(problems, "folds", lambda: unscored_folds(setup, every_mask=deep)) or ():
+                    console.warn(text)
         if setup.competition.data.test is not None:
             found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
             if found["test"]:

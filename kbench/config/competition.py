@@ -120,6 +120,11 @@ class ModelSection(Section):
     options: Annotated[dict[str, Any], Kind("model", named_by="name")] = Field(
         default_factory=dict, description="further parameters of the model"
     )
+    standardise: bool = Field(
+        True,
+        description="regression: learn targets in standard deviations from the mean of the training rows; scores, "
+        "predictions and files are in their own units",
+    )
 
 
 class EnsembleSection(Section):
@@ -207,11 +212,18 @@ class Competition(Section):
             "contract": self.contract_view(),
             "seed": self.seed,
             "input": {key: value for key, value in self.input.view().items() if key not in ("cache", "max_pixels")},
-            "model": self.model.view(),
+            "model": self._model_view(),
             "stages": [[name, stage.view()] for name, stage in self.stages.items()],
             "monitored": self.metric.model_dump(mode="json") if selects else None,
             "windows": self.maps.windows.model_dump(mode="json") if selects else None,
         }
+
+    def _model_view(self) -> dict[str, Any]:
+        """Return the model's section; that targets are standardised only where they are, so that older runs go on."""
+        view = self.model.view()
+        if not (self.model.standardise and "regression" in self.task):
+            del view["standardise"]
+        return view
 
     def hashes(self, *, plugins: list[Path], weights: Path | None, pseudo: Path | None = None) -> dict[str, str]:
         """Return `contract` and `training`, 16 hexadecimal digits each.

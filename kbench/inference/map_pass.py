@@ -22,7 +22,7 @@ from kbench.inference.maps import MapMaker
 from kbench.metrics.maps import measured
 from kbench.models.batchnorm_folding import PROBE, fold
 from kbench.models.device import Precision, free_memory
-from kbench.models.outputs import dense_target
+from kbench.models.outputs import Units, dense_target
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class MapMember:
         scale: `scale`, `mean` and `std` of its normalisation.
         precision: of the forward pass.
         weight: its share of the mean, relative to the others.
+        units: of a regression's targets, where it answers in standardised ones.
     """
 
     name: str
@@ -42,6 +43,7 @@ class MapMember:
     scale: dict[str, Any]
     precision: Precision
     weight: float = 1.0
+    units: Units | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, R
     for place, member in enumerate(shelf.members):
         shown = shelf.normaliser(place)(images)
         maps, plain = make(shelf.model(place, shown), shown, member.precision)
+        if member.units is not None:
+            maps, plain = member.units.restored(maps), member.units.restored(plain)
         for way, values in ((False, maps), (True, plain)):
             if target is not None and (place, way) in wanted:
                 worth[place, way] = measured(values, target, make.task)

@@ -160,7 +160,7 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions) -> FoldJob:
         valid_batch_size=competition.loader.valid_batch_size,
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
         masks=parts.masks_of(competition, experiment.train, experiment.workspace.cache(), what="training"),
-        windows=parts.build_windows(competition),
+        windows=parts.build_windows(competition), standardise=competition.model.standardise,
         activations=activations_of(
             competition, experiment.train, experiment.workspace.cache(), images, device=device,
             plugins=experiment.plugin_files(),
