@@ -187,7 +187,14 @@ def _wrong_masks(setup: Setup, advance: console.Advance) -> list[Problem]:
     if kind is None or setup.train.masks is None:
         return []
     size_of = sizes_of(setup.train, size_reader(setup.competition))
-    return mask_problems(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
+    problems = mask_problems(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
+    if len(kind.on) > 1:
+        ways = ", ".join(f"{value} in '{file}'" for value, file in sorted(kind.on.items()))
+        console.warn(
+            f"masks say yes in {len(kind.on)} ways: {ways}; all are taken as the class. If one of them is void, write "
+            "`ignore: [VALUE]` in data.masks"
+        )
+    return problems
 
 
 def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> _Found | None:

@@ -23,7 +23,7 @@ from kbench.data.table.verify import look
 from kbench.errors import DataError, FoldError, KbenchError, Problem
 
 _SHOWN = 10  # rows with a wrong mask that are named
-_VERSION = 2  # of the pixels a key stands for; raise it when reading masks changes
+_VERSION = 3  # of the pixels a key stands for; raise it when reading masks changes
 
 
 class DirectMasks:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.masks import run_lengths
-from kbench.data.masks.classes import background_of, names_problems, raise_masks, united
+from kbench.data.masks.classes import background_of, names_problems, raise_masks, united, with_object
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.image_files import stem
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size
@@ -133,9 +133,7 @@ def rle(
         layers: list[np.ndarray | None] = [None] * len(names)
         for k, cell in enumerate(cells):
             for text in cell.split(_OBJECTS) if cell else ():
-                layer = run_lengths.decode(text, size(), rule)
-                before = layers[k]
-                layers[k] = layer if before is None else before | layer
+                layers[k] = with_object(layers[k], run_lengths.decode(text, size(), rule))
         return united(layers, task=_task, background=behind, size=size(), of=next(filter(None, cells), "")[:40])
 
     return MaskKind(names, find, read, encoded=True)

@@ -85,6 +85,7 @@ class MaskKind:
         read: (root, cells of a row, size of its image asked for when it is needed) -> the row's array.
         encoded: whether cells are texts rather than paths.
         facts: what `read` depends on beside the YAML, such as a colour table; JSON-like.
+        on: pixel value -> the first file that said yes by it, filled by `read`; two of them are two ways to say yes.
     """
 
     names: tuple[str, ...]
@@ -92,6 +93,7 @@ class MaskKind:
     read: Callable[[Path, Cells, Callable[[], Size]], np.ndarray]
     encoded: bool = False
     facts: Any = None
+    on: dict[int, str] = field(default_factory=dict, compare=False)
 
 
 def raise_problems(request: Request, problems: Sequence[Problem]) -> None:

@@ -6,41 +6,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from masks_on_disk import layers, masks_of, table_of, write
 from pictures import write_png
 from PIL import Image
 from places import SHARED
 from streets_and_salt import CELLS, NAMES, SIGNATE, cells, salt, scene, write_salt, write_street
 
 from kbench import registry
-from kbench.data.images.cache import Resize
-from kbench.data.masks.cache import DirectMasks, mask_problems, sizes_of
+from kbench.data.masks.cache import mask_problems, sizes_of
 from kbench.data.masks.kinds import colour, index, values
-from kbench.data.table.layouts import read_table
-from kbench.data.table.reading import MaskKind, Request
-from kbench.data.table.table import Table
+from kbench.data.table.reading import MaskKind
 from kbench.errors import ConfigError, DataError
-
-KEEP = Resize("keep", 0, 0)
-
-
-def table_of(root: Path, kind: MaskKind, *, task: str = "segmentation", **request: Any) -> Table:
-    given = {"images": ("i",), **request}
-    return read_table("csv", {}, Request(root=root, split="train", task=task, mask=kind, **given))
-
-
-def masks_of(root: Path, kind: MaskKind, *, task: str = "segmentation", **request: Any) -> list[np.ndarray]:
-    table = table_of(root, kind, task=task, **request)
-    direct = DirectMasks(table, kind, sizes_of(table, None), KEEP)
-    return [direct[row] for row in range(len(table))]
-
-
-def write(root: Path, name: str, pixels: Any, *, folder: str = "m", image: bool = True) -> None:
-    """Write a mask and an image of its size."""
-    pixels = np.asarray(pixels)
-    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    write_png(root / folder / f"{name}.png", pixels)
-    if image:
-        write_png(root / "i" / f"{name}.png", np.zeros((*pixels.shape[:2], 3), dtype=np.uint8))
 
 
 def layer(*places: tuple[int, int], size: tuple[int, int] = (2, 3)) -> np.ndarray:
@@ -97,7 +73,7 @@ def test_strange_values_and_channels_are_refused(tmp_path: Path) -> None:
     kind = index(folder="m", _classes=("x", "y"))
     with pytest.raises(DataError, match="the values 5, 9"):
         masks_of(tmp_path, kind)
-    write(tmp_path, "a", np.zeros((2, 3, 3), dtype=np.uint8))
+    write(tmp_path, "a", np.full((2, 3, 3), (9, 0, 0), dtype=np.uint8))
     with pytest.raises(DataError, match="3 channels") as caught:
         masks_of(tmp_path, kind)
     assert "colour" in caught.value.todo
@@ -272,11 +248,6 @@ def test_classes_that_share_a_pixel_are_refused_where_they_exclude_one_another(t
 
 
 # -- one file per class, or per object --------------------------------------------------------------------------
-
-
-def layers(kind: str, **params: Any) -> MaskKind:
-    return registry.build("mask", kind, {key: value for key, value in params.items() if key[0] != "_"},
-                          **{key: value for key, value in params.items() if key[0] == "_"})  # fmt: skip
 
 
 @pytest.mark.parametrize("place", [{"folder": "m/{class}"}, {"folder": "m", "suffix": "_{class}.png"}])
