@@ -9,9 +9,10 @@ import numpy as np
 
 from kbench import console
 from kbench.config.reading import load_competition, read_document
-from kbench.data.masks.cache import mask_problems, sizes_of
+from kbench.data.masks.cache import images_with_text, look_at_masks, sizes_of
 from kbench.data.table.csv_files import texts
 from kbench.data.table.image_files import list_images
+from kbench.data.table.reading import MaskKind
 from kbench.data.table.table import Table
 from kbench.data.table.verify import unreadable_images
 from kbench.errors import (
@@ -100,7 +101,10 @@ def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[st
         found["rows"] = _gather(problems, "data.train", lambda: len(setup.train))
         if found["rows"]:
             unreadable = _unreadable(setup.train, deep, advance)
-            problems += unreadable or (_wrong_masks(setup, advance) if deep else [])
+            problems += unreadable
+            kind = None if unreadable else mask_kind(setup.competition, setup.data)
+            if kind is not None and setup.train.masks is not None:
+                found["masks"] = _check_masks(setup, kind, problems, advance, deep=deep)
             found["targets"] = len(setup.train.target_names)
         else:
             problems += _unreadable(_images_alone(setup), deep, advance)
@@ -181,20 +185,34 @@ def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Prob
     return unreadable_images(table, jobs=jobs, progress=lambda what, done, total: advance(done, total), deep=deep)
 
 
-def _wrong_masks(setup: Setup, advance: console.Advance) -> list[Problem]:
-    """Return what is wrong in masks whose files can be read."""
-    kind = mask_kind(setup.competition, setup.data)
-    if kind is None or setup.train.masks is None:
-        return []
-    size_of = sizes_of(setup.train, size_reader(setup.competition))
-    problems = mask_problems(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
+def _check_masks(
+    setup: Setup, kind: MaskKind, problems: list[Problem], advance: console.Advance, *, deep: bool
+) -> list[str]:
+    """Return in how many images each class is; of files that is known only where they are read.
+
+    Args:
+        setup: the competition; its masks' files can be opened.
+        kind: reads the masks.
+        problems: what is wrong with them is added.
+        advance: moves the bar.
+        deep: read every mask.
+    """
+    images = images_with_text(setup.train, kind)
+    if deep:
+        size_of = sizes_of(setup.train, size_reader(setup.competition))
+        report = look_at_masks(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
+        problems += report.problems
+        images = report.images
+    nowhere = [name for name, count in images.items() if count == 0]
+    if nowhere:
+        console.warn(f"no training image shows {first_names(nowhere)}")
     if len(kind.on) > 1:
         ways = ", ".join(f"{value} in '{file}'" for value, file in sorted(kind.on.items()))
         console.warn(
             f"masks say yes in {len(kind.on)} ways: {ways}; all are taken as the class. If one of them is void, write "
             "`ignore: [VALUE]` in data.masks"
         )
-    return problems
+    return [f"{name}: {count:,} of {counted(len(setup.train), 'image')}" for name, count in images.items()]
 
 
 def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> _Found | None:

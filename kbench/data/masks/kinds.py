@@ -31,6 +31,7 @@ from kbench.data.masks.classes import (
     names_problems,
     raise_masks,
 )
+from kbench.data.masks.mask_files import Place, shared_problems, stray_files
 from kbench.data.masks.pixels import ON, YesNo, as_grey, is_lossy, palette_numbers, stored, without_alpha, yes_no
 from kbench.data.table.image_files import find_files, stem
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size, file_problems
@@ -56,7 +57,10 @@ def one_file(request: Request, frame: pd.DataFrame, ids: np.ndarray, *, folder: 
     """
     found = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
     lacking, problems = file_problems(request, [found], ids)
-    return MaskRows(tuple((path,) for path in found.paths), lacking, problems)
+    places = [Place(folder, suffix, found.paths)]
+    stray = stray_files(request, ids, places)
+    problems += shared_problems(ids, places)
+    return MaskRows(tuple((path,) for path in found.paths), lacking, problems, (stray,) if stray else ())
 
 
 @register("mask", tasks=("segmentation",))

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.masks.classes import background_of, names_problems, raise_masks, united, with_object
+from kbench.data.masks.mask_files import Place, elsewhere, shared_problems, stray_files
 from kbench.data.masks.pixels import YesNo, yes_no
-from kbench.data.table.image_files import Found, Listing, find_files, stem
+from kbench.data.table.image_files import Found, Listing, find_files, list_folders, stem
+from kbench.data.table.names import strays
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size, file_problems
 from kbench.errors import DataError, Problem, counted, first_names, nearest
 from kbench.registry import register
@@ -26,6 +28,7 @@ def per_class(
     suffix: str | None = None,
     labels: dict[str, str] | None = None,
     missing: Literal["error", "empty"] = "error",
+    unmatched: Literal["error", "ignore"] = "error",
     background: str | None = None,
     threshold: float | None = None,
     ignore: list[int] | None = None,
@@ -39,6 +42,8 @@ def per_class(
         suffix: what their names have after the id, such as `_{class}.png`; found by default.
         labels: class -> what `{class}` is for it; its name by default.
         missing: whether a file that is not there is an `error` or an `empty` mask.
+        unmatched: whether files that name no image, beside images without any file, are an `error`, or left out
+            (`ignore`).
         background: class without files, of the pixels no other class has; without it they are ignored, where classes
             exclude one another.
         threshold: pixels above it are the class. By default those that are not black, in one way in each file, and of
@@ -59,12 +64,16 @@ def per_class(
     raise_masks(problems)
     behind = background_of(background, names, _task)
 
+    def place_of(k: int, paths: Sequence[str]) -> Place:
+        label = called.get(names[k], names[k])
+        end = None if suffix is None else suffix.replace("{class}", label)
+        return Place(folder.replace("{class}", label), end, paths)
+
     def found_of(request: Request, ids: np.ndarray, k: int) -> Found:
         if k == behind:
             return Found([""] * len(ids), [], [], "")
-        label = called.get(names[k], names[k])
-        end = None if suffix is None else suffix.replace("{class}", label)
-        found = find_files(request.root, folder.replace("{class}", label), [stem(name) for name in ids], suffix=end)
+        place = place_of(k, ())
+        found = find_files(request.root, place.folder, [stem(name) for name in ids], suffix=place.suffix)
         if missing == "error":
             return found
         there = np.ones(len(ids), dtype=bool)
@@ -75,7 +84,14 @@ def per_class(
     def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
         found = [found_of(request, ids, k) for k in range(len(names))]
         lacking, wrong = file_problems(request, found, ids)
-        return MaskRows(tuple(zip(*(part.paths for part in found), strict=True)), lacking, wrong)
+        places = [place_of(k, part.paths) for k, part in enumerate(found) if k != behind]
+        wrong += shared_problems(ids, places)
+        cells = tuple(zip(*(part.paths for part in found), strict=True))
+        bare, stray = sum(not any(row) for row in cells), stray_files(request, ids, places)
+        if stray and bare and unmatched == "error":
+            hint = f"{counted(bare, 'image')} would have an empty mask; correct the names, or write `unmatched: ignore`"
+            wrong.append(Problem("data.masks", stray, hint))
+        return MaskRows(cells, lacking, wrong, (stray,) if stray else ())
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         layers = [_layer(root, cell, size(), rule) if cell else None for cell in cells]
@@ -144,13 +160,13 @@ def instances(
             cells.append(tuple(f"{place}/{file}" for file in sorted(Listing(request.root / place).names())))
         absent = [folder.replace("{id}", stem(str(name))) for name in ids[lacking]]
         strange = [path for paths in cells for path in paths if class_of(path) is None]
-        wrong = []
+        wrong = shared_problems(ids, [])
         if absent and (request.on_problem == "error" or len(absent) == len(ids)):
             wrong.append(Problem("data.masks", f"{counted(len(absent), 'missing folder')}: {first_names(absent)}"))
         if strange:
             what = f"{counted(len(strange), 'file')} of no class: {first_names(strange)}"
             wrong.append(Problem("data.masks.label", what, f"classes are called {first_names(list(numbers), 20)}"))
-        return MaskRows(tuple(cells), lacking, wrong)
+        return MaskRows(tuple(cells), lacking, wrong, _stray_folders(request, folder, ids))
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         layers: list[np.ndarray | None] = [None] * len(names)
@@ -161,6 +177,16 @@ def instances(
         return united(layers, task=_task, background=behind, size=size(), of=_shown(cells))
 
     return MaskKind(names, find, read, on=rule.on)
+
+
+def _stray_folders(request: Request, folder: str, ids: np.ndarray) -> tuple[str, ...]:
+    """Return a note of the folders of objects that are of no image, where the id is the folder's whole name."""
+    parent, _, last = folder.rpartition("/")
+    if last != "{id}" or "{id}" in parent or not (request.root / parent).is_dir():
+        return ()
+    others, known = elsewhere(request), {stem(str(name)) for name in ids}
+    found = [name for name in list_folders(request.root, parent) if name not in known and name not in others]
+    return (f"folders in '{parent}' with {strays(found, ids)}",) if found else ()
 
 
 def _pattern(label: str | None) -> tuple[re.Pattern[str] | None, list[Problem]]:

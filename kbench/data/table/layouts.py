@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def csv(
         masks=masks.cells or None,
         encoded=request.mask is not None and request.mask.encoded,
         meta=metadata(request, frame),
-        notes=targets.notes,
+        notes=(*targets.notes, *masks.notes),
     )
     return without(table, lacking | masks.lacking, "without an image or a mask" if masks.cells else "without an image")
 
@@ -130,7 +131,7 @@ def _find_masks(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskR
         nothing.problems.append(Problem("data.masks", f"'{request.task}' needs masks", hint))
         return nothing
     found = request.mask.find(request, frame, ids)
-    return MaskRows(found.cells, found.lacking, [*nothing.problems, *found.problems])
+    return replace(found, problems=[*nothing.problems, *found.problems])
 
 
 def _target_problems(request: Request, target: Sequence[str]) -> list[Problem]:
@@ -178,7 +179,7 @@ def _images_alone(request: Request, *, join: Sequence[str] = (), annotations: st
         masks=masks.cells or None,
         encoded=request.mask is not None and request.mask.encoded,
         meta=metadata(request, frame),
-        notes=(note,) if others else (),
+        notes=(*((note,) if others else ()), *masks.notes),
     )
     return without(table, lacking | masks.lacking, "without an image or a mask" if masks.cells else "without an image")
 

@@ -68,11 +68,13 @@ class MaskRows:
         cells: per row, paths below the root (an empty one where nothing is there) or encoded texts.
         lacking: [N] bool, rows whose mask is missing.
         problems: what is wrong; missing masks only where such rows are not dropped.
+        notes: what the user should know.
     """
 
     cells: tuple[Cells, ...]
     lacking: np.ndarray
     problems: list[Problem]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class MaskKind:
         read: (root, cells of a row, size of its image asked for when it is needed) -> the row's array.
         encoded: whether cells are texts rather than paths.
         facts: what `read` depends on beside the YAML, such as a colour table; JSON-like.
+        background: number of the class of what no file or text is of, or None.
         on: pixel value -> the first file that said yes by it, filled by `read`; two of them are two ways to say yes.
     """
 
@@ -93,6 +96,7 @@ class MaskKind:
     read: Callable[[Path, Cells, Callable[[], Size]], np.ndarray]
     encoded: bool = False
     facts: Any = None
+    background: int | None = None
     on: dict[int, str] = field(default_factory=dict, compare=False)
 
 

@@ -13,7 +13,7 @@ from places import SHARED
 from streets_and_salt import CELLS, NAMES, SIGNATE, cells, salt, scene, write_salt, write_street
 
 from kbench import registry
-from kbench.data.masks.cache import mask_problems, sizes_of
+from kbench.data.masks.cache import look_at_masks, sizes_of
 from kbench.data.masks.kinds import colour, index, values
 from kbench.data.table.reading import MaskKind
 from kbench.errors import ConfigError, DataError
@@ -127,11 +127,12 @@ def test_a_table_of_colours_may_lie_in_the_data() -> None:
     table = table_of(SHARED / "camvid", index(folder="train/masks", ignore=[11], _classes=kind.names),
                      csv="train.csv", images=("train/images",))  # fmt: skip
     assert len(table) == 247
-    found = mask_problems(
+    found = look_at_masks(
         table.select(np.arange(0, 247, 40)), kind=index(folder="train/masks", ignore=[11], _classes=kind.names),
         size_of=sizes_of(table, None), progress=lambda done, total: None,
     )  # fmt: skip
-    assert found == []
+    assert found.problems == []
+    assert found.images["road"] > 0
 
 
 # -- values -----------------------------------------------------------------------------------------------------
@@ -329,9 +330,9 @@ def test_all_wrong_masks_are_named(tmp_path: Path) -> None:
         write(tmp_path, f"{row:02d}", np.full((2, 3), row % 4, dtype=np.uint8))
     kind = index(folder="m", _classes=("x", "y"))
     table = table_of(tmp_path, kind)
-    found = mask_problems(table, kind=kind, size_of=sizes_of(table, None), progress=lambda done, total: None, jobs=2)
-    assert len(found) == 6
-    assert found[0].where == "data.masks: row '02'"
+    found = look_at_masks(table, kind=kind, size_of=sizes_of(table, None), progress=lambda done, total: None, jobs=2)
+    assert len(found.problems) == 6
+    assert found.problems[0].where == "data.masks: row '02'"
 
 
 def test_look_alikes_keep_the_proportions_of_the_contest() -> None:

@@ -14,7 +14,7 @@ from masks_on_disk import layers, masks_of, table_of
 from pictures import write_png
 from PIL import Image
 
-from kbench.data.masks.cache import mask_problems, sizes_of
+from kbench.data.masks.cache import look_at_masks, sizes_of
 from kbench.data.masks.kinds import colour, index, values
 from kbench.data.table.reading import MaskKind
 from kbench.errors import ConfigError, DataError, KbenchError
@@ -125,7 +125,8 @@ def test_ways_that_differ_between_files_are_remembered_for_a_warning(tmp_path: P
     save(tmp_path, disc().astype(np.uint8) * 255, file="b.png")
     kind = one_class("per_class")
     table = table_of(tmp_path, kind)
-    assert mask_problems(table, kind=kind, size_of=sizes_of(table, None), progress=lambda done, total: None) == []
+    report = look_at_masks(table, kind=kind, size_of=sizes_of(table, None), progress=lambda done, total: None)
+    assert (report.problems, report.images) == ([], {"blob": 2})
     assert kind.on == {1: "m/a.png", 255: "m/b.png"}
 
 
