@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from kbench import console
 from kbench.config.reading import load_competition, read_document
@@ -25,15 +26,16 @@ from kbench.errors import (
     first_names,
     raise_all,
 )
+from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
 from kbench.runs.experiment import Setup, mask_kind, open_setup, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.trial_build import part_problems
-from kbench.submission.check import check_submission, part_of, read_sample
-from kbench.submission.formats.base import id_column
-from kbench.tasks import is_dense
+from kbench.submission.check import check_submission, part_of, read_sample, sample_problems
+from kbench.submission.formats.base import Format, id_column, near_id, refuse, row_keys
+from kbench.tasks import SEGMENTATION, exclusive, is_dense
 from kbench.workspace import Choice, Workspace, choose, find_workspace
 
 _Found = TypeVar("_Found")
@@ -153,21 +155,19 @@ def _try_submission(setup: Setup) -> None:
         SubmissionError: the sample has other columns than the targets, or ids that are no test row.
     """
     sample, names, task = read_sample(setup.sample), setup.train.target_names, setup.competition.task
-    if setup.competition.data.test is not None:
-        unknown = np.setdiff1d(texts(sample, id_column(sample)), setup.test.ids)
-        if len(unknown) and not is_dense(task):
-            raise SubmissionError(
-                f"{counted(len(unknown), 'id')} of the sample {'is' if len(unknown) == 1 else 'are'} no test row: "
-                f"{first_names(unknown.tolist())}",
-                "a test row for each id of the sample",
-                "correct `data.test` or `submission.sample` in the YAML",
-            )
-    if is_dense(task):
-        return  # what such a file looks like depends on the pictures themselves
     try:
         format = setup.format
     except KbenchError:
         return  # said under `submission.format`
+    refuse("the sample submission", sample_problems(sample, format), sample)
+    if setup.competition.data.test is not None:
+        _refuse_unknown_ids(texts(sample, id_column(sample)).tolist(), setup.test.ids, format)
+    if task in SEGMENTATION:
+        if setup.competition.data.test is not None:  # the size of an image is in its file
+            _try_masks(setup, sample)
+        return
+    if is_dense(task):
+        return
     few = sample.head(_FEW)
     if setup.choice.of_a_part:
         few = part_of(few, names, task)
@@ -178,6 +178,57 @@ def _try_submission(setup: Setup) -> None:
     values[:, 0 if task == "single_label" else slice(None)] = 1
     made = format.build(Predictions(ids, names, values, task, {}), few)
     check_submission(made, few, format=format)
+
+
+def _refuse_unknown_ids(ids: list[str], known: np.ndarray, format: Format) -> None:
+    """Refuse ids of a sample that belong to no test image.
+
+    Raises:
+        SubmissionError: with how many there are, the first of them, and what would fit.
+    """
+    there = set(known.tolist())
+    unknown = [name for name in dict.fromkeys(ids) if format.image_of(name) not in there]
+    if not unknown:
+        return
+    todo = f"correct `data.test` or `submission.sample` in the YAML; {near_id(unknown[0], known)}"
+    inside = max((str(name) for name in known if str(name) in unknown[0]), key=len, default="")
+    if format.image_of is not str and inside:
+        template = unknown[0].replace(inside, "{id}", 1)
+        todo = f"`submission: {{format: {{id: \"{template}\"}}}}` would fit '{unknown[0]}', if '{inside}' is its image"
+    raise SubmissionError(
+        f"{counted(len(unknown), 'id')} of the sample {'is' if len(unknown) == 1 else 'are'} no test row: "
+        f"{first_names(unknown)}",
+        "a test row for each id of the sample", todo,
+    )  # fmt: skip
+
+
+def _one_of_each(sample: pd.DataFrame, images: list[str], format: Format) -> list[str]:
+    """Return images whose rows stand for all rows of a sample: one for each way an id goes on after its image."""
+    known: dict[str, str] = {}
+    for key, name, image in zip(row_keys(sample, format), texts(sample, id_column(sample)), images, strict=True):
+        known.setdefault(f"{name.replace(image, '', 1)} {key.removeprefix(name)}", image)
+    return list(dict.fromkeys(known.values()))[:_FEW]
+
+
+def _try_masks(setup: Setup, sample: pd.DataFrame) -> None:
+    """Write a submission of a few images' masks in memory, each of one class: do the ids and columns fit the format?
+
+    Raises:
+        SubmissionError: the sample asks for what the format cannot write.
+    """
+    format, names, task = setup.format, setup.train.target_names, setup.competition.task
+    images = [format.image_of(name) for name in texts(sample, id_column(sample)).tolist()]
+    few = _one_of_each(sample, images, format)
+    rows = sample[np.isin(images, few)].reset_index(drop=True)
+    ids = np.array(sorted(few), dtype=str)
+
+    def one(row: int) -> np.ndarray:
+        size = setup.test_size(str(ids[row]))
+        if exclusive(task, len(names)):
+            return np.full(size, row % len(names), dtype=np.uint8)
+        return np.ones((len(names), *size), dtype=np.uint8)
+
+    check_submission(format.build(MaskSet(ids, names, task, {}, one), rows), rows, format=format)
 
 
 def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Problem]:
@@ -202,7 +253,7 @@ def _check_masks(
         size_of = sizes_of(setup.train, size_reader(setup.competition))
         report = look_at_masks(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
         problems += report.problems
-        images = report.images
+        images = {} if report.problems else report.images
     nowhere = [name for name, count in images.items() if count == 0]
     if nowhere:
         console.warn(f"no training image shows {first_names(nowhere)}")

@@ -12,6 +12,7 @@ from kbench.commands.train import train_one
 from kbench.config.competition import Competition
 from kbench.config.rules import stage_of
 from kbench.data.table.csv_files import texts
+from kbench.errors import SubmissionError
 from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.runs.blend import untuned_rule
@@ -55,6 +56,11 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
             sample = part_of(sample, setup.train.target_names, setup.competition.task)
         images = [setup.format.image_of(name) for name in texts(sample, id_column(sample))]
         few = sample[np.isin(images, test.ids)].reset_index(drop=True)
+        if not len(few):
+            raise SubmissionError(
+                f"no row of the sample is one of the {len(test):,} test rows that were predicted", "rows to check",
+                "`kbench check` holds the sample's ids against the test images",
+            )  # fmt: skip
         file = write_submission(
             paths.trial(setup.format.suffix), setup.format.build(test, few), sample=few, format=setup.format,
             gzip=setup.competition.submission.gzip,

@@ -16,8 +16,8 @@ import pandas as pd
 
 from kbench import files
 from kbench.data.table.csv_files import read_frame, texts
-from kbench.errors import Problem, SubmissionError, first_names, nearest
-from kbench.submission.formats.base import Format, id_column, near_id, refuse, target_columns
+from kbench.errors import Problem, SubmissionError, counted, first_names, nearest
+from kbench.submission.formats.base import Format, id_column, near_id, refuse, row_keys, target_columns
 from kbench.submission.formats.mask_cells import keys_of, names_in
 
 
@@ -26,21 +26,34 @@ def read_sample(path: Path) -> pd.DataFrame:
 
     Of a JSON object the keys are the ids, of a zip the names of its files.
 
+    Whether an id may have several rows is the format's to say; see `sample_problems`.
+
     Raises:
-        SubmissionError: it is missing, cannot be read, is empty, or has an id twice.
+        SubmissionError: it is missing, cannot be read, or is empty.
     """
     read = {".json": keys_of, ".zip": names_in}.get(path.suffix.lower())
     sample = read_frame(path, error=SubmissionError) if read is None else pd.DataFrame({"id": read(path)}, dtype=str)
-    ids, counts = np.unique(texts(sample, id_column(sample)), return_counts=True)
-    if len(ids) == 0 or (counts > 1).any():
+    if not len(sample):
         raise SubmissionError(
-            f"the sample '{path}' has ids twice: {first_names(ids[counts > 1].tolist())}"
-            if len(ids)
-            else f"the sample '{path}' has no rows",
-            "one row per id, the id in the first column",
+            f"the sample '{path}' has no rows", "a row for every id, the id in the first column",
             "`kbench download --force`, or set submission.sample in the YAML",
-        )
+        )  # fmt: skip
     return sample
+
+
+def sample_problems(sample: pd.DataFrame, format: Format) -> list[Problem]:
+    """Return a problem where several rows of a sample have one id and the format cannot tell them apart."""
+    known, counts = np.unique(row_keys(sample, format), return_counts=True)
+    if format.several or not (counts > 1).any():
+        return []
+    column, twice = id_column(sample), known[counts > 1]
+    what = f"the sample has several rows of {counted(len(twice), 'id')}: {first_names(twice.tolist())}"
+    if format.image_of is str:
+        return [Problem(column, what, "formats of this task write one row per id; correct submission.sample")]
+    labels = [name for name in target_columns(sample) if not sample[[column, name]].duplicated().any()]
+    nearest_format = f"label: {labels[0]}" if labels else "objects: true"
+    why = "one row per image and class" if labels else "one row per object"
+    return [Problem(column, what, f"`submission: {{format: {{name: rle, {nearest_format}}}}}` writes {why}")]
 
 
 def part_of(sample: pd.DataFrame, names: Sequence[str], task: str) -> pd.DataFrame:
@@ -56,9 +69,15 @@ def part_of(sample: pd.DataFrame, names: Sequence[str], task: str) -> pd.DataFra
 def find_problems(frame: pd.DataFrame, sample: pd.DataFrame, *, format: Format) -> list[Problem]:
     """Return everything that is wrong with the rows of a submission; cells only where the columns are right."""
     sample = wanted(sample, format)
+    problems = sample_problems(sample, format)
+    if problems:
+        return problems
     problems = _column_problems([str(name) for name in frame.columns], [str(name) for name in sample.columns])
-    if id_column(sample) in frame.columns:
-        problems += id_problems(texts(frame, id_column(sample)), texts(sample, id_column(sample)), id_column(sample))
+    if {id_column(sample), *format.key} <= set(frame.columns):
+        have, want = row_keys(frame, format), row_keys(sample, format)
+        if format.several:
+            have, want = (np.array(list(dict.fromkeys(keys.tolist())), dtype=str) for keys in (have, want))
+        problems += id_problems(have, want, id_column(sample))
     if set(sample.columns) <= set(frame.columns):
         problems += format.problems(frame, sample)
     return problems

@@ -154,19 +154,20 @@ def look_at_masks(
     """
     direct = DirectMasks(table, kind, size_of, Resize("keep", 0, 0))
 
-    def look_at(row: int) -> str | np.ndarray:
+    def look_at(row: int) -> KbenchError | np.ndarray:
         try:
             return _shown(direct[row], len(kind.names))
         except KbenchError as error:
-            return error.what
+            return error
 
     found, bad, images = list[Problem](), 0, np.zeros(len(kind.names), dtype=np.int64)
     with ThreadPoolExecutor(jobs) as pool:
         for row, look in enumerate(pool.map(look_at, range(len(direct)))):
             progress(row + 1, len(direct))
-            if isinstance(look, str):
+            if isinstance(look, KbenchError):
                 bad += 1
-                found += [Problem(f"data.masks: row '{table.ids[row]}'", look)] if len(found) < _SHOWN else []
+                hint = "" if found else look.todo
+                found += [Problem(f"data.masks: row '{table.ids[row]}'", look.what, hint)] if bad <= _SHOWN else []
             else:
                 images += look
     if bad > len(found):

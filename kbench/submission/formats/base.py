@@ -40,6 +40,8 @@ class Format:
         encode: rows -> the file, in pieces; a CSV by default.
         decode: (file, sample) -> rows, in the order of the file; raises `SubmissionError`.
         image_of: id of a row -> id of its image, where there are several rows of one image or file names for ids.
+        key: columns that tell rows of one id apart, such as one with the class.
+        several: whether an id may have several rows, as many as its image has objects.
 
     For segmentations `build` takes, and `parse` returns, a `MaskSet` instead of `Predictions`.
     """
@@ -54,6 +56,16 @@ class Format:
     encode: Callable[[pd.DataFrame], Iterable[bytes]] | None = None
     decode: Callable[[Path, pd.DataFrame], pd.DataFrame] | None = None
     image_of: Callable[[str], str] = str
+    key: tuple[str, ...] = ()
+    several: bool = False
+
+
+def row_keys(frame: pd.DataFrame, format: Format) -> np.ndarray:
+    """Return [N] text that tells the rows of a file apart: the id, and the other columns of the format's key."""
+    columns = [str(frame.columns[0]), *(name for name in format.key if name in frame.columns)]
+    if len(columns) == 1:
+        return texts(frame, columns[0])
+    return np.array(["  ".join(row) for row in zip(*(texts(frame, name) for name in columns), strict=True)], dtype=str)
 
 
 def id_column(sample: pd.DataFrame) -> str:
