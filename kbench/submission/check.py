@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kbench import files
-from kbench.data.table.csv_files import read_frame, texts
+from kbench.data.table.csv_files import Dialect, dialect_of, read_frame, texts
 from kbench.errors import Problem, SubmissionError, counted, first_names, nearest
 from kbench.submission.formats.base import Format, id_column, near_id, refuse, row_keys, target_columns
 from kbench.submission.formats.mask_cells import keys_of, names_in
@@ -125,7 +125,8 @@ def write_submission(
 
     Of masks every cell must come back as it was written; that cells say what the masks say was seen when they were
     made. The same rows give the same bytes: numbers have nine digits, lines end in `\n`, and the gzip header holds no
-    time and no name. When a check fails nothing is written and a file that was there stays.
+    time and no name; cells are separated as the sample's are. When a check fails nothing is written and a file that
+    was there stays.
 
     Args:
         path: the file; `.gz` is added for gzip.
@@ -145,7 +146,7 @@ def write_submission(
     check_submission(frame, sample, format=format)
     target = path.with_name(f"{path.name}.gz") if gzip and path.suffix != ".gz" else path
     with files.replacing(target) as temporary:
-        files.write_new(temporary, (format.encode or partial(_csv, gzip=gzip))(frame))
+        files.write_new(temporary, (format.encode or partial(_csv, gzip=gzip, dialect=dialect_of(sample)))(frame))
         written = check_submission(temporary, sample, format=format)
         if format.exact and not _same_cells(frame, written):
             raise SubmissionError(
@@ -155,8 +156,10 @@ def write_submission(
     return target
 
 
-def _csv(frame: pd.DataFrame, *, gzip: bool) -> Iterator[bytes]:
-    content = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode()
+def _csv(frame: pd.DataFrame, *, gzip: bool, dialect: Dialect) -> Iterator[bytes]:
+    content = frame.to_csv(
+        index=False, lineterminator="\n", float_format="%.9g", sep=dialect.delimiter, decimal=dialect.decimal
+    ).encode()
     yield gz.compress(content, compresslevel=6, mtime=0) if gzip else content
 
 

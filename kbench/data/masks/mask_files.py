@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kbench.data.table.csv_files import read_frame
-from kbench.data.table.image_files import IMAGE_SUFFIXES, Listing, stem
+from kbench.data.table.image_files import IMAGE_SUFFIXES, Listing, folders_of, stem
 from kbench.data.table.names import names_of, strays
 from kbench.data.table.reading import Request
 from kbench.errors import Problem, counted, first_names
@@ -60,11 +60,12 @@ def stray_files(request: Request, ids: np.ndarray, places: Sequence[Place]) -> s
     used = {path for place in places for path in place.paths if path}
     others, found = elsewhere(request), list[str]()
     for place in places:
-        prefix = "" if place.folder in ("", ".") else f"{os.path.normpath(place.folder)}/"
-        for file in sorted(Listing(request.root / place.folder).names()):
-            name = _name(file, place.suffix)
-            if name is not None and prefix + file not in used and name not in others:
-                found.append(name)
+        for folder in folders_of(request.root, place.folder):
+            prefix = "" if folder in ("", ".") else f"{os.path.normpath(folder)}/"
+            for file in sorted(Listing(request.root / folder).names()):
+                name = _name(file, place.suffix)
+                if name is not None and prefix + file not in used and name not in others:
+                    found.append(name)
     found = list(dict.fromkeys(found))
     return f"masks in '{places[0].folder}' with {strays(found, ids)}" if found else ""
 

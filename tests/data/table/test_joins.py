@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kbench.data.table.csv_files import other_columns
+from kbench.data.table.joins import other_columns
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import Request
 from kbench.errors import DataError, raise_all
