@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ from kbench.runs.experiment import Setup, mask_kind, open_setup, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.trial_build import part_problems
 from kbench.submission.check import check_submission, part_of, read_sample, sample_problems
-from kbench.submission.formats.base import Format, id_column, near_id, refuse, row_keys
+from kbench.submission.formats.base import Format, id_column, named_class, near_id, refuse, row_keys, target_columns
 from kbench.tasks import SEGMENTATION, exclusive, is_dense
 from kbench.workspace import Choice, Workspace, choose, find_workspace
 
@@ -112,6 +113,7 @@ def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[st
             problems += _unreadable(_images_alone(setup), deep, advance)
         if found["rows"]:
             found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
+            _warn_of_order(setup)
             _warn_of_few_updates(setup)
         if setup.competition.data.test is not None:
             found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
@@ -134,6 +136,22 @@ def _warn_of_few_updates(setup: Setup) -> None:
                 f"stage '{name}': about {rows:,} images in batches of {stage.batch_size * stage.accumulate} are "
                 f"{counted(updates, 'update')} an epoch; a smaller `batch_size` learns better"
             )
+
+
+def _warn_of_order(setup: Setup) -> None:
+    """Say where a metric counts steps between grades whose order nothing says but the alphabet."""
+    competition = setup.competition
+    names = setup.train.target_names
+    if competition.metric.name != "quadratic_kappa" or competition.data.classes is not None:
+        return
+    numbers = [re.findall(r"[0-9]+", name) for name in names]
+    counted_up = all(len(found) == 1 for found in numbers)
+    order = [int(found[0]) for found in numbers] if counted_up else []
+    if not counted_up or order != sorted(order):
+        console.warn(
+            f"'quadratic_kappa' counts the steps between grades, and their order is the alphabet's: "
+            f"{first_names(names, 10)}; write `data: {{classes: [...]}}`, the lowest first"
+        )
 
 
 def _images_alone(setup: Setup) -> Table:
@@ -162,6 +180,7 @@ def _try_submission(setup: Setup) -> None:
     refuse("the sample submission", sample_problems(sample, format), sample)
     if setup.competition.data.test is not None:
         _refuse_unknown_ids(texts(sample, id_column(sample)).tolist(), setup.test.ids, format)
+    _warn_of_open_column(setup, sample)
     if task in SEGMENTATION:
         if setup.competition.data.test is not None:  # the size of an image is in its file
             _try_masks(setup, sample)
@@ -178,6 +197,19 @@ def _try_submission(setup: Setup) -> None:
     values[:, 0 if task == "single_label" else slice(None)] = 1
     made = format.build(Predictions(ids, names, values, task, {}), few)
     check_submission(made, few, format=format)
+
+
+def _warn_of_open_column(setup: Setup, sample: pd.DataFrame) -> None:
+    """Say which class fills a column of one probability that names none."""
+    part, names = setup.competition.submission.format, setup.train.target_names
+    columns = target_columns(sample)
+    if part.name != "single_probability" or part.params.get("target") is not None or len(columns) != 1:
+        return
+    if named_class(columns[0], names) is None:
+        console.warn(
+            f"the sample's column '{columns[0]}' names no class: it gets the probability of '{names[-1]}', the last "
+            f"one; write `submission: {{format: {{name: single_probability, target: {names[-1]}}}}}` if that is right"
+        )
 
 
 def _refuse_unknown_ids(ids: list[str], known: np.ndarray, format: Format) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.table.csv_files import numbers, texts
+from kbench.data.table.spellings import plain
 from kbench.errors import ConfigError, Problem, SubmissionError, first_names, nearest, raise_all
 from kbench.inference.predictions import Predictions
 
@@ -92,6 +93,14 @@ def one_column(sample: pd.DataFrame, *, format: str) -> str:
             "set submission.format in the YAML, perhaps to `probabilities`",
         )
     return columns[0]
+
+
+def named_class(column: str, names: Sequence[str]) -> str | None:
+    """Return the class a column is called, exactly or but for case and spaces; None where it names none, or two."""
+    if column in names:
+        return column
+    found = [name for name in names if plain(name) == plain(column)]
+    return found[0] if len(found) == 1 else None
 
 
 def check_task(task: str, allowed: Sequence[str], *, format: str) -> None:
