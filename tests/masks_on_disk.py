@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pictures import write_png
+from drawn_images import write_png
 
 from kbench import registry
 from kbench.data.images.cache import Resize

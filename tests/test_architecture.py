@@ -21,9 +21,9 @@ MODULES = {
     for path in sorted((ROOT / "kbench").rglob("*.py"))
 }
 ORDER = (
-    "__main__", "cli", "commands", "api", "report", "runs", "submission", "training", "ensemble", "inference", "models",
-    "drafting", "data", "metrics", "config", "sources", "registry", "workspace", "console", "files", "machine", "tasks",
-    "errors",
+    "__main__", "cli", "commands", "api", "report", "runs", "pictures", "submission", "training", "ensemble",
+    "inference", "models", "drafting", "data", "metrics", "config", "sources", "registry", "workspace", "console",
+    "files", "machine", "tasks", "errors",
 )  # fmt: skip
 GROUND = ORDER[ORDER.index("config") :]
 UPWARDS = {  # who may look up, and why

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import ArrayImages, drawn, write_images
+from drawn_images import ArrayImages, drawn, write_images
 from torch import nn
 
 from kbench import registry

@@ -31,7 +31,7 @@ from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
-from kbench.runs.experiment import Setup, mask_kind, open_setup, size_reader
+from kbench.runs.experiment import Experiment, mask_kind, open_experiment, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.trial_build import part_problems
 from kbench.submission.check import check_submission, part_of, read_sample, sample_problems
@@ -78,10 +78,10 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     return {**found, "plan": plan_rows(setup.competition)}
 
 
-def _open(choice: Choice) -> Setup:
+def _open(choice: Choice) -> Experiment:
     """Read the YAML; where it has problems, hold its backbone against timm too, which validation leaves for later."""
     try:
-        return open_setup(choice)
+        return open_experiment(choice)
     except ConfigError as error:
         if not error.problems:
             raise
@@ -97,7 +97,7 @@ def _open(choice: Choice) -> Setup:
         raise
 
 
-def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
+def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
     """Return what the data is; add what is wrong with it to the problems."""
     found: dict[str, Any] = {}
     with console.bar("checking images") as advance:
@@ -125,7 +125,7 @@ def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[st
     return found
 
 
-def _warn_of_few_updates(setup: Setup) -> None:
+def _warn_of_few_updates(setup: Experiment) -> None:
     """Say where an epoch is so short that neither batch norm nor a search for the rate can follow."""
     n = setup.competition.folds.n
     rows = len(setup.train) * (n - 1) // n if n > 1 else len(setup.train)
@@ -138,7 +138,7 @@ def _warn_of_few_updates(setup: Setup) -> None:
             )
 
 
-def _warn_of_order(setup: Setup) -> None:
+def _warn_of_order(setup: Experiment) -> None:
     """Say where a metric counts steps between grades whose order nothing says but the alphabet."""
     competition = setup.competition
     names = setup.train.target_names
@@ -154,7 +154,7 @@ def _warn_of_order(setup: Setup) -> None:
         )
 
 
-def _images_alone(setup: Setup) -> Table:
+def _images_alone(setup: Experiment) -> Table:
     """Return the training images as the folders have them, for when the rows cannot be told."""
     part = setup.competition.data.train
     folders = [part.images] if isinstance(part.images, str) else part.images or []
@@ -166,7 +166,7 @@ def _images_alone(setup: Setup) -> Table:
     )  # fmt: skip
 
 
-def _try_submission(setup: Setup) -> None:
+def _try_submission(setup: Experiment) -> None:
     """Write a submission of a few rows in memory: do the sample's ids and columns fit the targets?
 
     Raises:
@@ -199,7 +199,7 @@ def _try_submission(setup: Setup) -> None:
     check_submission(made, few, format=format)
 
 
-def _warn_of_open_column(setup: Setup, sample: pd.DataFrame) -> None:
+def _warn_of_open_column(setup: Experiment, sample: pd.DataFrame) -> None:
     """Say which class fills a column of one probability that names none."""
     part, names = setup.competition.submission.format, setup.train.target_names
     columns = target_columns(sample)
@@ -242,7 +242,7 @@ def _one_of_each(sample: pd.DataFrame, images: list[str], format: Format) -> lis
     return list(dict.fromkeys(known.values()))[:_FEW]
 
 
-def _try_masks(setup: Setup, sample: pd.DataFrame) -> None:
+def _try_masks(setup: Experiment, sample: pd.DataFrame) -> None:
     """Write a submission of a few images' masks in memory, each of one class: do the ids and columns fit the format?
 
     Raises:
@@ -269,7 +269,7 @@ def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Prob
 
 
 def _check_masks(
-    setup: Setup, kind: MaskKind, problems: list[Problem], advance: console.Advance, *, deep: bool
+    setup: Experiment, kind: MaskKind, problems: list[Problem], advance: console.Advance, *, deep: bool
 ) -> list[str]:
     """Return in how many images each class is; of files that is known only where they are read.
 
@@ -306,7 +306,7 @@ def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> 
         return None
 
 
-def _weights_problems(setup: Setup) -> list[Problem]:
+def _weights_problems(setup: Experiment) -> list[Problem]:
     weights = setup.weights()
     if weights is None or weights.is_file():
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -11,15 +11,15 @@ from kbench.data.images.cache import Images
 from kbench.ensemble.mask_rules import Rule
 from kbench.inference import map_store
 from kbench.inference.map_store import MaskSet, Writing
-from kbench.report import segments
-from kbench.report.confusion import confused_pairs, draw_confusion
+from kbench.pictures import segments
+from kbench.pictures.confusion import confused_pairs, draw_confusion
+from kbench.pictures.tables import slices_of
 from kbench.report.page import Grid, Picture, Section
 from kbench.report.subject import Look, grader
-from kbench.report.tables import slices_of
 from kbench.runs import parts
-from kbench.runs.blend import untuned_rule
-from kbench.runs.out_of_fold import MapsOutOfFold, masks_out_of_fold, truth_masks
-from kbench.runs.predict import rows_of_test
+from kbench.runs.map_parts import table_part
+from kbench.runs.map_results import truth_masks
+from kbench.runs.results import Rows
 from kbench.tasks import exclusive
 from kbench.training.fold_context import KEEP
 
@@ -27,24 +27,23 @@ _PANELS = 8  # images of a sheet
 _PIXELS = 200  # images whose pixels a confusion matrix counts at most
 
 
-def sections(look: Look, oof: MapsOutOfFold, found: dict[str, Any]) -> list[Section]:
+def sections(look: Look, found: dict[str, Any]) -> list[Section]:
     """Return the chapters of a segmentation.
 
     Args:
         look: the run.
-        oof: its out-of-fold maps.
         found: what the command returns; `growth`, `classes` and `slices` are added, and `test` with a solution.
     """
-    masks = masks_out_of_fold(oof)
+    masks = cast(MaskSet, look.oof.sent())
     return [
-        _growth(look, oof, found),
-        _classes(look, oof, masks, found),
-        _slices(look, oof, found),
-        _panels(look, oof, masks),
+        _growth(look, found),
+        _classes(look, masks, found),
+        _slices(look, found),
+        _panels(look, masks),
     ]
 
 
-def _growth(look: Look, oof: MapsOutOfFold, found: dict[str, Any]) -> Section:
+def _growth(look: Look, found: dict[str, Any]) -> Section:
     found["growth"] = look.oof.score["growth"]
     grid = look.grid(found["growth"], "growth.csv", "gain: what the last one adds to this one, out of fold")
     text = (
@@ -53,30 +52,31 @@ def _growth(look: Look, oof: MapsOutOfFold, found: dict[str, Any]) -> Section:
     )
     if not look.options.solution:
         return Section("Snapshots and views", text, [grid])
-    rule = untuned_rule(look.setup) if oof.ruled is None else oof.ruled.rule
-    found["test"] = _graded(look, rule)
+    found["test"] = _graded(look, look.oof.judged.fit)
     folds = look.grid(found["test"], "test.csv", "folds added one by one, graded on the solution")
     return Section("Snapshots, views and folds", text, [grid, folds])
 
 
 def _graded(look: Look, rule: Rule) -> list[dict[str, Any]]:
     """Return the test score of one fold, two folds, and so on; each is predicted anew and not kept."""
-    score, records = grader(look.setup, look.metric), []
+    score, records = grader(look.experiment, look.metric), []
+    test = Rows(look.experiment.test, device=look.options.device)
     for count in range(1, len(look.folds) + 1):
-        part = rows_of_test(look.setup, look.paths, look.identity, look.folds[:count], look.options.device)
+        part = table_part(look.run, test, look.folds[:count])
         with files.scratch_folder() as folder:
-            names, source = look.setup.train.target_names, part.source()
-            writing = Writing(folder / "masks.json", part.ids, names, look.setup.competition.task, source, (), False,
+            names, source = look.experiment.train.target_names, part.source()
+            writing = Writing(folder / "masks.json", part.ids, names, look.run.competition.task, source, (), False,
                               rule.apply)  # fmt: skip
-            test = score(map_store.write(writing, part.rows_again()).masks())
+            graded = score(map_store.write(writing, part.rows_again()).masks())
         name = f"fold {look.folds[0]}" if count == 1 else f"{count} folds"
-        records.append({"ensemble": name, "members": len(part.members), "test": test})
+        records.append({"ensemble": name, "members": len(part.snapshots), "test": graded})
     return records
 
 
-def _classes(look: Look, oof: MapsOutOfFold, masks: MaskSet, found: dict[str, Any]) -> Section:
-    names, truth = oof.table.target_names, truth_masks(look.setup, oof.table)
-    found["classes"] = segments.class_rows(oof.worth, names)
+def _classes(look: Look, masks: MaskSet, found: dict[str, Any]) -> Section:
+    oof = look.oof
+    names, truth = oof.table.target_names, truth_masks(look.experiment, oof.table)
+    found["classes"] = segments.class_rows(oof.values, names)
     shown: list[Picture | Grid] = [look.grid(found["classes"], "classes.csv", "pixels of all images together")]
     if exclusive(oof.table.task, len(names)):
         rows = segments.random_rows(len(oof.table), _PIXELS)
@@ -89,24 +89,28 @@ def _classes(look: Look, oof: MapsOutOfFold, masks: MaskSet, found: dict[str, An
     )
 
 
-def _slices(look: Look, oof: MapsOutOfFold, found: dict[str, Any]) -> Section:
+def _slices(look: Look, found: dict[str, Any]) -> Section:
+    oof = look.oof
     meta = oof.table.meta
     columns = look.options.slices or (() if meta is None else tuple(map(str, meta.columns)))
     found["slices"], shown = {}, []
     for column in columns:
         if len(slices_of(oof.table, column)[1]) < 2:
             continue
-        rows = segments.slice_rows(look.metric, oof.worth, oof.table, column, groups=look.groups)
+        rows = segments.slice_rows(look.metric, oof.values, oof.table, column, groups=look.groups)
         found["slices"][column] = rows
         shown.append(look.grid(rows, f"slices-{column}.csv", f"by {column}"))
     return Section("Slices", "A slice whose interval lies below the others is where to look first.", shown)
 
 
-def _panels(look: Look, oof: MapsOutOfFold, masks: MaskSet) -> Section:
-    setup = look.setup
-    images: Images = parts.opened_images(setup.competition, setup.train, setup.workspace.cache(), what="training")(KEEP)
-    places, truth = np.searchsorted(setup.train.ids, oof.table.ids), truth_masks(setup, oof.table)
-    scores = segments.image_scores(look.metric, oof.worth, oof.table)
+def _panels(look: Look, masks: MaskSet) -> Section:
+    oof = look.oof
+    experiment = look.experiment
+    images: Images = parts.opened_images(
+        experiment.competition, experiment.train, experiment.workspace.cache(), what="training"
+    )(KEEP)
+    places, truth = np.searchsorted(experiment.train.ids, oof.table.ids), truth_masks(experiment, oof.table)
+    scores = segments.image_scores(look.metric, oof.values, oof.table)
     shown: list[Picture | Grid] = []
     for name, rows in (
         ("worst", segments.worst_rows(scores, _PANELS, maximise=look.metric.maximise)),

@@ -32,14 +32,13 @@ from kbench.workspace import Choice, Workspace, choose, find_workspace
 PSEUDO = "first"
 """Name of pseudo-labels that were given none."""
 
-__all__ = ["Choice", "Setup", "choose", "label_threshold", "open_setup"]
 
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
 COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
 
 
 @dataclass
-class Setup:
+class Experiment:
     """A competition's experiment in its workspace, with what is made from it on demand.
 
     Attributes:
@@ -73,13 +72,13 @@ class Setup:
         """The test table."""
         return self.table("test")
 
-    def with_train(self, table: Table) -> Setup:
+    def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
         made = replace(self)
         made.train = table
         return made
 
-    def with_test(self, table: Table) -> Setup:
+    def with_test(self, table: Table) -> Experiment:
         """Return the same with other rows for the test set."""
         made = replace(self, _sizes={})
         made.test = table
@@ -329,9 +328,9 @@ def _texts(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def open_setup(choice: Choice) -> Setup:
+def open_experiment(choice: Choice) -> Experiment:
     """Find the workspace, choose the competition, read and check its YAML."""
     workspace = find_workspace(choice.workspace)
     name = choose(workspace, choice.competition)
     competition = load_competition(workspace, name, experiment=choice.experiment, assignments=choice.assignments)
-    return Setup(workspace, competition, choice, workspace.own(name))
+    return Experiment(workspace, competition, choice, workspace.own(name))

@@ -1,23 +1,23 @@
-"""What a stage leaves on disk: snapshots that become ensemble members, mean weights, resume points.
+"""What a stage leaves on disk: snapshots that become ensemble members, the mean of weights, resume points.
 
-The mean of a model's weights at the ends of epochs or cycles, with batch norm refitted to it (F-18, F-20).
-
-Stochastic weight averaging (Izmailov et al. 2018, algorithm 1): the mean of weights lies in a flatter place than any
-of them, and costs one model at prediction instead of many. Running statistics of batch norm are not those of the
-mean; they are measured again in one pass over the training batches.
+To keep one more kind of snapshot, give `Keeper.keep` the moment it is due and `StagePlan.keep` its name. The mean of
+weights at the ends of epochs or cycles (F-18, F-20) is stochastic weight averaging (Izmailov et al. 2018, algorithm 1):
+it lies in a flatter place than any of them, and costs one model at prediction instead of many. Running statistics of
+batch norm are not those of the mean; they are measured again in one pass over the training batches.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn, update_bn
 
 from kbench.models.checkpoint import (
     Tensors,
@@ -32,44 +32,41 @@ from kbench.models.layer_groups import body_digest, body_state, head_state, trai
 from kbench.training.events import Epoch
 from kbench.training.fold_context import FoldContext
 from kbench.training.loop import diverged
-from kbench.training.resume import Progress, learner_tensors, save_resume
+from kbench.training.resume import Progress, learner_tensors, part, restore_learner, save_resume
 from kbench.training.schedules import Schedule
 from kbench.training.stage_plan import StagePlan
 from kbench.training.update import Learner, Rules
 
 
-class WeightMean:
-    """A running mean of states; counters take the newest value.
+def weight_mean(model: nn.Module) -> AveragedModel:
+    """Return the running mean of a model's states, of none so far; whole numbers (counts of batches) are the newest.
 
-    Attributes:
-        count: states so far.
-        tensors: their mean, by name.
+    Args:
+        model: has the names and shapes of what will be counted.
     """
+    mean = get_swa_avg_fn()  # type: ignore[no-untyped-call]
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.tensors: Tensors = {}
+    def moved(averaged: Any, current: Any, count: Any) -> Any:
+        return mean(averaged, current, count) if averaged.is_floating_point() else current
 
-    def restore(self, tensors: Tensors, count: int) -> None:
-        """Go on from a resume point."""
-        self.tensors, self.count = tensors, count
-
-    @torch.no_grad()
-    def add(self, model: nn.Module) -> None:
-        """Count a model's state."""
-        self.count += 1
-        for name, value in model.state_dict().items():
-            if self.count == 1 or not value.is_floating_point():
-                self.tensors[name] = value.detach().clone()
-            else:
-                mean = self.tensors[name].to(value.device)
-                self.tensors[name] = mean + (value - mean) / self.count
+    return AveragedModel(model, avg_fn=moved, use_buffers=True)
 
 
-@torch.no_grad()
+class _Norms(nn.ModuleList):
+    """The batch norms that `update_bn` measures while the rest of their model runs in eval mode."""
+
+    def __init__(self, norms: Iterable[nn.Module], forward: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__(norms)
+        self.whole = forward
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Run the whole model."""
+        return self.whole(images)
+
+
 def refit_batch_norm(
     model: nn.Module, batches: Iterable[torch.Tensor], *, device: torch.device, precision: Precision
-) -> bool:
+) -> None:
     """Measure the running statistics of batch norm anew, as the plain mean over batches; frozen ones stay.
 
     Args:
@@ -77,27 +74,16 @@ def refit_batch_norm(
         batches: inputs of the model, on its device.
         device: where the model is.
         precision: of the forward pass.
-
-    Returns:
-        Whether there was anything to measure.
     """
+
+    def forward(images: torch.Tensor) -> None:
+        with autocast(device, precision):
+            model(images)
+
     train_mode(model)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     model.eval()
-    if not norms:
-        return False
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
-        norm.train()
-    for batch in batches:
-        with autocast(device, precision):
-            model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-    return True
+    update_bn(batches, _Norms(norms, forward).eval())
 
 
 @dataclass(frozen=True)
@@ -117,7 +103,7 @@ class Keeper:
         head_alone: whether the learner is the head, given features.
         precomputed: whether they are precomputed activations.
         refit_inputs: yields the inputs batch norm is refitted with, where weights are averaged.
-        mean: of the weights so far.
+        mean: of the weights so far, where it is kept.
     """
 
     context: FoldContext
@@ -132,7 +118,7 @@ class Keeper:
     head_alone: bool
     precomputed: bool
     refit_inputs: Callable[[], Iterator[torch.Tensor]]
-    mean: WeightMean = field(default_factory=WeightMean)
+    mean: AveragedModel | None
 
     def keep(self, epoch: Epoch, *, done: bool) -> None:
         """Write the snapshots that are due after an epoch; `done` says it is the stage's last."""
@@ -145,8 +131,8 @@ class Keeper:
             self._snapshot("best", epoch, kept="best" in stage.keep)
         if done and "last" in stage.keep and not cycle:
             self._snapshot("last", epoch, kept=True)
-        if "average" in stage.keep and not smoke:
-            self._average(ends, epoch, done=done)
+        if self.mean is not None and not smoke:
+            self._average(self.mean, ends, epoch, done=done)
         if done and stage.keep and not smoke and not self._kept():
             self._keep_end(epoch)
         if done:
@@ -162,7 +148,7 @@ class Keeper:
             "last" in keep
             or ("best" in keep and progress.best_epoch is not None)
             or ("cycles" in keep and any(cycle.last < progress.step for cycle in self.schedule.cycles))
-            or ("average" in keep and self.mean.count > 0)
+            or (self.mean is not None and int(self.mean.n_averaged) > 0)
         )
 
     def _keep_end(self, epoch: Epoch) -> None:
@@ -179,17 +165,17 @@ class Keeper:
             f"stage {self.stage.name} was over before there was a {wanted} to keep: its {what} is kept"
         )
 
-    def _average(self, ends: list[int], epoch: Epoch, *, done: bool) -> None:
+    def _average(self, mean: AveragedModel, ends: list[int], epoch: Epoch, *, done: bool) -> None:
         """Count the weights at the end of an epoch or cycle; at the end of the stage keep their mean (F-18, F-20)."""
         stage = self.stage
         if stage.average_of == "epochs" or ends:
             place = self.progress.epoch if stage.average_of == "epochs" else ends[0] + 1
             if place >= stage.average_from:
-                self.mean.add(self.learner.judged)
-        if not done or not self.mean.count:
+                mean.update_parameters(self.learner.judged)
+        if not done or not mean.n_averaged:
             return
         model = copy.deepcopy(self.learner.model)  # knows what is frozen
-        model.load_state_dict(self.mean.tensors)
+        model.load_state_dict(mean.module.state_dict())
         device, precision = self.context.device, self.rules.precision
         refit_batch_norm(model, self.refit_inputs(), device=device, precision=precision)
         self._snapshot("average", replace(epoch, valid_loss=None, score=None), kept=True, of=model)
@@ -228,11 +214,20 @@ class Keeper:
         progress = self.progress
         progress.body = self._body if self.head_alone else ""
         progress.micro_batch = self.learner.micro_batch
-        progress.averaged = self.mean.count
+        progress.averaged = int(self.mean.n_averaged) if self.mean is not None else 0
         progress.log_lines = self.context.log.lines
-        mean = {f"mean/{name}": value for name, value in self.mean.tensors.items()}
-        tensors = {**learner_tensors(self.learner), **mean}
+        tensors = learner_tensors(self.learner)
+        if self.mean is not None and progress.averaged:
+            tensors |= {f"mean/{name}": value for name, value in self.mean.module.state_dict().items()}
         save_resume(self.context.paths, progress, tensors, training=str(self.context.identity["training"]))
+
+    def restore(self, tensors: Tensors) -> None:
+        """Go on from a resume point."""
+        restore_learner(self.learner, tensors)
+        self.learner.micro_batch = self.progress.micro_batch
+        if self.mean is not None and self.progress.averaged:
+            self.mean.module.load_state_dict(part(tensors, "mean/"))
+            self.mean.n_averaged.fill_(self.progress.averaged)
 
     def hand_over(self) -> None:
         """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""
@@ -241,6 +236,6 @@ class Keeper:
             assert best is not None, "an epoch that was best wrote its snapshot"
             self.model.load_state_dict(snapshot_tensors(best))
         elif self.learner.averaged is not None:
-            self.learner.model.load_state_dict(self.learner.averaged.state_dict())
+            self.learner.model.load_state_dict(self.learner.averaged.module.state_dict())
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)

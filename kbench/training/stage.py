@@ -29,8 +29,8 @@ from kbench.training.fold_context import FoldContext
 from kbench.training.loop import Feed, Meter, Update, diverged, train_epoch
 from kbench.training.lr_finder import LRCurve, find_lr
 from kbench.training.optimizers import normalised, per_group, spread
-from kbench.training.resume import Progress, part, restore_learner
-from kbench.training.snapshots import Keeper
+from kbench.training.resume import Progress
+from kbench.training.snapshots import Keeper, weight_mean
 from kbench.training.stage_notes import announce, loader_verdict
 from kbench.training.stage_plan import StagePlan
 from kbench.training.update import Learner, Rules, average_of
@@ -56,9 +56,7 @@ def run_stage(
     with ExitStack() as until_done:
         runner = _Runner(context, stage, model, progress, until_done)
         if tensors is not None:
-            restore_learner(runner.learner, tensors)
-            runner.keeper.mean.restore(part(tensors, "mean/"), progress.averaged)
-            runner.learner.micro_batch = progress.micro_batch
+            runner.keeper.restore(tensors)
         else:
             yield from announce(
                 context, stage, rows=len(runner.draws.rows), epochs=runner.epochs, steps=runner.schedule.steps,
@@ -128,7 +126,6 @@ class _Runner:
             device=context.device,
             precision=precision,
             clip=stage.clip,
-            ema=stage.ema,
         )
         self.n_groups = len(layers)
         self.lr = self._rates()
@@ -136,13 +133,14 @@ class _Runner:
             model=self.learned,
             optimizer=self._optimizer(layers, self.lr),
             scaler=torch.amp.GradScaler(context.device.type, enabled=precision == "fp16"),
-            averaged=average_of(self.learned) if stage.ema is not None else None,
+            averaged=None if stage.ema is None else average_of(self.learned, stage.ema),
             micro_batch=stage.batch_size + 1,  # a last batch may have one more
         )
         self.keeper = Keeper(
             context, stage, self.schedule, model, self.learner, progress, self.rules, judged_in=self.judged_in,
             channels_last=self.channels_last, head_alone=self.head_alone,
             precomputed=self.activations is not None, refit_inputs=self._refit_inputs,
+            mean=weight_mean(self.learner.judged) if "average" in stage.keep else None,
         )  # fmt: skip
         self.saved = time.monotonic()
         self.slow = False  # whether it was said that the loader is the bottleneck

@@ -13,13 +13,14 @@ body otherwise runs apart.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kbench.errors import TrainingError
 from kbench.models.device import Precision, autocast, out_of_memory
@@ -59,7 +60,7 @@ class Learner:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    averaged: nn.Module | None
+    averaged: AveragedModel | None
     micro_batch: int
 
     @property
@@ -70,7 +71,7 @@ class Learner:
     @property
     def judged(self) -> nn.Module:
         """The model that is evaluated and kept: the moving average where there is one."""
-        return self.model if self.averaged is None else self.averaged
+        return self.model if self.averaged is None else self.averaged.module
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,6 @@ class Rules:
         device: where the model is.
         precision: of the forward pass.
         clip: largest gradient norm, or None.
-        ema: decay of the moving average, or None.
     """
 
     step: Step
@@ -91,15 +91,27 @@ class Rules:
     device: torch.device
     precision: Precision
     clip: float | None = None
-    ema: float | None = None
     said: list[str] = field(default_factory=list)
 
 
-def average_of(model: nn.Module) -> nn.Module:
-    """Return the start of a moving average: a copy that does not learn."""
-    averaged = copy.deepcopy(model).eval()
-    for parameter in averaged.parameters():
-        parameter.requires_grad_(False)
+def average_of(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average, at its start: a copy that does not learn.
+
+    Args:
+        model: what it follows.
+        decay: what is left of the average after an update; whole numbers, such as counts of batches, are the newest.
+    """
+    lerp = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def follow(averaged: Any, current: Any, updates: Any) -> None:
+        if averaged[0].is_floating_point():
+            lerp(averaged, current, updates)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    averaged = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    averaged.update_parameters(model)  # the first update copies
+    averaged.eval().requires_grad_(False)
     return averaged
 
 
@@ -138,8 +150,8 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
-    if learner.averaged is not None and rules.ema is not None:
-        _follow(learner.averaged, learner.model, rules.ema)
+    if learner.averaged is not None:
+        learner.averaged.update_parameters(learner.model)
     return found
 
 
@@ -186,14 +198,3 @@ def _halve(learner: Learner, batches: Pairs, rules: Rules, reason: str) -> None:
         message += "; batch norm now sees smaller batches, which changes the result"
     logger.warning(message)
     rules.said.append(message)
-
-
-@torch.no_grad()
-def _follow(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    old, new = ([*net.parameters(), *net.buffers()] for net in (averaged, model))
-    pairs = list(zip(old, new, strict=True))
-    slow, fast = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-    torch._foreach_lerp_(slow, fast, 1 - decay)
-    for count, current in pairs:
-        if not count.is_floating_point():
-            count.copy_(current)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn_images import ArrayImages, drawn, write_images
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import ArrayImages, drawn, write_images
 
 from kbench import registry
 from kbench.data.dataset import Draw, ImageDataset, Loader, Show, auto_workers, cut

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import toy
-from pictures import ArrayImages, drawn
+from drawn_images import ArrayImages, drawn
 
 from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.data.images.crops import centre

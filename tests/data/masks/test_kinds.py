@@ -6,8 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn_images import write_png
 from masks_on_disk import layers, masks_of, table_of, write
-from pictures import write_png
 from PIL import Image
 from places import SHARED
 from streets_and_salt import CELLS, NAMES, SIGNATE, cells, salt, scene, write_salt, write_street

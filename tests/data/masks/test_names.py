@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_images import write_png
 from masks_on_disk import layers, masks_of, table_of, write
-from pictures import write_png
 
 from kbench.data.masks.kinds import index
 from kbench.data.table.names import alike, cuts

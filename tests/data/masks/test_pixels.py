@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn_images import write_png
 from masks_on_disk import layers, masks_of, table_of
-from pictures import write_png
 from PIL import Image
 
 from kbench.data.masks.cache import look_at_masks, sizes_of

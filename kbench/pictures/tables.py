@@ -20,7 +20,7 @@ from kbench.ensemble.bootstrap import interval
 from kbench.errors import DataError
 from kbench.metrics.classification import binary_auc
 from kbench.metrics.metric import Metric
-from kbench.report.confusion import confusion_matrix, label_confusion
+from kbench.pictures.confusion import confusion_matrix, label_confusion
 
 _MOST_VALUES = 20  # slices of a column; more become ranges, or the rest
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from looks import picture
 
-from kbench.report.curves import draw_fold, draw_lr_find, draw_range_tests, draw_training, read_curve, read_epochs
+from kbench.pictures.curves import draw_fold, draw_lr_find, draw_range_tests, draw_training, read_curve, read_epochs
 from kbench.workspace import FoldPaths
 
 

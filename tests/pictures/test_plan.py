@@ -5,7 +5,7 @@ from pathlib import Path
 from looks import picture
 
 from kbench import registry
-from kbench.report.curves import StageRates, draw_stages
+from kbench.pictures.curves import StageRates, draw_stages
 from kbench.training.schedules import curve
 
 

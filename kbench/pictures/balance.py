@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kbench.data.table.table import Table
-from kbench.report.figures import SERIES, blank_figure, new_figure, save_figure, shorten, tidy
+from kbench.pictures.figures import SERIES, blank_figure, new_figure, save_figure, shorten, tidy
 
 _LARGEST = 24.0  # inches
 

@@ -11,8 +11,8 @@ from kbench.data.table.table import Table
 from kbench.inference.map_store import MaskSet
 from kbench.metrics.maps import image_counts
 from kbench.metrics.metric import make_metric
-from kbench.report import segments
-from kbench.report.confusion import draw_confusion
+from kbench.pictures import segments
+from kbench.pictures.confusion import draw_confusion
 
 NAMES = ("road", "sky", "car")
 SIZE = (40, 60)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from looks import classes, labels, picture, table
 
-from kbench.report import balance
+from kbench.pictures import balance
 
 
 def test_classes_are_counted_in_their_order_empty_ones_too() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kbench.report.figures import DPI, MUTED, RIGHT, WRONG, blank_figure, save_figure, shorten
+from kbench.pictures.figures import DPI, MUTED, RIGHT, WRONG, blank_figure, save_figure, shorten
 
 _LINE = 14  # pixels of a line of text
 _GAP = 12

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from looks import classes, labels
 
-from kbench.report.picks import KINDS, REGRESSION_KINDS, captions, judge, pick
+from kbench.pictures.picks import KINDS, REGRESSION_KINDS, captions, judge, pick
 
 P = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55], [0.05, 0.95]], np.float32)
 T = np.array([0, 1, 0, 1, 1])

@@ -13,7 +13,7 @@ from sklearn.metrics import precision_recall_fscore_support, r2_score, roc_auc_s
 from kbench.ensemble.bootstrap import interval
 from kbench.errors import DataError
 from kbench.metrics.metric import make_metric
-from kbench.report.tables import class_table, slice_table, slices_of, write_table
+from kbench.pictures.tables import class_table, slice_table, slices_of, write_table
 
 NAMES = ("a", "b", "c", "d", "e")
 

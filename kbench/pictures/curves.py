@@ -32,7 +32,7 @@ from kbench.ensemble.average import aligned, average, concat
 from kbench.ensemble.bootstrap import interval, paired
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import Metric
-from kbench.report.figures import MUTED, SERIES, blank_figure, new_figure, save_figure, shorten, tidy
+from kbench.pictures.figures import MUTED, SERIES, blank_figure, new_figure, save_figure, shorten, tidy
 from kbench.training.lr_finder import LRCurve, shown
 from kbench.workspace import FoldPaths
 
@@ -113,7 +113,7 @@ def _thinned(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, _POINTS)).astype(int))
 
 
-Members = Mapping[int, Mapping[str, Predictions]]
+Members = Mapping[int | str, Mapping[str, Predictions]]
 """fold -> member -> predictions of the fold's rows; members in the order they were trained."""
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kbench.inference.predictions import blocks
-from kbench.report.figures import MUTED, RIGHT, SERIES, WRONG, blank_figure, new_figure, save_figure, shorten, tidy
+from kbench.pictures.figures import MUTED, RIGHT, SERIES, WRONG, blank_figure, new_figure, save_figure, shorten, tidy
 
 _LARGEST = 24.0  # inches; more classes than fit are drawn smaller
 _NUMBERS = 4000  # cells that get a number at most

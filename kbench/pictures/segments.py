@@ -18,18 +18,14 @@ import cv2
 import numpy as np
 
 from kbench.data.table.table import Table
-from kbench.data.whole_images import class_pixels
 from kbench.inference.map_store import MaskSet
 from kbench.metrics.maps import image_confusion
 from kbench.metrics.metric import Metric
 from kbench.metrics.segmentation import class_ious
-from kbench.report.figures import DPI, save_figure, shorten
-from kbench.report.sheets import Group, Tile, displayable, draw_sheet, sheet
-from kbench.report.tables import slice_table, slices_of
-from kbench.runs import parts
-from kbench.runs.experiment import Setup
-from kbench.tasks import IGNORED, exclusive
-from kbench.training.fold_context import KEEP
+from kbench.pictures.figures import DPI, save_figure, shorten
+from kbench.pictures.sheets import Group, Tile, displayable, sheet
+from kbench.pictures.tables import slice_table, slices_of
+from kbench.tasks import IGNORED
 
 Read = Callable[[int], np.ndarray]
 _VOID = (96, 96, 96)
@@ -218,42 +214,3 @@ def pixel_confusion(masks: MaskSet, truth: Read, table: Table, rows: Iterable[in
     for row in rows:
         total += image_confusion(masks[int(np.searchsorted(masks.ids, table.ids[row]))], truth(row), n_classes=k)
     return total
-
-
-_COUNTED = 500  # masks at most
-_SHOWN = 8
-
-
-def mask_balance(setup: Setup) -> list[dict[str, Any]]:
-    """Return one record per class: `class`, `images` that have it and their `share`, `pixels` (share of what is known).
-
-    Up to 500 masks, evenly chosen, are counted.
-    """
-    table, cache = setup.train, setup.workspace.cache()
-    masks = parts.masks_of(setup.competition, table, cache, what="training")
-    assert masks is not None, "a segmentation has masks"
-    names, opened = table.target_names, masks(KEEP)
-    rows = np.unique(np.linspace(0, len(table) - 1, min(_COUNTED, len(table))).astype(int))
-    counted = [class_pixels(opened, rows[place : place + 1], len(names), table.task) for place in range(len(rows))]
-    pixels = np.stack([counts for counts, _ in counted])  # [n, K]
-    known = sum(total for _, total in counted)
-    return [
-        {"class": name, "images": int((pixels[:, k] > 0).sum()), "share": float((pixels[:, k] > 0).mean()),
-         "pixels": float(pixels[:, k].sum() / max(known, 1))}
-        for k, name in enumerate(names)
-    ]  # fmt: skip
-
-
-def draw_masks(setup: Setup, path: Path) -> Path:
-    """Draw images beside their masks, evenly chosen; return the picture."""
-    table, cache, competition = setup.train, setup.workspace.cache(), setup.competition
-    masks = parts.masks_of(competition, table, cache, what="training")
-    assert masks is not None, "a segmentation has masks"
-    images, truth = parts.opened_images(competition, table, cache, what="training")(KEEP), masks(KEEP)
-    colours, index = class_colours(len(table.target_names)), exclusive(table.task, len(table.target_names))
-    groups = []
-    for row in np.unique(np.linspace(0, len(table) - 1, min(_SHOWN, len(table))).astype(int)):
-        image, mask = images[int(row)], as_mask(truth[int(row)], index=index)
-        tiles = [Tile(image, (str(table.ids[row]),)), Tile(paint(mask, colours, image), ("mask",))]
-        groups.append(Group("", tiles))
-    return draw_sheet(groups, path, title="images and their masks; grey is ignored", across=2, side=220)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from looks import picture
 
-from kbench.report.sheets import Group, Tile, displayable, draw_sheet, sheet, thumbnail
+from kbench.pictures.sheets import Group, Tile, displayable, draw_sheet, sheet, thumbnail
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 11])

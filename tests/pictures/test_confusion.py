@@ -8,7 +8,7 @@ from looks import classes, labels, picture
 from sklearn.metrics import confusion_matrix as sklearn_matrix
 from sklearn.metrics import multilabel_confusion_matrix
 
-from kbench.report import confusion
+from kbench.pictures import confusion
 
 
 def test_the_matrix_is_scikit_learns_rows_true_columns_predicted() -> None:

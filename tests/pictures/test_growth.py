@@ -9,7 +9,7 @@ from looks import classes, picture, table
 
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import make_metric
-from kbench.report.curves import Judge, draw_growth, growing, member_names, stacked, view_gains
+from kbench.pictures.curves import Judge, draw_growth, growing, member_names, stacked, view_gains
 
 NAMES = ("a", "b", "c", "d", "e")
 TARGETS, GOOD = classes(120)
