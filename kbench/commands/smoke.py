@@ -11,6 +11,7 @@ from kbench import files
 from kbench.commands.train import train_one
 from kbench.config.rules import stage_of
 from kbench.data.table.csv_files import texts
+from kbench.errors import SubmissionError
 from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.runs.opening import prepare_run, run_name
@@ -41,6 +42,11 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
             sample = part_of(sample, experiment.train.target_names, experiment.competition.task)
         images = [experiment.format.image_of(name) for name in texts(sample, id_column(sample))]
         few = sample[np.isin(images, test.ids)].reset_index(drop=True)
+        if not len(few):
+            raise SubmissionError(
+                f"no row of the sample is one of the {len(test.ids):,} test rows that were predicted", "rows to check",
+                "`kbench check` holds the sample's ids against the test images",
+            )  # fmt: skip
         file = write_submission(
             run.paths.trial(experiment.format.suffix),
             experiment.format.build(run.results.sent(experiment, test, fit), few), sample=few, format=experiment.format,

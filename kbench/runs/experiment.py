@@ -206,10 +206,14 @@ class Experiment:
         part = self.competition.submission.format
         made: Format = registry.build(
             "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
-            _sizes=self.test_size,
+            _sizes=self.test_size, _images=lambda: self._test_ids,
             _threshold=label_threshold(self.competition, default=0.2),
         )  # fmt: skip
         return made
+
+    @cached_property
+    def _test_ids(self) -> frozenset[str]:
+        return frozenset(self.test.ids.tolist()) if self.competition.data.test is not None else frozenset()
 
     def test_size(self, name: str) -> tuple[int, int]:
         """Return height and width of a test image, read from the head of its file once.

@@ -28,7 +28,7 @@ from kbench.inference.predictions import Predictions
 from kbench.metrics.maps import image_counts, image_errors, truth_of
 from kbench.metrics.metric import Metric
 from kbench.submission.check import check_submission, id_problems
-from kbench.submission.formats.base import Format, id_column, refuse, target_columns
+from kbench.submission.formats.base import Format, id_column, refuse, row_keys, target_columns
 
 Maps = MaskSet | NumberSet
 
@@ -137,7 +137,7 @@ def read_truth(
     Raises:
         SubmissionError: the solution does not fit the sample.
     """
-    answers, usage = _read_solution(solution, sample)
+    answers, usage = _read_solution(solution, sample, format)
     table = Table(
         ids=texts(answers, id_column(sample)),
         root=Path(),
@@ -155,7 +155,7 @@ def _grade_maps(maps: Maps, solution: Path, sample: pd.DataFrame, *, format: For
         answers = check_submission(solution, sample, format=format)
         usage = np.full(len(answers), "", dtype=object)
     else:
-        answers, usage = _read_solution(solution, sample)
+        answers, usage = _read_solution(solution, sample, format)
         if len(target_columns(answers)) == len(target_columns(sample)) == 1:
             answers.columns = sample.columns
         refuse(f"the solution '{solution}'", format.problems(answers, sample), sample)
@@ -183,13 +183,14 @@ def _score(metric: Metric, table: Table, predictions: Predictions) -> float | No
     return metric(table.targets, aligned(predictions, ids=table.ids, names=table.target_names), table)
 
 
-def _read_solution(path: Path, sample: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
+def _read_solution(path: Path, sample: pd.DataFrame, format: Format) -> tuple[pd.DataFrame, np.ndarray]:
     """Return the answers sorted by id, all text, and [N] usages in lower case, empty without such a column."""
     frame = read_frame(path, text=True, error=SubmissionError)
     frame = frame.rename(columns={str(frame.columns[0]): id_column(sample)})
-    problems = id_problems(
-        np.sort(texts(frame, id_column(sample))), np.sort(texts(sample, id_column(sample))), id_column(sample)
-    )
+    have, want = row_keys(frame, format), row_keys(sample, format)
+    if format.several:
+        have, want = np.unique(have), np.unique(want)
+    problems = id_problems(np.sort(have), np.sort(want), id_column(sample))
     usage = np.full(len(frame), "", dtype=object)
     for name in [str(name) for name in frame.columns if str(name).lower() == "usage"]:
         usage = np.char.lower(texts(frame, name)).astype(object)
@@ -198,7 +199,7 @@ def _read_solution(path: Path, sample: pd.DataFrame) -> tuple[pd.DataFrame, np.n
             problems.append(Problem(name, f"unknown usage {first_names(strange)}", "Public, Private or Ignored"))
         frame = frame.drop(columns=name)
     refuse(f"the solution '{path}'", problems, sample)
-    order = np.argsort(texts(frame, id_column(sample)), kind="stable")
+    order = np.argsort(row_keys(frame, format), kind="stable")
     return frame.iloc[order].reset_index(drop=True), usage[order]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import write_png
+from drawn_images import write_png
 from small_runs import ROWS
 from typer.testing import CliRunner
 

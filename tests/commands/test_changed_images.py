@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pictures import drawn, write_png
+from drawn_images import drawn, write_png
 
 from kbench import files
 from kbench.commands.train import train

@@ -151,7 +151,7 @@ def test_a_snapshot_says_what_it_is(tmp_path: Path) -> None:
         "precision": "fp32",
     }  # fmt: skip
     assert {key: info[key] for key in toy.IDENTITY} == toy.IDENTITY
-    assert info["scale"] == {"scale": 1 / 255, "mean": [0.5] * 3, "std": [0.25] * 3}
+    assert info["scale"] == {"scale": 1 / 255, "mean": [0.5] * 3, "std": [0.25] * 3, "dtype": ""}
     assert info["names"] == ["left", "right"]
 
 
@@ -308,8 +308,12 @@ def folds_found(root: Path, values: list[dict[str, Any]]) -> RunPaths:
 
 
 def full(run: RunPaths, stage: StagePlan, folds: int = 3) -> StagePlan:
-    setup: Any = SimpleNamespace(folds=SimpleNamespace(n=folds))
-    (made,) = full_stages(setup, run, Plan(run.fold("full"), training=TRAINING), [stage])
+    trained: Any = SimpleNamespace(
+        name="toy", experiment=SimpleNamespace(folds=SimpleNamespace(n=folds)),
+        state=lambda fold: state_of(run.fold(fold), training=TRAINING),
+        plan=lambda fold: Plan(run.fold(fold), training=TRAINING),
+    )  # fmt: skip
+    (made,) = full_stages(trained, Plan(run.fold("full"), training=TRAINING), [stage])
     return made
 
 

@@ -12,13 +12,13 @@ import torch
 import toy
 from torch import nn
 
+from kbench.config.stage import RangeTest
 from kbench.errors import TrainingError
 from kbench.training.events import Event, Note
 from kbench.training.fold import train_fold
 from kbench.training.lone_image import lone_image
 from kbench.training.resume import Progress
 from kbench.training.stage import range_test
-from kbench.training.stage_plan import RangeTest
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 

@@ -12,8 +12,7 @@ import pytest
 import small_runs
 import torch
 import toy
-from kbench.runs.predict import predict_test
-from pictures import drawn, write_images
+from drawn_images import drawn, write_images
 
 from kbench.commands.train import train
 from kbench.config.competition import Competition
@@ -27,8 +26,10 @@ from kbench.models.outputs import Units
 from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.runs.members import kept_snapshots
-from kbench.runs.out_of_fold import score_of_fold, score_of_maps
-from kbench.runs.run import identity, run_paths
+from kbench.runs.opening import run_of, run_paths
+from kbench.runs.out_of_fold import score_of_fold
+from kbench.runs.results import Rows
+from kbench.runs.row_results import member_predictions
 from kbench.training.events import Epoch, Note
 from kbench.training.fold import train_fold
 from kbench.workspace import Choice
@@ -159,16 +160,16 @@ def test_predictions_and_scores_are_in_the_users_units(tmp_path: Path) -> None:
     """The trial `regression-unscaled`: below the rmse of the mean."""
     setup = ages(tmp_path, "ensemble.members=[all-1]")
     train(setup, "0", CPU)
-    paths, known = run_paths(setup), identity(setup)
+    paths = run_paths(setup)
     valid = setup.folds.valid(0)
     truth = setup.train.select(valid)
     assert truth.targets is not None
     mean = np.broadcast_to(np.nanmean(setup.train.targets[~valid], 0), truth.targets.shape).astype(np.float32)
-    score = score_of_fold(setup, paths, 0)
-    assert score < 0.8 * make_metric("rmse")(truth.targets, mean, truth)
-    last = kept_snapshots(setup, paths, known, 0)[-1]
+    score = score_of_fold(run_of(setup), 0)
+    assert score < make_metric("rmse")(truth.targets, mean, truth)
+    last = kept_snapshots(run_of(setup), 0)[-1]
     assert score == pytest.approx(last.info["score"], rel=1e-4)  # what was judged is what is predicted
-    predict_test(setup, paths, known, [0], "cpu")
+    member_predictions(run_of(setup), Rows(setup.test, device="cpu"), [0])
     values = np.asarray(load(paths.fold(0).predictions("test", "all-1")).values)
     assert 95 < values[:, 0].min() < values[:, 0].max() < 165
 
@@ -176,16 +177,16 @@ def test_predictions_and_scores_are_in_the_users_units(tmp_path: Path) -> None:
 def test_models_of_all_rows_take_the_numbers_of_all_rows(tmp_path: Path) -> None:
     setup = ages(tmp_path, "stages.all.schedule.cycle_len=1")
     train(setup, "full", CPU)
-    (found, *_) = kept_snapshots(setup, run_paths(setup), identity(setup), "full", subset="full")
+    (found, *_) = kept_snapshots(run_of(setup), "full", subset="full")
     np.testing.assert_allclose(found.info["units"]["mean"], np.nanmean(setup.train.targets.astype(np.float64), 0))
 
 
 def test_a_run_trained_before_there_were_units_predicts_as_it_did(tmp_path: Path) -> None:
     setup = ages(tmp_path, "model.standardise=false", "stages.all.schedule.cycle_len=1")
     train(setup, "0", CPU)
-    found = kept_snapshots(setup, run_paths(setup), identity(setup), 0)
+    found = kept_snapshots(run_of(setup), 0)
     assert all("units" not in one.info for one in found)
-    score = score_of_fold(replace_members(setup, "all-1"), run_paths(setup), 0)
+    score = score_of_fold(run_of(replace_members(setup, "all-1")), 0)
     assert score == pytest.approx(found[-1].info["score"], rel=1e-4)
 
 
@@ -247,10 +248,9 @@ def test_maps_of_numbers_are_judged_and_predicted_in_their_units(tmp_path: Path)
     (tmp_path / "data" / "maps").symlink_to(source, target_is_directory=True)
     setup = open_experiment(Choice("maps", workspace=tmp_path))
     train(setup, "0", CPU)
-    paths = run_paths(setup)
-    (kept,) = kept_snapshots(setup, paths, identity(setup), 0)
+    (kept,) = kept_snapshots(run_of(setup), 0)
     assert 1000 < kept.info["units"]["mean"][0] < 1600
-    assert score_of_maps(setup, paths, 0) == pytest.approx(kept.info["score"], rel=1e-4)
+    assert score_of_fold(run_of(setup), 0) == pytest.approx(kept.info["score"], rel=1e-4)
     assert kept.info["score"] < 0.9 * kept.info["units"]["std"][0]
 
 

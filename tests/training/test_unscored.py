@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import toy
-from pictures import drawn, write_images
+from drawn_images import drawn, write_images
 from sklearn.metrics import roc_auc_score
 
 from kbench.commands.train import train
@@ -21,8 +21,8 @@ from kbench.metrics.metric import Undefined, make_metric
 from kbench.models.checkpoint import read_checkpoint
 from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
-from kbench.runs.out_of_fold import score_of_fold, score_of_maps
-from kbench.runs.run import run_paths
+from kbench.runs.opening import run_of, run_paths
+from kbench.runs.out_of_fold import score_of_fold
 from kbench.runs.unscored import unscored_folds
 from kbench.training.events import Epoch, Note
 from kbench.training.fold import train_fold
@@ -77,7 +77,7 @@ def test_a_resume_point_of_an_earlier_version_is_read() -> None:
     ("auc", "multi_label", np.array([[1, 0, 0], [0, 1, 0.0]]), "fewer than two different known values of 'c'"),
     ("r2", "regression", np.array([[1, 2, 3], [1, 4, 5.0]]), "fewer than two different known values of 'a'"),
     ("mean_iou", "segmentation", np.zeros((4, 3), dtype=np.int64), "no pixel of 'a', 'b', 'c'"),
-    ("rmse_per_image", "dense_regression", np.zeros((4, 3)), "no pixel"),
+    ("rmse_per_image", "dense_regression", np.zeros((4, 3)), "no known pixel"),
 ], ids=str)  # fmt: skip
 def test_a_metric_says_why_it_has_no_value(name: str, task: str, targets: np.ndarray, why: str) -> None:
     table = toy.table(len(targets), task=task, targets=targets, names=("a", "b", "c"))
@@ -161,7 +161,7 @@ def test_a_class_of_one_row(tmp_path: Path) -> None:
     assert "'eel'" in said
     result = train(setup, "all", CPU)
     assert (result["trained"], result["failed"]) == ([0, 1], [])
-    scores = [score_of_fold(setup, run_paths(setup), fold) for fold in (0, 1)]
+    scores = [score_of_fold(run_of(setup), fold) for fold in (0, 1)]
     assert scores[without] is None
     assert scores[1 - without] is not None
     values = np.zeros((21, 3), dtype=np.float32)
@@ -194,5 +194,5 @@ def test_a_fold_whose_masks_are_empty(tmp_path: Path) -> None:
     assert "no pixel of 'blob'" in said
     result = train(setup, "all", CPU)
     assert (result["trained"], result["failed"]) == ([0, 1], [])
-    assert score_of_maps(setup, run_paths(setup), 1) is None
-    assert score_of_maps(setup, run_paths(setup), 0) is not None
+    assert score_of_fold(run_of(setup), 1) is None
+    assert score_of_fold(run_of(setup), 0) is not None

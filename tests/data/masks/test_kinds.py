@@ -7,40 +7,16 @@ import cv2
 import numpy as np
 import pytest
 from drawn_images import write_png
+from masks_on_disk import layers, masks_of, table_of, write
 from PIL import Image
 from places import SHARED
 from streets_and_salt import CELLS, NAMES, SIGNATE, cells, salt, scene, write_salt, write_street
 
 from kbench import registry
-from kbench.data.images.cache import Resize
-from kbench.data.masks.cache import DirectMasks, mask_problems, sizes_of
+from kbench.data.masks.cache import look_at_masks, sizes_of
 from kbench.data.masks.kinds import colour, index, values
-from kbench.data.table.layouts import read_table
-from kbench.data.table.reading import MaskKind, Request
-from kbench.data.table.table import Table
+from kbench.data.table.reading import MaskKind
 from kbench.errors import ConfigError, DataError
-
-KEEP = Resize("keep", 0, 0)
-
-
-def table_of(root: Path, kind: MaskKind, *, task: str = "segmentation", **request: Any) -> Table:
-    given = {"images": ("i",), **request}
-    return read_table("csv", {}, Request(root=root, split="train", task=task, mask=kind, **given))
-
-
-def masks_of(root: Path, kind: MaskKind, *, task: str = "segmentation", **request: Any) -> list[np.ndarray]:
-    table = table_of(root, kind, task=task, **request)
-    direct = DirectMasks(table, kind, sizes_of(table, None), KEEP)
-    return [direct[row] for row in range(len(table))]
-
-
-def write(root: Path, name: str, pixels: Any, *, folder: str = "m", image: bool = True) -> None:
-    """Write a mask and an image of its size."""
-    pixels = np.asarray(pixels)
-    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    write_png(root / folder / f"{name}.png", pixels)
-    if image:
-        write_png(root / "i" / f"{name}.png", np.zeros((*pixels.shape[:2], 3), dtype=np.uint8))
 
 
 def layer(*places: tuple[int, int], size: tuple[int, int] = (2, 3)) -> np.ndarray:
@@ -97,7 +73,7 @@ def test_strange_values_and_channels_are_refused(tmp_path: Path) -> None:
     kind = index(folder="m", _classes=("x", "y"))
     with pytest.raises(DataError, match="the values 5, 9"):
         masks_of(tmp_path, kind)
-    write(tmp_path, "a", np.zeros((2, 3, 3), dtype=np.uint8))
+    write(tmp_path, "a", np.full((2, 3, 3), (9, 0, 0), dtype=np.uint8))
     with pytest.raises(DataError, match="3 channels") as caught:
         masks_of(tmp_path, kind)
     assert "colour" in caught.value.todo
@@ -151,11 +127,12 @@ def test_a_table_of_colours_may_lie_in_the_data() -> None:
     table = table_of(SHARED / "camvid", index(folder="train/masks", ignore=[11], _classes=kind.names),
                      csv="train.csv", images=("train/images",))  # fmt: skip
     assert len(table) == 247
-    found = mask_problems(
+    found = look_at_masks(
         table.select(np.arange(0, 247, 40)), kind=index(folder="train/masks", ignore=[11], _classes=kind.names),
         size_of=sizes_of(table, None), progress=lambda done, total: None,
     )  # fmt: skip
-    assert found == []
+    assert found.problems == []
+    assert found.images["road"] > 0
 
 
 # -- values -----------------------------------------------------------------------------------------------------
@@ -305,11 +282,6 @@ def test_classes_that_share_a_pixel_are_refused_where_they_exclude_one_another(t
 # -- one file per class, or per object --------------------------------------------------------------------------
 
 
-def layers(kind: str, **params: Any) -> MaskKind:
-    return registry.build("mask", kind, {key: value for key, value in params.items() if key[0] != "_"},
-                          **{key: value for key, value in params.items() if key[0] == "_"})  # fmt: skip
-
-
 @pytest.mark.parametrize("place", [{"folder": "m/{class}"}, {"folder": "m", "suffix": "_{class}.png"}])
 def test_one_file_per_class(tmp_path: Path, place: dict[str, str]) -> None:
     for name, made in (("sea", layer((0, 0), (1, 0))), ("land", layer((0, 2)))):
@@ -389,9 +361,9 @@ def test_all_wrong_masks_are_named(tmp_path: Path) -> None:
         write(tmp_path, f"{row:02d}", np.full((2, 3), row % 4, dtype=np.uint8))
     kind = index(folder="m", _classes=("x", "y"))
     table = table_of(tmp_path, kind)
-    found = mask_problems(table, kind=kind, size_of=sizes_of(table, None), progress=lambda done, total: None, jobs=2)
-    assert len(found) == 6
-    assert found[0].where == "data.masks: row '02'"
+    found = look_at_masks(table, kind=kind, size_of=sizes_of(table, None), progress=lambda done, total: None, jobs=2)
+    assert len(found.problems) == 6
+    assert found.problems[0].where == "data.masks: row '02'"
 
 
 def test_look_alikes_keep_the_proportions_of_the_contest() -> None:
