@@ -14,7 +14,7 @@ body otherwise runs apart.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,19 +66,25 @@ class Learner:
     averaged: AveragedModel | None
     micro_batch: int
     lone_said: bool = False
-    _before: list[torch.Tensor] = field(default_factory=list)
+    _buffers: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] | None = None
 
     def remember_buffers(self) -> None:
-        """Copy the model's buffers to where `restore_buffers` finds them: a few kernels, whatever their number."""
-        buffers = list(self.model.buffers())
-        if [one.shape for one in buffers] != [one.shape for one in self._before]:
-            self._before = [torch.empty_like(buffer) for buffer in buffers]
-        for now, before in _of_one_kind(buffers, self._before):
+        """Copy the model's buffers to where `restore_buffers` finds them: one kernel per dtype, no walk, no allocation.
+
+        Modules change their buffers in place; they are looked for once.
+        """
+        if self._buffers is None:
+            self._buffers = {}
+            for buffer in self.model.buffers():
+                now, before = self._buffers.setdefault(buffer.dtype, ([], []))
+                now.append(buffer)
+                before.append(torch.empty_like(buffer))
+        for now, before in self._buffers.values():
             torch._foreach_copy_(before, now)
 
     def restore_buffers(self) -> None:
         """Put back the buffers as they were when they were remembered."""
-        for now, before in _of_one_kind(list(self.model.buffers()), self._before):
+        for now, before in (self._buffers or {}).values():
             torch._foreach_copy_(now, before)
 
     @property
@@ -211,15 +217,6 @@ def _lone(norms: list[str]) -> str:
         f"a batch of one image: batch norm '{norms[0]}' sees one value per channel and uses its kept statistics, which "
         "such batches do not change; a `batch_size` of 2 or more, or a head without batch norm, learns better"
     )
-
-
-def _of_one_kind(
-    some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]
-) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """Yield the tensors of two lists together with those of their dtype, which one kernel can copy."""
-    for dtype in dict.fromkeys(one.dtype for one in some):
-        pairs = [pair for pair in zip(some, others, strict=True) if pair[0].dtype == dtype]
-        yield [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
