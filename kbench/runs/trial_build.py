@@ -1,6 +1,6 @@
 """Build every part of an experiment once, so that a value out of range is found before anything trains.
 
-Names, types and parameters are checked by `binding.py` without building; what only the part itself can judge (a
+Names, types and parameters are checked by `config/rules.py` without building; what only the part itself can judge (a
 range, a combination, a number of weights) shows here. To check one more key of a stage, add a row to
 `_stage_trials`.
 """

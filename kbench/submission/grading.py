@@ -2,14 +2,9 @@
 
 The solution is a CSV with the sample's ids and one of: the sample's own columns filled with the truth, one column of
 class names, or one column per target. A column `Usage` (Public, Private, Ignored) splits it as Kaggle does. That of
-masks is a file in the competition's own format.
-
-To grade another kind of solution, let the competition's format `parse` it.
-
-Grading of masks on this machine: counts of pixels, image by image, then the competition's metric.
-
-The solution is a file in the competition's own format. Where it holds all classes, and these exclude one another,
-pixels of no class are ignored. `grading.py` decides what is graded here.
+masks is a file in the competition's own format; pixels are counted image by image, and where it holds all classes, and
+these exclude one another, pixels of no class are ignored. To grade another kind of solution, let the competition's
+format `parse` it.
 """
 
 from __future__ import annotations

@@ -8,10 +8,8 @@ array. Whatever the writing, the array of a row has the size of its image and is
     multi_label_segmentation            [H, W, K] uint8 0 or 1 per class, 255 where ignored
     dense_regression                    [H, W, K] float32 target units, NaN where unknown
 
-Here are the kinds of one file per image; `mask_layers.py` has those of one layer per class. To add a way masks are
-written, write a factory in either with `@register("mask")`.
-
-Masks of one file per class or per object; `mask_runs.py` has those of run-length texts.
+Here are the kinds of image files: one per image, per class or per object; `run_length_csv.py` has those of run-length
+texts. To add a way masks are written, write a factory in either with `@register("mask")`.
 """
 
 from __future__ import annotations

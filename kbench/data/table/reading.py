@@ -77,7 +77,7 @@ class MaskRows:
 
 @dataclass(frozen=True)
 class MaskKind:
-    """How a competition writes its masks; see `masks.py`.
+    """How a competition writes its masks; see `masks/kinds.py`.
 
     Attributes:
         names: K class names (or names of dense targets) in the order of the outputs.
