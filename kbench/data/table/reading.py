@@ -32,7 +32,7 @@ class Request:
     Attributes:
         root: the competition's data folder.
         split: `train` or `test`; a test split has no targets.
-        task: a task of `config.Task`.
+        task: a task of `config.competition.Task`.
         csv: table of ids, below the root; None for a folder alone.
         images: image folders below the root; several are stacked along the channels.
         suffix: what the image files end with; None finds it.
