@@ -132,7 +132,8 @@ def _why_undefined(targets: np.ndarray, table: Rows) -> str:
         empty = [
             name for name, seen in zip(table.target_names, np.any(targets, axis=0).tolist(), strict=True) if not seen
         ]
-        return f"no pixel of {first_names(empty)} in the true masks" if empty else "they cannot be told apart"
+        what = "no known pixel of {}" if "regression" in table.task else "no pixel of {} in the true masks"
+        return what.format(first_names(empty)) if empty else "they cannot be told apart"
     if table.task == "single_label":
         absent = [name for k, name in enumerate(table.target_names) if not (targets == k).any()]
         return f"no row of {first_names(absent)}" if absent else "they cannot be told apart"

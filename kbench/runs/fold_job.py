@@ -205,20 +205,21 @@ def full_stages(run: Run, own: Plan, stages: Sequence[StagePlan]) -> tuple[Stage
 
 
 def _found(stage: StagePlan, name: str, plans: Sequence[Plan]) -> dict[str, Any]:
-    searched = stage.lr == "find" or stage.early_stop or stage.adaptive
+    lr, early_stop = stage.stage.lr, stage.stage.early_stop
+    searched = lr == "find" or early_stop or stage.adaptive
     if searched and not plans:
         raise ConfigError(
             f"stage {stage.name} finds its plan on the folds, and no fold of '{name}' is trained",
             "one trained fold or more",
             "`kbench train --fold all` first, or set `lr:` and the epochs to numbers",
         )
-    found: dict[str, Any] = {"lr": stage.lr}
-    if stage.lr == "find":
+    found: dict[str, Any] = {"lr": lr}
+    if lr == "find":
         rates = np.array([float(plan.get(f"lr/{stage.name}")) for plan in plans])
         found["lr"] = float(np.exp(np.log(rates).mean()))
     ends = [plan.get(f"end/{stage.name}") for plan in plans]
     judged = bool(ends) and all(end["history"] for end in ends)  # a stage of all rows is not judged on the folds either
-    if stage.early_stop and judged:
+    if early_stop and judged:
         found["epochs"] = max(1, round(float(np.mean([end["best_epoch"] + 1 for end in ends]))))
     if stage.adaptive and judged:
         found["rates"] = _mean_rates(stage, found["lr"], [end["history"] for end in ends])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from kbench import registry
-from kbench.config.competition import Component
+from kbench.config.section import Component
 from kbench.data.images.cache import Images, Resize
 from kbench.data.table.table import Table
 from kbench.ensemble.average import Stack
@@ -166,8 +166,8 @@ class Results(Protocol):
     def judge(self, experiment: Experiment, result: Any, table: Table) -> Judged:
         """Return what the decision or mask rule of the YAML gives on out-of-fold predictions, nested."""
 
-    def undecided(self, experiment: Experiment, why: str) -> Any:
-        """Return what `sent` applies where there are no out-of-fold predictions, because of `why`."""
+    def undecided(self, experiment: Experiment, why: str = "") -> Any:
+        """Return what `sent` applies where there are no out-of-fold predictions: in a trial, or because of `why`."""
 
     def details(self, run: Run, result: Any, judged: Judged, table: Table) -> dict[str, Any]:
         """Return what a score says of the members of a run."""
@@ -191,9 +191,6 @@ class Results(Protocol):
         ranks: bool = False,
     ) -> Any:  # fmt: skip
         """Return rows as members predict them: the plain mean of runs, or members with weights of their own."""
-
-    def untuned(self, experiment: Experiment) -> Any:
-        """Return what `sent` applies in a trial, before anything can be fitted."""
 
     def sent(self, experiment: Experiment, result: Any, fit: Any) -> Sendable:
         """Return predictions as a format takes them, decided."""

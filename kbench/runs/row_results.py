@@ -32,7 +32,7 @@ from kbench.runs.members import checkpoints, member_of, needed_checkpoints
 from kbench.runs.results import Judged, Rows, Share, Weighed, decision_of, fold_of, metric_of
 
 if TYPE_CHECKING:
-    from kbench.config.competition import Component
+    from kbench.config.section import Component
     from kbench.runs.run import Run
 
 TAKES_IMAGES = True
@@ -259,7 +259,8 @@ def predict(
     numbers: list[float] = []
     for share in shares:
         run = share.run
-        wanted = {name: weight for name, weight in weights.items() if _is_of(run, name) and weight > 0}
+        own_names = {run.name} if run.foreign else {name for name in weights if name.startswith(f"{run.name}/")}
+        wanted = {name: weight for name, weight in weights.items() if name in own_names and weight > 0}
         if not wanted:
             continue
         names = {name: name.partition("/")[2] for name in wanted}
@@ -268,7 +269,8 @@ def predict(
         for name, weight in wanted.items():
             own = [one for of_place in members_of(only=[names[name]]).values() for one in of_place.values()]
             _check_there(share, name, own)
-            averaged.append(_mean_of([[_ranked(one) if ranks else one] for one in own], mean))
+            scaled = [replace(one, values=ranked(np.asarray(one.values))) if ranks else one for one in own]
+            averaged.append(_mean_of([[one] for one in scaled], mean))
             used.append(weight)
             records += [_record(run, one) for one in own]
             numbers += [weight / total / len(own)] * len(own)
@@ -296,14 +298,6 @@ def _mean_of(by_place: Sequence[list[Predictions]], mean: MeanKind) -> Predictio
     if len(by_place) == 1 and len(by_place[0]) == 1:
         return by_place[0][0]
     return ensemble_run(dict(enumerate(by_place)), mean=mean)
-
-
-def _ranked(one: Predictions) -> Predictions:
-    return replace(one, values=ranked(np.asarray(one.values)))
-
-
-def _is_of(run: Run, name: str) -> bool:
-    return name == run.name if run.foreign else name.startswith(f"{run.name}/")
 
 
 def _record(run: Run, one: Predictions) -> dict[str, Any]:
@@ -369,12 +363,8 @@ def _judged(experiment: Experiment, outcome: Any, table: Table) -> Judged:
     return Judged(outcome, table.targets, outcome.fit.decided, {"decision": record}, record)
 
 
-def undecided(experiment: Experiment, why: str) -> None:
+def undecided(experiment: Experiment, why: str = "") -> None:
     """Return nothing to apply: a decision is refused before (`Recipe.fitted`); see `Results`."""
-
-
-def untuned(experiment: Experiment) -> None:
-    """Return nothing to apply; see `Results`."""
 
 
 def sent(experiment: Experiment, result: RowResult, fit: dict[str, Any] | None) -> Predictions:

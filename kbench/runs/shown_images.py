@@ -96,7 +96,7 @@ def training_rows(experiment: Experiment, stage: StagePlan, fold: int) -> np.nda
         FoldError: there is no such fold.
     """
     mask = experiment.folds.train(fold)
-    return np.arange(len(experiment.train)) if stage.subset == "full" else np.flatnonzero(mask)
+    return np.arange(len(experiment.train)) if stage.stage.subset == "full" else np.flatnonzero(mask)
 
 
 def epoch_rows(experiment: Experiment, stage: StagePlan, fold: int) -> np.ndarray:

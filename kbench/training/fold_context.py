@@ -147,9 +147,9 @@ class FoldContext:
             self._opened[resize] = self.images(resize)
         return self._opened[resize]
 
-    def rows_of(self, stage: StagePlan) -> np.ndarray:
+    def rows_of(self, plan: StagePlan) -> np.ndarray:
         """Return the rows a stage trains on."""
-        return np.arange(len(self.table)) if stage.subset == "full" else self.train_rows
+        return np.arange(len(self.table)) if plan.stage.subset == "full" else self.train_rows
 
     def scale_for(self, images: Images | None) -> dict[str, Any]:
         """Return `scale`, `mean` and `std`; found at the first stage and kept for the fold."""
@@ -196,21 +196,22 @@ class FoldContext:
             return np.bincount(targets[rows], minlength=len(self.table.target_names))
         return np.asarray(np.nansum(targets[rows], axis=0))
 
-    def rate_found_elsewhere(self, stage: StagePlan) -> float | None:
+    def rate_found_elsewhere(self, plan: StagePlan) -> float | None:
         """Return the rate that an earlier stage or another fold found for a stage, or None where it looks for its own.
 
         Raises:
             ConfigError: that fold has not found it yet.
         """
+        stage = plan.stage
         if stage.lr_from_stage is not None:
             return float(self.plan.get(f"lr/{stage.lr_from_stage}"))
         fold = stage.lr_from_fold
         if fold is None or fold == self.fold:
             return None
-        found = self.plan_of(fold).get(f"lr/{stage.name}")
+        found = self.plan_of(fold).get(f"lr/{plan.name}")
         if found is None:
             raise ConfigError(
-                f"stages.{stage.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
+                f"stages.{plan.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
                 f"a fold {fold} that is trained",
                 f"`kbench train --fold {fold}` first, or remove `lr_from_fold`",
             )

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from kbench.config.stage import RangeTest
 from kbench.data.dataset import Draw
 from kbench.errors import TrainingError, check_number
 from kbench.models.device import in_parts
 from kbench.models.layer_groups import Layers, layer_groups
 from kbench.training.loop import Feed, logits_in, train_epoch
 from kbench.training.schedules import Cycle, Schedule, keep_momentum
-from kbench.training.stage_plan import RangeTest
 from kbench.training.update import Learner, Rules
 
 BETA = 0.98

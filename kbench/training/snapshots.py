@@ -92,7 +92,7 @@ class Keeper:
 
     Attributes:
         context: the fold.
-        stage: what is to be kept.
+        plan: the stage, with what is to be kept.
         schedule: whose cycles end in snapshots.
         model: the whole model.
         learner: what trains: the model, or its head.
@@ -107,7 +107,7 @@ class Keeper:
     """
 
     context: FoldContext
-    stage: StagePlan
+    plan: StagePlan
     schedule: Schedule
     model: nn.Module
     learner: Learner
@@ -122,28 +122,28 @@ class Keeper:
 
     def keep(self, epoch: Epoch, *, done: bool) -> None:
         """Write the snapshots that are due after an epoch; `done` says it is the stage's last."""
-        stage, progress, smoke = self.stage, self.progress, bool(self.context.limit)
+        plan, progress, smoke = self.plan, self.progress, bool(self.context.limit)
         ends = [cycle.index for cycle in self.schedule.cycles if cycle.last == progress.step - 1]
-        cycle = bool(ends) and "cycles" in stage.keep and not smoke
+        cycle = bool(ends) and "cycles" in plan.keep and not smoke
         if cycle:
             self._snapshot(str(ends[0]), epoch, kept=True)
-        if epoch.best and ("best" in stage.keep or stage.early_stop):
-            self._snapshot("best", epoch, kept="best" in stage.keep)
-        if done and "last" in stage.keep and not cycle:
+        if epoch.best and ("best" in plan.keep or plan.stage.early_stop):
+            self._snapshot("best", epoch, kept="best" in plan.keep)
+        if done and "last" in plan.keep and not cycle:
             self._snapshot("last", epoch, kept=True)
         if self.mean is not None and not smoke:
             self._average(self.mean, ends, epoch, done=done)
-        if done and stage.keep and not smoke and not self._kept():
+        if done and plan.keep and not smoke and not self._kept():
             self._keep_end(epoch)
         if done:
             self.context.plan.set(
-                f"end/{stage.name}",
+                f"end/{plan.name}",
                 {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
             )
 
     def _kept(self) -> bool:
         """Return whether the stage has a snapshot that is predicted with."""
-        keep, progress = self.stage.keep, self.progress
+        keep, progress = self.plan.keep, self.progress
         return (
             "last" in keep
             or ("best" in keep and progress.best_epoch is not None)
@@ -153,24 +153,24 @@ class Keeper:
 
     def _keep_end(self, epoch: Epoch) -> None:
         """Keep the stage's end, after an early stop its best epoch: it was over before what was to be kept came."""
-        path = self.context.paths.snapshot(self.stage.name, "best")
-        best = read_checkpoint(path) if self.stage.early_stop else None
+        path = self.context.paths.snapshot(self.plan.name, "best")
+        best = read_checkpoint(path) if self.plan.stage.early_stop else None
         if best is None:
             self._snapshot("last", epoch, kept=True)
         else:
             save_checkpoint(path, read_tensors(best.tensors), {**best.info, "kept": True})
         what = "end" if best is None else "best epoch"
-        wanted = " or ".join(sorted(self.stage.keep))
+        wanted = " or ".join(sorted(self.plan.keep))
         self.rules.said.append(
-            f"stage {self.stage.name} was over before there was a {wanted} to keep: its {what} is kept"
+            f"stage {self.plan.name} was over before there was a {wanted} to keep: its {what} is kept"
         )
 
     def _average(self, mean: AveragedModel, ends: list[int], epoch: Epoch, *, done: bool) -> None:
         """Count the weights at the end of an epoch or cycle; at the end of the stage keep their mean (F-18, F-20)."""
-        stage = self.stage
-        if stage.average_of == "epochs" or ends:
-            place = self.progress.epoch if stage.average_of == "epochs" else ends[0] + 1
-            if place >= stage.average_from:
+        average = self.plan.stage.average
+        if average.of == "epochs" or ends:
+            place = self.progress.epoch if average.of == "epochs" else ends[0] + 1
+            if place >= average.start:
                 mean.update_parameters(self.learner.judged)
         if not done or not mean.n_averaged:
             return
@@ -181,19 +181,19 @@ class Keeper:
         self._snapshot("average", replace(epoch, valid_loss=None, score=None), kept=True, of=model)
 
     def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool, of: nn.Module | None = None) -> None:
-        context, stage, table = self.context, self.stage, self.context.table
+        context, plan, table = self.context, self.plan, self.context.table
         weights, body = self._weights(self.learner.judged if of is None else of)
         if not all(bool(value.isfinite().all()) for value in weights.values()):
             raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
         info: dict[str, Any] = {
-            "fold": context.fold, "stage": stage.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
-            "kept": kept, "subset": stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
-            "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss",
-            "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": context.scale_for(None),
+            "fold": context.fold, "stage": plan.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
+            "kept": kept, "subset": plan.stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
+            "score": epoch.score, "monitor": plan.monitor.name if plan.monitor else "loss",
+            "size": list(plan.size), "crop": plan.valid_show.crop.resize, "scale": context.scale_for(None),
             "precision": self.judged_in, "channels_last": self.channels_last, "task": table.task,
             "names": list(table.target_names), "body": body, "precomputed": self.precomputed, **context.identity,
         }  # fmt: skip
-        save_checkpoint(context.paths.snapshot(stage.name, tag), weights, info)
+        save_checkpoint(context.paths.snapshot(plan.name, tag), weights, info)
 
     def _weights(self, judged: nn.Module) -> tuple[Tensors, str]:
         """Return what a snapshot holds: the whole model, or the head and the digest of its body, which is kept."""
@@ -231,8 +231,8 @@ class Keeper:
 
     def hand_over(self) -> None:
         """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""
-        if self.stage.early_stop and self.progress.best_epoch is not None:
-            best = read_checkpoint(self.context.paths.snapshot(self.stage.name, "best"))
+        if self.plan.stage.early_stop and self.progress.best_epoch is not None:
+            best = read_checkpoint(self.context.paths.snapshot(self.plan.name, "best"))
             assert best is not None, "an epoch that was best wrote its snapshot"
             self.model.load_state_dict(snapshot_tensors(best))
         elif self.learner.averaged is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kbench.config.stage import Stage
 from kbench.errors import TrainingError
 from kbench.models.device import Precision, autocast, out_of_memory
 from kbench.models.layer_groups import has_batch_norm
@@ -69,14 +70,15 @@ class Rules:
         loss: compares logits with a target.
         device: where the model is.
         precision: of the forward pass.
-        clip: largest gradient norm, or None.
+        stage: settings of an update, such as `clip`.
+        said: what went otherwise than asked, to be told.
     """
 
     step: Step
     loss: Loss
     device: torch.device
     precision: Precision
-    clip: float | None = None
+    stage: Stage = field(default_factory=Stage)
     said: list[str] = field(default_factory=list)
 
 
@@ -141,8 +143,8 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
             for buffer, old in zip(learner.model.buffers(), buffers, strict=True):
                 buffer.copy_(old)
         _halve(learner, batches, rules, reason)
-    if rules.clip is not None:
-        torch.nn.utils.clip_grad_norm_(_trained(learner.optimizer), rules.clip)
+    if rules.stage.clip is not None:
+        torch.nn.utils.clip_grad_norm_(_trained(learner.optimizer), rules.stage.clip)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)

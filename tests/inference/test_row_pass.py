@@ -158,16 +158,6 @@ class Where(nn.Module):
         return images
 
 
-@pytest.mark.parametrize("name", ["none", "flip", "d4"])
-def test_predictions_that_are_images_are_turned_back_before_they_are_averaged(tmp_path: Path, name: str) -> None:
-    pictures = drawn(ROWS, size=(8, 10))
-    work = job(name, arrays=pictures, task="dense_regression")
-    (values,) = done(work, [member(tmp_path, load=Where, size=(8, 10))])
-    (expected,) = done(job(arrays=pictures, task="dense_regression"), [member(tmp_path, 1, load=Where, size=(8, 10))])
-    assert values.shape == (ROWS, 3, 8, 10)
-    np.testing.assert_allclose(values, expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("shape", [(20, 20), (20, 31), (31, 20)])
 @pytest.mark.parametrize("resize", ["cover", "exact"])
 def test_five_crops_are_the_centre_and_the_corners_of_a_larger_image(tmp_path: Path, shape, resize) -> None:

@@ -17,13 +17,14 @@ import numpy as np
 from kbench import files
 from kbench.data.images.cache import Images, Progress, Resize, cached, content_key
 from kbench.data.images.readers import Reader
+from kbench.data.masks.shown import shown_mask
 from kbench.data.table.reading import MaskKind, Size
 from kbench.data.table.table import Table
 from kbench.data.table.verify import look
 from kbench.errors import DataError, FoldError, KbenchError, Problem
 
 _SHOWN = 10  # rows with a wrong mask that are named
-_VERSION = 2  # of the pixels a key stands for; raise it when reading masks changes
+_VERSION = 3  # of the pixels a key stands for; raise it when reading masks changes
 
 
 class DirectMasks:
@@ -53,7 +54,7 @@ class DirectMasks:
                 f"the {size[0]} x {size[1]} pixels of its image",
                 "`kbench check` lists every such mask; correct data.masks in the YAML or the files",
             )
-        return self._resize(mask, nearest=mask.dtype.kind != "f")
+        return shown_mask(self._resize, mask)
 
 
 def open_masks(

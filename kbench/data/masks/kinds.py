@@ -247,12 +247,13 @@ def values(
                 "correct data.classes in the YAML, one name per channel",
             )  # fmt: skip
         unknown = nodata if nodata is not None else _own_nodata(path)
-        numbers = found.astype(np.float32)
-        wrong = ~np.isfinite(numbers)
-        if unknown is not None:
-            wrong |= numbers == np.float32(unknown)
-        numbers = numbers * np.float32(scale)
-        numbers[wrong] = np.nan
+        with np.errstate(over="ignore", invalid="ignore"):  # what no float32 holds is infinite, and so unknown
+            numbers = found.astype(np.float32)
+            wrong = ~np.isfinite(numbers)
+            if unknown is not None:
+                wrong |= (found == unknown) | (numbers == np.float32(unknown))
+            numbers = numbers * np.float32(scale)
+        numbers[wrong | ~np.isfinite(numbers)] = np.nan
         return numbers
 
     return MaskKind(names, partial(one_file, folder=folder, suffix=suffix), read)
@@ -261,8 +262,13 @@ def values(
 def _array(path: Path) -> np.ndarray:
     try:
         found: Any = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read '{path}': {error}", "an array", "fetch it again") from error
+    if found.ndim not in (2, 3) or found.dtype.kind not in "biuf":
+        raise DataError(
+            f"the target '{path}' has the shape {list(found.shape)} and the dtype {found.dtype}",
+            "numbers [height, width] or [height, width, targets]", "write the array anew, channels last",
+        )  # fmt: skip
     return np.asarray(found[:, :, None] if found.ndim == 2 else found)
 
 
