@@ -12,7 +12,7 @@ from kbench import console, files
 from kbench.data.dataset import Draw, cut
 from kbench.data.folds.folds import describe
 from kbench.data.table.table import Table
-from kbench.data.table.verify import ImageReport, look_at_images
+from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
 from kbench.data.whole_images import class_pixels
 from kbench.machine import cores
 from kbench.pictures import balance
@@ -21,7 +21,7 @@ from kbench.pictures.segments import as_mask, class_colours, paint
 from kbench.pictures.sheets import Group, Tile, draw_sheet
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render
 from kbench.runs import parts
-from kbench.runs.experiment import Experiment, open_experiment
+from kbench.runs.experiment import Experiment, open_experiment, opening_of
 from kbench.runs.shown_images import epoch_draws, epoch_rows, file_images, label_text, shown_images, stage_named
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
@@ -85,7 +85,7 @@ def _tables(experiment: Experiment) -> dict[str, Table]:
 
 def _rows(experiment: Experiment, found: dict[str, Any]) -> Section:
     tables = _tables(experiment)
-    looks = {split: _look(table, split) for split, table in tables.items()}
+    looks = {split: _look(experiment, table, split) for split, table in tables.items()}
     found["rows"] = [
         {"split": split, "rows": len(table), "images": sum(map(len, table.images)),
          "sizes": len(looks[split].sizes), "unreadable": len(looks[split].rows),
@@ -100,6 +100,8 @@ def _rows(experiment: Experiment, found: dict[str, Any]) -> Section:
     for split, look in looks.items():
         for reason, paths in look.reasons.items():
             found["warnings"].append(f"{split}: {len(paths):,} {reason}, such as '{paths[0]}'; `kbench check --images`")
+        found["warnings"] += [f"{split}: {text}" for text in look.warnings()]
+    found["warnings"] += [str(problem) for problem in dtype_problems(looks)]
     found["warnings"] += _size_warnings(sizes)
     shown: list[Picture | Grid] = [Grid(found["rows"], "rows")]
     if found["missing"]:
@@ -110,9 +112,12 @@ def _rows(experiment: Experiment, found: dict[str, Any]) -> Section:
     return Section("Rows and images", "Training and test images should look alike.", shown)
 
 
-def _look(table: Table, split: str) -> ImageReport:
+def _look(setup: Experiment, table: Table, split: str) -> ImageReport:
     with console.bar(f"looking at {split} images") as advance:
-        return look_at_images(table, jobs=2 * cores(), progress=lambda what, done, total: advance(done, total))
+        return look_at_images(
+            table, jobs=2 * cores(), opening=opening_of(setup.competition),
+            progress=lambda what, done, total: advance(done, total),
+        )  # fmt: skip
 
 
 def _size_warnings(sizes: dict[str, Counter[tuple[int, int, int]]]) -> list[str]:

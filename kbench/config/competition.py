@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kbench.config.section import Component, Finite, Kind, Positive, Section, Size
+from kbench.config.section import LATER, Component, Finite, Kind, Positive, Section, Size
 from kbench.config.stage import Stage
 from kbench.files import digest, sha256
 
@@ -101,6 +101,13 @@ class Input(Section):
     )
     std: list[Positive] | None = Field(None, description="per channel, like mean")
     cache: Literal["auto", "on", "off"] = Field("auto", description="keep decoded images in one memory-mapped array")
+    orientation: Annotated[Literal["apply", "ignore"], LATER] = Field(
+        "apply", description="turn images and masks as their files say (EXIF, TIFF tag 274), or take them as stored"
+    )
+    decode: Annotated[Literal["auto", "exact"], LATER] = Field(
+        "exact", description="decode and resize every pixel, or photographs as quickly as their size on screen allows"
+    )
+    max_pixels: int = Field(1 << 30, ge=1, description="height x width of the largest image or mask that is decoded")
 
 
 class ModelSection(Section):
@@ -112,6 +119,11 @@ class ModelSection(Section):
     weights: str | None = Field(None, description="a weights file, relative to the workspace")
     options: Annotated[dict[str, Any], Kind("model", named_by="name")] = Field(
         default_factory=dict, description="further parameters of the model"
+    )
+    standardise: bool = Field(
+        True,
+        description="regression: learn targets in standard deviations from the mean of the training rows; scores, "
+        "predictions and files are in their own units",
     )
 
 
@@ -199,12 +211,19 @@ class Competition(Section):
         return {
             "contract": self.contract_view(),
             "seed": self.seed,
-            "input": {key: value for key, value in self.input.view().items() if key != "cache"},
-            "model": self.model.view(),
+            "input": {key: value for key, value in self.input.view().items() if key not in ("cache", "max_pixels")},
+            "model": self._model_view(),
             "stages": [[name, stage.view()] for name, stage in self.stages.items()],
             "monitored": self.metric.model_dump(mode="json") if selects else None,
             "windows": self.maps.windows.model_dump(mode="json") if selects else None,
         }
+
+    def _model_view(self) -> dict[str, Any]:
+        """Return the model's section; that targets are standardised only where they are, so that older runs go on."""
+        view = self.model.view()
+        if not (self.model.standardise and "regression" in self.task):
+            del view["standardise"]
+        return view
 
     def hashes(self, *, plugins: list[Path], weights: Path | None, pseudo: Path | None = None) -> dict[str, str]:
         """Return `contract` and `training`, 16 hexadecimal digits each.

@@ -25,6 +25,7 @@ def contradictions(competition: Competition) -> list[Problem]:
         *member_problems(competition.ensemble, competition.stages),
         *statistics_problems(competition.input),
         *ensemble_problems(competition.task, competition.ensemble),
+        *target_problems(competition),
     ]
 
 
@@ -86,6 +87,13 @@ def ensemble_problems(task: str, ensemble: EnsembleSection) -> Iterator[Problem]
     """Yield what `ensemble:` asks for that the task's predictions cannot give."""
     if "regression" in task and ensemble.mean == "geometric":
         yield Problem("ensemble.mean", "'geometric' is of probabilities, not of numbers", "write `arithmetic`")
+
+
+def target_problems(competition: Competition) -> Iterator[Problem]:
+    """Yield what `model.standardise` says of targets that are no numbers."""
+    if not competition.model.standardise and "regression" not in competition.task:
+        what = f"would have no effect: targets of the task '{competition.task}' are no numbers"
+        yield Problem("model.standardise", what, "remove it")
 
 
 def stage_of(member: str, stages: Iterable[str]) -> str:

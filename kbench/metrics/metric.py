@@ -43,6 +43,10 @@ class Rows(Protocol):
         """Return [N] text of a metadata column."""
 
 
+class Undefined(DataError):
+    """A metric has no value on some rows, whatever is predicted."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric with its parameters.
@@ -87,12 +91,40 @@ class Metric:
             )
         value = float(self.function(targets, predictions, table))
         if np.isnan(value):
-            raise DataError(
+            raise Undefined(
                 f"'{self.name}' has no value on these {len(targets):,} rows: {_why_undefined(targets, table)}",
                 "rows on which the metric is defined",
-                "take more rows or stratified folds (folds.strategy: stratified), or another metric",
+                "score more rows together, such as those of all folds, or name another metric",
             )
         return value
+
+    def or_none(self, targets: np.ndarray | None, predictions: np.ndarray, table: Rows) -> float | None:
+        """Return what `__call__` does, and None where the metric has no value on these rows.
+
+        A part of the rows may lack what all of them have (AUC of a fold without one class): it is shown as `-`.
+        """
+        try:
+            return self(targets, predictions, table)
+        except Undefined:
+            return None
+
+    def undefined(self, targets: np.ndarray, table: Rows) -> str:
+        """Return why the metric has no value on some rows, whatever is predicted; empty where it has one.
+
+        Args:
+            targets: as in `__call__`.
+            table: the rows.
+        """
+        if is_dense(table.task):
+            shape = (*targets.shape, 3)
+            counted = targets if "regression" in table.task else np.zeros_like(targets)
+            predictions = np.zeros(shape, dtype=targets.dtype)
+            predictions[..., 0], predictions[..., 2] = counted, targets - counted
+        else:
+            names = len(table.target_names)
+            predictions = np.random.default_rng(0).dirichlet(np.ones(names), len(targets)).astype(np.float32)
+        found = self.or_none(targets, predictions, table)
+        return _why_undefined(targets, table) if found is None else ""
 
     def better(self, new: float, old: float) -> bool:
         """Return whether `new` is strictly better than `old`; NaN is never better, and anything beats NaN."""

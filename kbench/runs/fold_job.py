@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kbench import console, registry
+from kbench import console
 from kbench.console import bar
 from kbench.data.dataset import auto_workers
 from kbench.data.images.cache import Images, Resize
@@ -24,7 +24,7 @@ from kbench.machine import keep_freed_memory
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import choose_device
 from kbench.runs import parts
-from kbench.runs.experiment import Experiment
+from kbench.runs.experiment import Experiment, decoding_of, size_reader
 from kbench.runs.parts import activations_of
 from kbench.runs.run import Run
 from kbench.training.fold import begin
@@ -74,9 +74,7 @@ def _masks(
     experiment: Experiment, both: Joined, labels: PseudoLabels, masks: Callable[[Resize], Images]
 ) -> Callable[[Resize], Images]:
     section = experiment.competition.input
-    reader = None  # the header of a file tells the size `image` reads
-    if section.reader.name != "image":
-        reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    sizes = sizes_of(labels.table, size_reader(experiment.competition), decoding_of(experiment.competition))
     opened: dict[Resize, Images] = {}
 
     def joined(resize: Resize) -> Images:
@@ -84,7 +82,7 @@ def _masks(
             assert labels.kind is not None, "a dense task has masks"
             with bar("decoding pseudo masks") as advance:
                 made = open_masks(
-                    labels.table, kind=labels.kind, kind_key="pseudo", size_of=sizes_of(labels.table, reader),
+                    labels.table, kind=labels.kind, kind_key="pseudo", size_of=sizes,
                     resize=resize, folder=experiment.workspace.cache(), mode=section.cache, progress=advance,
                 )  # fmt: skip
             opened[resize] = both.images(masks(resize), made)
@@ -163,7 +161,7 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions) -> FoldJob:
         valid_batch_size=competition.loader.valid_batch_size,
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
         masks=parts.masks_of(competition, experiment.train, experiment.workspace.cache(), what="training"),
-        windows=parts.build_windows(competition),
+        windows=parts.build_windows(competition), standardise=competition.model.standardise,
         activations=activations_of(
             competition, experiment.train, experiment.workspace.cache(), images, device=device,
             plugins=experiment.plugin_files(),

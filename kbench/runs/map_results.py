@@ -292,7 +292,9 @@ def details(run: Run, result: MapResult, judged: Judged, table: Table) -> dict[s
     for fold in result.parts:
         rows = numbers == fold
         few = table.select(rows)
-        scores = {name: metric(truth_of(worth[rows], few.task), worth[rows], few) for name, worth in readings.items()}
+        scores = {
+            name: metric.or_none(truth_of(worth[rows], few.task), worth[rows], few) for name, worth in readings.items()
+        }
         records.append({"fold": fold, "rows": len(few), **scores})
     if run.competition.maps.postprocess.name != "none":
         readings["mean, post-processed"] = judged.outcome.values

@@ -10,6 +10,7 @@ from kbench import console, files
 from kbench.config.reading import read_document, read_yaml, validate, with_stage_defaults
 from kbench.config.yaml12 import dump_yaml
 from kbench.data.pseudo_rows import describe
+from kbench.data.table.content import Content, changed
 from kbench.errors import ConfigError, raise_all
 from kbench.runs.experiment import Experiment
 from kbench.runs.run import Run
@@ -101,27 +102,32 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
         part_problems(competition, experiment.train), error=ConfigError, subject=f"'{competition.name}'",
         expected="parts that can be built", todo="correct what is named above, then `kbench check`",
     )  # fmt: skip
+    content = Content(experiment.train, experiment.workspace.cache(), exact=competition.input.cache != "off")
     if paths.manifest.is_file():
         before = files.read_json(paths.manifest)
-        if before["training"] != known["training"]:
+        changes = [] if experiment.trial else content.changes(before.get("content"), paths.content)
+        if before["training"] != known["training"] or changes:
             if not force:
-                raise _trained_otherwise(experiment, paths, before)
+                otherwise = before["training"] != known["training"]
+                raise _trained_otherwise(experiment, paths, before) if otherwise else changed(paths.name, changes)
             for lock in paths.fold_locks():
                 with files.lock(lock, waiting="wait until the run is trained, or stop it, then type this again"):
                     pass
             console.warn(f"training '{paths.name}' anew: what it held is removed")
             files.remove(paths.root)
+        elif not experiment.trial and before.get("content") is None:  # of an earlier version
+            files.write_json(paths.manifest, {**before, "content": content.keep(paths.content)})
     if not paths.manifest.is_file():
         for name in competition.plugins:
             files.copy(experiment.plugins / name, paths.plugins / name)
-        content = competition.model_dump(mode="json")
-        files.write_text(paths.config, dump_yaml(content))
+        files.write_text(paths.config, dump_yaml(competition.model_dump(mode="json")))
         files.write_json(paths.env, environment())
         files.write_json(
             paths.manifest,
             {"competition": competition.name, "experiment": competition.experiment,
              "seed": competition.seed, "set": list(experiment.choice.assignments), **known,
-             "pseudo": pseudo_origin(experiment), "view": _view(experiment)},
+             "pseudo": pseudo_origin(experiment), "view": _view(experiment),
+             "content": None if experiment.trial else content.keep(paths.content)},
         )  # fmt: skip
     return run
 

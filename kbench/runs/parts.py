@@ -20,10 +20,11 @@ from kbench.config.competition import Competition
 from kbench.config.stage import Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
-from kbench.data.images.cache import Images, Resize, RowPaths, content_key, open_images
+from kbench.data.images.cache import Images, Resize, RowPaths, open_images
 from kbench.data.images.normalise import Scale, choose
 from kbench.data.images.readers import remembering
 from kbench.data.masks.cache import open_masks, sizes_of
+from kbench.data.table.content import Content
 from kbench.data.table.table import Table
 from kbench.inference.activations import Activations, Seen, Source, activations
 from kbench.inference.views import View
@@ -33,7 +34,7 @@ from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
 from kbench.models.outputs import default_loss
-from kbench.runs.experiment import mask_kind, size_reader
+from kbench.runs.experiment import decoding_of, mask_kind, reader_of, size_reader
 from kbench.tasks import is_dense
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
@@ -151,6 +152,13 @@ def _stamps(kind: str, name: str) -> list[str]:
     return [stamp] if (stamp := registry.stamp(kind, name)) else []
 
 
+def reader_key(competition: Competition) -> list[Any]:
+    """Return what the pixels of an image depend on beside its file; what came later only where it is used."""
+    section = competition.input
+    later = [section.orientation] if section.orientation != "apply" else []
+    return [section.reader.model_dump(), section.channels, *later]
+
+
 def opened_images(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
     """Return a function from a resizing to the table's images; each is opened once.
 
@@ -161,8 +169,8 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
         what: name of the split, for the progress bar.
     """
     section = competition.input
-    reader = remembering(section.build("reader", _channels=section.channels))
-    key = [section.reader.model_dump(), section.channels, *_stamps("reader", section.reader.name)]
+    reader = remembering(reader_of(competition))
+    key = [*reader_key(competition), *_stamps("reader", section.reader.name)]
     rows = RowPaths(table.root, table.images)
     opened: dict[Resize, Images] = {}
 
@@ -184,13 +192,7 @@ def content_of(competition: Competition, table: Table, cache: Path) -> str:
     It is their content, read once until a file is touched, but where `input.cache: off` says that they are too many for
     that: their sizes.
     """
-    written = () if table.masks is None or table.encoded else table.masks
-    each = [RowPaths(table.root, table.images), [tuple(table.root / cell for cell in row if cell) for row in written]]
-    if competition.input.cache == "off":
-        return files.digest(
-            [[path.stat().st_size if path.is_file() else -1 for path in paths] for rows in each for paths in rows]
-        )
-    return files.digest([content_key(rows, cache) for rows in each if len(rows)])
+    return Content(table, cache, exact=competition.input.cache != "off").fingerprint
 
 
 def opened_masks(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
@@ -207,14 +209,16 @@ def opened_masks(competition: Competition, table: Table, cache: Path, *, what: s
     assert competition.data.masks is not None, "as above"
     reader = size_reader(competition)
     masks_section = competition.data.masks
-    key = [competition.task, masks_section.model_dump(), *_stamps("mask", masks_section.name)]
+    later = [section.orientation] if section.orientation != "apply" else []
+    key = [competition.task, masks_section.model_dump(), *_stamps("mask", masks_section.name), *later]
+    sizes = sizes_of(table, reader, decoding_of(competition))
     opened: dict[Resize, Images] = {}
 
     def masks(resize: Resize) -> Images:
         if resize not in opened:
             with bar(f"decoding {what} masks") as advance:
                 opened[resize] = open_masks(
-                    table, kind=kind, kind_key=key, size_of=sizes_of(table, reader), resize=resize, folder=cache,
+                    table, kind=kind, kind_key=key, size_of=sizes, resize=resize, folder=cache,
                     mode=section.cache, progress=advance,
                 )  # fmt: skip
         return opened[resize]
@@ -264,13 +268,12 @@ def activations_of(
         device: where the body runs.
         plugins: files whose content is part of what a body is.
     """
-    section = competition.input
 
     def made(model: nn.Module, seen: Seen) -> Activations:
         with bar("activations") as advance:
             source = Source(
                 ids=table.ids, rows=RowPaths(table.root, table.images), images=images, folder=cache, device=device,
-                reader=[section.reader.model_dump(), section.channels, [files.sha256(path) for path in plugins]],
+                reader=[*reader_key(competition), [files.sha256(path) for path in plugins]],
                 batch_size=competition.loader.valid_batch_size or 64,
                 workers=auto_workers(competition.loader.workers, device=device.type), progress=advance,
             )  # fmt: skip

@@ -284,13 +284,14 @@ def score_record(experiment: Experiment, judged: Judged, table: Table) -> dict[s
 
 
 def fold_scores(experiment: Experiment, judged: Judged, table: Table) -> dict[str, Any]:
-    """Return the score of each of the trained `folds`, and their `spread`."""
+    """Return the score of each of the trained `folds`, None where the metric has no value on it, and their `spread`."""
     metric, numbers = metric_of(experiment), fold_of(experiment, table)
     scores = {}
     for fold in np.unique(numbers).tolist():
         rows = numbers == fold
-        scores[str(fold)] = metric(judged.targets[rows], judged.outcome.values[rows], table.select(rows))
-    return {"folds": scores, "spread": float(np.std(list(scores.values())))}
+        scores[str(fold)] = metric.or_none(judged.targets[rows], judged.outcome.values[rows], table.select(rows))
+    known = [score for score in scores.values() if score is not None]
+    return {"folds": scores, "spread": float(np.std(known)) if known else 0.0}
 
 
 def require_rows(rows: np.ndarray) -> np.ndarray:

@@ -489,8 +489,8 @@ def _cv_table(run: Run, by_fold: Members, judged: Judged, table: Table) -> list[
         record: dict[str, Any] = {"fold": fold, "rows": len(rows), **dict.fromkeys(names)}
         for name, one in [*of_fold.items(), ("mean", mean)]:
             values = aligned(one, ids=rows.ids, names=rows.target_names)
-            record[name] = metric(rows.targets, decided_by_part(recipe, judged.outcome, values, place), rows)
-        if recipe.decision is not None:  # the values are now those of the mean
+            record[name] = metric.or_none(rows.targets, decided_by_part(recipe, judged.outcome, values, place), rows)
+        if recipe.decision is not None and record["mean"] is not None:  # the values are now those of the mean
             best = recipe.decision.fit(metric, rows.targets, values, rows)
             record["threshold"] = best.get("threshold")
             record["at_best"] = metric(rows.targets, recipe.decision.apply(values, best), rows)

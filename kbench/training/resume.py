@@ -37,6 +37,8 @@ class Progress:
         averaged: states in the running mean of weights.
         best_loss: validation loss of the best epoch.
         body: digest of the frozen body, where the tensors hold the head alone.
+        by_loss: whether epochs of the stage are judged by the loss, because the metric has no value on the rows.
+        lone_said: whether batches of one image were spoken of.
     """
 
     stage: int = 0
@@ -52,6 +54,8 @@ class Progress:
     body: str = ""
     averaged: int = 0
     best_loss: float | None = None
+    by_loss: bool = False
+    lone_said: bool = False
 
     def next_stage(self) -> None:
         """Go to the beginning of the next stage."""

@@ -31,6 +31,7 @@ from kbench.models.device import Precision, autocast
 from kbench.models.layer_groups import body_digest, body_state, head_state, train_mode, trains_head_alone
 from kbench.training.events import Epoch
 from kbench.training.fold_context import FoldContext
+from kbench.training.lone_image import lone_image
 from kbench.training.loop import diverged
 from kbench.training.resume import Progress, learner_tensors, part, restore_learner, save_resume
 from kbench.training.schedules import Schedule
@@ -77,7 +78,7 @@ def refit_batch_norm(
     """
 
     def forward(images: torch.Tensor) -> None:
-        with autocast(device, precision):
+        with autocast(device, precision), lone_image(model, images):
             model(images)
 
     train_mode(model)
@@ -120,17 +121,25 @@ class Keeper:
     refit_inputs: Callable[[], Iterator[torch.Tensor]]
     mean: AveragedModel | None
 
-    def keep(self, epoch: Epoch, *, done: bool) -> None:
-        """Write the snapshots that are due after an epoch; `done` says it is the stage's last."""
+    def keep(self, epoch: Epoch, *, done: bool, constant: float | None = None) -> None:
+        """Write the snapshots that are due after an epoch.
+
+        Args:
+            epoch: what it brought.
+            done: whether it is the stage's last.
+            constant: loss of saying the mean of a regression's targets everywhere, which a member should not exceed.
+        """
         plan, progress, smoke = self.plan, self.progress, bool(self.context.limit)
         ends = [cycle.index for cycle in self.schedule.cycles if cycle.last == progress.step - 1]
         cycle = bool(ends) and "cycles" in plan.keep and not smoke
         if cycle:
             self._snapshot(str(ends[0]), epoch, kept=True)
+            self._hold_against(constant, epoch, str(ends[0]))
         if epoch.best and ("best" in plan.keep or plan.stage.early_stop):
             self._snapshot("best", epoch, kept="best" in plan.keep)
         if done and "last" in plan.keep and not cycle:
             self._snapshot("last", epoch, kept=True)
+            self._hold_against(constant, epoch, "last")
         if self.mean is not None and not smoke:
             self._average(self.mean, ends, epoch, done=done)
         if done and plan.keep and not smoke and not self._kept():
@@ -139,6 +148,15 @@ class Keeper:
             self.context.plan.set(
                 f"end/{plan.name}",
                 {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
+            )
+
+    def _hold_against(self, constant: float | None, epoch: Epoch, tag: str) -> None:
+        """Say of a snapshot that is kept when it is worse than a constant: the mean of an ensemble suffers from it."""
+        if constant is not None and epoch.valid_loss is not None and epoch.valid_loss > constant:
+            self.rules.said.append(
+                f"snapshot {self.plan.name}-{tag} is worse than the mean of the training rows' targets: its loss is "
+                f"{epoch.valid_loss:.3g}, the mean's {constant:.3g}; a lower `lr` or more epochs may help, and "
+                "`ensemble.members` leaves it out"
             )
 
     def _kept(self) -> bool:
@@ -185,14 +203,18 @@ class Keeper:
         weights, body = self._weights(self.learner.judged if of is None else of)
         if not all(bool(value.isfinite().all()) for value in weights.values()):
             raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
+        monitor = None if self.progress.by_loss else plan.monitor
         info: dict[str, Any] = {
             "fold": context.fold, "stage": plan.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
             "kept": kept, "subset": plan.stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
-            "score": epoch.score, "monitor": plan.monitor.name if plan.monitor else "loss",
+            "score": epoch.score, "monitor": monitor.name if monitor else "loss",
             "size": list(plan.size), "crop": plan.valid_show.crop.resize, "scale": context.scale_for(None),
             "precision": self.judged_in, "channels_last": self.channels_last, "task": table.task,
             "names": list(table.target_names), "body": body, "precomputed": self.precomputed, **context.identity,
         }  # fmt: skip
+        units = context.units()
+        if units is not None:
+            info["units"] = {"mean": list(units.mean), "std": list(units.std)}
         save_checkpoint(context.paths.snapshot(plan.name, tag), weights, info)
 
     def _weights(self, judged: nn.Module) -> tuple[Tensors, str]:
@@ -213,7 +235,7 @@ class Keeper:
         """Write the resume point."""
         progress = self.progress
         progress.body = self._body if self.head_alone else ""
-        progress.micro_batch = self.learner.micro_batch
+        progress.micro_batch, progress.lone_said = self.learner.micro_batch, self.learner.lone_said
         progress.averaged = int(self.mean.n_averaged) if self.mean is not None else 0
         progress.log_lines = self.context.log.lines
         tensors = learner_tensors(self.learner)
@@ -224,7 +246,7 @@ class Keeper:
     def restore(self, tensors: Tensors) -> None:
         """Go on from a resume point."""
         restore_learner(self.learner, tensors)
-        self.learner.micro_batch = self.progress.micro_batch
+        self.learner.micro_batch, self.learner.lone_said = self.progress.micro_batch, self.progress.lone_said
         if self.mean is not None and self.progress.averaged:
             self.mean.module.load_state_dict(part(tensors, "mean/"))
             self.mean.n_averaged.fill_(self.progress.averaged)

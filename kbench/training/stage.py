@@ -19,6 +19,7 @@ from torch import nn
 from kbench.data import seeds
 from kbench.data.dataset import ImageDataset, Loader, Normalise
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
+from kbench.metrics.metric import Undefined
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import Precision, choose_precision, free_memory, place, usable_precision
 from kbench.models.layer_groups import chosen, freeze_but, layer_groups, train_mode, trains_head_alone
@@ -34,7 +35,7 @@ from kbench.training.snapshots import Keeper, weight_mean
 from kbench.training.stage_notes import announce, loader_verdict
 from kbench.training.stage_plan import StagePlan
 from kbench.training.update import Learner, Rules, average_of
-from kbench.training.validation import Judging, evaluate, judge_maps
+from kbench.training.validation import Judged, Judging, evaluate, judge_maps
 
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
@@ -97,8 +98,10 @@ class _Runner:
         precision, self.judged_in = self._precisions()
         place(model, context.device, channels_last=self.channels_last)
         train_images = context.images_for(plan.show)
-        self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
+        self.scale = context.scale_for(train_images)
+        self.normalise = Normalise(**self.scale).to(context.device)
         self.dense = is_dense(table.task)
+        self.units = context.units()
         precomputed = stage.precompute and not context.limit  # a smoke run looks at a few rows only
         self.activations = self._activations() if precomputed else None
         layers = layer_groups(model)
@@ -159,7 +162,7 @@ class _Runner:
     def _rows(self, activations: Activations, looks: int = 1) -> Feed:
         room = free_memory(torch.device("cpu"))
         rows = RowLoader(activations.values, self.context.table.targets, room=room, looks=looks)
-        return Feed(rows, nn.Identity(), self.context.device)
+        return Feed(rows, nn.Identity(), self.context.device, units=self.units)
 
     def _precisions(self) -> tuple[Precision, Precision]:
         """Return the precisions of training and judging; what a device type began with, it goes on with."""
@@ -173,11 +176,11 @@ class _Runner:
 
     def _feed(self, images: Any, show: Any, *, mix: Any, body: FrozenBody | None) -> Feed:
         context = self.context
-        dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show))
+        dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show), scale=self.scale)
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
         self.until_done.callback(loader.close)
         table = context.table
-        return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body)
+        return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body, self.units)
 
     def _refit_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
@@ -263,7 +266,7 @@ class _Runner:
                 saved = time.monotonic()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
         speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
-        valid_loss, score, better = self._judge(last_rate)
+        valid_loss, score, better, constant = self._judge(last_rate)
         verdict = None if self.slow or self.activations is not None else loader_verdict(waiting)
         self.slow |= verdict is not None
         made_epoch = Epoch(
@@ -274,7 +277,7 @@ class _Runner:
         progress.epoch += 1
         progress.batch, progress.meter = 0, [0.0, 0.0, 0.0]
         done = progress.epoch >= self.epochs or self.stopped_early()
-        self.keeper.keep(made_epoch, done=done)
+        self.keeper.keep(made_epoch, done=done, constant=constant)
         yield from self._said()
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
         if done or time.monotonic() - self.saved >= pause:
@@ -299,39 +302,69 @@ class _Runner:
             self.context.log.add({"event": "note", "stage": self.plan.name, "step": self.progress.step, "text": text})
             yield Note(text)
 
-    def _judge(self, rate: float) -> tuple[float | None, float | None, bool]:
-        context, progress, monitor = self.context, self.progress, self.plan.monitor
+    def _judge(self, rate: float) -> tuple[float | None, float | None, bool, float | None]:
+        progress = self.progress
         if not self.judges:
-            return None, None, False
-        valid_loss, targets, values = self._judged_rows()
+            return None, None, False, None
+        judged = self._judged_rows()
+        valid_loss = judged.loss
         if not math.isfinite(valid_loss):
             raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
-        if monitor is None or context.limit:  # the few rows of a smoke run may lack what a metric needs
-            score = valid_loss
-            signed = -valid_loss
-        else:
-            score = monitor(targets, values, context.table.select(context.valid_rows))
-            signed = score if monitor.maximise else -score
+        score, signed = self._score(judged)
         better = progress.best is None or signed > progress.best + self.stage.min_delta
         better |= signed == progress.best and progress.best_loss is not None and valid_loss < progress.best_loss
         if better:
             progress.best, progress.best_epoch, progress.best_loss = signed, progress.epoch, valid_loss
         progress.history.append(signed)
-        return valid_loss, score, better
+        return valid_loss, score, better, judged.constant
 
-    def _judged_rows(self) -> tuple[float, np.ndarray | None, np.ndarray]:
+    def _score(self, judged: Judged) -> tuple[float | None, float]:
+        """Return the score of an epoch, None where the metric has no value, and what epochs are compared by.
+
+        A metric without a value in the first epoch leaves the stage to be judged by its loss; a later epoch without one
+        is as good as the one before.
+        """
+        monitor, progress = self.plan.monitor, self.progress
+        if monitor is None or self.context.limit:  # the few rows of a smoke run may lack what a metric needs
+            return judged.loss, -judged.loss
+        rows = self.context.table.select(self.context.valid_rows)
+        try:
+            score: float | None = monitor(judged.targets, judged.values, rows)
+        except Undefined as error:
+            score = None
+            if not progress.history:
+                progress.by_loss = True
+                self.rules.said.append(
+                    f"{error.what}: epochs are judged by their loss, and this fold's score is '-'; the score of all "
+                    "folds' rows together counts"
+                )
+        if progress.by_loss:
+            return score, -judged.loss
+        if score is None:
+            return None, progress.history[-1]
+        return score, score if monitor.maximise else -score
+
+    def _judged_rows(self) -> Judged:
         """Return the validation loss, and the targets and predictions a metric takes."""
         context = self.context
         size = context.valid_batch_size or 2 * self.stage.batch_size
         if self.dense:
-            judging = Judging(self.normalise, self.rules.loss, self.judged_in, size)
+            judging = Judging(self.normalise, self.rules.loss, self.judged_in, size, self.units)
             return judge_maps(context, self.learner.judged, judging)
         valid_loss, values = evaluate(
             self.learner.judged, self.valid_feed, self.draws.valid(size), loss=self.rules.loss,
             precision=self.judged_in, task=context.table.task,
         )  # fmt: skip
         targets = context.table.targets
-        return valid_loss, None if targets is None else targets[context.valid_rows], values
+        truth = None if targets is None else targets[context.valid_rows]
+        return Judged(valid_loss, truth, values, self._loss_of_constant(truth))
+
+    def _loss_of_constant(self, truth: np.ndarray | None) -> float | None:
+        """Return the loss of saying the training rows' mean of each target, where targets are standardised."""
+        if self.units is None or truth is None:
+            return None
+        target = self.units.standardised(torch.as_tensor(truth, device=self.context.device))
+        return float(self.rules.loss(torch.zeros_like(target), target).mean())
 
     def stopped_early(self) -> bool:
         """Return whether the score has not improved for `early_stop` epochs."""

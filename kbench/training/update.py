@@ -12,7 +12,7 @@ the head alone learns, whose frozen body otherwise runs apart.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from kbench.errors import TrainingError
 from kbench.models.device import Precision, autocast, out_of_memory
 from kbench.models.layer_groups import has_batch_norm
 from kbench.registry import register
+from kbench.training.lone_image import lone_image
 from kbench.training.losses.per_target import Loss, LossSum
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Learner:
         scaler: gradient scaler; disabled but for fp16.
         averaged: the exponential moving average of the model, or None.
         micro_batch: images per forward pass; halved when memory runs out.
+        lone_said: whether it was said that batch norm used its kept statistics for a batch of one image.
     """
 
     model: nn.Module
@@ -49,6 +51,21 @@ class Learner:
     scaler: torch.amp.GradScaler
     averaged: AveragedModel | None
     micro_batch: int
+    lone_said: bool = False
+    _before: list[torch.Tensor] = field(default_factory=list)
+
+    def remember_buffers(self) -> None:
+        """Copy the model's buffers to where `restore_buffers` finds them: a few kernels, whatever their number."""
+        buffers = list(self.model.buffers())
+        if [one.shape for one in buffers] != [one.shape for one in self._before]:
+            self._before = [torch.empty_like(buffer) for buffer in buffers]
+        for now, before in _of_one_kind(buffers, self._before):
+            torch._foreach_copy_(before, now)
+
+    def restore_buffers(self) -> None:
+        """Put back the buffers as they were when they were remembered."""
+        for now, before in _of_one_kind(list(self.model.buffers()), self._before):
+            torch._foreach_copy_(now, before)
 
     @property
     def loss_scale(self) -> float | None:
@@ -126,22 +143,28 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
         Sums over valid targets, detached, on the device.
 
     Raises:
-        TrainingError: a single image does not fit into memory.
+        TrainingError: a single image does not fit into memory, or batch norm without statistics is given one value.
     """
     while True:
-        buffers = [buffer.clone() for buffer in learner.model.buffers()]
+        learner.remember_buffers()
         try:
             found = _gradients(learner, batches, rules=rules, seed=seed)
             break
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                f"batch norm cannot learn from one image: {error}",
+                "batches of two images or more, or batch norm that keeps statistics",
+                "set `batch_size: 2` or more, train on more rows, or take a model without such a layer",
+            ) from error
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         # the error is gone, and with it the tensors its traceback held
         learner.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, old in zip(learner.model.buffers(), buffers, strict=True):
-                buffer.copy_(old)
+        learner.restore_buffers()
         _halve(learner, batches, rules, reason)
     if rules.stage.clip is not None:
         torch.nn.utils.clip_grad_norm_(_trained(learner.optimizer), rules.stage.clip)
@@ -160,8 +183,11 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
     for images, target in batches:
         parts = -(-len(images) // learner.micro_batch)  # of even size: batch norm needs two images
         for some, their in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True):
-            with autocast(rules.device, rules.precision):
+            with autocast(rules.device, rules.precision), lone_image(learner.model, some) as kept:
                 loss = rules.step(learner.model, some, their, rules.loss)
+            if kept and not learner.lone_said:
+                learner.lone_said = True
+                rules.said.append(_lone(kept))
             if nominal is None:  # about the update's count: keeps fp16 gradients in range, changes no result
                 nominal = (loss.count.detach() * (sum(len(rows) for rows, _ in batches) / len(some))).clamp_min(1)
             learner.scaler.scale(loss.total / nominal).backward()  # type: ignore[no-untyped-call]
@@ -174,6 +200,22 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
         factor = torch.where(count > 0, nominal / count.clamp_min(1e-12), torch.zeros_like(count))
         torch._foreach_mul_(gradients, factor)
     return LossSum(total, count)
+
+
+def _lone(norms: list[str]) -> str:
+    return (
+        f"a batch of one image: batch norm '{norms[0]}' sees one value per channel and uses its kept statistics, which "
+        "such batches do not change; a `batch_size` of 2 or more, or a head without batch norm, learns better"
+    )
+
+
+def _of_one_kind(
+    some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]
+) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Yield the tensors of two lists together with those of their dtype, which one kernel can copy."""
+    for dtype in dict.fromkeys(one.dtype for one in some):
+        pairs = [pair for pair in zip(some, others, strict=True) if pair[0].dtype == dtype]
+        yield [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -193,6 +193,14 @@ def test_a_class_nobody_knows_is_refused() -> None:
 # -- intervals --------------------------------------------------------------------------------------------------
 
 
+def test_the_dice_of_an_image_is_1_where_there_is_nothing_and_nothing_is_predicted() -> None:
+    counts = np.array([[[0, 0, 0]], [[0, 5, 0]], [[0, 0, 5]], [[3, 1, 1]]])
+    assert score("dice_per_image", counts, ("salt",)) == pytest.approx((1 + 0 + 0 + 6 / 8) / 4)
+    two = np.array([[[0, 0, 0], [3, 1, 1]]])
+    assert score("dice_per_image", two, ("a", "b")) == pytest.approx((1 + 6 / 8) / 2)
+    assert score("dice_per_image", two, ("a", "b"), classes=["b"]) == pytest.approx(6 / 8)
+
+
 @pytest.mark.parametrize("name", ["mean_iou", "iou_per_image", "tgs_iou"])
 def test_intervals_are_made_of_counts_as_of_any_predictions(name: str) -> None:
     pairs = [index_pair(seed) for seed in range(40)]

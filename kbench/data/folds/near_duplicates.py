@@ -20,7 +20,7 @@ import numpy as np
 
 from kbench.data.folds.folds import Folds
 from kbench.data.images.cache import Progress, memoised
-from kbench.data.images.readers import decode
+from kbench.data.images.decoding import decode
 from kbench.data.table.table import Table
 from kbench.errors import DataError, first_names
 
