@@ -308,6 +308,19 @@ def test_a_module_says_what_it_is_for() -> None:
     assert [module for module, text in first.items() if not text.endswith((".", ";", ":"))] == []
 
 
+def test_files_that_are_named_exist() -> None:
+    folders = ("kbench", "tests", "benchmarks", "docs", "tools", "competitions")
+    names = {f"/{path.relative_to(ROOT).as_posix()}" for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    texts = [*MODULES.values(), *ROOT.glob("*.md"), *ROOT.glob("docs/adr/*.md"), *ROOT.glob("benchmarks/*.md")]
+    assert [
+        f"{path.name}: {name}"
+        for path in texts
+        if path.name != "CHANGELOG.md"  # tells of files that were
+        for name in re.findall(r"`([\w./]+\.py)`", path.read_text(encoding="utf-8"))
+        if not any(known.endswith(f"/{name.removeprefix('./')}") for known in names)
+    ] == []
+
+
 def tracked() -> list[Path]:
     """Return the text files of the repository."""
     done = subprocess.run(

@@ -79,7 +79,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: one tensor per way of showing, each [B, H, W, C] in the source's dtype.
-        target: [B] int64, [B, K] float32, [B, H, W, M] of dense tasks (`kbench/data/masks.py`), or None.
+        target: [B] int64, [B, K] float32, [B, H, W, M] of dense tasks (`kbench/data/masks/kinds.py`), or None.
         rows: [B] int64 rows of the table.
     """
 

@@ -26,7 +26,7 @@ class Group(NamedTuple):
     Attributes:
         rows: [b] rows of the table.
         images: [b, H, W, C] in the source's dtype.
-        masks: [b, H, W, M] as `kbench/data/masks.py` says, or None.
+        masks: [b, H, W, M] as `kbench/data/masks/kinds.py` says, or None.
     """
 
     rows: list[int]

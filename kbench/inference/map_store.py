@@ -106,7 +106,7 @@ class MapStore:
         task: a dense task.
         source: where they come from.
         readings: R names of what was measured; the last one is the mean of everything.
-        worth: [R, N, K, 3] as `metrics.dense.measured` gives it, or None without truth.
+        worth: [R, N, K, 3] as `metrics.maps.measured` gives it, or None without truth.
         kept: whether probabilities are stored, not only masks.
     """
 

@@ -1,4 +1,4 @@
-"""Metrics of segmentations, computed from counts of pixels (`pixels.py`).
+"""Metrics of segmentations, computed from counts of pixels (`maps.py`).
 
 A metric of this file is given [N, K] pixels of each class in the truth as `targets`, and [N, K, 3] counts of true
 positive, false positive and false negative pixels as `predictions`; ignored pixels are in neither. `classes` names

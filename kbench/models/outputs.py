@@ -89,7 +89,7 @@ def dense_target(mask: Tensor, task: str, n_outputs: int) -> Tensor:
     """Return what a loss compares maps with.
 
     Args:
-        mask: [B, H, W, M] as `kbench/data/masks.py` says, on the device.
+        mask: [B, H, W, M] as `kbench/data/masks/kinds.py` says, on the device.
         task: a dense task.
         n_outputs: number of maps.
 

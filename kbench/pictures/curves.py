@@ -1,18 +1,9 @@
-"""Curves of a fold, from its log: losses, scores, learning rates, and the learning-rate range test.
+"""Curves: rates before training, logs of a fold and of all folds, and what an ensemble's parts add.
 
-The learning rates of every stage as one picture, before anything is trained.
-
-Schedules are pure functions of the update, so the picture is exact; a rate that is still to be found is drawn in
-units of itself. To show more of a stage, add a field to `StageRates`.
-
-What an ensemble is made of and what each part adds: out of fold, so for the rows no model of the mean has seen.
-
-A member is a snapshot, such as `cycles-2`, of every fold. All numbers are scores of the competition's metric on the
-same rows. To compare other mixtures, hand `stacked` other names.
-
-How the folds of a run were trained, all in one picture: losses, scores, learning-rate range tests.
-
-Drawn from the folds' logs and CSVs alone. `curves.py` draws the same for a single fold.
+Schedules are pure functions of the update, so the picture of the rates is exact; a rate that is still to be found is
+drawn in units of itself. Losses, scores and range tests are drawn from the folds' logs and CSVs alone. What members add
+is counted out of fold, so for the rows no model of the mean has seen; a member is a snapshot, such as `cycles-2`, of
+every fold. To show more of a stage, add a field to `StageRates`; to compare other mixtures, hand `stacked` other names.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Everything is made of counts of pixels, or of one image at a time. `images`, `truth` and `masks` are read by row, in
 the order of the table. To add a view, write a function here that takes the same.
-
-The chapter of `kbench inspect` for segmentations: how much of every class there is, and masks over their images.
 """
 
 from __future__ import annotations

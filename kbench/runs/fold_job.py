@@ -1,6 +1,7 @@
 """What a fold needs before it trains: its rows, stages, model builder and resume point.
 
-Put the rows of pseudo-labels among those a fold trains on; those it validates stay what they are.
+Rows of pseudo-labels join those a fold trains on; those it validates stay what they are. To give a fold one more thing,
+add it to `FoldContext` and fill it in `prepare_fold`.
 """
 
 from __future__ import annotations

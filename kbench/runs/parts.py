@@ -1,6 +1,7 @@
 """From the YAML's names to parts: stages, model, images, views. Of the config objects only a `Stage` goes on from here.
 
-From the YAML to precomputed activations: which rows, how they are read, where they are kept.
+Also where precomputed activations come from: which rows, how they are read, where they are kept. To let a YAML name one
+more part, register its kind and build it here.
 """
 
 from __future__ import annotations

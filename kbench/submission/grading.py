@@ -2,12 +2,9 @@
 
 The solution is a CSV with the sample's ids and one of: the sample's own columns filled with the truth, one column of
 class names, or one column per target. A column `Usage` (Public, Private, Ignored) splits it as Kaggle does. That of
-maps is a file in the competition's own format.
-
-To grade another kind of solution, let the competition's format `parse` it.
-
-Maps are measured image by image, by counts of pixels or sums of errors, then scored by the competition's metric. Where
-a solution holds all classes, and these exclude one another, pixels of no class are ignored; so are numbers of NaN.
+maps is a file in the competition's own format: they are measured image by image, by counts of pixels or sums of errors,
+then scored by the competition's metric; where it holds all classes, and these exclude one another, pixels of no class
+are ignored, and so are numbers of NaN. To grade another kind of solution, let the competition's format `parse` it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The training loop: generators without callbacks.
+"""The updates of an epoch: generators without callbacks.
 
-`train_epoch` makes the updates of one epoch and yields one `Update` each; `evaluate` judges the model. Who calls
-them (`stage.py`) logs, checkpoints, keeps snapshots and stops early, in visible order, between two yields.
+`train_epoch` makes the updates of one epoch and yields one `Update` each. Who calls it (`stage.py`) logs, judges
+(`validation.py`), checkpoints, keeps snapshots and stops early, in visible order, between two yields. What one update
+computes is in `update.py`.
 """
 
 from __future__ import annotations

@@ -3,12 +3,10 @@
 The gradient is that of sum(totals) / sum(counts) over the update's batches, however they are cut: accumulated
 batches, a last partial group, targets that do not count, or micro-batches halved because memory ran out.
 
-What one update computes: from a batch to a loss.
-
-A step is a registered factory; what it returns is called as `step(model, images, target, loss) -> LossSum`
-with normalised images [B, C, H, W]. To add one (distillation, auxiliary heads), write a factory here or in a
-plug-in with `@register("step")`; it is given the whole model, also in stages where the head alone learns, whose frozen
-body otherwise runs apart.
+What goes from a batch to a loss is a step, a registered factory; what it returns is called as
+`step(model, images, target, loss) -> LossSum` with normalised images [B, C, H, W]. To add one (distillation, auxiliary
+heads), write a factory here or in a plug-in with `@register("step")`; it is given the whole model, also in stages where
+the head alone learns, whose frozen body otherwise runs apart.
 """
 
 from __future__ import annotations
@@ -30,20 +28,8 @@ from kbench.registry import register
 from kbench.training.lone_image import lone_image
 from kbench.training.losses.per_target import Loss, LossSum
 
-Step = Callable[[nn.Module, torch.Tensor, torch.Tensor, Loss], LossSum]
-
-
-@register("step")
-def supervised() -> Step:
-    """Compare the model's logits with the target."""
-
-    def step(model: nn.Module, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> LossSum:
-        return loss(model(images), target)
-
-    return step
-
-
 logger = logging.getLogger(__name__)
+Step = Callable[[nn.Module, torch.Tensor, torch.Tensor, Loss], LossSum]
 Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -117,6 +103,16 @@ class Rules:
     precision: Precision
     stage: Stage = field(default_factory=Stage)
     said: list[str] = field(default_factory=list)
+
+
+@register("step")
+def supervised() -> Step:
+    """Compare the model's logits with the target."""
+
+    def step(model: nn.Module, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> LossSum:
+        return loss(model(images), target)
+
+    return step
 
 
 def average_of(model: nn.Module, decay: float) -> AveragedModel:

@@ -1,12 +1,8 @@
-"""Judge a model of a dense task on whole images while it trains.
+"""Judge a model on the rows a fold validates, as it will predict: rows of logits, or maps of whole images.
 
-The maps are made as prediction makes them, plain view alone, through the competition's windows; memory is that of a
-batch, whatever the number of images.
-
-The training loop: generators without callbacks.
-
-`train_epoch` makes the updates of one epoch and yields one `Update` each; `evaluate` judges the model. Who calls
-them (`stage.py`) logs, checkpoints, keeps snapshots and stops early, in visible order, between two yields.
+`evaluate` holds all predictions of rows, since a metric may need them at once. `judge_maps` makes maps as prediction
+makes them, plain view alone, through the competition's windows; its memory is that of a batch, whatever the number of
+images. What an epoch is judged by besides the loss is the stage's monitor: to add one, add a metric.
 """
 
 from __future__ import annotations

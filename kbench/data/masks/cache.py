@@ -84,7 +84,7 @@ def open_masks(
         progress: called as `progress(done, total)` while the cache is built.
 
     Returns:
-        Arrays as in `masks.py`, by row.
+        Arrays as in `kinds.py`, by row.
     """
 
     def make() -> DirectMasks:

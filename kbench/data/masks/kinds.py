@@ -8,8 +8,9 @@ array. Whatever the writing, the array of a row has the size of its image and is
     multi_label_segmentation            [H, W, K] uint8 0 or 1 per class, 255 where ignored
     dense_regression                    [H, W, K] float32 target units, NaN where unknown
 
-Here are the kinds of one file per image; `layers.py` has those of one file per class or object, `run_length_csv.py`
-those of run-length texts. To add a way masks are written, write a factory in one of them with `@register("mask")`.
+Here are the kinds of one file per image; `layers.py` has those of one file per class or object, and
+`run_length_csv.py` those of run-length texts. To add a way masks are written, write a factory in one of them with
+`@register("mask")`.
 """
 
 from __future__ import annotations

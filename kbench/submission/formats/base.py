@@ -2,12 +2,11 @@
 
 A format is a registered function that returns a `Format`. It may ask for the target names and the task by the
 keyword-only parameters `_names` and `_task`, which kbench fills in; other keyword-only parameters may be set in
-the YAML (`submission.format`). To add one, write a module beside this one and name it in `registry.MODULES`:
+the YAML (`submission.format`). The sample submission rules: its columns, its ids and their order are what is written.
+To add one, write a module beside this one and name it in `registry.MODULES`:
 
     @register("format")
     def mine(*, clip: float | None = None, _names: tuple[str, ...], _task: str) -> Format: ...
-
-The sample submission rules: its columns, its ids and their order are what is written.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """What the formats of masks share: which rows a sample asks for, and that what is written is what was predicted.
 
-Their rows hold one encoded mask per cell, so that only one decoded mask is in memory. `build` decodes every cell it
-has made and compares it with the mask; `write_submission` reads the file back and compares the cells. To add such a
-format, see `formats.py`; `rle.py` is the shortest one.
-
-Files of many masks that are no CSV: a JSON object by image, a zip of images; read one image at a time.
-
-To read another kind of file, add a function here; `check.read_sample` says which endings it knows.
+Their rows hold one encoded mask per cell, so that only one decoded mask is in memory. `build_cells` decodes every cell
+it has made and compares it with the mask; who writes a submission reads the file back and compares the cells. To add
+such a format, see `base.py`; `run_lengths.py` is the shortest one. Files of many masks that are no CSV (a JSON object
+by image, a zip of images) are read one image at a time; to read another kind of file, add a function here;
+`check.read_sample` says which endings it knows.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Mask images in a zip: class numbers, colours, or one image per class.
 
-To add another format, see `formats.py`.
+To add another format, see `base.py`.
 """
 
 from __future__ import annotations

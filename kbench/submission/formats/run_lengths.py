@@ -1,6 +1,6 @@
 """Run-length texts: `id,rle_mask`, one row per image, or one per image and class.
 
-To add another format, see `formats.py`.
+To add another format, see `base.py`.
 """
 
 from __future__ import annotations
