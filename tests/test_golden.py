@@ -359,14 +359,16 @@ def test_every_shipped_competition_has_data_here() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 def test_a_shipped_training_is_known_by_the_same_hashes(name: str, tmp_path: Path) -> None:
-    assert list(differences(expected()["shipped"][name], shipped(tmp_path, name))) == []
+    changed = list(differences(expected()["shipped"][name], shipped(tmp_path, name)))
+    assert not changed, "\n".join(changed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_has_the_same_score_and_submission(name: str, tmp_path: Path) -> None:
     facts = TRAININGS[name](tmp_path)
-    assert list(differences(expected()["trained"][name], facts)) == []
+    changed = list(differences(expected()["trained"][name], facts))
+    assert not changed, "\n".join(changed)
     golden = rows_of(GOLDEN / f"golden-{name}.csv")
     found = rows_of(tmp_path / "submissions" / f"{SUBMISSIONS[name]}.csv")
     assert found["id"] == golden["id"]
