@@ -20,7 +20,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from kbench.errors import DataError, KbenchError
 
@@ -383,13 +383,12 @@ def digest(content: Any) -> str:
 
 def write_chunks(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
     """Write a whole file atomically from chunks, hashing on the way; return its entry for `seal`."""
-    state, size = hashlib.sha256(), 0
+    state = hashlib.sha256()
     with replacing(path) as temporary, open(temporary, "wb") as handle:
         for chunk in chunks:
             handle.write(chunk)
             state.update(chunk)
-            size += len(chunk)
-    return {"file": path.name, "bytes": size, "sha256": state.hexdigest()}
+    return {"file": path.name, **_size_and_time(path), "sha256": state.hexdigest()}
 
 
 def seal(
@@ -404,30 +403,38 @@ def seal(
     Args:
         path: the JSON file.
         description: what it says besides the checksums.
-        files: name -> file beside `path`; size and SHA-256 of each are recorded.
+        files: name -> file beside `path`; size, time of the last change and SHA-256 of each are recorded.
         sealed: name -> entry of files hashed while they were written (`write_chunks`).
     """
     entries = dict(sealed or {})
     for name, file in files.items():
-        entries[name] = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
+        entries[name] = {"file": file.name, **_size_and_time(file), "sha256": sha256(file)}
     return write_json(path, {**description, "files": entries})
 
 
-def read_seal(path: Path, *, verify: bool = True) -> dict[str, Any] | None:
+def _size_and_time(file: Path) -> dict[str, int]:
+    status = file.stat()
+    return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+
+
+def read_seal(path: Path, *, verify: Literal["size", "time", "content"] = "content") -> dict[str, Any] | None:
     """Return a sealed description, or None when the artifact does not exist.
 
     Args:
         path: the JSON file.
-        verify: compare checksums too, not only sizes.
+        verify: what is compared: sizes alone; the checksum of files that were changed or copied since they were sealed
+            (`time`), so that gigabytes are not read to be opened; or that of all.
     """
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         entries = description["files"]
         for entry in entries.values():
             file = path.with_name(entry["file"])
-            if file.stat().st_size != entry["bytes"]:
+            now = _size_and_time(file)
+            if now["bytes"] != entry["bytes"]:
                 return None
-            if verify and sha256(file) != entry["sha256"]:
+            same = verify == "time" and now["changed_ns"] == entry.get("changed_ns")
+            if verify != "size" and not same and sha256(file) != entry["sha256"]:
                 return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # missing, half-written or foreign: by definition it does not exist
@@ -461,12 +468,13 @@ def sync(array: Any) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
+def lock(path: Path, *, waiting: str | None = None, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold an exclusive lock between processes for the block; the system frees it when a process dies.
 
     Args:
         path: the lock file; it stays behind, empty.
         waiting: when given, do not wait: raise an error with this as its remedy.
+        on_wait: called once where another process holds it, before waiting for it.
     """
     make_folder(path.parent)
     try:
@@ -475,7 +483,7 @@ def lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
         raise _write_error(path, error) from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if waiting else 0))
+            _take(handle, on_wait, wait=not waiting)
         except BlockingIOError as error:
             raise KbenchError(
                 f"another kbench process holds '{path}'", "one process at a time here", waiting or ""
@@ -483,3 +491,14 @@ def lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
         except OSError as error:
             raise _write_error(path, error) from error
         yield
+
+
+def _take(handle: IO[str], on_wait: Callable[[], None] | None, *, wait: bool) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise
+        if on_wait is not None:
+            on_wait()
+        fcntl.flock(handle, fcntl.LOCK_EX)

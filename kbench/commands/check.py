@@ -37,7 +37,7 @@ from kbench.runs.trial_build import part_problems
 from kbench.runs.unscored import unscored_folds
 from kbench.submission.check import check_submission, part_of, read_sample, sample_problems
 from kbench.submission.formats.base import Format, id_column, named_class, near_id, refuse, row_keys, target_columns
-from kbench.tasks import SEGMENTATION, exclusive, is_dense
+from kbench.tasks import SEGMENTATION, exclusive
 from kbench.workspace import Choice, Workspace, choose, find_workspace
 
 _Found = TypeVar("_Found")
@@ -192,7 +192,7 @@ def _try_submission(setup: Experiment) -> None:
         if setup.competition.data.test is not None:  # the size of an image is in its file
             _try_masks(setup, sample)
         return
-    if is_dense(task):
+    if setup.train.masks is not None:
         return
     few = sample.head(_FEW)
     if setup.choice.of_a_part:

@@ -75,7 +75,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         DataError: there are none, or their files are damaged.
     """
-    description = files.read_seal(path)
+    description = files.read_seal(path, verify="time")
     if description is None:
         raise DataError(
             f"there are no pseudo-labels at '{path}', or they are damaged", "files that match their JSON",

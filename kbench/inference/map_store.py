@@ -238,7 +238,7 @@ def load(path: Path) -> MapStore:
     Raises:
         PredictionError: it does not exist, or is damaged.
     """
-    description = files.read_seal(path)
+    description = files.read_seal(path, verify="time")
     if description is None:
         raise PredictionError(
             f"there are no predicted maps at '{path}', or they are damaged", "files that match their JSON",

@@ -129,7 +129,7 @@ def load(path: Path) -> Predictions:
     Raises:
         PredictionError: they do not exist, or are damaged.
     """
-    description = files.read_seal(path)
+    description = files.read_seal(path, verify="time")
     if description is None:
         raise PredictionError(
             f"there are no predictions at '{path}', or they are damaged",

@@ -35,7 +35,6 @@ from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
 from kbench.models.outputs import default_loss
 from kbench.runs.experiment import decoding_of, mask_kind, reader_of, size_reader
-from kbench.tasks import is_dense
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
 
@@ -232,8 +231,8 @@ def masks_of(competition: Competition, table: Table, cache: Path, *, what: str) 
 
 
 def build_windows(competition: Competition) -> Windows | None:
-    """Return what the network sees of whole images at once; None where tasks are not dense."""
-    if not is_dense(competition.task):
+    """Return what the network sees of whole images at once; None where the targets are no masks."""
+    if competition.data.masks is None:
         return None
     windows: Windows = competition.build("maps.windows", _task=competition.task)
     return windows

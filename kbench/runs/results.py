@@ -7,14 +7,16 @@ words of both. To add a kind of prediction, write a module with the functions of
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kbench import registry
+from kbench import console, files, registry
 from kbench.config.section import Component
 from kbench.data.images.cache import Images, Resize
 from kbench.data.table.table import Table
@@ -60,6 +62,24 @@ class Rows:
     force: bool = False
     handed: Callable[[Resize], Images] | None = None
     folder: Path | None = None
+
+
+def whole(path: Path) -> dict[str, Any] | None:
+    """Return what predictions say of themselves, or None where they have to be made; damaged ones are named."""
+    description = files.read_seal(path, verify="time")
+    if description is None and path.is_file():
+        console.warn(f"'{path}' is damaged: its rows are predicted anew")
+    return description
+
+
+@contextlib.contextmanager
+def predicting(paths: Sequence[Path]) -> Iterator[None]:
+    """Hold the folders of predictions while they are made; another command that makes them waits, and says so."""
+    with contextlib.ExitStack() as held:
+        for folder in sorted({path.parent for path in paths}):
+            note = f"another command predicts into '{folder}': waiting for it"
+            held.enter_context(files.lock(folder / ".lock", on_wait=partial(console.note, note)))
+        yield
 
 
 class Result(Protocol):

@@ -29,7 +29,7 @@ from kbench.models.device import choose_device
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
 from kbench.runs.members import checkpoints, member_of, needed_checkpoints
-from kbench.runs.results import Judged, Rows, Share, Weighed, decision_of, fold_of, metric_of
+from kbench.runs.results import Judged, Rows, Share, Weighed, decision_of, fold_of, metric_of, predicting, whole
 
 if TYPE_CHECKING:
     from kbench.config.section import Component
@@ -125,20 +125,32 @@ def _predict_missing(
         few = job.batch_size if len(job.views) == 1 else rows.limit * job.batch_size
         job = replace(job, ids=job.ids[:few], rows=job.rows[:few])
     stages = {stage.name: stage for stage in parts.build_stages(competition)}
-    todo, content = [], "" if rows.handed is not None else parts.content_of(competition, table, cache)
-    for checkpoint, out in wanted:
-        source = {**source_of(run, checkpoint, job.ids, views), "content": content}
-        known = None if rows.force else files.read_seal(out, verify=False)
-        if known is None or known["source"] != source:
-            member = member_of(run, checkpoint, out=out, source=source, stages=stages, device=job.device)
-            live = rows.limit or rows.handed is not None
-            todo.append(member if live else _with_activations(run, table, job, member, checkpoint))
-    if not todo:
+    content = "" if rows.handed is not None else parts.content_of(competition, table, cache)
+
+    def missing() -> list[tuple[Checkpoint, Member]]:
+        members = []
+        for checkpoint, out in wanted:
+            source = {**source_of(run, checkpoint, job.ids, views), "content": content}
+            known = None if rows.force else whole(out)
+            if known is None or known["source"] != source:
+                member = member_of(run, checkpoint, out=out, source=source, stages=stages, device=job.device)
+                members.append((checkpoint, member))
+        return members
+
+    if not missing():
         return
-    what = f"{rows.part}: {len(todo)} models x {len(job.views)} views"
-    with console.bar(f"predicting {what}") as advance:
-        for done in predict_members(job, todo):
-            advance(done, len(job.rows))
+    with predicting([out for _, out in wanted]):
+        live = rows.limit or rows.handed is not None
+        todo = [
+            member if live else _with_activations(run, table, job, member, checkpoint)
+            for checkpoint, member in missing()  # another command may have predicted them meanwhile
+        ]
+        if not todo:
+            return
+        what = f"{rows.part}: {len(todo)} models x {len(job.views)} views"
+        with console.bar(f"predicting {what}") as advance:
+            for done in predict_members(job, todo):
+                advance(done, len(job.rows))
 
 
 def job_of(

@@ -149,5 +149,5 @@ def state_of(paths: FoldPaths, *, training: str) -> dict[str, Any]:
         status = files.read_json(paths.status)
         if status.get("training") == training:
             return dict(status)
-    sealed = files.read_seal(paths.last, verify=False)
+    sealed = files.read_seal(paths.last, verify="size")
     return {"state": "started" if sealed and sealed["training"] == training else "none"}

@@ -21,7 +21,6 @@ from kbench.errors import Diverged
 from kbench.models.device import Precision, autocast
 from kbench.models.layer_groups import train_mode
 from kbench.models.outputs import Units, dense_target
-from kbench.tasks import is_dense
 from kbench.training.losses.per_target import LossSum
 from kbench.training.optimizers import apply_schedule
 from kbench.training.schedules import Schedule
@@ -155,7 +154,7 @@ class Feed:
         images = self.normalise(batch.images[0].to(self.device, non_blocking=True))
         assert batch.target is not None, "training rows have targets"
         target = batch.target.to(self.device, non_blocking=True)
-        if is_dense(self.task):
+        if target.ndim == 4:  # masks
             target = dense_target(target, self.task, self.n_outputs)
         target = self.learned(target)
         if self.mix is not None:

@@ -71,7 +71,7 @@ def save_resume(paths: FoldPaths, progress: Progress, tensors: Mapping[str, torc
         tensors: from `learner_tensors`.
         training: the training hash.
     """
-    before = files.read_seal(paths.last, verify=False)
+    before = files.read_seal(paths.last, verify="size")
     name = f"last-{progress.stage}-{progress.epoch}-{progress.batch}.safetensors"
     weights = paths.last.with_name(name)
     write_tensors(weights, tensors)

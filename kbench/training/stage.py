@@ -23,7 +23,6 @@ from kbench.metrics.metric import Undefined
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import Precision, choose_precision, free_memory, place, usable_precision
 from kbench.models.layer_groups import chosen, freeze_but, layer_groups, train_mode, trains_head_alone
-from kbench.tasks import is_dense
 from kbench.training.batches import REFIT_EPOCH, Draws
 from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold_context import FoldContext
@@ -89,9 +88,9 @@ class _Runner:
         self, context: FoldContext, plan: StagePlan, model: nn.Module, progress: Progress, until_done: ExitStack
     ) -> None:
         self.context, self.model, self.progress = context, model, progress
-        self.plan, self.stage = plan, plan.stage
+        stage = plan.stage
+        self.plan, self.stage = plan, stage
         self.until_done = until_done
-        table, stage = context.table, plan.stage
         self.draws = Draws(context, plan)
         self.judges = stage.subset != "full" and len(context.valid_rows) > 0
         self.channels_last = stage.channels_last is not False
@@ -100,7 +99,7 @@ class _Runner:
         train_images = context.images_for(plan.show)
         self.scale = context.scale_for(train_images)
         self.normalise = Normalise(**self.scale).to(context.device)
-        self.dense = is_dense(table.task)
+        self.dense = context.masks is not None
         self.units = context.units()
         precomputed = stage.precompute and not context.limit  # a smoke run looks at a few rows only
         self.activations = self._activations() if precomputed else None

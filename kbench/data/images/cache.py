@@ -257,7 +257,7 @@ def read_whole(path: Path, folder: Path) -> dict[str, Any] | None:
         path: the JSON.
         folder: the cache folder.
     """
-    description = files.read_seal(path, verify=False)
+    description = files.read_seal(path, verify="size")
     if description is None or not {"rows", "resize", "made"} <= set(description):
         return None
     parts = [tuple(path.with_name(entry["file"]) for entry in description["files"].values())]
@@ -421,7 +421,7 @@ def cache_entries(folder: Path) -> list[CacheEntry]:
     """Return what the cache holds, oldest first."""
     entries = []
     for path in [*(folder / "images").glob("*.json"), *(folder / "activations").glob("*.json")]:
-        found = files.read_seal(path, verify=False)
+        found = files.read_seal(path, verify="size")
         if found and {"rows", "resize", "made"} <= set(found):
             size = sum(entry["bytes"] for entry in found["files"].values())
             entries.append(CacheEntry(path.stem, path.parent.name, found["rows"], found["resize"], size, found["made"]))
