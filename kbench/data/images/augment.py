@@ -46,14 +46,14 @@ class Augmentation:
     pixels: Pixels | None = None
 
 
+NO_AUGMENTATION = Augmentation()
+
+
 class Change(Protocol):
     """What may happen to values of a range of 1; of bands, to those of each by itself."""
 
     def __call__(self, values: np.ndarray, rng: np.random.Generator, *, photograph: bool) -> np.ndarray:
         """Return [H, W, C] float32 changed; what is not finite stays where it is."""
-
-
-NO_AUGMENTATION = Augmentation()
 
 
 @register("augmentation")
