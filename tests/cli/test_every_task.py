@@ -70,8 +70,17 @@ def seen(run: kbench.Run, fold: int, name: str, **of: Any) -> tuple[np.ndarray, 
     for member in run.members(fold):
         model = run.model(fold, member, device="cpu")
         plain, mirrored = (finish(model(some)) for some in (images, images.flip(-1)))
-        means.append(((plain + (mirrored.flip(-1) if name in MAPS else mirrored)) / 2).numpy())
+        mean = ((plain + (mirrored.flip(-1) if name in MAPS else mirrored)) / 2).numpy()
+        means.append(in_units(mean, run.snapshot(fold, member).info.get("units")))
     return rows.ids, np.stack(means)
+
+
+def in_units(values: np.ndarray, units: dict[str, Any] | None) -> np.ndarray:
+    """Return numbers of a network that was taught in standard deviations, [N, K, ...], in those of the files."""
+    if units is None:
+        return values
+    middle, spread = (np.reshape(units[key], (-1, *[1] * (values.ndim - 2))) for key in ("mean", "std"))
+    return values * spread + middle
 
 
 def decided(mean: np.ndarray, name: str) -> np.ndarray:
