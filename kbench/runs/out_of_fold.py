@@ -37,6 +37,7 @@ from kbench.runs import parts
 from kbench.runs.experiment import Setup
 from kbench.runs.members import members_of
 from kbench.runs.predict import MapPart, fold_mean, masks_of, masks_of_kept, predict_out_of_fold, rows_of_fold
+from kbench.runs.run import read_manifest
 from kbench.tasks import exclusive
 from kbench.training.fold import state_of
 from kbench.training.fold_context import KEEP
@@ -45,7 +46,7 @@ from kbench.workspace import RunPaths
 
 def score_of_fold(setup: Setup, paths: RunPaths, fold: int) -> float | None:
     """Return the score of a fold's own rows: the mean over its snapshots and views; None where it has no value."""
-    identity = files.read_json(paths.manifest)
+    identity = read_manifest(paths)
     predictions = fold_mean(members_of(setup, paths, identity, fold, "oof"), setup.competition.ensemble.mean)
     table = setup.train.select(setup.folds.valid(fold))
     values = aligned(predictions, ids=table.ids, names=table.target_names)

@@ -90,7 +90,7 @@ def prepare_run(setup: Setup, *, force: bool) -> tuple[RunPaths, dict[str, str]]
         expected="parts that can be built", todo="correct what is named above, then `kbench check`",
     )  # fmt: skip
     if paths.manifest.is_file():
-        before = files.read_json(paths.manifest)
+        before = read_manifest(paths)
         if before["training"] != known["training"]:
             if not force:
                 raise _trained_otherwise(setup, paths, before)
@@ -112,6 +112,20 @@ def prepare_run(setup: Setup, *, force: bool) -> tuple[RunPaths, dict[str, str]]
              "pseudo": pseudo_origin(setup), "view": _view(setup)},
         )  # fmt: skip
     return paths, known
+
+
+def read_manifest(paths: RunPaths) -> dict[str, Any]:
+    """Return what `run.json` says of a run.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    keys = {"training": str, "contract": str, "folds": str, "experiment": str, "set": list}
+    todo = (
+        f"bring '{paths.manifest}' back, or remove the run's folder '{paths.root}' and type `kbench train`; without it "
+        "nothing says how the weights were trained"
+    )
+    return files.read_record(paths.manifest, keys=keys, todo=todo)
 
 
 def _trained_otherwise(setup: Setup, paths: RunPaths, before: dict[str, Any]) -> ConfigError:
@@ -146,7 +160,7 @@ def open_run_setup(choice: Choice, *, other_folds: bool = False) -> tuple[Setup,
     name = choose(workspace, choice.competition)
     paths = _existing_run(workspace, name, choice)
     trained = read_yaml(paths.config)
-    manifest = files.read_json(paths.manifest)
+    manifest = read_manifest(paths)
     experiment = manifest["experiment"]
     current = _current(workspace, name, None if experiment == "baseline" else experiment, manifest, choice)
     content = {**{key: value for key, value in trained.items() if key not in FREE},

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kbench.errors import CheckpointError
 from kbench.models.checkpoint import (
     Tensors,
     keep_body,
@@ -260,7 +261,13 @@ class Keeper:
         """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""
         if self.stage.early_stop and self.progress.best_epoch is not None:
             best = read_checkpoint(self.context.paths.snapshot(self.stage.name, "best"))
-            assert best is not None, "an epoch that was best wrote its snapshot"
+            if best is None:
+                raise CheckpointError(
+                    f"the best epoch of stage {self.stage.name} was kept as "
+                    f"'{self.context.paths.snapshot(self.stage.name, 'best')}', which is missing or damaged",
+                    "the snapshot that was written when the epoch ended",
+                    f"bring it back, or `kbench train --fold {self.context.fold} --force` trains the fold anew",
+                )
             self.model.load_state_dict(snapshot_tensors(best))
         elif self.learner.averaged is not None:
             self.learner.model.load_state_dict(self.learner.averaged.state_dict())
