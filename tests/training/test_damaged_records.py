@@ -81,7 +81,7 @@ def test_a_flipped_byte_in_the_log_names_its_line_and_removing_it_helps(tmp_path
             damaged += 1
             assert f"line {place + 1} of" in error.what
             assert f"sed -i {place + 1}d" in error.todo
-            assert last_epoch_of(paths) == ["-"] * 6
+            assert len(last_epoch_of(paths)) == 6  # the live table goes on
     assert damaged > 20
     paths.log.write_bytes(b"\n".join([*lines[:place], *lines[place + 1 :], b""]))
     assert read_epochs(paths) == epochs[1:]
