@@ -18,7 +18,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -147,6 +147,68 @@ def read_json(path: Path) -> Any:
             "a JSON file written by kbench",
             f"delete '{path}' and run the command that makes it again",
         ) from error
+
+
+def read_record(path: Path, *, keys: Mapping[str, type | tuple[type, ...]], todo: str) -> dict[str, Any]:
+    """Read a JSON object that kbench wrote.
+
+    Args:
+        path: the file.
+        keys: what it must hold -> its type.
+        todo: what to do where it is damaged.
+
+    Raises:
+        DataError: the file is missing, not JSON, no object, or something it must hold is missing or of another type.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        wrong = _wrong(content, keys)
+    except (OSError, ValueError, RecursionError) as error:
+        wrong = str(error)
+    if wrong:
+        raise DataError(f"'{path}' is damaged: {wrong}", "a JSON file as kbench wrote it", todo)
+    return dict(content)
+
+
+def read_records(path: Path, *, keys: Mapping[str, type | tuple[type, ...]], only: Mapping[str, str]) -> list[Any]:
+    """Return the records of a log, one JSON object per line; none when it is missing, a half-written last line is not.
+
+    Args:
+        path: the log.
+        keys: what each record must hold -> its type.
+        only: records that have these values; all others are left out, whatever they hold.
+
+    Raises:
+        DataError: a line is no JSON object, or a record lacks something.
+    """
+    records = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            record = json.loads(line)
+            wrong = _wrong(record, {})
+            if not wrong and any(record.get(key) != value for key, value in only.items()):
+                continue
+            wrong = wrong or _wrong(record, keys)
+        except (ValueError, RecursionError) as error:
+            wrong = str(error)
+        if wrong:
+            raise DataError(
+                f"line {number} of '{path}' is damaged: {wrong}", "one JSON object per line, as kbench wrote it",
+                f"remove the line (`sed -i {number}d '{path}'`) and type the same again; nothing else depends on it",
+            )  # fmt: skip
+        records.append(record)
+    return records
+
+
+def _wrong(content: Any, keys: Mapping[str, type | tuple[type, ...]]) -> str:
+    """Return what is wrong with an object; empty if nothing is."""
+    if not isinstance(content, dict):
+        return f"it holds {json.dumps(content)[:40]} in place of an object"
+    missing = [key for key in keys if key not in content]
+    if missing:
+        return f"it lacks '{missing[0]}'"
+    strange = [key for key, kind in keys.items() if not isinstance(content[key], kind)]
+    return f"'{strange[0]}' is {json.dumps(content[strange[0]])[:40]}" if strange else ""
 
 
 def append_line(path: Path, line: str) -> None:

@@ -8,7 +8,6 @@ every fold. To show more of a stage, add a field to `StageRates`; to compare oth
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,8 +223,11 @@ Epochs = Sequence[Mapping[str, Any]]
 
 def read_epochs(paths: FoldPaths) -> list[dict[str, Any]]:
     """Return the epochs of a fold's log, in order; none when it has no log."""
-    records = map(json.loads, files.read_lines(paths.log))
-    return [record for record in records if record.get("event") == "epoch"]
+    number, maybe = (int, float), (int, float, type(None))
+    keys: dict[str, type | tuple[type, ...]] = {
+        "stage": str, "epoch": int, "lr": number, "train_loss": number, "valid_loss": maybe, "score": maybe,
+    }  # fmt: skip
+    return files.read_records(paths.log, keys=keys, only={"event": "epoch"})
 
 
 def draw_training(folds: Mapping[str, Epochs], path: Path, *, metric: str) -> Path:

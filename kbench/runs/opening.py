@@ -104,7 +104,7 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
     )  # fmt: skip
     content = Content(experiment.train, experiment.workspace.cache(), exact=competition.input.cache != "off")
     if paths.manifest.is_file():
-        before = files.read_json(paths.manifest)
+        before = read_manifest(paths)
         changes = [] if experiment.trial else content.changes(before.get("content"), paths.content)
         if before["training"] != known["training"] or changes:
             if not force:
@@ -130,6 +130,20 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
              "content": None if experiment.trial else content.keep(paths.content)},
         )  # fmt: skip
     return run
+
+
+def read_manifest(paths: RunPaths) -> dict[str, Any]:
+    """Return what `run.json` says of a run.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    keys = {"training": str, "contract": str, "folds": str, "experiment": str, "set": list}
+    todo = (
+        f"bring '{paths.manifest}' back, or remove the run's folder '{paths.root}' and type `kbench train`; without it "
+        "nothing says how the weights were trained"
+    )
+    return files.read_record(paths.manifest, keys=keys, todo=todo)
 
 
 def _trained_otherwise(experiment: Experiment, paths: RunPaths, before: dict[str, Any]) -> ConfigError:
@@ -164,7 +178,7 @@ def open_run(choice: Choice, *, other_folds: bool = False) -> Run:
     name = choose(workspace, choice.competition)
     paths = _existing_run(workspace, name, choice)
     trained = read_yaml(paths.config)
-    manifest = files.read_json(paths.manifest)
+    manifest = read_manifest(paths)
     baseline = manifest["experiment"] == "baseline"
     current = _current(workspace, name, None if baseline else manifest["experiment"], manifest, choice)
     content = {**{key: value for key, value in trained.items() if key not in FREE},

@@ -37,6 +37,13 @@ def resize_before(show: Show) -> Resize:
     return Resize(show.crop.resize, *(show.size if show.crop.resize != "keep" else (0, 0)))
 
 
+_PLANNED: dict[str, type | tuple[type, ...]] = {
+    "lr": (int, float), "threads": int, "scale": dict, "units": dict, "precision": dict, "end": dict, "full": dict,
+    "pixels": list,
+}  # fmt: skip
+"""What a plan's values are, by what their names begin with."""
+
+
 class Plan:
     """Values found while training, in `plan.json`; once found, a value stays.
 
@@ -47,7 +54,12 @@ class Plan:
 
     def __init__(self, paths: FoldPaths, *, training: str) -> None:
         self._path = paths.plan
-        known = files.read_json(self._path) if self._path.is_file() else {}
+        known: dict[str, Any] = {}
+        if self._path.is_file():
+            todo = f"delete '{self._path}' and type the same again: the fold finds its plan anew"
+            known = files.read_record(self._path, keys={"training": str}, todo=todo)
+            kinds = {key: _PLANNED[key.partition("/")[0]] for key in known if key.partition("/")[0] in _PLANNED}
+            known = files.read_record(self._path, keys=kinds, todo=todo)
         self._values: dict[str, Any] = known if known.get("training") == training else {"training": training}
 
     def get(self, key: str) -> Any:

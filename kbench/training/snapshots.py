@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn, update_bn
 
+from kbench.errors import CheckpointError
 from kbench.models.checkpoint import (
     Tensors,
     keep_body,
@@ -254,8 +255,14 @@ class Keeper:
     def hand_over(self) -> None:
         """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""
         if self.plan.stage.early_stop and self.progress.best_epoch is not None:
-            best = read_checkpoint(self.context.paths.snapshot(self.plan.name, "best"))
-            assert best is not None, "an epoch that was best wrote its snapshot"
+            path = self.context.paths.snapshot(self.plan.name, "best")
+            best = read_checkpoint(path)
+            if best is None:
+                raise CheckpointError(
+                    f"the best epoch of stage {self.plan.name} was kept as '{path}', which is missing or damaged",
+                    "the snapshot that was written when the epoch ended",
+                    f"bring it back, or `kbench train --fold {self.context.fold} --force` trains the fold anew",
+                )
             self.model.load_state_dict(snapshot_tensors(best))
         elif self.learner.averaged is not None:
             self.learner.model.load_state_dict(self.learner.averaged.module.state_dict())
