@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from kbench import console
 from kbench.config.reading import load_competition, read_document
-from kbench.data.masks.cache import mask_problems, sizes_of
+from kbench.data.masks.cache import images_with_text, look_at_masks, sizes_of
 from kbench.data.table.csv_files import texts
 from kbench.data.table.image_files import list_images
+from kbench.data.table.reading import MaskKind
 from kbench.data.table.table import Table
 from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
 from kbench.errors import (
@@ -24,15 +27,17 @@ from kbench.errors import (
     first_names,
     raise_all,
 )
+from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
-from kbench.runs.experiment import Setup, decoding_of, mask_kind, open_setup, opening_of, size_reader
+from kbench.runs.experiment import Experiment, decoding_of, mask_kind, open_experiment, opening_of, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.trial_build import part_problems
-from kbench.submission.check import check_submission, part_of, read_sample
-from kbench.submission.formats.base import id_column
-from kbench.tasks import is_dense
+from kbench.runs.unscored import unscored_folds
+from kbench.submission.check import check_submission, part_of, read_sample, sample_problems
+from kbench.submission.formats.base import Format, id_column, named_class, near_id, refuse, row_keys, target_columns
+from kbench.tasks import SEGMENTATION, exclusive, is_dense
 from kbench.workspace import Choice, Workspace, choose, find_workspace
 
 _Found = TypeVar("_Found")
@@ -74,10 +79,10 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     return {**found, "plan": plan_rows(setup.competition)}
 
 
-def _open(choice: Choice) -> Setup:
+def _open(choice: Choice) -> Experiment:
     """Read the YAML; where it has problems, hold its backbone against timm too, which validation leaves for later."""
     try:
-        return open_setup(choice)
+        return open_experiment(choice)
     except ConfigError as error:
         if not error.problems:
             raise
@@ -93,7 +98,7 @@ def _open(choice: Choice) -> Setup:
         raise
 
 
-def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
+def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
     """Return what the data is; add what is wrong with it to the problems."""
     found: dict[str, Any] = {}
     reports: dict[str, ImageReport] = {}
@@ -102,13 +107,20 @@ def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[st
         if found["rows"]:
             reports["train"] = _looked_at(setup, setup.train, deep, advance)
             unreadable = reports["train"].problems()
-            problems += unreadable or (_wrong_masks(setup, advance) if deep else [])
+            problems += unreadable
+            kind = None if unreadable else mask_kind(setup.competition, setup.data)
+            if kind is not None and setup.train.masks is not None:
+                found["masks"] = _check_masks(setup, kind, problems, advance, deep=deep)
             found["targets"] = len(setup.train.target_names)
         else:
             problems += _looked_at(setup, _images_alone(setup), deep, advance).problems()
         if found["rows"]:
             found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
+            _warn_of_order(setup)
             _warn_of_few_updates(setup)
+            if found["folds"] and not unreadable:
+                for text in _gather(problems, "folds", lambda: unscored_folds(setup, every_mask=deep)) or ():
+                    console.warn(text)
         if setup.competition.data.test is not None:
             found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
             if found["test"]:
@@ -120,7 +132,7 @@ def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[st
     return found
 
 
-def _warn_of_few_updates(setup: Setup) -> None:
+def _warn_of_few_updates(setup: Experiment) -> None:
     """Say where an epoch is so short that neither batch norm nor a search for the rate can follow."""
     n = setup.competition.folds.n
     rows = len(setup.train) * (n - 1) // n if n > 1 else len(setup.train)
@@ -133,7 +145,23 @@ def _warn_of_few_updates(setup: Setup) -> None:
             )
 
 
-def _images_alone(setup: Setup) -> Table:
+def _warn_of_order(setup: Experiment) -> None:
+    """Say where a metric counts steps between grades whose order nothing says but the alphabet."""
+    competition = setup.competition
+    names = setup.train.target_names
+    if competition.metric.name != "quadratic_kappa" or competition.data.classes is not None:
+        return
+    numbers = [re.findall(r"[0-9]+", name) for name in names]
+    counted_up = all(len(found) == 1 for found in numbers)
+    order = [int(found[0]) for found in numbers] if counted_up else []
+    if not counted_up or order != sorted(order):
+        console.warn(
+            f"'quadratic_kappa' counts the steps between grades, and their order is the alphabet's: "
+            f"{first_names(names, 10)}; write `data: {{classes: [...]}}`, the lowest first"
+        )
+
+
+def _images_alone(setup: Experiment) -> Table:
     """Return the training images as the folders have them, for when the rows cannot be told."""
     part = setup.competition.data.train
     folders = [part.images] if isinstance(part.images, str) else part.images or []
@@ -145,28 +173,27 @@ def _images_alone(setup: Setup) -> Table:
     )  # fmt: skip
 
 
-def _try_submission(setup: Setup) -> None:
+def _try_submission(setup: Experiment) -> None:
     """Write a submission of a few rows in memory: do the sample's ids and columns fit the targets?
 
     Raises:
         SubmissionError: the sample has other columns than the targets, or ids that are no test row.
     """
     sample, names, task = read_sample(setup.sample), setup.train.target_names, setup.competition.task
-    if setup.competition.data.test is not None:
-        unknown = np.setdiff1d(texts(sample, id_column(sample)), setup.test.ids)
-        if len(unknown) and not is_dense(task):
-            raise SubmissionError(
-                f"{counted(len(unknown), 'id')} of the sample {'is' if len(unknown) == 1 else 'are'} no test row: "
-                f"{first_names(unknown.tolist())}",
-                "a test row for each id of the sample",
-                "correct `data.test` or `submission.sample` in the YAML",
-            )
-    if is_dense(task):
-        return  # what such a file looks like depends on the pictures themselves
     try:
         format = setup.format
     except KbenchError:
         return  # said under `submission.format`
+    refuse("the sample submission", sample_problems(sample, format), sample)
+    if setup.competition.data.test is not None:
+        _refuse_unknown_ids(texts(sample, id_column(sample)).tolist(), setup.test.ids, format)
+    _warn_of_open_column(setup, sample)
+    if task in SEGMENTATION:
+        if setup.competition.data.test is not None:  # the size of an image is in its file
+            _try_masks(setup, sample)
+        return
+    if is_dense(task):
+        return
     few = sample.head(_FEW)
     if setup.choice.of_a_part:
         few = part_of(few, names, task)
@@ -179,7 +206,7 @@ def _try_submission(setup: Setup) -> None:
     check_submission(made, few, format=format)
 
 
-def _looked_at(setup: Setup, table: Table, deep: bool, advance: console.Advance) -> ImageReport:
+def _looked_at(setup: Experiment, table: Table, deep: bool, advance: console.Advance) -> ImageReport:
     report = look_at_images(
         table, jobs=2 * cores(), deep=deep, opening=opening_of(setup.competition),
         progress=lambda what, done, total: advance(done, total),
@@ -189,13 +216,98 @@ def _looked_at(setup: Setup, table: Table, deep: bool, advance: console.Advance)
     return report
 
 
-def _wrong_masks(setup: Setup, advance: console.Advance) -> list[Problem]:
-    """Return what is wrong in masks whose files can be read."""
-    kind = mask_kind(setup.competition, setup.data)
-    if kind is None or setup.train.masks is None:
-        return []
-    size_of = sizes_of(setup.train, size_reader(setup.competition), decoding_of(setup.competition))
-    return mask_problems(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
+def _warn_of_open_column(setup: Experiment, sample: pd.DataFrame) -> None:
+    """Say which class fills a column of one probability that names none."""
+    part, names = setup.competition.submission.format, setup.train.target_names
+    columns = target_columns(sample)
+    if part.name != "single_probability" or part.params.get("target") is not None or len(columns) != 1:
+        return
+    if named_class(columns[0], names) is None:
+        console.warn(
+            f"the sample's column '{columns[0]}' names no class: it gets the probability of '{names[-1]}', the last "
+            f"one; write `submission: {{format: {{name: single_probability, target: {names[-1]}}}}}` if that is right"
+        )
+
+
+def _refuse_unknown_ids(ids: list[str], known: np.ndarray, format: Format) -> None:
+    """Refuse ids of a sample that belong to no test image.
+
+    Raises:
+        SubmissionError: with how many there are, the first of them, and what would fit.
+    """
+    there = set(known.tolist())
+    unknown = [name for name in dict.fromkeys(ids) if format.image_of(name) not in there]
+    if not unknown:
+        return
+    todo = f"correct `data.test` or `submission.sample` in the YAML; {near_id(unknown[0], known)}"
+    inside = max((str(name) for name in known if str(name) in unknown[0]), key=len, default="")
+    if format.image_of is not str and inside:
+        template = unknown[0].replace(inside, "{id}", 1)
+        todo = f"`submission: {{format: {{id: \"{template}\"}}}}` would fit '{unknown[0]}', if '{inside}' is its image"
+    raise SubmissionError(
+        f"{counted(len(unknown), 'id')} of the sample {'is' if len(unknown) == 1 else 'are'} no test row: "
+        f"{first_names(unknown)}",
+        "a test row for each id of the sample", todo,
+    )  # fmt: skip
+
+
+def _one_of_each(sample: pd.DataFrame, images: list[str], format: Format) -> list[str]:
+    """Return images whose rows stand for all rows of a sample: one for each way an id goes on after its image."""
+    known: dict[str, str] = {}
+    for key, name, image in zip(row_keys(sample, format), texts(sample, id_column(sample)), images, strict=True):
+        known.setdefault(f"{name.replace(image, '', 1)} {key.removeprefix(name)}", image)
+    return list(dict.fromkeys(known.values()))[:_FEW]
+
+
+def _try_masks(setup: Experiment, sample: pd.DataFrame) -> None:
+    """Write a submission of a few images' masks in memory, each of one class: do the ids and columns fit the format?
+
+    Raises:
+        SubmissionError: the sample asks for what the format cannot write.
+    """
+    format, names, task = setup.format, setup.train.target_names, setup.competition.task
+    images = [format.image_of(name) for name in texts(sample, id_column(sample)).tolist()]
+    few = _one_of_each(sample, images, format)
+    rows = sample[np.isin(images, few)].reset_index(drop=True)
+    ids = np.array(sorted(few), dtype=str)
+
+    def one(row: int) -> np.ndarray:
+        size = setup.test_size(str(ids[row]))
+        if exclusive(task, len(names)):
+            return np.full(size, row % len(names), dtype=np.uint8)
+        return np.ones((len(names), *size), dtype=np.uint8)
+
+    check_submission(format.build(MaskSet(ids, names, task, {}, one), rows), rows, format=format)
+
+
+def _check_masks(
+    setup: Experiment, kind: MaskKind, problems: list[Problem], advance: console.Advance, *, deep: bool
+) -> list[str]:
+    """Return in how many images each class is; of files that is known only where they are read.
+
+    Args:
+        setup: the competition; its masks' files can be opened.
+        kind: reads the masks.
+        problems: what is wrong with them is added.
+        advance: moves the bar.
+        deep: read every mask.
+    """
+    images = images_with_text(setup.train, kind)
+    if deep:
+        size_of = sizes_of(setup.train, size_reader(setup.competition), decoding_of(setup.competition))
+        report = look_at_masks(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
+        problems += report.problems
+        images = {} if report.problems else report.images
+    nowhere = [name for name, count in images.items() if count == 0]
+    if nowhere:
+        console.warn(f"no training image shows {first_names(nowhere)}")
+    if len(kind.on) > 1:
+        ways = ", ".join(f"{value} in '{file}'" for value, file in sorted(kind.on.items()))
+        console.warn(
+            f"masks say yes in {len(kind.on)} ways: {ways}; all are taken as the class. If one of them is void, write "
+            "`ignore: [VALUE]` in data.masks"
+        )
+    return [f"{name}: {count:,} of {counted(len(setup.train), 'image')}" for name, count in images.items()]
 
 
 def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> _Found | None:
@@ -206,7 +318,7 @@ def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> 
         return None
 
 
-def _weights_problems(setup: Setup) -> list[Problem]:
+def _weights_problems(setup: Experiment) -> list[Problem]:
     weights = setup.weights()
     if weights is None or weights.is_file():
         return []

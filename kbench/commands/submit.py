@@ -8,7 +8,7 @@ from typing import Any
 from kbench import console
 from kbench.errors import KbenchError, ServiceError, SubmissionError, UnknownOutcome, counted
 from kbench.runs import parts
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import Experiment, open_experiment
 from kbench.sources import Receipt, Source
 from kbench.submission.check import check_submission, read_sample
 from kbench.submission.grading import grade
@@ -41,7 +41,7 @@ def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float, resen
         SubmissionError: there is nothing to send, it would be refused, or the service could not score it.
         UnknownOutcome: it was sent and nobody knows whether it counted.
     """
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     entry = _entry(setup, file)
     sample = read_sample(setup.sample)
     check_submission(entry.file, sample, format=setup.format)
@@ -66,7 +66,7 @@ def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float, resen
     return {**_report(entry), "left": left}
 
 
-def _entry(setup: Setup, file: str | None) -> Entry:
+def _entry(setup: Experiment, file: str | None) -> Entry:
     folder = setup.workspace.submissions(setup.competition.name)
     if file is None:
         open_ends = [entry for entry in read_ledger(folder) if entry.status in ("sending", "unknown")]
@@ -170,7 +170,7 @@ def leaderboard(choice: Choice) -> dict[str, Any]:
     The private score comes after the competition, so what has none is asked for every time: one look at the list.
     Where the service cannot be asked, that is said and the ledger is shown as it is.
     """
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     folder = setup.workspace.submissions(setup.competition.name)
     entries = read_ledger(folder)
     open_ends = [entry for entry in entries if _is_open(entry)]

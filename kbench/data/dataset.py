@@ -21,6 +21,7 @@ from kbench.data.images.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.images.cache import Images, name_of
 from kbench.data.images.crops import Crop, Geometry, Size, before_turns, warp
 from kbench.data.images.normalise import check_dtype
+from kbench.data.masks.shown import shown_mask
 from kbench.errors import DataError, KbenchError
 from kbench.machine import cores
 
@@ -56,8 +57,7 @@ class Show:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return [height, width, C] and the mask [height, width, M] shown the same way.
 
-        Masks of classes take the nearest pixel. Those of numbers are interpolated as the image is; what mixes with an
-        unknown pixel (NaN) is unknown.
+        Masks of classes take the nearest pixel, those of numbers are interpolated as the image is (`shown_mask`).
         """
         geometry = self.augmentation.geometry(rng) if self.augmentation.geometry else Geometry()
         size, window = before_turns(self.size, geometry), None
@@ -67,13 +67,11 @@ class Show:
             window = self.crop.zoomed((image.shape[0], image.shape[1]), size, geometry.zoom, rng)
             geometry = replace(geometry, zoom=1.0)
         window = window or self.crop.window((image.shape[0], image.shape[1]), size, rng)
-        shown = warp(image, window, geometry, self.size)
-        shown_mask = None
-        if mask is not None:
-            shown_mask = warp(mask, window, geometry, self.size, nearest=mask.dtype.kind != "f")
+        change = partial(warp, window=window, geometry=geometry, size=self.size)
+        shown, truth = change(image), None if mask is None else shown_mask(change, mask)
         if self.augmentation.pixels:
-            shown, shown_mask = self.augmentation.pixels(shown, shown_mask, rng)
-        return shown, shown_mask
+            shown, truth = self.augmentation.pixels(shown, truth, rng)
+        return shown, truth
 
 
 class Batch(NamedTuple):
@@ -81,7 +79,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: one tensor per way of showing, each [B, H, W, C] in the source's dtype.
-        target: [B] int64, [B, K] float32, [B, H, W, M] of dense tasks (`kbench/data/masks.py`), or None.
+        target: [B] int64, [B, K] float32, [B, H, W, M] of dense tasks (`kbench/data/masks/kinds.py`), or None.
         rows: [B] int64 rows of the table.
     """
 

@@ -1,7 +1,7 @@
 """Read pseudo-labels, and put their rows beside those of a table.
 
 Rows of pseudo-labels only train (fold -1). Their ids get a prefix, since a test set may use the ids of the training
-set again. `kbench/ensemble/pseudo.py` says what the files are and writes them.
+set again. `kbench/ensemble/pseudo_labels.py` says what the files are and writes them.
 """
 
 from __future__ import annotations

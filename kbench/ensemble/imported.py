@@ -15,6 +15,7 @@ import pandas as pd
 
 from kbench import files
 from kbench.data.table.csv_files import numbers, read_frame, texts
+from kbench.data.table.spellings import plain
 from kbench.errors import PredictionError, Problem, first_names, nearest, raise_all
 from kbench.inference.predictions import Predictions
 
@@ -74,7 +75,7 @@ def _raise(csv: Path, problems: list[Problem], names: tuple[str, ...]) -> None:
 def _match_columns(frame: pd.DataFrame, task: str, names: tuple[str, ...]) -> tuple[list[str], list[Problem]]:
     have = [str(name) for name in frame.columns[1:]]
     one_for_two = task == "single_label" and len(names) == 2
-    if len(have) == 1 and (len(names) == 1 or one_for_two) and not (one_for_two and have[0] == names[0]):
+    if len(have) == 1 and (len(names) == 1 or one_for_two) and not (one_for_two and plain(have[0]) == plain(names[0])):
         return have, []
     missing = [Problem(name, "no such column", nearest(name, have)) for name in names if name not in have]
     extra = [Problem(name, "is no target", nearest(name, names)) for name in have if name not in names]

@@ -1,12 +1,10 @@
-"""Device, precision and memory format: chosen by what the hardware can, never by timing.
+"""Device, precision, memory format and memory: chosen by what the hardware can, never by timing.
 
 Channels-last is the faster memory format of convolutional networks everywhere. On a CPU models train in fp32 and, where
 the processor has bfloat16 instructions (AMX or AVX-512 BF16), predict in bfloat16. On a GPU bfloat16 is taken where the
-hardware has it, else float16 with a gradient scaler. `benchmarks/README.md` says how to repeat the measurements.
-
-When memory runs out: recognise it, and do in parts what does not fit at once.
-
-Predicting in parts gives what predicting at once gives; training in parts is the business of `training/update.py`.
+hardware has it, else float16 with a gradient scaler. `benchmarks/README.md` says how to repeat the measurements. When
+memory runs out, `in_parts` predicts in halves, which gives what predicting at once gives; training in parts is the
+business of `training/update.py`. To admit another kind of device, add it to `choose_device` and `choose_precision`.
 """
 
 from __future__ import annotations
@@ -27,15 +25,13 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of a name such as `cpu` or `cuda:1`; `auto` takes the accelerator that Accelerate finds.
+    """Return the device of a name such as `cpu` or `cuda:1`; `auto` takes the accelerator that torch finds, if any.
 
     Raises:
         ConfigError: the device is not there.
     """
     if name == "auto":
-        from accelerate.state import PartialState
-
-        name = str(PartialState().default_device)
+        name = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     elif not re.fullmatch(r"(cpu|cuda|xpu|mps)(:\d+)?", name):
         raise ConfigError(f"'{name}' is no device", "auto, cpu, cuda or cuda:N", "leave out --device")
     try:

@@ -33,14 +33,13 @@ from kbench.workspace import Choice, Workspace, choose, find_workspace
 PSEUDO = "first"
 """Name of pseudo-labels that were given none."""
 
-__all__ = ["Choice", "Setup", "choose", "label_threshold", "open_setup"]
 
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
 COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
 
 
 @dataclass
-class Setup:
+class Experiment:
     """A competition's experiment in its workspace, with what is made from it on demand.
 
     Attributes:
@@ -74,13 +73,13 @@ class Setup:
         """The test table."""
         return self.table("test")
 
-    def with_train(self, table: Table) -> Setup:
+    def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
         made = replace(self)
         made.train = table
         return made
 
-    def with_test(self, table: Table) -> Setup:
+    def with_test(self, table: Table) -> Experiment:
         """Return the same with other rows for the test set."""
         made = replace(self, _sizes={})
         made.test = table
@@ -207,10 +206,14 @@ class Setup:
         part = self.competition.submission.format
         made: Format = registry.build(
             "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
-            _sizes=self.test_size,
+            _sizes=self.test_size, _images=lambda: self._test_ids,
             _threshold=label_threshold(self.competition, default=0.2),
         )  # fmt: skip
         return made
+
+    @cached_property
+    def _test_ids(self) -> frozenset[str]:
+        return frozenset(self.test.ids.tolist()) if self.competition.data.test is not None else frozenset()
 
     def test_size(self, name: str) -> tuple[int, int]:
         """Return height and width of a test image, read from the head of its file once.
@@ -350,9 +353,9 @@ def _texts(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def open_setup(choice: Choice) -> Setup:
+def open_experiment(choice: Choice) -> Experiment:
     """Find the workspace, choose the competition, read and check its YAML."""
     workspace = find_workspace(choice.workspace)
     name = choose(workspace, choice.competition)
     competition = load_competition(workspace, name, experiment=choice.experiment, assignments=choice.assignments)
-    return Setup(workspace, competition, choice, workspace.own(name))
+    return Experiment(workspace, competition, choice, workspace.own(name))

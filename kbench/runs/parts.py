@@ -1,6 +1,7 @@
-"""From the YAML's names to parts: stages, model, images, views. The config object stops here.
+"""From the YAML's names to parts: stages, model, images, views. Of the config objects only a `Stage` goes on from here.
 
-From the YAML to precomputed activations: which rows, how they are read, where they are kept.
+Also where precomputed activations come from: which rows, how they are read, where they are kept. To let a YAML name one
+more part, register its kind and build it here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 from kbench import files, registry
-from kbench.config.competition import Competition, Component, Stage
+from kbench.config.competition import Competition
+from kbench.config.stage import Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
 from kbench.data.images.cache import Images, Resize, RowPaths, open_images
@@ -35,7 +37,7 @@ from kbench.models.outputs import default_loss
 from kbench.runs.experiment import decoding_of, mask_kind, reader_of, size_reader
 from kbench.tasks import is_dense
 from kbench.training.losses.per_target import Loss
-from kbench.training.stage_plan import RangeTest, StagePlan, crop_for_validation, kept_without_scores
+from kbench.training.stage_plan import StagePlan, crop_for_validation
 
 Size = tuple[int, int]
 
@@ -43,10 +45,6 @@ Size = tuple[int, int]
 def size_of(size: int | tuple[int, int]) -> Size:
     """Return height and width."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _part(kind: str, component: Component, *given: Any, **injected: Any) -> Any:
-    return registry.build(kind, component.name, component.params, *given, **injected)
 
 
 def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
@@ -58,42 +56,38 @@ def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
 
 def _stage(competition: Competition, name: str, index: int, stage: Stage) -> StagePlan:
     size = size_of(stage.size or competition.input.size)
-    crop = _part("crop", stage.crop, _names=competition.data.classes or ())
-    augmentation = _part("augmentation", stage.augment)
+    crop = stage.build("crop", _names=competition.data.classes or ())
     judged = crop_for_validation(
         competition.input.crop,
         crop,
         centre=registry.build("crop", "centre", {}),
         squash=registry.build("crop", "squash", {}),
     )
-    keep: frozenset[str] = frozenset(stage.keep)
-    keep = kept_without_scores(keep) if stage.subset == "full" else keep
     return StagePlan(
-        name=name, index=index,
-        schedule=partial(_part, "schedule", stage.schedule),
-        lr=stage.lr, lr_decay=stage.lr_decay, range_test=RangeTest(**stage.range_test.model_dump()),
-        lr_from_fold=stage.lr_from_fold, weight_decay=stage.weight_decay,
-        optimizer=partial(_part, "optimizer", stage.optimizer),
-        groups=stage.groups,
-        show=Show(size, crop, augmentation), valid_show=Show(size, judged),
-        batch_size=stage.batch_size, accumulate=stage.accumulate, clip=stage.clip,
-        loss=partial(_loss, stage.loss, competition.task),
-        mix=_part("mix", stage.mix) if stage.mix else None,
-        sampler=partial(_part, "sampler", stage.sampler),
-        step=_part("step", stage.step), whole_step=stage.step.name != "supervised",
-        precision=stage.precision, channels_last=stage.channels_last, ema=stage.ema,
-        early_stop=stage.early_stop, min_delta=stage.min_delta,
-        monitor=_monitor(competition, stage), keep=keep, subset=stage.subset, start=stage.start,
-        precompute=stage.precompute, draws=stage.draws,
-        shown_how=[stage.crop.model_dump(), stage.augment.model_dump()], lr_from_stage=stage.lr_from_stage,
-        normalise_decay=stage.normalise_decay, average_of=stage.average.of, average_from=stage.average.start,
-        adaptive=bool(registry.get("schedule", stage.schedule.name).meta.get("adaptive")),
+        name=name, index=index, stage=stage,
+        schedule=partial(stage.build, "schedule"),
+        optimizer=partial(stage.build, "optimizer"),
+        show=Show(size, crop, stage.build("augment")), valid_show=Show(size, judged),
+        loss=partial(build_loss, stage, competition.task),
+        mix=stage.build("mix") if stage.mix else None,
+        sampler=partial(stage.build, "sampler"),
+        step=stage.build("step"),
+        monitor=_monitor(competition, stage),
     )  # fmt: skip
 
 
-def _loss(component: Component | None, task: str, counts: np.ndarray | None, rows: int) -> Loss:
-    component = component or Component(name=default_loss(task, 2 if counts is None else len(counts)))
-    loss: Loss = _part("loss", component, _counts=counts, _rows=rows, _task=task)
+def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int) -> Loss:
+    """Return the loss of a stage, that of the task where it names none.
+
+    Args:
+        stage: its settings.
+        task: the competition's.
+        counts: [K] positives per target among the rows, or None where there are no classes.
+        rows: how many train.
+    """
+    known: dict[str, Any] = {"_counts": counts, "_rows": rows, "_task": task}
+    default = default_loss(task, 2 if counts is None else len(counts))
+    loss: Loss = stage.build("loss", **known) if stage.loss else registry.build("loss", default, {}, **known)
     return loss
 
 
@@ -112,7 +106,7 @@ def build_metric(competition: Competition) -> Metric:
 
 def build_views(competition: Competition) -> tuple[View, ...]:
     """Return the views of `tta`."""
-    views: tuple[View, ...] = _part("views", competition.tta)
+    views: tuple[View, ...] = competition.build("tta")
     return views
 
 
@@ -137,8 +131,8 @@ def build_model(
     """
     section = competition.model
     sizes = [size_of(stage.size or competition.input.size) for stage in competition.stages.values()]
-    model: nn.Module = registry.build(
-        "model", section.name, section.options, n_outputs, competition.input.channels,
+    model: nn.Module = section.build(
+        "name", n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
         _several=len(set(sizes)) > 1,
     )  # fmt: skip
@@ -242,7 +236,7 @@ def build_windows(competition: Competition) -> Windows | None:
     """Return what the network sees of whole images at once; None where tasks are not dense."""
     if not is_dense(competition.task):
         return None
-    windows: Windows = _part("windows", competition.maps.windows, _task=competition.task)
+    windows: Windows = competition.build("maps.windows", _task=competition.task)
     return windows
 
 

@@ -15,32 +15,45 @@ import numpy as np
 import pandas as pd
 
 from kbench import files
-from kbench.data.table.csv_files import read_frame, texts
-from kbench.errors import Problem, SubmissionError, first_names, nearest
-from kbench.submission.formats.base import Format, id_column, near_id, refuse, target_columns
-from kbench.submission.formats.mask_cells import keys_of, names_in
+from kbench.data.table.csv_files import Dialect, dialect_of, read_frame, texts
+from kbench.errors import Problem, SubmissionError, counted, first_names, nearest
+from kbench.submission.formats.base import Format, id_column, near_id, refuse, row_keys, target_columns
+from kbench.submission.formats.mask_cells import keys_of, names_below, names_in
 
 
 def read_sample(path: Path) -> pd.DataFrame:
     """Read the sample submission; its ids are text.
 
-    Of a JSON object the keys are the ids, of a zip the names of its files.
+    Of a JSON object the keys are the ids, of a zip and of a folder the names of its files.
+
+    Whether an id may have several rows is the format's to say; see `sample_problems`.
 
     Raises:
-        SubmissionError: it is missing, cannot be read, is empty, or has an id twice.
+        SubmissionError: it is missing, cannot be read, or is empty.
     """
-    read = {".json": keys_of, ".zip": names_in}.get(path.suffix.lower())
+    read = names_below if path.is_dir() else {".json": keys_of, ".zip": names_in}.get(path.suffix.lower())
     sample = read_frame(path, error=SubmissionError) if read is None else pd.DataFrame({"id": read(path)}, dtype=str)
-    ids, counts = np.unique(texts(sample, id_column(sample)), return_counts=True)
-    if len(ids) == 0 or (counts > 1).any():
+    if not len(sample):
         raise SubmissionError(
-            f"the sample '{path}' has ids twice: {first_names(ids[counts > 1].tolist())}"
-            if len(ids)
-            else f"the sample '{path}' has no rows",
-            "one row per id, the id in the first column",
+            f"the sample '{path}' has no rows", "a row for every id, the id in the first column",
             "`kbench download --force`, or set submission.sample in the YAML",
-        )
+        )  # fmt: skip
     return sample
+
+
+def sample_problems(sample: pd.DataFrame, format: Format) -> list[Problem]:
+    """Return a problem where several rows of a sample have one id and the format cannot tell them apart."""
+    known, counts = np.unique(row_keys(sample, format), return_counts=True)
+    if format.several or not (counts > 1).any():
+        return []
+    column, twice = id_column(sample), known[counts > 1]
+    what = f"the sample has several rows of {counted(len(twice), 'id')}: {first_names(twice.tolist())}"
+    if format.image_of is str:
+        return [Problem(column, what, "formats of this task write one row per id; correct submission.sample")]
+    labels = [name for name in target_columns(sample) if not sample[[column, name]].duplicated().any()]
+    nearest_format = f"label: {labels[0]}" if labels else "objects: true"
+    why = "one row per image and class" if labels else "one row per object"
+    return [Problem(column, what, f"`submission: {{format: {{name: rle, {nearest_format}}}}}` writes {why}")]
 
 
 def part_of(sample: pd.DataFrame, names: Sequence[str], task: str) -> pd.DataFrame:
@@ -56,9 +69,15 @@ def part_of(sample: pd.DataFrame, names: Sequence[str], task: str) -> pd.DataFra
 def find_problems(frame: pd.DataFrame, sample: pd.DataFrame, *, format: Format) -> list[Problem]:
     """Return everything that is wrong with the rows of a submission; cells only where the columns are right."""
     sample = wanted(sample, format)
+    problems = sample_problems(sample, format)
+    if problems:
+        return problems
     problems = _column_problems([str(name) for name in frame.columns], [str(name) for name in sample.columns])
-    if id_column(sample) in frame.columns:
-        problems += id_problems(texts(frame, id_column(sample)), texts(sample, id_column(sample)), id_column(sample))
+    if {id_column(sample), *format.key} <= set(frame.columns):
+        have, want = row_keys(frame, format), row_keys(sample, format)
+        if format.several:
+            have, want = (np.array(list(dict.fromkeys(keys.tolist())), dtype=str) for keys in (have, want))
+        problems += id_problems(have, want, id_column(sample))
     if set(sample.columns) <= set(frame.columns):
         problems += format.problems(frame, sample)
     return problems
@@ -106,7 +125,8 @@ def write_submission(
 
     Of masks every cell must come back as it was written; that cells say what the masks say was seen when they were
     made. The same rows give the same bytes: numbers have nine digits, lines end in `\n`, and the gzip header holds no
-    time and no name. When a check fails nothing is written and a file that was there stays.
+    time and no name; cells are separated as the sample's are. When a check fails nothing is written and a file that
+    was there stays.
 
     Args:
         path: the file; `.gz` is added for gzip.
@@ -126,7 +146,7 @@ def write_submission(
     check_submission(frame, sample, format=format)
     target = path.with_name(f"{path.name}.gz") if gzip and path.suffix != ".gz" else path
     with files.replacing(target) as temporary:
-        files.write_new(temporary, (format.encode or partial(_csv, gzip=gzip))(frame))
+        files.write_new(temporary, (format.encode or partial(_csv, gzip=gzip, dialect=dialect_of(sample)))(frame))
         written = check_submission(temporary, sample, format=format)
         if format.exact and not _same_cells(frame, written):
             raise SubmissionError(
@@ -136,8 +156,10 @@ def write_submission(
     return target
 
 
-def _csv(frame: pd.DataFrame, *, gzip: bool) -> Iterator[bytes]:
-    content = frame.to_csv(index=False, lineterminator="\n", float_format="%.9g").encode()
+def _csv(frame: pd.DataFrame, *, gzip: bool, dialect: Dialect) -> Iterator[bytes]:
+    content = frame.to_csv(
+        index=False, lineterminator="\n", float_format="%.9g", sep=dialect.delimiter, decimal=dialect.decimal
+    ).encode()
     yield gz.compress(content, compresslevel=6, mtime=0) if gzip else content
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import write_png
+from drawn_images import write_png
 from small_runs import ROWS
 from typer.testing import CliRunner
 
@@ -15,7 +15,7 @@ from kbench import files, open_run
 from kbench.cli.app import app
 from kbench.commands.train import train
 from kbench.errors import DataError
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.workspace import Choice
 
@@ -40,7 +40,7 @@ def deepened(folder: Path, *names: str) -> None:
 @pytest.fixture
 def run(root: Path) -> Path:
     """A workspace with a run that is trained on images of 8 bits."""
-    train(open_setup(Choice("classes", assignments=("stages.first.lr=0.02",), workspace=root)), "all",
+    train(open_experiment(Choice("classes", assignments=("stages.first.lr=0.02",), workspace=root)), "all",
           TrainOptions(device="cpu"))  # fmt: skip
     return root
 
@@ -110,7 +110,7 @@ def test_checkpoints_of_earlier_versions_are_still_read(run: Path, monkeypatch: 
 def test_a_model_of_16_bits_refuses_8(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = root / "data" / "classes"
     deepened(data / "train")
-    train(open_setup(Choice("classes", assignments=("stages.first.lr=0.02",), workspace=root)), "0",
+    train(open_experiment(Choice("classes", assignments=("stages.first.lr=0.02",), workspace=root)), "0",
           TrainOptions(device="cpu"))  # fmt: skip
     code, said = typed(
         root, monkeypatch, "predict", "-c", "classes", "--image", str(min((data / "test").glob("*.png")))

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pictures import drawn, write_png
+from drawn_images import drawn, write_png
 
 from kbench import files
 from kbench.commands.train import train
 from kbench.errors import ConfigError
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.workspace import Choice
 
 
-def opened(root: Path, **choice: str) -> Setup:
-    return open_setup(
+def opened(root: Path, **choice: str) -> Experiment:
+    return open_experiment(
         Choice("classes", assignments=("stages.first.lr=0.02", "input.cache=on"), workspace=root, **choice)
     )
 

@@ -19,7 +19,7 @@ from kbench.commands.smoke import smoke
 from kbench.data.images.cache import Resize
 from kbench.errors import ConfigError, KbenchError
 from kbench.runs import parts
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import Experiment, open_experiment
 from kbench.workspace import Choice
 
 KEEP = Resize("keep", 0, 0)
@@ -87,7 +87,7 @@ def choice(root: Path, orientation: str = "apply") -> Choice:
     return Choice("frames", assignments=(f"input.orientation={orientation}",), workspace=root)
 
 
-def overlaps(setup: Setup) -> dict[str, tuple[int, float]]:
+def overlaps(setup: Experiment) -> dict[str, tuple[int, float]]:
     """Return, per image, the pixels of its mask and the share of the blob's pixels that lie on it."""
     images = parts.opened_images(setup.competition, setup.train, setup.workspace.cache(), what="training")(KEEP)
     masks = parts.opened_masks(setup.competition, setup.train, setup.workspace.cache(), what="training")(KEEP)
@@ -109,10 +109,11 @@ def test_masks_of_the_stored_frame_are_warned_of_and_an_option_says_which_it_is(
     assert "input: {orientation: ignore}" in said
     check(choice(root, "ignore"), images=True, every=False)
     assert "turned" not in capsys.readouterr().err
-    found = overlaps(open_setup(choice(root, "ignore")))
+    found = overlaps(open_experiment(choice(root, "ignore")))
     assert {name: pixels for name, (pixels, _) in found.items()} == PIXELS
     assert all(share == 1 for _, share in found.values())
-    assert all(share < 1 for _, share in overlaps(open_setup(choice(root))).values()), "the frames are not mixed up"
+    mixed = overlaps(open_experiment(choice(root)))
+    assert all(share < 1 for _, share in mixed.values()), "the frames are not mixed up"
 
 
 def test_images_that_are_upright_are_not_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +130,7 @@ def test_a_tiff_has_one_size_everywhere_and_an_option_says_which(tmp_path: Path,
     root = written(tmp_path, ".tif", lambda mask: tif(mask, orientation), turn)
     right, wrong = ("apply", "ignore") if frame == "upright" else ("ignore", "apply")
     check(choice(root, right), images=True, every=False)
-    setup = open_setup(choice(root, right))
+    setup = open_experiment(choice(root, right))
     assert overlaps(setup) == {name: (pixels, 1.0) for name, pixels in PIXELS.items()}
     assert setup.test_size("t0") == ((48, 40) if frame == "upright" else (40, 48))
     with pytest.raises(ConfigError) as refused:
@@ -139,7 +140,7 @@ def test_a_tiff_has_one_size_everywhere_and_an_option_says_which(tmp_path: Path,
         assert f"orientation {orientation}" in refused.value.what
         assert "input: {orientation: ignore}" in refused.value.what
     with pytest.raises(KbenchError, match="40"):
-        overlaps(open_setup(choice(root, wrong)))
+        overlaps(open_experiment(choice(root, wrong)))
 
 
 def test_a_trial_run_of_the_right_frame_ends_in_a_submission(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toy
-from pictures import drawn, write_images
+from drawn_images import drawn, write_images
 from torch import nn
 
 from kbench.data import seeds

@@ -149,9 +149,10 @@ def test_ids_of_a_sample_are_text(tmp_path: Path) -> None:
 
 
 def test_a_sample_with_an_id_twice_or_no_rows_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "twice.csv").write_text("id,p\n1,0\n1,0\n")
-    with pytest.raises(SubmissionError, match="has ids twice: '1'"):
-        read_sample(tmp_path / "twice.csv")
+    (tmp_path / "twice.csv").write_text("id,cat,dog\n1,0,1\n1,0,1\n")
+    sample = read_sample(tmp_path / "twice.csv")
+    assert "several rows of 1 id: '1'" in found(sample, sample=sample)
+    assert "download" not in found(sample, sample=sample)
     (tmp_path / "none.csv").write_text("id,p\n")
     with pytest.raises(SubmissionError, match="has no rows"):
         read_sample(tmp_path / "none.csv")

@@ -1,15 +1,10 @@
 """Augmentations: what may happen to a training image without changing its target.
 
-An augmentation is a registered factory. It has two parts: `geometry(rng)` draws rotation, zoom, flip and turns,
-which become one warp together with the crop, the same for every image and mask of a row; `pixels(image, mask,
-rng)` changes values. The presets are the lesson's (F-07, F-09) and draw their own numbers; `pipeline` takes any
-Albumentations transforms written in the YAML. To add a preset, write a factory here with
-`@register("augmentation")`.
-
-The strong preset for dense tasks: what may happen to an image together with its mask (row S-17).
-
-Positions change by the one warp of the crop, of image and mask alike; values change in the image alone. Where a piece
-is cut out, the mask is ignored: nobody can know what was there.
+An augmentation is a registered factory. It has two parts: `geometry(rng)` draws rotation, zoom, flip and turns, which
+become one warp together with the crop, the same for every image and mask of a row; `pixels(image, mask, rng)` changes
+values, of the image alone; where it cuts a piece out, the mask is ignored: nobody can know what was there. `basic`,
+`side_on` and `top_down` are the lesson's (F-07, F-09), `strong` is for dense tasks (row S-17); `pipeline` takes any
+Albumentations transforms written in the YAML. To add a preset, write a factory here with `@register("augmentation")`.
 """
 
 from __future__ import annotations
@@ -19,7 +14,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import cv2
@@ -33,7 +28,9 @@ from kbench.tasks import IGNORED
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its version check asks the network on import
 
 Mask = np.ndarray | None
+Draw = Callable[[np.random.Generator], Geometry]
 Pixels = Callable[[np.ndarray, Mask, np.random.Generator], tuple[np.ndarray, Mask]]
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,15 @@ class Augmentation:
         pixels: changes the shown [H, W, C] image (and its [H, W, 1] mask).
     """
 
-    geometry: Callable[[np.random.Generator], Geometry] | None = None
+    geometry: Draw | None = None
     pixels: Pixels | None = None
+
+
+class Change(Protocol):
+    """What may happen to values of a range of 1; of bands, to those of each by itself."""
+
+    def __call__(self, values: np.ndarray, rng: np.random.Generator, *, photograph: bool) -> np.ndarray:
+        """Return [H, W, C] float32 changed; what is not finite stays where it is."""
 
 
 NO_AUGMENTATION = Augmentation()
@@ -82,13 +86,7 @@ def side_on(
     *, rotate: float = 10.0, light: float = 0.05, contrast: float = 0.05, zoom: float = 1.1, prob: float = 0.75
 ) -> Augmentation:
     """`basic` and a mirror with probability 1/2: photographs taken from the side (transforms_side_on, F-07)."""
-    mild = _mild(rotate, zoom, prob)
-
-    def geometry(rng: np.random.Generator) -> Geometry:
-        drawn = mild(rng)
-        return Geometry(drawn.angle, drawn.zoom, bool(rng.random() < 0.5))
-
-    return Augmentation(geometry, _lighting(light, contrast))
+    return Augmentation(_mirrored(_mild(rotate, zoom, prob), turns=False), _lighting(light, contrast))
 
 
 @register("augmentation")
@@ -96,186 +94,7 @@ def top_down(
     *, rotate: float = 10.0, light: float = 0.05, contrast: float = 0.05, zoom: float = 1.05, prob: float = 0.75
 ) -> Augmentation:
     """`basic` and one of the square's 8 symmetries: images seen from above (transforms_top_down, F-07)."""
-    mild = _mild(rotate, zoom, prob)
-
-    def geometry(rng: np.random.Generator) -> Geometry:
-        drawn = mild(rng)
-        return Geometry(drawn.angle, drawn.zoom, bool(rng.random() < 0.5), int(rng.integers(0, 4)))
-
-    return Augmentation(geometry, _lighting(light, contrast))
-
-
-def _mild(rotate: float, zoom: float, prob: float) -> Callable[[np.random.Generator], Geometry]:
-    check_number("rotate", rotate, "[0, 180]")
-    check_number("zoom", zoom, "[1, 100]")
-    check_number("prob", prob, "[0, 1]")
-
-    def geometry(rng: np.random.Generator) -> Geometry:
-        angle = float(rng.uniform(-rotate, rotate)) if rng.random() < prob else 0.0
-        factor = float(rng.uniform(1.0, zoom)) if rng.random() < prob else 1.0
-        return Geometry(angle, factor)
-
-    return geometry
-
-
-def _lighting(light: float, contrast: float) -> Pixels | None:
-    """Return the lesson's RandomLighting: (x - mean) * factor + mean + beta, clipped to the range (F-09).
-
-    The range of photographs is 0..255. Bands have neither a common range nor a common meaning: each is changed about
-    its own mean, `beta` is a share of its own range, and only what the dtype cannot hold is clipped.
-    """
-    check_number("light", light, "[0, 1]")
-    check_number("contrast", contrast, "[0, 100]")
-    if light == 0 and contrast == 0:
-        return None
-
-    def pixels(image: np.ndarray, mask: Mask, rng: np.random.Generator) -> tuple[np.ndarray, Mask]:
-        beta = float(rng.uniform(-light, light))
-        drawn = float(rng.uniform(-contrast, contrast))
-        factor = drawn + 1 if drawn >= 0 else -1 / (drawn - 1)
-        if is_photograph(image):
-            mean = float(cv2.mean(image.reshape(-1, 1))[0])
-            shift = mean * (1 - factor) + beta * 255
-            table = np.clip(np.arange(256, dtype=np.float32) * factor + shift + 0.5, 0, 255).astype(np.uint8)
-            return cv2.LUT(image, table).reshape(image.shape), mask
-        each, (_, span) = means(image), range_of(image)
-        shifts = each * np.float32(1 - factor) + np.float32(beta) * span
-        return as_dtype(image.astype(np.float32) * np.float32(factor) + shifts, image.dtype), mask
-
-    return pixels
-
-
-def is_photograph(image: np.ndarray) -> bool:
-    """Return whether an image [H, W, C] is one of 8 bits, grey or RGB, whose values are shares of one range."""
-    return bool(image.dtype == np.uint8 and image.shape[2] in (1, 3))
-
-
-def means(image: np.ndarray) -> np.ndarray:
-    """Return [C] float32, the mean of each channel's finite pixels; 0 of a channel without any."""
-    pixels = image.reshape(-1, image.shape[2])
-    known = np.isfinite(pixels)
-    if known.all():
-        return np.asarray(pixels.mean(0, dtype=np.float64), dtype=np.float32)
-    total = np.where(known, pixels, 0).sum(0, dtype=np.float64)
-    return np.asarray(total / np.maximum(known.sum(0), 1), dtype=np.float32)
-
-
-def range_of(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return [C] float32 where the range of each channel begins and how far it goes: finite pixels alone count."""
-    channels = image.shape[2]
-    pixels = image.reshape(-1, channels)
-    known = np.isfinite(pixels)
-    low = np.where(known, pixels, np.inf).min(0)
-    span = np.where(known, pixels, -np.inf).max(0) - low
-    there = known.any(0)
-    low, span = np.where(there, low, 0), np.where(there & (span > 0), span, 1)
-    return low.astype(np.float32), span.astype(np.float32)
-
-
-def as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return values as a dtype, rounded and clipped to what it can hold."""
-    if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        values = np.clip(np.rint(values), limits.min, limits.max)
-    converted: np.ndarray = values.astype(dtype)
-    return converted
-
-
-@register("augmentation")
-def pipeline(*, transforms: Sequence[dict[str, Any] | str]) -> Augmentation:
-    """Apply Albumentations transforms, in order.
-
-    Args:
-        transforms: each a class name of Albumentations, or `{name: Rotate, limit: 30, p: 0.5}`; `{name: OneOf,
-            transforms: [...]}` and its like hold others. What comes into an image from outside is unknown to its mask.
-    """
-    names = [{"name": item} if isinstance(item, str) else dict(item) for item in transforms]
-    composed: dict[float, Any] = {}  # made on first use, in the process that uses it
-
-    def pixels(image: np.ndarray, mask: Mask, rng: np.random.Generator) -> tuple[np.ndarray, Mask]:
-        fill = math.nan if mask is not None and mask.dtype.kind == "f" else float(IGNORED)
-        kind = 0.0 if math.isnan(fill) else fill
-        if kind not in composed:
-            composed[kind] = _compose(names, fill)
-        compose = composed[kind]
-        compose.set_random_seed(int(rng.integers(0, 2**31)))
-        given = {"image": image.copy()} if mask is None else {"image": image.copy(), "mask": mask.copy()}
-        try:
-            result = compose(**given)
-        except Exception as error:  # a transform may dislike a number of channels or a dtype in any way
-            raise DataError(
-                f"the transforms {_names(names)} fail on an image of {image.shape} {image.dtype}: {error}",
-                "transforms that take such images",
-                "remove the transform from `augment:`",
-            ) from error
-        return _like(image, result["image"], names), None if mask is None else _like(mask, result["mask"], names)
-
-    _compose(names, IGNORED)  # names and parameters are checked when the part is built
-    return Augmentation(None, pixels)
-
-
-def _names(items: list[dict[str, Any]]) -> str:
-    return ", ".join(str(item.get("name")) for item in items)
-
-
-def _like(given: np.ndarray, made: Any, items: list[dict[str, Any]]) -> np.ndarray:
-    """Return what transforms made of an array; size and dtype must be as before."""
-    if not (isinstance(made, np.ndarray) and made.dtype == given.dtype and made.size == given.size
-            and made.shape[:2] == given.shape[:2]):  # fmt: skip
-        raise ConfigError(
-            f"the transforms {_names(items)} turn an image of {given.shape} {given.dtype} into "
-            f"{tuple(made.shape)} {made.dtype}",
-            "transforms that keep size and dtype: sizes and normalisation are set under `input:`",
-            "remove resizing, cropping and normalising transforms from `augment:`",
-        )
-    kept: np.ndarray = np.ascontiguousarray(made).reshape(given.shape)
-    return kept
-
-
-def _compose(items: Sequence[dict[str, Any] | str], fill: float) -> Any:
-    """Return the transforms in order; `fill` is what masks hold where an image shows what lay outside."""
-    import albumentations
-
-    return albumentations.Compose([_transform(item, fill) for item in items])
-
-
-def _transform(item: dict[str, Any] | str, fill: float) -> Any:
-    import albumentations
-
-    params: dict[str, Any] = {"name": item} if isinstance(item, str) else dict(item)
-    name = params.pop("name", None)
-    factory = getattr(albumentations, str(name), None)
-    kinds = (albumentations.BasicTransform, albumentations.BaseCompose)
-    if not (isinstance(factory, type) and issubclass(factory, kinds)) or issubclass(factory, albumentations.Compose):
-        known = [key for key, value in vars(albumentations).items() if isinstance(value, type)]
-        raise ConfigError(
-            f"Albumentations has no transform '{name}'", "the name of one of its classes", nearest(str(name), known)
-        )
-    held = {key: params[key] for key in ("transforms", "first", "second") if key in params}
-    if issubclass(factory, albumentations.BaseCompose):
-        for key, inner in held.items():
-            params[key] = [_transform(one, fill) for one in inner] if key == "transforms" else _transform(inner, fill)
-    filled = inspect.signature(factory).parameters.get("fill_mask")
-    if filled is not None and filled.default == 0:
-        params.setdefault("fill_mask", fill)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # it only warns of a parameter it does not know
-            return factory(**params)
-    except (TypeError, ValueError, UserWarning) as error:
-        raise ConfigError(
-            f"the transform '{name}' does not take {item}: {error}", "its documented parameters", "correct the YAML"
-        ) from error
-
-
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-
-
-class Change(Protocol):
-    """What may happen to values of a range of 1; of bands, to those of each by itself."""
-
-    def __call__(self, values: np.ndarray, rng: np.random.Generator, *, photograph: bool) -> np.ndarray:
-        """Return [H, W, C] float32 changed; what is not finite stays where it is."""
+    return Augmentation(_mirrored(_mild(rotate, zoom, prob), turns=True), _lighting(light, contrast))
 
 
 @register("augmentation")
@@ -324,6 +143,86 @@ def strong(
     changes = [(_lit(light), prob), (_tinted(colour), prob), (_curved(gamma), prob),
                (_blurred(blur), prob / 2), (_noisy(noise), prob / 2)]  # fmt: skip
     return Augmentation(geometry, _pixels(changes, cutout, prob / 2))
+
+
+@register("augmentation")
+def pipeline(*, transforms: Sequence[dict[str, Any] | str]) -> Augmentation:
+    """Apply Albumentations transforms, in order.
+
+    Args:
+        transforms: each a class name of Albumentations, or `{name: Rotate, limit: 30, p: 0.5}`; `{name: OneOf,
+            transforms: [...]}` and its like hold others. What comes into an image from outside is unknown to its mask.
+    """
+    names = [{"name": item} if isinstance(item, str) else dict(item) for item in transforms]
+    composed: dict[float, Any] = {}  # made on first use, in the process that uses it
+
+    def pixels(image: np.ndarray, mask: Mask, rng: np.random.Generator) -> tuple[np.ndarray, Mask]:
+        fill = math.nan if mask is not None and mask.dtype.kind == "f" else float(IGNORED)
+        kind = 0.0 if math.isnan(fill) else fill
+        if kind not in composed:
+            composed[kind] = _compose(names, fill)
+        compose = composed[kind]
+        compose.set_random_seed(int(rng.integers(0, 2**31)))
+        given = {"image": image.copy()} if mask is None else {"image": image.copy(), "mask": mask.copy()}
+        try:
+            result = compose(**given)
+        except Exception as error:  # a transform may dislike a number of channels or a dtype in any way
+            raise DataError(
+                f"the transforms {_names(names)} fail on an image of {image.shape} {image.dtype}: {error}",
+                "transforms that take such images",
+                "remove the transform from `augment:`",
+            ) from error
+        return _like(image, result["image"], names), None if mask is None else _like(mask, result["mask"], names)
+
+    _compose(names, IGNORED)  # names and parameters are checked when the part is built
+    return Augmentation(None, pixels)
+
+
+def _mirrored(mild: Draw, *, turns: bool) -> Draw:
+    def geometry(rng: np.random.Generator) -> Geometry:
+        return replace(mild(rng), flip=bool(rng.random() < 0.5), turns=int(rng.integers(0, 4)) if turns else 0)
+
+    return geometry
+
+
+def _mild(rotate: float, zoom: float, prob: float) -> Draw:
+    check_number("rotate", rotate, "[0, 180]")
+    check_number("zoom", zoom, "[1, 100]")
+    check_number("prob", prob, "[0, 1]")
+
+    def geometry(rng: np.random.Generator) -> Geometry:
+        angle = float(rng.uniform(-rotate, rotate)) if rng.random() < prob else 0.0
+        factor = float(rng.uniform(1.0, zoom)) if rng.random() < prob else 1.0
+        return Geometry(angle, factor)
+
+    return geometry
+
+
+def _lighting(light: float, contrast: float) -> Pixels | None:
+    """Return the lesson's RandomLighting: (x - mean) * factor + mean + beta, clipped to the range (F-09).
+
+    The range of photographs is 0..255. Bands have neither a common range nor a common meaning: each is changed about
+    its own mean, `beta` is a share of its own range, and only what the dtype cannot hold is clipped.
+    """
+    check_number("light", light, "[0, 1]")
+    check_number("contrast", contrast, "[0, 100]")
+    if light == 0 and contrast == 0:
+        return None
+
+    def pixels(image: np.ndarray, mask: Mask, rng: np.random.Generator) -> tuple[np.ndarray, Mask]:
+        beta = float(rng.uniform(-light, light))
+        drawn = float(rng.uniform(-contrast, contrast))
+        factor = drawn + 1 if drawn >= 0 else -1 / (drawn - 1)
+        if is_photograph(image):
+            mean = float(cv2.mean(image.reshape(-1, 1))[0])
+            shift = mean * (1 - factor) + beta * 255
+            table = np.clip(np.arange(256, dtype=np.float32) * factor + shift + 0.5, 0, 255).astype(np.uint8)
+            return cv2.LUT(image, table).reshape(image.shape), mask
+        each, (_, span) = means(image), range_of(image)
+        shifts = each * np.float32(1 - factor) + np.float32(beta) * span
+        return as_dtype(image.astype(np.float32) * np.float32(factor) + shifts, image.dtype), mask
+
+    return pixels
 
 
 def _pixels(changes: list[tuple[Change, float]], cutout: float, often: float) -> Pixels:
@@ -415,3 +314,93 @@ def _cut_out(image: np.ndarray, mask: Mask, largest: float, rng: np.random.Gener
     mask = mask.copy()
     mask[place] = IGNORED if mask.dtype == np.uint8 else np.nan
     return image, mask
+
+
+def is_photograph(image: np.ndarray) -> bool:
+    """Return whether an image [H, W, C] is one of 8 bits, grey or RGB, whose values are shares of one range."""
+    return bool(image.dtype == np.uint8 and image.shape[2] in (1, 3))
+
+
+def means(image: np.ndarray) -> np.ndarray:
+    """Return [C] float32, the mean of each channel's finite pixels; 0 of a channel without any."""
+    pixels = image.reshape(-1, image.shape[2])
+    known = np.isfinite(pixels)
+    if known.all():
+        return np.asarray(pixels.mean(0, dtype=np.float64), dtype=np.float32)
+    total = np.where(known, pixels, 0).sum(0, dtype=np.float64)
+    return np.asarray(total / np.maximum(known.sum(0), 1), dtype=np.float32)
+
+
+def range_of(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return [C] float32 where the range of each channel begins and how far it goes: finite pixels alone count."""
+    channels = image.shape[2]
+    pixels = image.reshape(-1, channels)
+    known = np.isfinite(pixels)
+    low = np.where(known, pixels, np.inf).min(0)
+    span = np.where(known, pixels, -np.inf).max(0) - low
+    there = known.any(0)
+    low, span = np.where(there, low, 0), np.where(there & (span > 0), span, 1)
+    return low.astype(np.float32), span.astype(np.float32)
+
+
+def as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return values as a dtype, rounded and clipped to what it can hold."""
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    converted: np.ndarray = values.astype(dtype)
+    return converted
+
+
+def _names(items: list[dict[str, Any]]) -> str:
+    return ", ".join(str(item.get("name")) for item in items)
+
+
+def _like(given: np.ndarray, made: Any, items: list[dict[str, Any]]) -> np.ndarray:
+    """Return what transforms made of an array; size and dtype must be as before."""
+    if not (isinstance(made, np.ndarray) and made.dtype == given.dtype and made.size == given.size
+            and made.shape[:2] == given.shape[:2]):  # fmt: skip
+        raise ConfigError(
+            f"the transforms {_names(items)} turn an image of {given.shape} {given.dtype} into "
+            f"{tuple(made.shape)} {made.dtype}",
+            "transforms that keep size and dtype: sizes and normalisation are set under `input:`",
+            "remove resizing, cropping and normalising transforms from `augment:`",
+        )
+    kept: np.ndarray = np.ascontiguousarray(made).reshape(given.shape)
+    return kept
+
+
+def _compose(items: Sequence[dict[str, Any] | str], fill: float) -> Any:
+    """Return the transforms in order; `fill` is what masks hold where an image shows what lay outside."""
+    import albumentations
+
+    return albumentations.Compose([_transform(item, fill) for item in items])
+
+
+def _transform(item: dict[str, Any] | str, fill: float) -> Any:
+    import albumentations
+
+    params: dict[str, Any] = {"name": item} if isinstance(item, str) else dict(item)
+    name = params.pop("name", None)
+    factory = getattr(albumentations, str(name), None)
+    kinds = (albumentations.BasicTransform, albumentations.BaseCompose)
+    if not (isinstance(factory, type) and issubclass(factory, kinds)) or issubclass(factory, albumentations.Compose):
+        known = [key for key, value in vars(albumentations).items() if isinstance(value, type)]
+        raise ConfigError(
+            f"Albumentations has no transform '{name}'", "the name of one of its classes", nearest(str(name), known)
+        )
+    held = {key: params[key] for key in ("transforms", "first", "second") if key in params}
+    if issubclass(factory, albumentations.BaseCompose):
+        for key, inner in held.items():
+            params[key] = [_transform(one, fill) for one in inner] if key == "transforms" else _transform(inner, fill)
+    filled = inspect.signature(factory).parameters.get("fill_mask")
+    if filled is not None and filled.default == 0:
+        params.setdefault("fill_mask", fill)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # it only warns of a parameter it does not know
+            return factory(**params)
+    except (TypeError, ValueError, UserWarning) as error:
+        raise ConfigError(
+            f"the transform '{name}' does not take {item}: {error}", "its documented parameters", "correct the YAML"
+        ) from error

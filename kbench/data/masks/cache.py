@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,12 @@ from kbench import files
 from kbench.data.images.cache import Images, Progress, Resize, cached, content_key
 from kbench.data.images.decoding import PLAIN, Decoding
 from kbench.data.images.readers import Reader
+from kbench.data.masks.shown import shown_mask
 from kbench.data.table.reading import MaskKind, Size
 from kbench.data.table.table import Table
 from kbench.data.table.verify import look
 from kbench.errors import DataError, FoldError, KbenchError, Problem
+from kbench.tasks import SEGMENTATION
 
 _SHOWN = 10  # rows with a wrong mask that are named
 _VERSION = 3  # of the pixels a key stands for; raise it when reading masks changes
@@ -54,7 +57,7 @@ class DirectMasks:
                 f"the {size[0]} x {size[1]} pixels of its image",
                 "`kbench check` lists every such mask; correct data.masks in the YAML or the files",
             )
-        return self._resize(mask, nearest=mask.dtype.kind != "f")
+        return shown_mask(self._resize, mask)
 
 
 def open_masks(
@@ -81,7 +84,7 @@ def open_masks(
         progress: called as `progress(done, total)` while the cache is built.
 
     Returns:
-        Arrays as in `masks.py`, by row.
+        Arrays as in `kinds.py`, by row.
     """
 
     def make() -> DirectMasks:
@@ -127,10 +130,23 @@ def sizes_of(table: Table, reader: Reader | None, decoding: Decoding = PLAIN) ->
     return size
 
 
-def mask_problems(
+@dataclass(frozen=True)
+class MaskReport:
+    """What reading every mask once found.
+
+    Attributes:
+        problems: what is wrong, each fault with the first rows that have it.
+        images: class -> number of images that show it, of those that could be read; none for a regression.
+    """
+
+    problems: list[Problem]
+    images: dict[str, int]
+
+
+def look_at_masks(
     table: Table, *, kind: MaskKind, size_of: Callable[[int], Size], progress: Progress, jobs: int = 1
-) -> list[Problem]:
-    """Read every mask once; return what is wrong with them, each fault with the first rows that have it.
+) -> MaskReport:
+    """Read every mask once.
 
     Args:
         table: rows with masks.
@@ -141,24 +157,43 @@ def mask_problems(
     """
     direct = DirectMasks(table, kind, size_of, Resize("keep", 0, 0))
 
-    def look_at(row: int) -> str:
+    def look_at(row: int) -> KbenchError | np.ndarray:
         try:
-            direct[row]
+            return _shown(direct[row], len(kind.names))
         except KbenchError as error:
-            return error.what
-        return ""
+            return error
 
-    found: list[Problem] = []
-    bad = 0
+    found, bad, images = list[Problem](), 0, np.zeros(len(kind.names), dtype=np.int64)
     with ThreadPoolExecutor(jobs) as pool:
-        for row, fault in enumerate(pool.map(look_at, range(len(direct)))):
+        for row, look in enumerate(pool.map(look_at, range(len(direct)))):
             progress(row + 1, len(direct))
-            bad += bool(fault)
-            if fault and len(found) < _SHOWN:
-                found.append(Problem(f"data.masks: row '{table.ids[row]}'", fault))
+            if isinstance(look, KbenchError):
+                bad += 1
+                hint = "" if found else look.todo
+                found += [Problem(f"data.masks: row '{table.ids[row]}'", look.what, hint)] if bad <= _SHOWN else []
+            else:
+                images += look
     if bad > len(found):
         found.append(Problem("data.masks", f"and {bad - len(found):,} more rows with a wrong mask"))
-    return found
+    counts = {} if table.task not in SEGMENTATION else dict(zip(kind.names, images.tolist(), strict=True))
+    return MaskReport(found, counts)
+
+
+def _shown(mask: np.ndarray, count: int) -> np.ndarray:
+    """Return [K] bool, which classes a mask shows; of numbers none."""
+    if mask.dtype.kind == "f":
+        return np.zeros(count, dtype=bool)
+    if mask.shape[2] == count:
+        return np.asarray((mask == 1).any(axis=(0, 1)))
+    return np.isin(np.arange(count), mask)
+
+
+def images_with_text(table: Table, kind: MaskKind) -> dict[str, int]:
+    """Return class -> number of images with a text of it, where masks are texts; nothing where they are files."""
+    if not kind.encoded or table.masks is None:
+        return {}
+    wanted = [(k, name) for k, name in enumerate(kind.names) if k != kind.background]
+    return {name: sum(bool(cells[k]) for cells in table.masks) for k, name in wanted}
 
 
 def coverage(

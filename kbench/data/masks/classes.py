@@ -1,9 +1,8 @@
 """From what a competition's masks hold to the classes of a YAML: pixel values, colours or layers.
 
-`Lookup` says which class each source value is of (merging several into one is a list of them); `united` makes one
-array of a layer per class. To give a mask kind another way of naming classes, write it here.
-
-Colour-coded masks: from colours to class numbers and back, losslessly.
+`Lookup` says which class each source value is of (merging several into one is a list of them), `Codec` turns colours
+into class numbers and back without a loss, `united` makes one array of a layer per class. To give a mask kind another
+way of naming classes, write it here.
 
 Source: row S-01; the original decoded by comparing one colour after the other and lost what interpolation had mixed.
 """
@@ -53,7 +52,7 @@ def lookup(
         sources: class name -> its source values.
         names: `data.classes`; the names of `sources` by default.
         ignore: sources that are neither trained on nor scored.
-        rest: name of the class of every source named nowhere, `ignore`, or None: there must be none. With one class
+        rest: name of the class of every source named nowhere, `ignore`, or None: there must be none, or with one class
             alone, they are what it is not.
         problems: what is known to be wrong already.
 
@@ -81,7 +80,7 @@ def lookup(
     number = None if rest is None else IGNORED if rest == "ignore" else names.index(rest)
     if len(names) == 1:  # the class against all else
         classes = {value: 1 if found == 0 else found for value, found in classes.items()}
-        number = 0 if number is None else number
+        number = 0 if number is None else 1 if number == 0 else number
     return Lookup(names, classes, number)
 
 
@@ -107,10 +106,10 @@ def raise_masks(problems: Sequence[Problem]) -> None:
 def united(
     layers: Sequence[np.ndarray | None], *, task: str, background: int | None, size: tuple[int, int], of: str
 ) -> np.ndarray:
-    """Return one array of a layer per class, as in `masks.py`.
+    """Return one array of a layer per class, as in `kinds.py`.
 
     Args:
-        layers: K layers [H, W], non-zero where the class is; None where it is nowhere.
+        layers: K layers [H, W] of 0 and 1, 255 where pixels are ignored; None where the class is nowhere.
         task: the competition's task.
         background: number of the class of the pixels no layer has; None: they are ignored.
         size: H and W.
@@ -123,13 +122,13 @@ def united(
         array = np.zeros((*size, len(layers)), dtype=np.uint8)
         for k, layer in enumerate(layers):
             if layer is not None:
-                array[:, :, k] = layer != 0
+                array[:, :, k] = layer
         return array
     index = np.full(size, IGNORED, dtype=np.uint8)
     for k, layer in enumerate(layers):
         if layer is None:
             continue
-        chosen = layer != 0
+        chosen = layer == 1
         shared = int(np.count_nonzero(chosen & (index != IGNORED)))
         if shared:
             raise DataError(
@@ -140,7 +139,17 @@ def united(
         index[chosen] = k
     if background is not None:
         index[index == IGNORED] = background
+        for layer in layers:
+            if layer is not None:
+                index[(layer == IGNORED) & (index == background)] = IGNORED
     return index[:, :, None]
+
+
+def with_object(layer: np.ndarray | None, another: np.ndarray) -> np.ndarray:
+    """Return a layer of 0, 1 and 255 with another object of its class; what is ignored of one may be of the other."""
+    if layer is None:
+        return another
+    return np.where((layer == 1) | (another == 1), 1, np.maximum(layer, another)).astype(np.uint8)
 
 
 def background_of(background: str | None, names: Sequence[str], task: str) -> int | None:

@@ -8,45 +8,42 @@ array. Whatever the writing, the array of a row has the size of its image and is
     multi_label_segmentation            [H, W, K] uint8 0 or 1 per class, 255 where ignored
     dense_regression                    [H, W, K] float32 target units, NaN where unknown
 
-Here are the kinds of one file per image; `mask_layers.py` has those of one layer per class. To add a way masks are
-written, write a factory in either with `@register("mask")`.
-
-Masks of one file per class or per object; `mask_runs.py` has those of run-length texts.
+Here are the kinds of one file per image; `layers.py` has those of one file per class or object, and
+`run_length_csv.py` those of run-length texts. To add a way masks are written, write a factory in one of them with
+`@register("mask")`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from kbench.data.images.decoding import PLAIN, Decoding, check_file, decode, decode_numbers
+from kbench.data.images.decoding import PLAIN, Decoding
 from kbench.data.images.headers import Damaged, read_header
 from kbench.data.masks.classes import (
     Codec,
     Lookup,
-    background_of,
     colour_table,
     lookup,
     names_problems,
     raise_masks,
-    united,
 )
-from kbench.data.table.image_files import Found, Listing, find_files, stem
+from kbench.data.masks.mask_files import Place, shared_problems, stray_files
+from kbench.data.masks.pixels import ON, YesNo, as_grey, is_lossy, shown, stored, without_alpha, yes_no
+from kbench.data.table.image_files import find_files, stem
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size, file_problems
-from kbench.errors import ConfigError, DataError, Problem, counted, first_names, nearest
+from kbench.errors import ConfigError, DataError, Problem, first_names, nearest
 from kbench.registry import register
-from kbench.tasks import IGNORED, SEGMENTATION
+from kbench.tasks import IGNORED
 
 __all__ = ["MaskKind"]
 
-_ON = (1, 255, 65535)  # how masks of one class say yes
+_OUTSIDE = 1 << 16  # stands for every pixel value that no YAML can name
 
 
 def one_file(request: Request, frame: pd.DataFrame, ids: np.ndarray, *, folder: str, suffix: str | None) -> MaskRows:
@@ -61,7 +58,10 @@ def one_file(request: Request, frame: pd.DataFrame, ids: np.ndarray, *, folder: 
     """
     found = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
     lacking, problems = file_problems(request, [found], ids)
-    return MaskRows(tuple((path,) for path in found.paths), lacking, problems)
+    places = [Place(folder, suffix, found.paths)]
+    stray = stray_files(request, ids, places)
+    problems += shared_problems(ids, places)
+    return MaskRows(tuple((path,) for path in found.paths), lacking, problems, (stray,) if stray else ())
 
 
 @register("mask", tasks=("segmentation",))
@@ -72,6 +72,7 @@ def index(
     values: dict[str, int | list[int]] | None = None,
     ignore: list[int] | None = None,
     rest: str | None = None,
+    threshold: float | None = None,
     _classes: Sequence[str] = (),
     _decoding: Decoding = PLAIN,
 ) -> MaskKind:
@@ -81,9 +82,12 @@ def index(
         folder: of the mask images.
         suffix: what their names have after the id, such as `_mask.png`; found by default.
         values: class -> its pixel value, or several that are merged into it; by default the classes count from 0.
-            One class alone is 1, 255 or 65535, and every other value of `values` is what it is not.
+            One class alone is 1, 255 or 65535, in one way in each file; beside `values` every other one is what it is
+            not. Of JPEG, what is above half of the scale is the one class.
         ignore: pixel values that are neither trained on nor scored.
-        rest: class of every value that is named nowhere, or `ignore`; such values are an error by default.
+        rest: class of every value that is named nowhere, or `ignore`; such values are an error by default. Beside one
+            class 0 stays what it is not, so that numbers of objects are `rest: CLASS`.
+        threshold: pixels above it are the one class.
         _classes: `data.classes`; the names of `values` by default.
         _decoding: orientation and limit, of `input`.
 
@@ -93,47 +97,131 @@ def index(
     Source: rows S-01 and S-11.
     """
     names = tuple(_classes) or tuple(values or ())
-    given = _counted(names) if values is None else {
-        name: [value] if isinstance(value, int) else list(value) for name, value in values.items()
-    }  # fmt: skip
-    found = lookup(given, names=names, ignore=ignore or (), rest=rest)
-    if len(names) == 1 and values is None:  # nothing but yes and no
-        found = Lookup(names, {0: 0, **dict.fromkeys(_ON, 1), **dict.fromkeys(ignore or (), IGNORED)}, None)
-    table = np.full(1 << 16, IGNORED if found.rest is None else found.rest, dtype=np.uint8)
-    known = np.full(1 << 16, found.rest is not None)
+    rule = yes_no(threshold, ignore, _decoding)
+    if threshold is not None and (len(names) != 1 or values is not None or rest is not None):
+        raise ConfigError(
+            "data.masks.threshold beside several classes, `values` or `rest`", "one class, which pixels above it are",
+            "remove `threshold`, or the others",
+        )  # fmt: skip
+    if len(names) == 1 and values is None and rest in (None, *names):
+        raise_masks(names_problems(names))
+        return MaskKind(
+            names, partial(one_file, folder=folder, suffix=suffix),
+            partial(_yes_no, rule=rule, name=names[0], rest=rest), on=rule.on,
+        )  # fmt: skip
+    found = _values(names, values, ignore=ignore or (), rest=rest)
+    table = np.full(_OUTSIDE + 1, IGNORED if found.rest is None else found.rest, dtype=np.uint8)
+    known = np.full(_OUTSIDE + 1, found.rest is not None)
     for value, number in found.classes.items():
-        if not 0 <= value < 1 << 16:
+        if not 0 <= value < _OUTSIDE:
             raise ConfigError(f"the pixel value {value}", "0 to 65535", "correct data.masks in the YAML")
         table[value], known[value] = number, True
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
-        pixels = _numbers(root / cells[0], _decoding)
-        if not known[pixels].all():
-            strange = np.unique(pixels[~known[pixels]]).tolist()
+        pixels, scale = _numbers(root / cells[0], cells[0], alone=len(names) == 1, decoding=_decoding)
+        _refuse_losses(root / cells[0], cells[0], "save the masks anew, or name `colour` with `codec: nearest`")
+        if not known[_places(pixels)].all() and scale > 1 and known[_places(pixels * scale)].all():
+            pixels = pixels * scale  # the YAML names the values that viewers show
+        places = _places(pixels)
+        strange = pixels[~known[places]]
+        if strange.size:
             raise DataError(
-                f"the mask '{cells[0]}' has the values {', '.join(map(str, strange[:8]))}",
+                f"the mask '{cells[0]}' has the values {_listed(np.unique(strange))}",
                 f"those of its {len(names)} classes, or of `ignore`: {np.flatnonzero(known).tolist()[:20]}",
                 "correct data.classes, or `values`, `ignore` or `rest` of data.masks, or name another mask kind",
             )
-        return np.asarray(table[pixels])
+        return np.asarray(table[places])
 
     return MaskKind(found.names, partial(one_file, folder=folder, suffix=suffix), read)
 
 
-def _counted(names: Sequence[str]) -> dict[str, list[int]]:
-    return {name: [place] for place, name in enumerate(names)}
+def _values(
+    names: Sequence[str], values: dict[str, int | list[int]] | None, *, ignore: Sequence[int], rest: str | None
+) -> Lookup:
+    """Return which class each pixel value is of; black is nothing where one class stands against `rest`."""
+    given = {name: [place] for place, name in enumerate(names)} if values is None else {
+        name: [value] if isinstance(value, int) else list(value) for name, value in values.items()
+    }  # fmt: skip
+    if len(names) != 1 or rest is None:
+        return lookup(given, names=names, ignore=ignore, rest=rest)
+    if values is None:  # nothing but yes and no, and what is neither is ignored
+        given = {names[0]: [value for value in ON if value not in ignore]}
+    found = lookup(given, names=names, ignore=ignore, rest=rest)
+    if found.classes.setdefault(0, 0) == 1 and found.rest == 1:
+        raise_masks(
+            [Problem("data.masks.rest", f"every pixel would be '{names[0]}'", "remove `rest`, or 0 of `values`")]
+        )
+    return found
 
 
-def _numbers(path: Path, decoding: Decoding) -> np.ndarray:
-    """Return [H, W, 1] unsigned pixel values; of a palette image, the numbers of its colours."""
-    pixels = decode_numbers(path, decoding)
-    if pixels.shape[2] != 1 or pixels.dtype not in (np.uint8, np.uint16):
+def _yes_no(
+    root: Path, cells: Cells, size: Callable[[], Size], *, rule: YesNo, name: str, rest: str | None
+) -> np.ndarray:
+    """Return a file's mask of one class; with `rest` any number but 0 is the class."""
+    pixels, _ = _numbers(root / cells[0], cells[0], alone=True, decoding=rule.decoding)
+    if rest is not None:
+        _refuse_losses(root / cells[0], cells[0], "write `threshold: 127` in data.masks instead of `rest`")
+    if rule.threshold is not None or is_lossy(root / cells[0]):
+        return rule.of_pixels(pixels, root, cells[0])
+    values = np.setdiff1d(np.unique(pixels), [0, *rule.ignore])
+    strange = np.setdiff1d(values, ON)
+    if rest is None and len(strange):
+        raise DataError(
+            f"the mask '{cells[0]}' has the values {_listed(strange)}",
+            f"0, and 1, 255 or 65535 for '{name}', or values of `ignore`: {list(rule.ignore)}",
+            f"write in data.masks `rest: {name}` if all but 0 is the class, such as numbers of objects, `ignore: "
+            f"{strange.tolist()[:4]}` if they are void, `values: {{{name}: {int(strange[0])}}}` if they say yes, or "
+            "`threshold: 127` if brighter pixels are the class; or name several data.classes",
+        )
+    if rest is None:
+        return rule.of_pixels(pixels, root, cells[0])
+    layer = np.asarray(pixels != 0).astype(np.uint8)
+    layer[np.isin(pixels, rule.ignore)] = IGNORED
+    return layer
+
+
+def _places(pixels: np.ndarray) -> np.ndarray:
+    """Return where pixel values stand in a table of all that a YAML can name, the last place for all others."""
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels
+    return np.where((pixels < 0) | (pixels > _OUTSIDE), _OUTSIDE, pixels).astype(np.int64)
+
+
+def _refuse_losses(path: Path, cell: str, todo: str) -> None:
+    """Refuse numbers of a file whose kind turns them into others."""
+    if is_lossy(path):
+        raise DataError(
+            f"the mask '{cell}' was stored with losses, which turn its numbers into others",
+            "a file without losses, such as PNG", todo,
+        )  # fmt: skip
+
+
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(map(str, values[:8].tolist())) + (f" and {len(values) - 8:,} more" if len(values) > 8 else "")
+
+
+def _numbers(path: Path, cell: str, *, alone: bool, decoding: Decoding) -> tuple[np.ndarray, int]:
+    """Return [H, W, 1] pixel values, of a palette image the numbers of its colours, and what viewers multiply them by.
+
+    Args:
+        path: the file.
+        cell: its name, for messages.
+        alone: whether it says only yes and no.
+        decoding: orientation and limit, of `input`.
+    """
+    pixels, scale = stored(path, decoding)
+    pixels = without_alpha(pixels, of=cell, alone=alone)
+    grey = as_grey(pixels, lossy=is_lossy(path))
+    pixels = pixels if grey is None else grey[:, :, None]
+    if pixels.dtype.kind == "f" and np.isfinite(pixels).all() and (pixels == np.rint(pixels)).all():
+        pixels = pixels.astype(np.int64)
+    if pixels.shape[2] != 1 or pixels.dtype.kind not in "ui":
         raise DataError(
             f"the mask '{path}' has {pixels.shape[2]} channels of {pixels.dtype}",
-            "one channel of 8 or 16 bits with class numbers",
+            "one channel of whole numbers, or grey",
             "name another mask kind in data.masks, such as colour; `kbench list mask`",
         )
-    return pixels
+    return pixels, scale
 
 
 @register("mask", tasks=("segmentation",))
@@ -197,18 +285,27 @@ def colour(
     coder = Codec(np.array(list(table.values()), dtype=np.uint8), codec)
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
-        image = decode(root / cells[0], cv2.IMREAD_UNCHANGED, _decoding)
+        image = _shown_colours(root / cells[0], cells[0], _decoding)
         if image.shape[2] == 1:
             image = np.repeat(image, 3, axis=2)
-        if image.dtype != np.uint8 or image.shape[2] not in (3, 4):
+        if image.dtype != np.uint8 or image.shape[2] != 3:
             raise DataError(
                 f"the mask '{cells[0]}' has {image.shape[2]} channels of {image.dtype}", "a colour image of 8 bits",
                 "name another mask kind in data.masks; `kbench list mask`",
             )  # fmt: skip
         return np.asarray(numbers[coder.decode(image, of=cells[0])][:, :, None])
 
+    if len(names) == 1 and rest == names[0]:
+        hint = f"write `merge: {{{names[0]}: [COLOURS]}}` instead"
+        raise_masks([Problem("data.masks.rest", f"every pixel would be '{rest}'", hint)])
     facts = [[name, list(rgb)] for name, rgb in table.items()] + sorted(out)
     return MaskKind(found.names, partial(one_file, folder=folder, suffix=suffix), read, facts=facts)
+
+
+def _shown_colours(path: Path, cell: str, decoding: Decoding) -> np.ndarray:
+    """Return [H, W, 1 or 3] colours as a viewer shows them, without alpha."""
+    pixels, scale = shown(path, decoding)
+    return without_alpha(pixels * scale if scale > 1 else pixels, of=cell, alone=False)
 
 
 @register("mask", tasks=("dense_regression",))
@@ -241,31 +338,23 @@ def values(
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         path = root / cells[0]
-        found = _array(path) if path.suffix.lower() == ".npy" else decode(path, cv2.IMREAD_UNCHANGED, _decoding)
+        found, _ = stored(path, _decoding)
         if found.shape[2] != len(names):
             raise DataError(
                 f"the target '{cells[0]}' has {found.shape[2]} channels", f"{len(names)}: {first_names(names)}",
                 "correct data.classes in the YAML, one name per channel",
             )  # fmt: skip
         unknown = nodata if nodata is not None else _own_nodata(path)
-        numbers = found.astype(np.float32)
-        wrong = ~np.isfinite(numbers)
-        if unknown is not None:
-            wrong |= numbers == np.float32(unknown)
-        numbers = numbers * np.float32(scale)
-        numbers[wrong] = np.nan
+        with np.errstate(over="ignore", invalid="ignore"):  # what no float32 holds is infinite, and so unknown
+            numbers = found.astype(np.float32)
+            wrong = ~np.isfinite(numbers)
+            if unknown is not None:
+                wrong |= (found == unknown) | (numbers == np.float32(unknown))
+            numbers = numbers * np.float32(scale)
+        numbers[wrong | ~np.isfinite(numbers)] = np.nan
         return numbers
 
     return MaskKind(names, partial(one_file, folder=folder, suffix=suffix), read)
-
-
-def _array(path: Path) -> np.ndarray:
-    check_file(path)
-    try:
-        found: Any = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read '{path}': {error}", "an array", "fetch it again") from error
-    return np.asarray(found[:, :, None] if found.ndim == 2 else found)
 
 
 def _own_nodata(path: Path) -> float | None:
@@ -276,169 +365,3 @@ def _own_nodata(path: Path) -> float | None:
         return float(header.nodata) if header is not None and header.nodata else None
     except (Damaged, ValueError):
         return None
-
-
-@register("mask", tasks=SEGMENTATION)
-def per_class(
-    *,
-    folder: str,
-    suffix: str | None = None,
-    labels: dict[str, str] | None = None,
-    missing: Literal["error", "empty"] = "error",
-    background: str | None = None,
-    _classes: Sequence[str] = (),
-    _task: str = "multi_label_segmentation",
-    _decoding: Decoding = PLAIN,
-) -> MaskKind:
-    """Read one image per class, black where the class is not.
-
-    Args:
-        folder: of the masks; `{class}` stands for the class, such as `masks/{class}`.
-        suffix: what their names have after the id, such as `_{class}.png`; found by default.
-        labels: class -> what `{class}` is for it; its name by default.
-        missing: whether a file that is not there is an `error` or an `empty` mask.
-        background: class without files, of the pixels no other class has; without it they are ignored, where classes
-            exclude one another.
-        _classes: `data.classes`.
-        _task: the competition's task.
-        _decoding: orientation and limit, of `input`.
-
-    Raises:
-        ConfigError: classes, labels and places do not fit.
-    """
-    names, called = tuple(_classes), labels or {}
-    problems = [*names_problems(names), *_label_problems(called, names)]
-    if len(names) > 1 and "{class}" not in folder + (suffix or ""):
-        problems.append(Problem("data.masks", "neither folder nor suffix has `{class}`", "such as `masks/{class}`"))
-    raise_masks(problems)
-    behind = background_of(background, names, _task)
-
-    def found_of(request: Request, ids: np.ndarray, k: int) -> Found:
-        if k == behind:
-            return Found([""] * len(ids), [], [], "")
-        label = called.get(names[k], names[k])
-        end = None if suffix is None else suffix.replace("{class}", label)
-        found = find_files(request.root, folder.replace("{class}", label), [stem(name) for name in ids], suffix=end)
-        if missing == "error":
-            return found
-        there = np.ones(len(ids), dtype=bool)
-        there[found.missing] = False
-        paths = [path if is_there else "" for path, is_there in zip(found.paths, there, strict=True)]
-        return Found(paths, [], found.several, found.example)
-
-    def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
-        found = [found_of(request, ids, k) for k in range(len(names))]
-        lacking, wrong = file_problems(request, found, ids)
-        return MaskRows(tuple(zip(*(part.paths for part in found), strict=True)), lacking, wrong)
-
-    def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
-        layers = [_layer(root, cell, size(), _decoding) if cell else None for cell in cells]
-        return united(layers, task=_task, background=behind, size=size(), of=_shown(cells))
-
-    return MaskKind(names, find, read)
-
-
-@register("mask", tasks=SEGMENTATION)
-def instances(
-    *,
-    folder: str,
-    label: str | None = None,
-    labels: dict[str, str] | None = None,
-    background: str | None = None,
-    _classes: Sequence[str] = (),
-    _task: str = "multi_label_segmentation",
-    _decoding: Decoding = PLAIN,
-) -> MaskKind:
-    r"""Read one image per object, black where the object is not, and unite the objects of each class.
-
-    Args:
-        folder: of the objects of an image; `{id}` stands for its id, such as `masks/{id}`. An empty folder is an empty
-            mask.
-        label: regular expression of file names with the class in the group `label`, such as `\d+_(?P<label>\w+)\.png`;
-            needed where there are several classes.
-        labels: class -> its text in file names; its name by default.
-        background: class without files, of the pixels no object has; without it they are ignored, where classes
-            exclude one another.
-        _classes: `data.classes`.
-        _task: the competition's task.
-        _decoding: orientation and limit, of `input`.
-
-    Raises:
-        ConfigError: classes, labels and places do not fit.
-    """
-    names, called = tuple(_classes), labels or {}
-    behind = background_of(background, names, _task) if names else None
-    pattern, problems = _pattern(label)
-    problems += [*names_problems(names), *_label_problems(called, names)]
-    if "{id}" not in folder:
-        problems.append(Problem("data.masks.folder", f"'{folder}' has no `{{id}}`", "such as `masks/{id}`"))
-    if pattern is None and len(names) - (behind is not None) > 1:
-        problems.append(Problem("data.masks.label", f"needed for {len(names)} classes", r"`\d+_(?P<label>\w+)\.png`"))
-    raise_masks(problems)
-    numbers = {called.get(name, name): k for k, name in enumerate(names) if k != behind}
-    alone = next(iter(numbers.values()), 0)
-
-    def class_of(path: str) -> int | None:
-        if pattern is None:
-            return alone
-        found = pattern.fullmatch(path.rpartition("/")[2])
-        return None if found is None else numbers.get(found["label"])
-
-    def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
-        cells: list[Cells] = []
-        lacking = np.zeros(len(ids), dtype=bool)
-        for row, name in enumerate(ids):
-            place = folder.replace("{id}", stem(str(name)))
-            lacking[row] = not (request.root / place).is_dir()
-            cells.append(tuple(f"{place}/{file}" for file in sorted(Listing(request.root / place).names())))
-        absent = [folder.replace("{id}", stem(str(name))) for name in ids[lacking]]
-        strange = [path for paths in cells for path in paths if class_of(path) is None]
-        wrong = []
-        if absent and (request.on_problem == "error" or len(absent) == len(ids)):
-            wrong.append(Problem("data.masks", f"{counted(len(absent), 'missing folder')}: {first_names(absent)}"))
-        if strange:
-            what = f"{counted(len(strange), 'file')} of no class: {first_names(strange)}"
-            wrong.append(Problem("data.masks.label", what, f"classes are called {first_names(list(numbers), 20)}"))
-        return MaskRows(tuple(cells), lacking, wrong)
-
-    def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
-        layers: list[np.ndarray | None] = [None] * len(names)
-        for cell in cells:
-            k, layer = class_of(cell), _layer(root, cell, size(), _decoding)
-            assert k is not None, "`find` refuses such files"
-            before = layers[k]
-            layers[k] = layer if before is None else before | layer
-        return united(layers, task=_task, background=behind, size=size(), of=_shown(cells))
-
-    return MaskKind(names, find, read)
-
-
-def _pattern(label: str | None) -> tuple[re.Pattern[str] | None, list[Problem]]:
-    try:
-        pattern = None if label is None else re.compile(label)
-    except re.error as error:
-        return None, [Problem("data.masks.label", f"'{label}' is no regular expression: {error}")]
-    if pattern is not None and "label" not in pattern.groupindex:
-        return None, [Problem("data.masks.label", f"'{label}' has no group 'label'", r"such as `(?P<label>\w+)`")]
-    return pattern, []
-
-
-def _label_problems(labels: dict[str, str], names: Sequence[str]) -> list[Problem]:
-    return [Problem("data.masks.labels", f"'{name}' is no class", nearest(name, names)) for name in labels
-            if name not in names]  # fmt: skip
-
-
-def _layer(root: Path, cell: str, size: Size, decoding: Decoding) -> np.ndarray:
-    """Return [H, W] bool, where a mask file is not black; alpha does not count."""
-    pixels = decode(root / cell, cv2.IMREAD_UNCHANGED, decoding)
-    if pixels.shape[:2] != size:
-        raise DataError(
-            f"the mask '{cell}' is {pixels.shape[0]} x {pixels.shape[1]} pixels",
-            f"the {size[0]} x {size[1]} pixels of its image",
-            "`kbench check` lists every such mask; correct data.masks in the YAML or the files",
-        )
-    return np.asarray((pixels[:, :, :3] != 0).any(axis=2))
-
-
-def _shown(cells: Cells) -> str:
-    return next((cell for cell in cells if cell), "")

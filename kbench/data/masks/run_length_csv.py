@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from kbench.data.masks import run_lengths
-from kbench.data.masks.classes import background_of, names_problems, raise_masks, united
+from kbench.data.masks.classes import background_of, names_problems, raise_masks, united, with_object
+from kbench.data.masks.mask_files import elsewhere
 from kbench.data.table.csv_files import read_frame
-from kbench.data.table.image_files import stem
+from kbench.data.table.names import AMBIGUOUS, cuts, names_of, strays
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size
 from kbench.errors import Problem, counted, first_names, nearest
 from kbench.registry import register
@@ -32,7 +34,7 @@ class _Source:
         id: name of the id column.
         columns: class number -> column of its texts; in a long table all the same one.
         label: column with the class of each row, or None.
-        key: matches an id, with the groups `id` and perhaps `label`.
+        key: what an id is made of: `{id}`, and perhaps `{class}`.
         texts: text of a class -> its number.
         empties: texts of an empty mask.
     """
@@ -41,7 +43,7 @@ class _Source:
     id: str
     columns: dict[int, str]
     label: str | None
-    key: re.Pattern[str]
+    key: str
     texts: dict[str, int]
     empties: set[str]
 
@@ -58,6 +60,7 @@ def rle(
     label: str | None = None,
     labels: dict[str, str] | None = None,
     empty: list[str] | None = None,
+    unmatched: Literal["error", "ignore"] = "error",
     background: str | None = None,
     _classes: Sequence[str] = (),
     _task: str = "segmentation",
@@ -76,6 +79,8 @@ def rle(
         label: column with the class of each row of a long table.
         labels: class -> its text in ids or in `label`; its name by default.
         empty: texts that mean an empty mask beside the empty one, such as `-1`.
+        unmatched: whether rows that name no training image are an `error`, or left out (`ignore`), such as those of
+            images that were put aside.
         background: class without texts, of the pixels no other class has; without it they are ignored, where classes
             exclude one another.
         _classes: `data.classes`.
@@ -87,11 +92,13 @@ def rle(
     Source: row S-01; the TGS convention of section 5.6.
     """
     rule, names, called = run_lengths.convention(convention), tuple(_classes), labels or {}
+    long = label is not None or "{class}" in key
     problems = names_problems(names)
     given = [*called, *(columns or ())]
     problems += [Problem("data.masks", f"'{name}' is no class", nearest(name, names)) for name in given
                  if name not in names]  # fmt: skip
-    long = label is not None or "{class}" in key
+    if called and not long:
+        problems.append(Problem("data.masks.labels", "no row names a class", "remove `labels`, or write `label:`"))
     if long and csv is None:
         problems.append(Problem("data.masks.csv", "a long table is no table of the rows", "write `csv:`"))
     if "{id}" not in key or len(_KEY.findall(key)) != len(set(_KEY.findall(key))):
@@ -125,60 +132,105 @@ def rle(
                 for name in absent
             ]
             return MaskRows(tuple(() for _ in ids), nothing, wrong)
-        source = _Source(table, id_column, sources, label, _pattern(key, texts), texts, empties)
-        cells, wrong = _gathered(source, ids, len(names))
-        return MaskRows(cells, nothing, wrong)
+        source = _Source(table, id_column, sources, label, key, texts, empties)
+        gathered = _gathered(source, ids, len(names))
+        return MaskRows(gathered.cells, nothing, *gathered.said(source, ids, elsewhere(request), unmatched))
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         layers: list[np.ndarray | None] = [None] * len(names)
         for k, cell in enumerate(cells):
             for text in cell.split(_OBJECTS) if cell else ():
-                layer = run_lengths.decode(text, size(), rule)
-                before = layers[k]
-                layers[k] = layer if before is None else before | layer
+                layers[k] = with_object(layers[k], run_lengths.decode(text, size(), rule))
         return united(layers, task=_task, background=behind, size=size(), of=next(filter(None, cells), "")[:40])
 
-    return MaskKind(names, find, read, encoded=True)
+    return MaskKind(names, find, read, encoded=True, background=behind)
 
 
-def _pattern(key: str, texts: dict[str, int]) -> re.Pattern[str]:
-    """Return what ids look like."""
-    known = "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
-    groups = {"id": "(?P<id>.+)", "class": f"(?P<label>{known})"}
-    pieces = _KEY.split(key)
-    return re.compile("".join(groups[piece] if place % 2 else re.escape(piece) for place, piece in enumerate(pieces)))
+@dataclass(frozen=True)
+class _Gathered:
+    """The texts of a table by row, and the rows of the table that are of no image, class or form.
+
+    Attributes:
+        cells: per image, one cell per class.
+        known: number of rows of the table that are an image's.
+        stray: ids of the table whose image is not there.
+        strange: ids that are not made as the key says.
+        unclear: ids that several images or classes fit.
+        unknown: texts that are no class.
+        bare: number of images without a row.
+    """
+
+    cells: tuple[Cells, ...]
+    known: int
+    stray: list[str]
+    strange: list[str]
+    unclear: list[str]
+    unknown: list[str]
+    bare: int
+
+    def said(
+        self, source: _Source, ids: np.ndarray, others: Container[str], unmatched: str
+    ) -> tuple[list[Problem], tuple[str, ...]]:
+        """Return what is wrong with the table, and what is only said of it.
+
+        Args:
+            source: the table.
+            ids: [N] ids of the images.
+            others: ids of rows that `where` leaves out; they may have texts.
+            unmatched: `error`, or `ignore`.
+        """
+        where, problems = f"data.masks: column '{source.id}'", []
+        if self.strange:
+            what = f"{counted(len(self.strange), 'id')} not made as data.masks.key says: {first_names(self.strange)}"
+            problems.append(Problem(where, what))
+        if self.unclear:
+            what = f"{counted(len(self.unclear), 'id')} that several images or classes fit: {first_names(self.unclear)}"
+            problems.append(
+                Problem(where, what, "give the classes other texts in `labels`, or write the ids with endings")
+            )
+        if self.unknown:
+            what = f"{counted(len(self.unknown), 'row')} of no class: {first_names(list(dict.fromkeys(self.unknown)))}"
+            problems.append(Problem("data.masks", what, f"classes are called {first_names(list(source.texts), 20)}"))
+        stray = [name for name in dict.fromkeys(self.stray) if name not in others]
+        if not self.known and not problems:
+            problems.append(Problem(where, f"no id is that of an image: {strays(stray or list(self.stray), ids)}"))
+        elif stray and unmatched == "error":
+            hint = "correct the ids; or `unmatched: ignore` in data.masks, if these rows are not wanted"
+            if self.bare:
+                hint = f"{counted(self.bare, 'image')} would have an empty mask; {hint}"
+            problems.append(Problem(where, strays(stray, ids), hint))
+        return problems, (f"data.masks leaves out {strays(stray, ids)}",) if stray and unmatched == "ignore" else ()
 
 
-def _gathered(source: _Source, ids: np.ndarray, count: int) -> tuple[tuple[Cells, ...], list[Problem]]:
-    """Return the texts of each row, one cell per class, and what is wrong with the table."""
-    places = {stem(str(name)): row for row, name in enumerate(ids)}
+def _gathered(source: _Source, ids: np.ndarray, count: int) -> _Gathered:
+    """Return the texts of each row, one cell per class, and what is not a row's."""
+    names = names_of(ids)
     found: list[list[list[str]]] = [[[] for _ in range(count)] for _ in ids]
-    strange, unknown, known = [], [], 0
+    stray, strange, unclear, unknown = list[str](), list[str](), list[str](), list[str]()
     columns = {k: source.table[name].tolist() for k, name in source.columns.items()}
     labels = None if source.label is None else source.table[source.label].tolist()
+    seen = np.zeros(len(ids), dtype=bool)
+    known = 0
     for place, text in enumerate(source.table[source.id].tolist()):
-        match = source.key.fullmatch(text)
-        if match is None:
+        ways = cuts(source.key, text, {"class": source.texts})
+        fits = [(row, way) for way in ways if (row := names.row(way["id"])) is not None]
+        if not ways:
             strange.append(text)
-            continue
-        label = match.groupdict().get("label") if labels is None else labels[place]
-        row = places.get(stem(match["id"]))
-        known += row is not None
-        if label is not None and label not in source.texts:
-            unknown.append(str(label))
-        elif row is not None:
-            for k in columns if label is None else (source.texts[label],):
-                cell = columns[k][place].strip()
-                if cell not in source.empties:
-                    found[row][k].append(cell)
-    problems = []
-    if strange:
-        what = f"{counted(len(strange), 'id')} not made as data.masks.key says: {first_names(strange)}"
-        problems.append(Problem(f"data.masks: column '{source.id}'", what))
-    if unknown:
-        what = f"{counted(len(unknown), 'row')} of no class: {first_names(list(dict.fromkeys(unknown)))}"
-        problems.append(Problem("data.masks", what, f"classes are called {first_names(list(source.texts), 20)}"))
-    if not known and not problems:
-        some = first_names(source.table[source.id].head(3).tolist())
-        problems.append(Problem(f"data.masks: column '{source.id}'", f"no id is that of an image: {some}"))
-    return tuple(tuple(_OBJECTS.join(cell) for cell in row) for row in found), problems
+        elif len(fits) > 1 or any(row == AMBIGUOUS for row, _ in fits):
+            unclear.append(text)
+        else:
+            row, way = fits[0] if fits else (None, ways[0])
+            known += row is not None
+            label = way.get("class") if labels is None else labels[place]
+            if label is not None and label not in source.texts:
+                unknown.append(str(label))
+            elif row is None:
+                stray.append(way["id"] if len(ways) == 1 else text)
+            else:
+                seen[row] = True
+                for k in columns if label is None else (source.texts[label],):
+                    cell = columns[k][place].strip()
+                    if cell not in source.empties:
+                        found[row][k].append(cell)
+    cells = tuple(tuple(_OBJECTS.join(cell) for cell in row) for row in found)
+    return _Gathered(cells, known, stray, strange, unclear, unknown, int((~seen).sum()))

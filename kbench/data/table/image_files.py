@@ -7,7 +7,9 @@ one more known, add it to `IMAGE_SUFFIXES`.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,10 @@ IMAGE_SUFFIXES = (
 )
 
 
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar", ".tar.bz2", ".tar.xz")
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
+
+
 @dataclass(frozen=True)
 class Found:
     """Files of some ids in one folder.
@@ -38,7 +44,7 @@ class Found:
     Attributes:
         paths: path of each id's file relative to the root; where it is missing, the path it would have.
         missing: row numbers without a file.
-        several: row numbers with several files of one name and different suffixes.
+        several: row numbers with several files of one name, in several folders or with different suffixes.
         example: a file that is there, for the message.
     """
 
@@ -54,12 +60,17 @@ def stem(name: str) -> str:
     return base if suffix.lower() in IMAGE_SUFFIXES else name
 
 
+def clean(name: str) -> str:
+    """Return a path with `/` between its parts and without `./` in front."""
+    return name.replace("\\", "/").removeprefix("./")
+
+
 def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | None) -> Found:
-    """Find the file of each name in a folder.
+    """Find the file of each name in a folder, or in one of several.
 
     Args:
         root: the competition's data folder.
-        folder: path below the root; empty for the root itself.
+        folder: path below the root, empty for the root itself, or a pattern of folders; see `folders_of`.
         names: file names without `suffix`; they may have `/` in them.
         suffix: what the file names end with; None finds it: nothing if every name carries a known suffix, the
             one suffix of the folder's images, or, where there are several, the one of the file there is.
@@ -67,33 +78,44 @@ def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | N
     Raises:
         DataError: the folder does not exist.
     """
-    listing, prefix = Listing(folder_of(root, folder)), _prefix(folder)
+    listings = [Listing(root / one, _prefix(one)) for one in folders_of(root, folder)]
+    names = [clean(name) for name in names]
     if suffix is None:
-        suffix = _detect_suffix(listing, names)
-    found = Found([], [], [], example=listing.example())
+        suffix = _detect_suffix(listings, names)
+    paths_of = _paths_of(listings, {name.rpartition("/")[0] for name in names}, suffix)
+    found = Found([], [], [], example=listings[0].example())
+    prefix = _prefix(folder)
     for row, name in enumerate(names):
-        parent, _, base = name.rpartition("/")
-        if suffix is None:
-            candidates = listing.stems(parent).get(base, [])
-            file = candidates[0] if candidates else base
-            if len(candidates) > 1:
-                found.several.append(row)
-            elif not candidates:
-                found.missing.append(row)
-        else:
-            file = base + suffix
-            if file not in listing.names(parent):
-                found.missing.append(row)
-        found.paths.append(prefix + (f"{parent}/{file}" if parent else file))
+        paths = paths_of.get(name, [])
+        if len(paths) > 1:
+            found.several.append(row)
+        elif not paths:
+            found.missing.append(row)
+        found.paths.append(paths[0] if paths else prefix + name + (suffix or ""))
     return found
 
 
-def _detect_suffix(listing: Listing, names: Sequence[str]) -> str | None:
+def _paths_of(listings: Sequence[Listing], parents: set[str], suffix: str | None) -> dict[str, list[str]]:
+    """Return name -> paths below the root of the files it may mean, by sub-folders of each listing."""
+    paths: dict[str, list[str]] = {}
+    for listing in listings:
+        for parent in parents:
+            inside = f"{parent}/" if parent else ""
+            if suffix is None:
+                files = [(base, file) for base, several in listing.stems(parent).items() for file in several]
+            else:
+                files = [(file.removesuffix(suffix) if suffix else file, file) for file in listing.names(parent)
+                         if file.endswith(suffix)]  # fmt: skip
+            for base, file in files:
+                paths.setdefault(inside + base, []).append(f"{listing.prefix}{inside}{file}")
+    return paths
+
+
+def _detect_suffix(listings: Sequence[Listing], names: Sequence[str]) -> str | None:
     if all(stem(name) != name for name in names):
         return ""
-    counts = Counter(
-        suffix for parent in {name.rpartition("/")[0] for name in names} for suffix in listing.suffixes(parent)
-    )
+    parents = {name.rpartition("/")[0] for name in names}
+    counts = Counter(suffix for listing in listings for parent in parents for suffix in listing.suffixes(parent))
     images = [suffix for suffix in counts if suffix.lower() in IMAGE_SUFFIXES]
     candidates = images or list(counts)
     return candidates[0] if len(candidates) == 1 else None
@@ -105,9 +127,11 @@ class Listing:
 
     Attributes:
         folder: the folder.
+        prefix: its path below the root, with `/` behind it.
     """
 
     folder: Path
+    prefix: str = ""
     _names: dict[str, set[str]] = field(default_factory=dict)
     _stems: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
@@ -167,14 +191,72 @@ def folder_of(root: Path, folder: str) -> Path:
     path = root / folder
     with _listing(path):
         there_is = path.is_dir()
-        there = [entry.name for entry in os.scandir(root) if entry.is_dir()] if root.is_dir() and not there_is else []
     if not there_is:
-        raise DataError(
-            f"the image folder '{path}' does not exist",
-            f"a folder below '{root}'",
-            f"correct `images:` in the YAML, or `kbench download`; {nearest(folder, there)}",
-        )
+        raise _no_folder(root, folder)
     return path
+
+
+def _no_folder(root: Path, folder: str) -> DataError:
+    there = [entry.name for entry in os.scandir(root)] if root.is_dir() else []
+    packed = [name for name in there if name.lower().endswith(ARCHIVES) and name.startswith(folder.partition("/")[0])]
+    todo = f"unpack '{packed[0]}' in that folder, such as with `tar -xf` or `unzip`" if packed else (
+        f"correct `images:` in the YAML, or `kbench download`; "
+        f"{nearest(folder, [name for name in there if (root / name).is_dir()])}"
+    )  # fmt: skip
+    return DataError(f"the image folder '{root / folder}' does not exist", f"a folder below '{root}'", todo)
+
+
+def folders_of(root: Path, folder: str) -> list[str]:
+    """Return the folders below the root that a name means: itself where it exists, else those that fit it as a pattern.
+
+    `*` and `?` stand for signs of one folder's name, `**` for any folders below one another, `{a,b}` for one of several
+    texts: `train_part_*`, `images/**`, `{first,second}`.
+
+    Raises:
+        DataError: there is none.
+    """
+    with _listing(root / folder):
+        if (root / folder).is_dir():
+            return [folder]
+        found = list(dict.fromkeys(path for one in _without_braces(folder) for path in _fitting(root, one)))
+    if not found:
+        raise _no_folder(root, folder)
+    return found
+
+
+def _without_braces(pattern: str) -> list[str]:
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    rest = _without_braces(pattern[match.end() :])
+    return [pattern[: match.start()] + text.strip() + end for text in match[1].split(",") for end in rest]
+
+
+def _fitting(root: Path, pattern: str) -> list[str]:
+    """Return the sorted folders below the root that fit a pattern without braces."""
+    places = [""]
+    for part in [part for part in pattern.split("/") if part not in ("", ".")]:
+        inner: list[str] = []
+        for place in places:
+            if part == "**":
+                inner += [place, *(_joined(place, below) for below in _folders_below(root / place))]
+            elif not set(part) & set("*?["):
+                inner += [_joined(place, part)] if (root / place / part).is_dir() else []
+            else:
+                names = sorted(name for name in Listing(root / place).names() if fnmatch.fnmatchcase(name, part))
+                inner += [_joined(place, name) for name in names if (root / place / name).is_dir()]
+        places = inner
+    return [place for place in dict.fromkeys(places) if place]
+
+
+def _joined(place: str, name: str) -> str:
+    return f"{place}/{name}" if place else name
+
+
+def _folders_below(folder: Path) -> list[str]:
+    """Return the sorted paths of all folders below one."""
+    base = len(os.path.join(folder, ""))
+    return sorted(parent[base:] for parent, _ in _walk(folder) if len(parent) > base)
 
 
 def list_folders(root: Path, folder: str) -> list[str]:
@@ -189,7 +271,7 @@ def list_images(root: Path, folder: str, *, suffix: str | None) -> tuple[list[st
 
     Args:
         root: the competition's data folder.
-        folder: path below the root.
+        folder: path below the root, or a pattern of folders; see `folders_of`.
         suffix: keep file names with this ending; None keeps images of any known kind, or every file where
             there is no such image.
 
@@ -200,17 +282,17 @@ def list_images(root: Path, folder: str, *, suffix: str | None) -> tuple[list[st
     Raises:
         DataError: the folder does not exist.
     """
-    path = folder_of(root, folder)
-    with _listing(path):
-        files = list(_below(path))
+    folders = folders_of(root, folder)
+    with _listing(root / folder):
+        files = [(_prefix(one), file) for one in folders for file in _below(root / one)]
     if suffix is not None:
-        kept = [(file.removesuffix(suffix) if suffix else file, file) for file in files if file.endswith(suffix)]
+        kept = [(file.removesuffix(suffix) if suffix else file, prefix + file) for prefix, file in files
+                if file.endswith(suffix)]  # fmt: skip
     else:
-        kept = [(stem(file), file) for file in files if stem(file) != file]
-        kept = kept or [(os.path.splitext(file)[0], file) for file in files]
+        kept = [(stem(file), prefix + file) for prefix, file in files if stem(file) != file]
+        kept = kept or [(os.path.splitext(file)[0], prefix + file) for prefix, file in files]
     kept.sort()
-    prefix = _prefix(folder)
-    return [name for name, _ in kept], [prefix + file for _, file in kept], len(files) - len(kept)
+    return [name for name, _ in kept], [path for _, path in kept], len(files) - len(kept)
 
 
 def _prefix(folder: str) -> str:
@@ -224,6 +306,14 @@ def _raise(error: OSError) -> None:
 
 def _below(folder: Path) -> Iterator[str]:
     base = len(os.path.join(folder, ""))
+    for parent, names in _walk(folder):
+        for name in names:
+            if _visible(name):
+                yield os.path.join(parent, name)[base:]
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every visible folder from one down with the names of its files."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         status = os.stat(parent)
@@ -232,6 +322,4 @@ def _below(folder: Path) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if _visible(name)]
-        for name in names:
-            if _visible(name):
-                yield os.path.join(parent, name)[base:]
+        yield parent, names

@@ -9,26 +9,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from kbench import registry
+from kbench.data.table.csv_files import Dialect
 from kbench.data.table.image_files import find_files, list_folders, list_images
 from kbench.data.table.reading import (
     MaskRows,
     Request,
+    Rows,
     file_problems,
     id_problems,
     metadata,
+    metadata_notes,
     raise_problems,
     read_rows,
     with_metadata,
     without,
 )
+from kbench.data.table.spellings import counts_of, tidied
 from kbench.data.table.table import Table
-from kbench.data.table.targets import Targets, read_targets
+from kbench.data.table.targets import Targets, read_targets, split_tags
 from kbench.errors import Problem, counted, first_names, nearest
 from kbench.registry import register
 from kbench.tasks import is_dense
@@ -57,6 +62,9 @@ def csv(
     *,
     separator: str = " ",
     empty_tags: bool = False,
+    tidy: bool = False,
+    delimiter: str | None = None,
+    decimal: Literal[".", ","] | None = None,
     join: Sequence[str] = (),
     annotations: str | None = None,
 ) -> Table:
@@ -68,6 +76,9 @@ def csv(
         request: which rows.
         separator: between the tags of one cell (`multi_label`).
         empty_tags: whether an empty cell means no tag rather than a missing target.
+        tidy: take labels, tags and metadata that differ only by spaces, Unicode form, invisible signs or case for one.
+        delimiter: between the cells of the CSV, such as `;`; what its first lines show by default.
+        decimal: `,` where numbers are written `1,5`; looked for by default where commas do not separate cells.
         join: other CSVs with metadata columns; their first column is the id.
         annotations: path of a JSON file per image with further metadata, such as `labels/{id}.json`; a key of an
             object in it is written after a dot: `attributes.route`.
@@ -80,7 +91,11 @@ def csv(
     """
     if request.csv is None:
         return _images_alone(request, join=join, annotations=annotations)
-    frame, id_column, target = read_rows(request, join=join, annotations=annotations)
+    dialect = None if delimiter is None and decimal is None else Dialect(delimiter or "", decimal or "")
+    rows = read_rows(request, join=join, annotations=annotations, dialect=dialect)
+    frame, id_column, target = rows.frame, rows.id, rows.target
+    if tidy:
+        frame = _tidied(request, rows, separator=separator)
     ids = np.array(frame[id_column].tolist(), dtype=str)
     problems = id_problems(id_column, ids)
     targets, masks = _without_targets(request), _find_masks(request, frame, ids)
@@ -95,6 +110,8 @@ def csv(
                 separator=separator, empty_tags=empty_tags,
             )  # fmt: skip
     lacking, missing = file_problems(request, found, ids)
+    blank = _blank(targets, len(ids))
+    problems += _lacking(request, targets)
     raise_problems(request, [*problems, *targets.problems, *masks.problems, *missing])
     table = Table(
         ids=ids,
@@ -106,9 +123,27 @@ def csv(
         masks=masks.cells or None,
         encoded=request.mask is not None and request.mask.encoded,
         meta=metadata(request, frame),
-        notes=targets.notes,
+        notes=(*rows.notes, *targets.notes, *masks.notes, *metadata_notes(request, frame)),
     )
-    return without(table, lacking | masks.lacking, "without an image or a mask" if masks.cells else "without an image")
+    why = "without an image or a mask" if masks.cells else "without an image"
+    kept = without(table, blank & ~lacking, "without a target")
+    return without(kept, (lacking | masks.lacking)[lacking | ~blank], why)
+
+
+def _tidied(request: Request, rows: Rows, *, separator: str) -> pd.DataFrame:
+    """Return the rows with targets and metadata that are one to a reader written alike."""
+    frame = rows.frame.copy()
+    for name in dict.fromkeys([*(rows.target if request.split == "train" else ()), *request.metadata]):
+        if name not in frame.columns:
+            continue
+        cells = frame[name].tolist()
+        if request.task == "multi_label" and len(rows.target) == 1 and name == rows.target[0]:
+            tags = [split_tags(cell, separator) for cell in cells]
+            counts = counts_of(tag for cell in tags for tag in cell)
+            frame[name] = [(separator or " ").join(tidied(cell, counts)) for cell in tags]
+        else:
+            frame[name] = tidied(cells, counts_of(cells))
+    return frame
 
 
 def _without_targets(request: Request) -> Targets:
@@ -130,7 +165,7 @@ def _find_masks(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskR
         nothing.problems.append(Problem("data.masks", f"'{request.task}' needs masks", hint))
         return nothing
     found = request.mask.find(request, frame, ids)
-    return MaskRows(found.cells, found.lacking, [*nothing.problems, *found.problems])
+    return replace(found, problems=[*nothing.problems, *found.problems])
 
 
 def _target_problems(request: Request, target: Sequence[str]) -> list[Problem]:
@@ -178,7 +213,7 @@ def _images_alone(request: Request, *, join: Sequence[str] = (), annotations: st
         masks=masks.cells or None,
         encoded=request.mask is not None and request.mask.encoded,
         meta=metadata(request, frame),
-        notes=(note,) if others else (),
+        notes=(*((note,) if others else ()), *masks.notes),
     )
     return without(table, lacking | masks.lacking, "without an image or a mask" if masks.cells else "without an image")
 
@@ -226,8 +261,8 @@ def _classes(request: Request, valid: str | None) -> Table:
     if empty:
         problems.append(Problem("data.train.images", f"class folders without an image: {first_names(sorted(empty))}"))
     targets = read_targets(frame, ["class"], task="single_label", ids=ids, classes=request.classes)
-    raise_problems(request, [*problems, *targets.problems])
-    return Table(
+    raise_problems(request, [*problems, *targets.problems, *_lacking(request, targets)])
+    table = Table(
         ids=ids,
         root=request.root,
         images=tuple((path,) for path in frame["path"]),
@@ -235,8 +270,19 @@ def _classes(request: Request, valid: str | None) -> Table:
         target_names=targets.names,
         targets=targets.values,
         meta=frame[["split"]] if valid else None,
-        notes=(f"left out {counted(others, 'file')}, no image by name",) if others else (),
+        notes=(*((f"left out {counted(others, 'file')}, no image by name",) if others else ()), *targets.notes),
     )
+    return without(table, _blank(targets, len(ids)), "without a target")
+
+
+def _lacking(request: Request, targets: Targets) -> Sequence[Problem]:
+    """Return what is wrong with rows without a target, where they are not left out."""
+    return targets.lacking if request.on_problem == "error" else ()
+
+
+def _blank(targets: Targets, count: int) -> np.ndarray:
+    """Return [N] bool, which rows have no target."""
+    return np.zeros(count, dtype=bool) if targets.blank is None else targets.blank
 
 
 @register("layout")
@@ -278,9 +324,9 @@ def pattern(request: Request, *, regex: str) -> Table:
         problems.append(Problem("data.layout.regex", what, "correct it, or `data: {on_problem: drop}`"))
     raise_problems(request, problems)
     targets = read_targets(frame, ["label"], task=request.task, ids=ids, classes=request.classes)
-    raise_problems(request, list(targets.problems))
+    raise_problems(request, [*targets.problems, *_lacking(request, targets)])
     left_out = [(others, "no image by name"), (len(strange), "not matched by the pattern")]
-    return Table(
+    table = Table(
         ids=ids,
         root=request.root,
         images=tuple((path,) for _, path, _ in rows),
@@ -288,8 +334,9 @@ def pattern(request: Request, *, regex: str) -> Table:
         target_names=targets.names,
         targets=targets.values,
         meta=metadata(request, frame),
-        notes=tuple(f"left out {counted(count, 'file')}, {why}" for count, why in left_out if count),
+        notes=(*(f"left out {counted(count, 'file')}, {why}" for count, why in left_out if count), *targets.notes),
     )
+    return without(table, _blank(targets, len(ids)), "without a target")
 
 
 def _compiled(regex: str) -> tuple[re.Pattern[str], list[Problem]]:

@@ -6,6 +6,7 @@ check, return its problems from a function here and add it to a layout.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,14 +16,16 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kbench.data.table.csv_files import other_columns, read_frame
-from kbench.data.table.image_files import Found
+from kbench.data.table.csv_files import DELIMITERS, Dialect, dialect_of, read_frame
+from kbench.data.table.image_files import Found, clean
+from kbench.data.table.joins import other_columns
+from kbench.data.table.spellings import counts_of, spelling_note
 from kbench.data.table.table import Table
 from kbench.errors import DataError, Problem, counted, first_names, nearest, raise_all
 
 Size = tuple[int, int]
 Cells = tuple[str, ...]
-_UNSAFE = re.compile(r"(^|/)\.\.?(/|$)|^/|//|/$|^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
+_UNSAFE = re.compile(r"^[A-Za-z]:/|(^|/)\.\.?(/|$)|^/|//|/$|^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Request:
     Attributes:
         root: the competition's data folder.
         split: `train` or `test`; a test split has no targets.
-        task: a task of `config.Task`.
+        task: a task of `config.competition.Task`.
         csv: table of ids, below the root; None for a folder alone.
         images: image folders below the root; several are stacked along the channels.
         suffix: what the image files end with; None finds it.
@@ -68,16 +71,18 @@ class MaskRows:
         cells: per row, paths below the root (an empty one where nothing is there) or encoded texts.
         lacking: [N] bool, rows whose mask is missing.
         problems: what is wrong; missing masks only where such rows are not dropped.
+        notes: what the user should know.
     """
 
     cells: tuple[Cells, ...]
     lacking: np.ndarray
     problems: list[Problem]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class MaskKind:
-    """How a competition writes its masks; see `masks.py`.
+    """How a competition writes its masks; see `masks/kinds.py`.
 
     Attributes:
         names: K class names (or names of dense targets) in the order of the outputs.
@@ -85,6 +90,8 @@ class MaskKind:
         read: (root, cells of a row, size of its image asked for when it is needed) -> the row's array.
         encoded: whether cells are texts rather than paths.
         facts: what `read` depends on beside the YAML, such as a colour table; JSON-like.
+        background: number of the class of what no file or text is of, or None.
+        on: pixel value -> the first file that said yes by it, filled by `read`; two of them are two ways to say yes.
     """
 
     names: tuple[str, ...]
@@ -92,6 +99,8 @@ class MaskKind:
     read: Callable[[Path, Cells, Callable[[], Size]], np.ndarray]
     encoded: bool = False
     facts: Any = None
+    background: int | None = None
+    on: dict[int, str] = field(default_factory=dict, compare=False)
 
 
 def raise_problems(request: Request, problems: Sequence[Problem]) -> None:
@@ -105,23 +114,44 @@ def raise_problems(request: Request, problems: Sequence[Problem]) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a CSV.
+
+    Attributes:
+        frame: text cells, sorted by id.
+        id: name of the id column.
+        target: the target columns.
+        notes: what the user should know.
+    """
+
+    frame: pd.DataFrame
+    id: str
+    target: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
 def read_rows(
-    request: Request, *, join: Sequence[str] = (), annotations: str | None = None
-) -> tuple[pd.DataFrame, str, tuple[str, ...]]:
+    request: Request, *, join: Sequence[str] = (), annotations: str | None = None, dialect: Dialect | None = None
+) -> Rows:
     """Read the rows of the request's CSV.
 
     Args:
         request: which rows.
         join: other tables with metadata, and
         annotations: files with metadata; see `with_metadata`.
-
-    Returns:
-        Text cells, sorted by id; the name of the id column; the target columns.
+        dialect: how the CSV is written, an empty text for what the file itself shows.
 
     Raises:
         DataError: the CSV cannot be read, or the YAML names columns or values it does not have.
     """
-    frame = read_frame(request.root / str(request.csv), text=True)
+    given = dialect or Dialect("", "")
+    frame = read_frame(
+        request.root / str(request.csv), text=True, delimiter=given.delimiter or None, decimal=given.decimal or None
+    )
+    asked = {name for name in (request.id, *request.target, *request.where, *request.metadata) if name}
+    frame = frame.rename(columns=_unnamed([str(name) for name in frame.columns], asked))
+    notes = _dialect_notes(str(request.csv), dialect_of(frame)) if dialect is None else ()
     columns = [str(name) for name in frame.columns]
     id_column = request.id or columns[0]
     target = request.target or tuple(name for name in columns if name != id_column)[:1]
@@ -136,12 +166,27 @@ def read_rows(
         for key, name in wanted
         if name not in columns
     ]
-    if len(columns) == 1 and re.search(r"[;\t|]", columns[0]):
-        problems.append(Problem(str(request.csv), f"its one column is '{columns[0]}'", "cells separated by commas"))
+    sign = re.search(r"[,;\t|]", columns[0]) if len(columns) == 1 else None
+    if sign is not None:
+        hint = f"`data: {{layout: {{name: csv, delimiter: {json.dumps(sign[0])}}}}}` if '{sign[0]}' separates its cells"
+        problems.append(Problem(str(request.csv), f"its one column is '{columns[0]}', cells separated by commas", hint))
     raise_problems(request, problems)
     frame = _kept(request, frame)
     order = np.argsort(np.array(frame[id_column].tolist(), dtype=str), kind="stable")
-    return frame.iloc[order].reset_index(drop=True), id_column, target
+    return Rows(frame.iloc[order].reset_index(drop=True), id_column, target, notes)
+
+
+def _unnamed(columns: Sequence[str], asked: set[str]) -> dict[str, str]:
+    """Return a column without a name -> what the YAML calls it: `Unnamed: 0` for the first one."""
+    called = f"Unnamed: {columns.index('')}" if "" in columns else ""
+    return {"": called} if called in asked else {}
+
+
+def _dialect_notes(csv: str, dialect: Dialect) -> tuple[str, ...]:
+    if dialect.delimiter == ",":
+        return ()
+    point = ", and its numbers have decimal commas" if dialect.decimal == "," else ""
+    return (f"'{csv}' is separated by {DELIMITERS[dialect.delimiter]}{point}",)
 
 
 def with_metadata(
@@ -193,15 +238,12 @@ def id_problems(where: str, ids: np.ndarray) -> list[Problem]:
     repeated = list(dict.fromkeys(str(name) for name in ids[1:][(ids[1:] == ids[:-1]) & ~empty[1:]]))
     if repeated:
         problems.append(Problem(where, f"{counted(len(repeated), 'repeated id')}: {first_names(repeated)}"))
-    unsafe = [repr(str(name))[1:-1] for name in ids if name and _UNSAFE.search(name)]
+    unsafe = [repr(str(name))[1:-1] for name in ids if name and _UNSAFE.search(clean(name))]
     if unsafe:
-        problems.append(
-            Problem(
-                where,
-                f"{counted(len(unsafe), 'unusable id')}: {first_names(unsafe)}",
-                "file names without `..` or breaks",
-            )
-        )
+        whole = re.match(r"/|[A-Za-z]:[\\/]", unsafe[0]) is not None
+        short = re.split(r"[\\/]", unsafe[0])[-1]
+        hint = f"names from the image folder on, such as '{short}'" if whole else "file names without `..` or breaks"
+        problems.append(Problem(where, f"{counted(len(unsafe), 'unusable id')}: {first_names(unsafe)}", hint))
     return problems
 
 
@@ -216,13 +258,9 @@ def file_problems(request: Request, found: Sequence[Found], ids: np.ndarray) -> 
         lacking[part.missing] = True
         if part.several:
             names = [str(ids[row]) for row in part.several]
-            problems.append(
-                Problem(
-                    "data.images",
-                    f"{counted(len(names), 'id')} with two images: {first_names(names)}",
-                    "name the suffix",
-                )
-            )
+            what = f"{counted(len(names), 'id')} with two images: {first_names(names)}"
+            hint = f"name the suffix, or the folder they are in; one is '{part.paths[part.several[0]]}'"
+            problems.append(Problem("data.images", what, hint))
         if part.missing and request.on_problem == "error":
             paths = [part.paths[row] for row in part.missing]
             problems.append(
@@ -235,6 +273,12 @@ def metadata(request: Request, frame: pd.DataFrame) -> pd.DataFrame | None:
     """Return the metadata columns there are, as text; None when there is none."""
     names = [name for name in request.metadata if name in frame.columns]
     return frame[names].astype(object).reset_index(drop=True) if names else None
+
+
+def metadata_notes(request: Request, frame: pd.DataFrame) -> tuple[str, ...]:
+    """Return notes of metadata values that are one to a reader and count as different."""
+    names = [name for name in request.metadata if name in frame.columns]
+    return tuple(note for name in names if (note := spelling_note(name, counts_of(frame[name]))))
 
 
 def without(table: Table, rows: np.ndarray, why: str) -> Table:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from kbench.data.table.csv_files import numbers
+from kbench.data.table.csv_files import UNKNOWN, numbers
+from kbench.data.table.spellings import counts_of, spelling_note
 from kbench.errors import Problem, counted, first_names
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+([.,][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,16 @@ class Targets:
         values: [N] int64 class index (`single_label`) or [N, K] float32, NaN where unknown; None without targets.
         problems: what makes the values unusable; then they are not used.
         notes: what the user should know.
+        blank: [N] bool, rows without a target; None where there is none.
+        lacking: what is said of them, where they are not left out.
     """
 
     names: tuple[str, ...]
     values: np.ndarray | None
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    blank: np.ndarray | None = None
+    lacking: tuple[Problem, ...] = ()
 
 
 def read_targets(
@@ -70,16 +76,17 @@ def read_targets(
 
 def _labels(column: pd.Series, ids: np.ndarray, classes: Sequence[str] | None) -> Targets:
     codes, found = pd.factorize(column.to_numpy(dtype=object))
-    name = str(column.name)
-    names = tuple(classes) if classes else tuple(sorted_labels(label for label in found if label))
+    name, none = str(column.name), unknown_words(found, classes or ())
+    names = tuple(classes) if classes else tuple(sorted_labels(label for label in found if label not in none))
     index = {label: position for position, label in enumerate(names)}
     values = np.array([index.get(label, -1) for label in found], dtype=np.int64)[codes]
-    empty = (column == "").to_numpy(dtype=bool)
-    problems = _rows_problem(name, ids, empty, "without a label")
-    problems += _unknown_problem(name, names, column[(values < 0) & ~empty])
+    empty = np.array([label in none for label in found], dtype=bool)[codes]
+    problems = _unknown_problem(name, names, column[(values < 0) & ~empty])
     if len(names) == 1 and not classes:
         problems.append(Problem(name, f"every row has the label '{names[0]}'", "two classes or more"))
-    return Targets(names, values, tuple(problems))
+    lacking = _blank_problem(name, ids, empty, f"without a label{_words(found, none)}")
+    note = spelling_note(name, counts_of(column))
+    return Targets(names, values, tuple(problems), (note,) if note else (), empty, lacking)
 
 
 def _tags(
@@ -100,10 +107,13 @@ def _tags(
                 unknown.append(tag)
     problems = _unknown_problem(name, names, unknown)
     empty = np.array([not cell for cell in tags], dtype=bool)[codes]
-    if not empty_tags:
-        hint = "`data: {layout: {name: csv, empty_tags: true}}` if they have no tag"
-        problems += _rows_problem(name, ids, empty, "without a tag", hint)
-    return Targets(names, hot[codes], tuple(problems))
+    note = spelling_note(name, counts_of(tag for code in codes for tag in tags[code]))
+    notes = (note,) if note else ()
+    if empty_tags:
+        return Targets(names, hot[codes], tuple(problems), notes)
+    hint = "`data: {layout: {name: csv, empty_tags: true}}` if they have no tag"
+    lacking = _blank_problem(name, ids, empty, "without a tag", hint)
+    return Targets(names, hot[codes], tuple(problems), notes, empty, lacking)
 
 
 def split_tags(cell: str, separator: str) -> list[str]:
@@ -121,16 +131,16 @@ def _indicators(frame: pd.DataFrame, columns: Sequence[str], ids: np.ndarray, *,
         wrong = np.isfinite(cells) & (cells != 0) & (cells != 1)
         problems += _rows_problem(name, ids, wrong, "with a value other than 0 and 1")
     if not exclusive:
-        return Targets(tuple(columns), values, tuple(problems), read.notes)
+        return replace(read, problems=tuple(problems))
     known = np.nan_to_num(values, nan=0.0)
     if not problems:
-        wrong = np.asarray(known.sum(axis=1) != 1)
+        wrong = np.asarray(known.sum(axis=1) != 1) & ~np.asarray(read.blank)
         problems += _rows_problem(", ".join(columns), ids, wrong, "without exactly one 1")
-    return Targets(tuple(columns), known.argmax(axis=1), tuple(problems))
+    return replace(read, values=known.argmax(axis=1), problems=tuple(problems), notes=())
 
 
 def _numbers(frame: pd.DataFrame, columns: Sequence[str], ids: np.ndarray) -> Targets:
-    empty = np.stack([(frame[name].str.strip() == "").to_numpy(dtype=bool) for name in columns], axis=1)  # [N, K]
+    empty = np.stack([is_unknown(frame[name]) for name in columns], axis=1)  # [N, K]
     with np.errstate(over="ignore"):
         values = numbers(frame, columns).astype(np.float32)  # [N, K]
     problems = []
@@ -140,10 +150,40 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], ids: np.ndarray) -> Ta
         problems += _rows_problem(
             name, ids, wrong, f"without a finite number ({first_names(cells, 3)})" if cells else ""
         )
-    problems += _rows_problem(", ".join(columns), ids, np.asarray(empty.all(axis=1)), "without a target")
-    unknown = int(empty.sum())
-    notes = (f"{unknown:,} of {empty.size:,} targets are unknown",) if unknown and not problems else ()
-    return Targets(tuple(columns), values, tuple(problems), notes)
+    blank = np.asarray(empty.all(axis=1))
+    found = {cell for name in columns for cell in frame[name][blank].unique()}
+    lacking = _blank_problem(", ".join(columns), ids, blank, f"without a target{_words(found, found)}")
+    unknown, every = int(empty[~blank].sum()), int(empty[~blank].size)
+    notes = (f"{unknown:,} of {every:,} targets are unknown",) if unknown and not problems else ()
+    return Targets(tuple(columns), values, tuple(problems), notes, blank, lacking)
+
+
+def is_unknown(column: pd.Series) -> np.ndarray:
+    """Return [N] bool, which cells of a column of numbers are empty or a word for a number that is not known."""
+    return np.asarray(column.str.strip().str.lower().isin(UNKNOWN).to_numpy(dtype=bool))
+
+
+def unknown_words(found: Iterable[str], classes: Sequence[str]) -> set[str]:
+    """Return the labels that say there is none: blanks, and beside numbers words such as `NaN`.
+
+    In a column of words `None` is a class, and so is whatever `data.classes` names.
+    """
+    blank = {label for label in found if not label.strip()} - set(classes)
+    words = {label for label in found if label.strip().lower() in UNKNOWN} - blank - set(classes)
+    rest = [label for label in found if label not in blank | words]
+    return blank | words if rest and all(_NUMBER.fullmatch(label.strip()) for label in rest) else blank
+
+
+def _words(found: Iterable[str], none: Iterable[str]) -> str:
+    """Return which words say that there is no target, in brackets, or nothing where cells are empty."""
+    words = sorted({label for label in found if label in set(none) and label.strip()})
+    return f" ({first_names(words, 3)})" if words else ""
+
+
+def _blank_problem(where: str, ids: np.ndarray, rows: np.ndarray, what: str, hint: str = "") -> tuple[Problem, ...]:
+    """Return what is said of rows without a target, or nothing."""
+    way = "fill the cells, or `data: {on_problem: drop}` leaves the rows out"
+    return tuple(_rows_problem(where, ids, rows, what, f"{hint}; {way}" if hint else way))
 
 
 def _rows_problem(where: str, ids: np.ndarray, rows: np.ndarray, what: str, hint: str = "") -> list[Problem]:
@@ -184,7 +224,8 @@ def detect_task(frame: pd.DataFrame, target: Sequence[str]) -> str:
 
     One column: numbers with a fraction, or more than 20 integers most of which differ, are `regression`; cells
     of exactly one word each are `single_label`; several words make it `multi_label`. Several columns: 0 and 1
-    with one 1 a row are `single_label`, other 0 and 1 `multi_label`, other numbers `regression`.
+    with one 1 a row are `single_label`, other 0 and 1 `multi_label`, other numbers `regression`. Among numbers, empty
+    cells and words such as `NaN` are numbers that are not known.
 
     Args:
         frame: text cells.
@@ -192,13 +233,15 @@ def detect_task(frame: pd.DataFrame, target: Sequence[str]) -> str:
 
     Source: F-02.
     """
-    values = numbers(frame, target)  # [N, K]
+    known = ~np.stack([is_unknown(frame[name]) for name in target], axis=1)  # [N, K]
+    values = numbers(frame, target)
     if len(target) > 1:
-        if not np.isin(values, (0, 1)).all():
+        if not np.isin(values[known], (0, 1)).all():
             return "regression"
-        return "single_label" if (values.sum(axis=1) == 1).all() else "multi_label"
-    cells = frame[target[0]]
-    if np.isfinite(values).all() and len(cells):
+        whole = values[known.all(axis=1)]
+        return "single_label" if len(whole) == len(values) and (whole.sum(axis=1) == 1).all() else "multi_label"
+    cells = frame[target[0]][known[:, 0]]
+    if len(cells) and cells.str.strip().str.fullmatch(_NUMBER.pattern).all():
         integers = cells.str.strip().str.fullmatch(_INTEGER.pattern).all()
         distinct = cells.nunique()
         return "single_label" if integers and (distinct <= 20 or distinct * 2 <= len(cells)) else "regression"

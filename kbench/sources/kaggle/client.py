@@ -1,14 +1,10 @@
 """Competitions on Kaggle, through its own client (`kaggle>=2.2.4`); the only module that imports it.
 
-The client signs in, names the endpoint and makes the calls; the bytes of downloads and uploads are moved here
-(`transfer.py`, `upload.py`), since the client neither resumes safely nor checks what arrived. Importing the client
-signs in, prints and may call the service, so it happens on first use, quietly and with time limits. What the calls
-mean is in `competition.py`; to follow a new client, run `tests/kaggle/test_client_canaries.py` against it.
-
-How requests leave this machine: where to, and how long they may take.
-
-`limit` gives a `requests` session time limits, which the Kaggle client does not set, and what a resumed download
-needs. To change how storage is asked, change `Transport.send`.
+The client signs in, names the endpoint and makes the calls; the bytes of downloads (`service/download.py`) and uploads
+(`competition.py`) are moved without it, since it neither resumes safely nor checks what arrived. Importing it signs in,
+prints and may call the service, so that happens on first use, quietly and with time limits: `limit` gives them to a
+session, `Transport` says how storage is asked. What the calls mean is in `competition.py`; to follow a new client, run
+`tests/kaggle/test_client_canaries.py` against it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""One competition on Kaggle: what its answers mean, in plain values.
+"""One competition on Kaggle: what its answers mean, in plain values, and a file's bytes to its storage.
 
-Nothing here imports the client: calls go by name through `Client` (`kaggle.py`), so that a service that speaks the
-same messages can stand in. To offer one more call, add a method that returns plain values.
-
-A file's bytes to a service's storage, at an address that was signed for it.
-
-One call is one try: a repeat needs a new address, so the caller repeats both. To support storage that takes a
-file in pieces, add a function beside `put`.
+Nothing here imports the client: calls go by name through `Client` (`client.py`), so that a service that speaks the same
+messages can stand in. To offer one more call, add a method that returns plain values. `put` is one try at an address
+that was signed for the file: a repeat needs a new address, so the caller repeats both. To support storage that takes a
+file in pieces, add a function beside it.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def secrets(environ: Environ | None = None) -> list[str]:
 
 
 def diagnose(environ: Environ | None = None, *, python: str = sys.executable) -> list[Finding]:
-    """Say what sign-in is used and what is wrong with it, offline; `kaggle.probe` asks the service.
+    """Say what sign-in is used and what is wrong with it, offline; `KaggleClient.probe` asks the service.
 
     Args:
         environ: variables to look at; the process's by default.

@@ -211,7 +211,8 @@ def _unpack(
 
 def _own_folder(zipped: Path, name: str) -> str:
     """Return where a zip of the listing goes: `train.zip` into `train/`, or beside itself when that is all it holds."""
-    tops = {member.name.split("/")[0] for member in archive.open_zip(zipped).members()}
+    with archive.open_zip(zipped) as opened:
+        tops = {member.name.split("/")[0] for member in archive.members(opened)}
     return name.rpartition("/")[0] if tops == {zipped.stem} else name[: -len(".zip")]
 
 
@@ -224,7 +225,7 @@ def _checked_names(chosen: list[DataFile]) -> list[DataFile]:
     seen: dict[str, str] = {}
     for file in chosen:
         parts = file.name.split("/")
-        other = seen.setdefault(unicodedata.normalize("NFC", file.name).casefold(), file.name)
+        other = seen.setdefault(archive.one_place(file.name), file.name)
         if any(part in ("", ".", "..") for part in parts) or parts[0] == ".download" or _UNSAFE.search(file.name):
             raise _bad_name(
                 f"the service lists a file named {file.name!r}", "a plain path inside the competition's data"

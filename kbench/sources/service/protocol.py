@@ -98,7 +98,7 @@ class Limits:
 
 
 class Service(Protocol):
-    """The calls `fetching.py` and `sending.py` need; every one raises `ServiceError`."""
+    """The calls `fetch.py` and `send.py` need; every one raises `ServiceError`."""
 
     @property
     def slug(self) -> str:

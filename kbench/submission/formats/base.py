@@ -2,12 +2,11 @@
 
 A format is a registered function that returns a `Format`. It may ask for the target names and the task by the
 keyword-only parameters `_names` and `_task`, which kbench fills in; other keyword-only parameters may be set in
-the YAML (`submission.format`). To add one, write a module beside this one and name it in `registry.MODULES`:
+the YAML (`submission.format`). The sample submission rules: its columns, its ids and their order are what is written.
+To add one, write a module beside this one and name it in `registry.MODULES`:
 
     @register("format")
     def mine(*, clip: float | None = None, _names: tuple[str, ...], _task: str) -> Format: ...
-
-The sample submission rules: its columns, its ids and their order are what is written.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.table.csv_files import numbers, texts
+from kbench.data.table.spellings import plain
 from kbench.errors import ConfigError, Problem, SubmissionError, first_names, nearest, raise_all
 from kbench.inference.predictions import Predictions
 
@@ -40,8 +40,12 @@ class Format:
         encode: rows -> the file, in pieces; a CSV by default.
         decode: (file, sample) -> rows, in the order of the file; raises `SubmissionError`.
         image_of: id of a row -> id of its image, where there are several rows of one image or file names for ids.
+        truth_problems: `problems` of a solution, where it may hold what a submission may not, such as unknown numbers.
+        key: columns that tell rows of one id apart, such as one with the class.
+        several: whether an id may have several rows, as many as its image has objects.
 
-    For segmentations `build` takes, and `parse` returns, a `MaskSet` instead of `Predictions`.
+    For segmentations `build` takes, and `parse` returns, a `MaskSet` instead of `Predictions`; for dense regressions a
+    `NumberSet`.
     """
 
     suffix: str
@@ -54,6 +58,17 @@ class Format:
     encode: Callable[[pd.DataFrame], Iterable[bytes]] | None = None
     decode: Callable[[Path, pd.DataFrame], pd.DataFrame] | None = None
     image_of: Callable[[str], str] = str
+    truth_problems: Callable[[pd.DataFrame, pd.DataFrame], list[Problem]] | None = None
+    key: tuple[str, ...] = ()
+    several: bool = False
+
+
+def row_keys(frame: pd.DataFrame, format: Format) -> np.ndarray:
+    """Return [N] text that tells the rows of a file apart: the id, and the other columns of the format's key."""
+    columns = [str(frame.columns[0]), *(name for name in format.key if name in frame.columns)]
+    if len(columns) == 1:
+        return texts(frame, columns[0])
+    return np.array(["  ".join(row) for row in zip(*(texts(frame, name) for name in columns), strict=True)], dtype=str)
 
 
 def id_column(sample: pd.DataFrame) -> str:
@@ -80,6 +95,14 @@ def one_column(sample: pd.DataFrame, *, format: str) -> str:
             "set submission.format in the YAML, perhaps to `probabilities`",
         )
     return columns[0]
+
+
+def named_class(column: str, names: Sequence[str]) -> str | None:
+    """Return the class a column is called, exactly or but for case and spaces; None where it names none, or two."""
+    if column in names:
+        return column
+    found = [name for name in names if plain(name) == plain(column)]
+    return found[0] if len(found) == 1 else None
 
 
 def check_task(task: str, allowed: Sequence[str], *, format: str) -> None:

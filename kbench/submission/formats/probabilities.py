@@ -1,10 +1,6 @@
-"""One column per target: `id,cat,dog`.
+"""Formats of probabilities: one column per target (`id,cat,dog`), or that of one class (`id,label`, label is P(dog)).
 
-To add another format, see `formats.py`.
-
-The probability of one class: `id,label` where label is P(dog).
-
-To add another format, see `formats.py`.
+To add another format, see `base.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ from kbench.submission.formats.base import (
     check_task,
     framed,
     match_names,
+    named_class,
     number_problems,
     one_column,
     predicted,
@@ -73,7 +70,8 @@ def single_probability(
     """Return the format with the probability of one target in the sample's one target column.
 
     Args:
-        target: the class or label; the last one by default.
+        target: the class or label; by default the one the sample's column is called, but for case and spaces, or else
+            the last one.
         clip: keep probabilities within clip..1-clip, against one sure mistake (row F-29; fast.ai's lesson: 0.05).
 
     Raises:
@@ -81,20 +79,23 @@ def single_probability(
     """
     check_task(_task, ("single_label", "multi_label"), format="single_probability")
     check_clip(clip, format="single_probability")
-    chosen = _names[-1] if target is None else str(target)
-    if chosen not in _names:
+    if target is not None and str(target) not in _names:
         raise ConfigError(
-            f"the submission format 'single_probability' with target '{chosen}'",
+            f"the submission format 'single_probability' with target '{target}'",
             "a class of the competition",
-            f"correct submission.format.target in the YAML; {nearest(chosen, _names)}",
+            f"correct submission.format.target in the YAML; {nearest(str(target), _names)}",
         )
 
+    def chosen_of(sample: pd.DataFrame) -> str:
+        column = one_column(sample, format="single_probability")
+        return str(target) if target is not None else named_class(column, _names) or _names[-1]
+
     def build(predictions: Predictions, sample: pd.DataFrame) -> pd.DataFrame:
-        values = np.clip(values_for(predictions, sample, names=[chosen])[:, 0], clip or 0, 1 - (clip or 0))
+        values = np.clip(values_for(predictions, sample, names=[chosen_of(sample)])[:, 0], clip or 0, 1 - (clip or 0))
         return framed(sample, {one_column(sample, format="single_probability"): values})
 
     def parse(frame: pd.DataFrame, sample: pd.DataFrame) -> Predictions:
-        values = numbers(frame, [one_column(sample, format="single_probability")])[:, 0]
+        values, chosen = numbers(frame, [one_column(sample, format="single_probability")])[:, 0], chosen_of(sample)
         if len(_names) == 2 and _task == "single_label":  # the other class is what is left
             pair = (1 - values, values) if chosen == _names[1] else (values, 1 - values)
             return predicted(frame, _names, np.column_stack(pair), _task)

@@ -1,22 +1,25 @@
 """Run-length texts: `id,rle_mask`, one row per image, or one per image and class.
 
-To add another format, see `formats.py`.
+To add another format, see `base.py`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import pandas as pd
 
 from kbench.data.masks import run_lengths
 from kbench.data.table.csv_files import texts
-from kbench.errors import ConfigError, DataError, Problem, first_names
+from kbench.data.table.names import cuts
+from kbench.errors import ConfigError, DataError, Problem, first_names, nearest
 from kbench.inference.map_store import MaskSet
 from kbench.registry import register
-from kbench.submission.formats.base import Format, check_task, framed, id_column, one_column
+from kbench.submission.formats.base import Format, check_task, framed, id_column, one_column, target_columns
 from kbench.submission.formats.mask_cells import (
     Size,
     Sizes,
@@ -25,12 +28,13 @@ from kbench.submission.formats.mask_cells import (
     lacking,
     no_sizes,
     read_masks,
-    refuse_masks,
+    refuse_maps,
     shown,
 )
-from kbench.tasks import SEGMENTATION, exclusive
+from kbench.tasks import IGNORED, SEGMENTATION, exclusive
 
 _FIELDS = re.compile(r"\{(id|class|class_index)\}")
+_DIGITS = re.compile(r"[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,11 @@ class _Asked:
     """What the rows of a sample ask for.
 
     Attributes:
-        rows: image id -> class number among the competition's -> row number.
+        rows: image id -> class number among the competition's -> row numbers, several where each is an object's.
         problems: rows that ask for nothing that is known.
     """
 
-    rows: dict[str, dict[int, int]]
+    rows: dict[str, dict[int, list[int]]]
     problems: list[Problem]
 
     def written(self) -> list[int]:
@@ -53,9 +57,12 @@ class _Asked:
 @register("format")
 def rle(
     *, convention: str = "tgs", id: str = "{id}", first_class: int = 0, classes: list[str] | None = None,
-    empty: str = "", _names: tuple[str, ...], _task: str, _sizes: Sizes | None = None,
+    label: str | None = None, objects: bool = False, empty: str = "", _names: tuple[str, ...], _task: str,
+    _sizes: Sizes | None = None, _images: Callable[[], Container[str]] | None = None,
 ) -> Format:  # fmt: skip
     """Return the format with the run lengths of a mask in the sample's one target column.
+
+    An id that can be cut into image and class in more than one way is that of the image there is.
 
     Args:
         convention: how pixels are numbered and what numbers say, such as `tgs` (down the columns from 1), `carvana`
@@ -64,10 +71,13 @@ def rle(
             `{id}_{class_index}`.
         first_class: number of the first class in `{class_index}`.
         classes: names of the classes that may be written; all by default. The sample says which are.
+        label: column with the class of each row, where an image has one row per class: `id,class,predicted`.
+        objects: write one row per object, which is a connected region; an image without one has one empty row.
         empty: what stands for an empty mask.
         _names: the competition's classes.
         _task: its task.
         _sizes: image id -> its height and width.
+        _images: gives the ids of the images that there are.
 
     Raises:
         ConfigError: the task has no masks, or the ids leave open which class a row is of.
@@ -75,64 +85,93 @@ def rle(
     check_task(_task, SEGMENTATION, format="rle")
     rule, allowed = run_lengths.convention(convention), chosen_names(classes, _names)
     fields = _FIELDS.findall(id)
-    if "id" not in fields or (len(fields) == 1 and len(allowed) > 1):
+    if "id" not in fields or len(set(fields)) < len(fields):
+        raise ConfigError(f"the submission format 'rle' with the id '{id}'", "`{id}` once", "set submission.format.id")
+    if (len(fields) == 1) == (label is None) and len(allowed) > 1:
         raise ConfigError(
-            f"the submission format 'rle' with the id '{id}' for {len(allowed)} classes",
-            "`{id}`, and `{class}` or `{class_index}` where there are several",
+            f"the submission format 'rle' with the id '{id}' and the label '{label or ''}' for {len(allowed)} classes",
+            "`{id}`, and `{class}`, `{class_index}` or a column `label` where there are several",
             "set submission.format.id, such as '{id}_{class_index}', or submission.format.classes to one of them",
         )
     size_of, alone = _sizes or no_sizes, _names.index(allowed[0])
-    pattern = _pattern(id, _names)
 
-    def asked(sample: pd.DataFrame) -> _Asked:
-        rows: dict[str, dict[int, int]] = {}
-        strange, absent = [], []
-        for row, name in enumerate(texts(sample, id_column(sample)).tolist()):
-            found = pattern.fullmatch(name)
-            k = None if found is None else _class_of(found, _names, first_class, alone)
-            if found is None or k is None:
-                strange.append(name)
-            elif not 0 <= k < len(_names) or _names[k] not in allowed:
-                absent.append(name)
-            else:
-                rows.setdefault(found["id"], {})[k] = row
+    def read_id(name: str, images: Container[str] | None) -> list[tuple[str, int]]:
+        """Return image and class a row's id may mean: those whose image is known, or else the longest class."""
+        words = {"class": _names, "class_index": _numbers_in(name)} if len(fields) > 1 else {}
+        ways = cuts(id, name, words)
+        fits = [(way["id"], k) for way in ways if (k := _class_of(way, _names, first_class, alone)) is not None]
+        known = [] if images is None else [way for way in fits if way[0] in images]
+        return known or sorted(fits, key=lambda way: len(way[0]))[:1]
+
+    def asked(sample: pd.DataFrame, images: Container[str] | None = None) -> _Asked:
+        images = _images() if _images is not None else images
+        rows: dict[str, dict[int, list[int]]] = {}
+        strange, absent, unclear = [], [], []
         column = id_column(sample)
+        labels = texts(sample, label).tolist() if label is not None and label in sample.columns else None
+        for row, name in enumerate(texts(sample, column).tolist()):
+            ways = read_id(name, images)
+            image, k = ways[0] if ways else ("", -1)
+            if labels is not None:
+                k = _names.index(labels[row]) if labels[row] in _names else -1
+            if not ways:
+                strange.append(name)
+            elif len(ways) > 1:
+                unclear.append(name)
+            elif not 0 <= k < len(_names) or _names[k] not in allowed:
+                absent.append(name if labels is None else f"{name}, {labels[row]}")
+            else:
+                rows.setdefault(image, {}).setdefault(k, []).append(row)
         problems = []
+        if label is not None and labels is None:
+            problems.append(Problem(label, "no such column", nearest(label, target_columns(sample))))
         if strange:
             problems.append(Problem(column, f"{len(strange):,} ids are not '{id}': {first_names(strange)}"))
+        if unclear:
+            what = f"{len(unclear):,} ids that several images and classes fit: {first_names(unclear)}"
+            problems.append(Problem(column, what, "rename the images or the classes"))
         if absent:
             what = f"{len(absent):,} rows ask for a class that is not there: {first_names(absent)}"
             problems.append(Problem(column, what, f"there are {first_names(list(allowed), 30)}"))
         return _Asked(rows, problems)
 
+    def column_of(sample: pd.DataFrame) -> str:
+        return one_column(sample.drop(columns=[label] if label in sample.columns else []), format="rle")
+
     def build(masks: MaskSet, sample: pd.DataFrame) -> pd.DataFrame:
-        wanted = asked(sample)
+        wanted = asked(sample, set(masks.ids.tolist()))
         absent = [_names[k] for k in wanted.written() if _names[k] not in masks.names]
         problems = [*wanted.problems, *lacking(list(wanted.rows), masks, where=id_column(sample))]
         problems += [Problem("classes", f"the masks have no class {first_names(absent)}")] if absent else []
-        refuse_masks(problems)
-        cells = np.full(len(sample), empty, dtype=object)
+        refuse_maps(problems)
+        cells: list[list[str]] = [[] for _ in range(len(sample))]
         for image, slots in sorted(wanted.rows.items()):
             order = sorted(slots)
             numbers = [masks.names.index(_names[k]) for k in order]
             mask = shown(masks, int(np.searchsorted(masks.ids, image)), numbers)
             made = _encoded(mask, len(order), rule)
             check_written(image, mask, _decoded(made, mask.shape[-2:], rule, index=mask.ndim == 2))
-            for k, text in zip(order, made, strict=True):
-                cells[slots[k]] = text or empty
-        return framed(sample, {one_column(sample, format="rle"): cells})
+            for place, k in enumerate(order):
+                one = [made[place]] if not objects else _objects(mask == place if mask.ndim == 2 else mask[place], rule)
+                cells[slots[k][0]] = [text or empty for text in one]
+        counts = [len(several) for several in cells]
+        rows = sample.iloc[np.repeat(np.arange(len(sample)), counts)].reset_index(drop=True)
+        made_cells = np.array([text for several in cells for text in several], dtype=object)
+        others = {} if label is None else {label: texts(rows, label)}
+        frame = framed(rows, {**others, column_of(sample): made_cells})
+        return frame[[str(name) for name in sample.columns]]
 
     def cells_of(frame: pd.DataFrame, sample: pd.DataFrame) -> list[str]:
-        return ["" if cell == empty else cell for cell in texts(frame, one_column(sample, format="rle")).tolist()]
+        return ["" if cell == empty else cell for cell in texts(frame, column_of(sample)).tolist()]
 
     def parse(frame: pd.DataFrame, sample: pd.DataFrame) -> MaskSet:
         cells, wanted = cells_of(frame, sample), asked(frame)
         written = wanted.written()
 
         def read(image: str) -> np.ndarray:
-            slots = wanted.rows[image]
-            made = [cells[slots[k]] if k in slots else "" for k in written]
-            return _decoded(made, size_of(image), rule, index=exclusive(_task, len(_names)))
+            slots, size = wanted.rows[image], size_of(image)
+            made = [_one_text([cells[row] for row in slots.get(k, [])], size, rule) for k in written]
+            return _decoded(made, size, rule, index=exclusive(_task, len(_names)))
 
         return read_masks(list(wanted.rows), [_names[k] for k in written], read, names=_names, task=_task)
 
@@ -141,38 +180,36 @@ def rle(
         found = list(wanted.problems)
         for image, slots in wanted.rows.items():
             try:
-                _parsed([cells[row] for row in slots.values()], size_of(image), rule,
-                        apart=exclusive(_task, len(_names)))  # fmt: skip
+                size = size_of(image)
+                made = [_one_text([cells[row] for row in several], size, rule) for several in slots.values()]
+                _parsed(made, size, rule, apart=exclusive(_task, len(_names)))
             except DataError as error:
                 found.append(Problem(image, error.what))
         return found[:20]
 
     def image_of(name: str) -> str:
-        found = pattern.fullmatch(name)
-        return name if found is None else found["id"]
+        ways = read_id(name, _images() if _images is not None else None)
+        return ways[0][0] if ways else name
 
-    return Format(".csv", build, parse, problems, text=True, exact=True, image_of=image_of)
-
-
-def _pattern(template: str, names: tuple[str, ...]) -> re.Pattern[str]:
-    """Return what ids look like."""
-    by_length = sorted(names, key=len, reverse=True)
-    known = {"id": "(?P<id>.+)", "class": f"(?P<name>{'|'.join(map(re.escape, by_length))})",
-             "class_index": r"(?P<number>\d+)"}  # fmt: skip
-    pieces = _FIELDS.split(template)
-    return re.compile(
-        "".join(known[piece] if place % 2 else re.escape(piece) for place, piece in enumerate(pieces)), re.DOTALL
-    )
+    return Format(
+        ".csv", build, parse, problems, text=True, exact=True, image_of=image_of,
+        key=() if label is None else (label,), several=objects,
+    )  # fmt: skip
 
 
-def _class_of(found: re.Match[str], names: tuple[str, ...], first: int, alone: int) -> int | None:
+def _numbers_in(name: str) -> set[str]:
+    """Return every number that stands somewhere in a name, whole or as a part of a longer one."""
+    runs = _DIGITS.findall(name)
+    return {run[a:b] for run in runs for a in range(len(run)) for b in range(a + 1, len(run) + 1)}
+
+
+def _class_of(fields: Mapping[str, str], names: tuple[str, ...], first: int, alone: int) -> int | None:
     """Return the class a row's id asks for; None where its two ways of saying it contradict each other."""
-    given = found.groupdict()
     answers = set()
-    if given.get("name") is not None:
-        answers.add(names.index(given["name"]))
-    if given.get("number") is not None:
-        answers.add(int(given["number"]) - first)
+    if "class" in fields:
+        answers.add(names.index(fields["class"]))
+    if "class_index" in fields:
+        answers.add(int(fields["class_index"]) - first)
     return (answers or {alone}).pop() if len(answers) < 2 else None
 
 
@@ -181,6 +218,24 @@ def _encoded(mask: np.ndarray, n_classes: int, rule: run_lengths.Convention) -> 
         return [run_lengths.encode(layer, rule) for layer in mask]
     found = run_lengths.runs_of(mask, rule)
     return [run_lengths.as_text(*found.of(k), rule, pixels=mask.size) for k in range(n_classes)]
+
+
+def _objects(layer: np.ndarray, rule: run_lengths.Convention) -> list[str]:
+    """Return one text per connected region of an [H, W] layer, those that touch at a corner in one; an empty one."""
+    count, numbers = cv2.connectedComponents(layer.astype(np.uint8), connectivity=8)
+    return [run_lengths.encode(numbers == number, rule) for number in range(1, count)] or [""]
+
+
+def _one_text(cells: Sequence[str], size: Size, rule: run_lengths.Convention) -> str:
+    """Return the text of all objects of a class together.
+
+    Raises:
+        DataError: a text is wrong, or two objects share a pixel.
+    """
+    if len(cells) < 2:
+        return cells[0] if cells else ""
+    found = _parsed([cell for cell in cells if cell] or [""], size, rule, apart=True)
+    return run_lengths.encode(run_lengths.fill(found, size, rule) != IGNORED, rule)
 
 
 def _parsed(cells: list[str], size: Size, rule: run_lengths.Convention, *, apart: bool) -> run_lengths.Runs:

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pictures import drawn, write_images, write_png
+from drawn_images import drawn, write_images, write_png
 
 from kbench import files
 from kbench.data.images import cache

@@ -19,7 +19,8 @@ from tiffs import tiff
 from kbench.data.images.decoding import Decoding, decode, decode_numbers, upright
 from kbench.data.images.headers import Damaged, read_header
 from kbench.data.images.readers import image
-from kbench.data.masks.kinds import index, per_class, values
+from kbench.data.masks.kinds import index, values
+from kbench.data.masks.layers import per_class
 from kbench.data.table.table import Table
 from kbench.data.table.verify import Opening, look, look_at_images
 from kbench.errors import DataError

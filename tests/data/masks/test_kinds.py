@@ -6,41 +6,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from pictures import write_png
+from drawn_images import write_png
+from masks_on_disk import layers, masks_of, table_of, write
 from PIL import Image
 from places import SHARED
 from streets_and_salt import CELLS, NAMES, SIGNATE, cells, salt, scene, write_salt, write_street
 
 from kbench import registry
-from kbench.data.images.cache import Resize
-from kbench.data.masks.cache import DirectMasks, mask_problems, sizes_of
+from kbench.data.masks.cache import look_at_masks, sizes_of
 from kbench.data.masks.kinds import colour, index, values
-from kbench.data.table.layouts import read_table
-from kbench.data.table.reading import MaskKind, Request
-from kbench.data.table.table import Table
+from kbench.data.table.reading import MaskKind
 from kbench.errors import ConfigError, DataError
-
-KEEP = Resize("keep", 0, 0)
-
-
-def table_of(root: Path, kind: MaskKind, *, task: str = "segmentation", **request: Any) -> Table:
-    given = {"images": ("i",), **request}
-    return read_table("csv", {}, Request(root=root, split="train", task=task, mask=kind, **given))
-
-
-def masks_of(root: Path, kind: MaskKind, *, task: str = "segmentation", **request: Any) -> list[np.ndarray]:
-    table = table_of(root, kind, task=task, **request)
-    direct = DirectMasks(table, kind, sizes_of(table, None), KEEP)
-    return [direct[row] for row in range(len(table))]
-
-
-def write(root: Path, name: str, pixels: Any, *, folder: str = "m", image: bool = True) -> None:
-    """Write a mask and an image of its size."""
-    pixels = np.asarray(pixels)
-    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    write_png(root / folder / f"{name}.png", pixels)
-    if image:
-        write_png(root / "i" / f"{name}.png", np.zeros((*pixels.shape[:2], 3), dtype=np.uint8))
 
 
 def layer(*places: tuple[int, int], size: tuple[int, int] = (2, 3)) -> np.ndarray:
@@ -97,7 +73,7 @@ def test_strange_values_and_channels_are_refused(tmp_path: Path) -> None:
     kind = index(folder="m", _classes=("x", "y"))
     with pytest.raises(DataError, match="the values 5, 9"):
         masks_of(tmp_path, kind)
-    write(tmp_path, "a", np.zeros((2, 3, 3), dtype=np.uint8))
+    write(tmp_path, "a", np.full((2, 3, 3), (9, 0, 0), dtype=np.uint8))
     with pytest.raises(DataError, match="3 channels") as caught:
         masks_of(tmp_path, kind)
     assert "colour" in caught.value.todo
@@ -151,11 +127,12 @@ def test_a_table_of_colours_may_lie_in_the_data() -> None:
     table = table_of(SHARED / "camvid", index(folder="train/masks", ignore=[11], _classes=kind.names),
                      csv="train.csv", images=("train/images",))  # fmt: skip
     assert len(table) == 247
-    found = mask_problems(
+    found = look_at_masks(
         table.select(np.arange(0, 247, 40)), kind=index(folder="train/masks", ignore=[11], _classes=kind.names),
         size_of=sizes_of(table, None), progress=lambda done, total: None,
     )  # fmt: skip
-    assert found == []
+    assert found.problems == []
+    assert found.images["road"] > 0
 
 
 # -- values -----------------------------------------------------------------------------------------------------
@@ -188,6 +165,37 @@ def test_arrays_have_a_channel_per_target(tmp_path: Path) -> None:
     [mask] = masks_of(tmp_path, values(folder="m", _classes=("x", "y")), task="dense_regression")
     np.testing.assert_array_equal(mask, np.arange(12).reshape(2, 3, 2))
     with pytest.raises(DataError, match="2 channels"):
+        masks_of(tmp_path, values(folder="m"), task="dense_regression")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [(np.float64, -1.7976931348623157e308), (np.float64, np.nan), (np.float64, -9999.0), (np.float64, 0.1),
+     (np.float32, float(np.finfo(np.float32).min)), (np.float32, 0.1), (np.int32, -9999.0), (np.uint16, -9999.0)],
+)  # fmt: skip
+def test_no_data_of_any_size_is_unknown_without_a_warning(dtype: type, nodata: float, tmp_path: Path) -> None:
+    write_png(tmp_path / "i" / "a.png", np.zeros((1, 3, 3), dtype=np.uint8))
+    (tmp_path / "m").mkdir()
+    fits = dtype is not np.uint16
+    np.save(tmp_path / "m" / "a.npy", np.array([[1, nodata if fits else 2, 3]], dtype=dtype))
+    [mask] = masks_of(tmp_path, values(folder="m", nodata=nodata), task="dense_regression")
+    np.testing.assert_array_equal(mask.ravel(), [1, np.nan if fits else 2, 3])
+
+
+def test_a_scale_that_no_float32_holds_makes_a_number_unknown(tmp_path: Path) -> None:
+    write_png(tmp_path / "i" / "a.png", np.zeros((1, 2, 3), dtype=np.uint8))
+    (tmp_path / "m").mkdir()
+    np.save(tmp_path / "m" / "a.npy", np.array([[1, 1e30]], dtype=np.float32))
+    [mask] = masks_of(tmp_path, values(folder="m", scale=1e10), task="dense_regression")
+    np.testing.assert_array_equal(mask.ravel(), [np.float32(1e10), np.nan])
+
+
+@pytest.mark.parametrize("array", [np.zeros(6), np.zeros((1, 2, 3, 4)), np.array([["a", "b"]]), np.float32(3)])
+def test_an_array_that_is_no_map_is_refused(array: np.ndarray, tmp_path: Path) -> None:
+    write_png(tmp_path / "i" / "a.png", np.zeros((2, 3, 3), dtype=np.uint8))
+    (tmp_path / "m").mkdir()
+    np.save(tmp_path / "m" / "a.npy", array)
+    with pytest.raises(DataError, match="the shape"):
         masks_of(tmp_path, values(folder="m"), task="dense_regression")
 
 
@@ -274,11 +282,6 @@ def test_classes_that_share_a_pixel_are_refused_where_they_exclude_one_another(t
 # -- one file per class, or per object --------------------------------------------------------------------------
 
 
-def layers(kind: str, **params: Any) -> MaskKind:
-    return registry.build("mask", kind, {key: value for key, value in params.items() if key[0] != "_"},
-                          **{key: value for key, value in params.items() if key[0] == "_"})  # fmt: skip
-
-
 @pytest.mark.parametrize("place", [{"folder": "m/{class}"}, {"folder": "m", "suffix": "_{class}.png"}])
 def test_one_file_per_class(tmp_path: Path, place: dict[str, str]) -> None:
     for name, made in (("sea", layer((0, 0), (1, 0))), ("land", layer((0, 2)))):
@@ -358,9 +361,9 @@ def test_all_wrong_masks_are_named(tmp_path: Path) -> None:
         write(tmp_path, f"{row:02d}", np.full((2, 3), row % 4, dtype=np.uint8))
     kind = index(folder="m", _classes=("x", "y"))
     table = table_of(tmp_path, kind)
-    found = mask_problems(table, kind=kind, size_of=sizes_of(table, None), progress=lambda done, total: None, jobs=2)
-    assert len(found) == 6
-    assert found[0].where == "data.masks: row '02'"
+    found = look_at_masks(table, kind=kind, size_of=sizes_of(table, None), progress=lambda done, total: None, jobs=2)
+    assert len(found.problems) == 6
+    assert found.problems[0].where == "data.masks: row '02'"
 
 
 def test_look_alikes_keep_the_proportions_of_the_contest() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import drawn, write_png
+from drawn_images import drawn, write_png
 
 from kbench.data.table.content import Content
 from kbench.data.table.table import Table

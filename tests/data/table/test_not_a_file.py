@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import drawn, write_images
+from drawn_images import drawn, write_images
 
 from kbench.data.images.cache import content_key
 from kbench.data.images.decoding import decode

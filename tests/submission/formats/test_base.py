@@ -329,3 +329,25 @@ def test_a_sample_read_from_a_file_works_as_well(tmp_path: Path) -> None:
     sample = read_sample(tmp_path / "sample.csv")
     frame = make("label", task="single_label").build(predictions_of(VALUES, task="single_label"), sample)
     assert frame["id"].tolist() == ["0012", "7"]
+
+
+@pytest.mark.parametrize(
+    ("column", "target", "expected"),
+    [
+        ("abnormal", None, "abnormal"), (" Abnormal ", None, "abnormal"), ("normal", None, "normal"),
+        ("label", None, "normal"), ("abnormal", "normal", "normal"), ("label", "abnormal", "abnormal"),
+    ],
+)  # fmt: skip
+def test_a_column_that_is_called_like_a_class_gets_that_class(column: str, target: str | None, expected: str) -> None:
+    """The trial positive-class-column."""
+    names = ("abnormal", "normal")
+    for task in ("single_label", "multi_label"):
+        made: Format = registry.build("format", "single_probability", {"target": target}, _names=names, _task=task)
+        values = np.array([[0.9, 0.1], [0.2, 0.8]], dtype=np.float32)
+        predictions = Predictions(np.array(["a", "b"]), names, values, task, {})
+        sample = pd.DataFrame({"id": ["b", "a"], column: [0.5, 0.5]})
+        frame = made.build(predictions, sample)
+        np.testing.assert_allclose(frame[column], values[::-1, names.index(expected)], rtol=1e-6)
+        read = made.parse(frame, sample)
+        place = read.names.index(expected)
+        np.testing.assert_allclose(read.values[:, place], values[:, names.index(expected)], rtol=1e-6)
