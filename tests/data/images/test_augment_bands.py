@@ -45,9 +45,7 @@ def test_a_band_of_another_unit_changes_nothing_of_the_others() -> None:
             np.testing.assert_allclose(one[:, :, :2], two[:, :, :2], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "augmentation", [top_down(light=0.3), strong(prob=1.0), strong(prob=1.0, blur=5, cutout=1)], ids=str
-)
+@pytest.mark.parametrize("augmentation", [top_down(light=0.3), strong(prob=1.0), strong(prob=1.0, blur=5, cutout=1)])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_stays_where_it_is(augmentation: Any, value: float) -> None:
     image = bands()

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pictures import write_png
+from drawn_images import write_png
 from PIL import Image
 
 from kbench.data.images.cache import DirectImages, Resize, open_images
