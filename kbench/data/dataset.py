@@ -118,7 +118,7 @@ class ImageDataset(Dataset):
         for position, (source, show) in enumerate(zip(self._images, self._shows, strict=True)):
             if id(source) not in decoded:
                 decoded[id(source)] = source[draw.row]
-                check_dtype(decoded[id(source)].dtype, self._scale, name=name_of(source, draw.row))
+                check_dtype(decoded[id(source)].dtype, self._scale, name=partial(name_of, source, draw.row))
             rng = seeds.generator(*draw.key, position) if draw.key else seeds.generator(0)
             image = decoded[id(source)]
             mask = None if self._masks is None or position else self._masks[draw.row]
@@ -303,6 +303,6 @@ class Normalise(torch.nn.Module):
             DataError: they are not of the dtype it is for.
         """
         if self._known is not None:
-            check_dtype(str(images.dtype).removeprefix("torch."), self._known, name="a batch of images")
+            check_dtype(str(images.dtype).removeprefix("torch."), self._known, name=lambda: "a batch of images")
         images = images.permute(0, 3, 1, 2)
         return torch.addcmul(-self.offset, images.float(), self.factor)

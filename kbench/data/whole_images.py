@@ -7,6 +7,7 @@ once. Nothing is resized here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,7 +53,7 @@ class WholeImages(Dataset):
 
     def __getitem__(self, draw: Draw) -> WholeSample:
         image = self._images[draw.row]
-        check_dtype(image.dtype, self._scale, name=name_of(self._images, draw.row))
+        check_dtype(image.dtype, self._scale, name=partial(name_of, self._images, draw.row))
         return draw.row, image, None if self._masks is None else self._masks[draw.row]
 
 

@@ -313,7 +313,8 @@ def mask_kind(competition: Competition, data: Path) -> MaskKind | None:
 
 def decoding_of(competition: Competition) -> Decoding:
     """Return how image files become arrays: the limit and the orientation of `input`."""
-    return Decoding(competition.input.orientation, competition.input.max_pixels)
+    section = competition.input
+    return Decoding(section.orientation, section.max_pixels, quick=section.decode == "auto")
 
 
 def reader_of(competition: Competition) -> Reader:

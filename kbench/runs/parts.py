@@ -154,7 +154,8 @@ def _stamps(kind: str, name: str) -> list[str]:
 def reader_key(competition: Competition) -> list[Any]:
     """Return what the pixels of an image depend on beside its file; what came later only where it is used."""
     section = competition.input
-    later = [section.orientation] if section.orientation != "apply" else []
+    later: list[str] = [section.orientation] if section.orientation != "apply" else []
+    later += [section.decode] if section.decode != "exact" else []
     return [section.reader.model_dump(), section.channels, *later]
 
 

@@ -17,7 +17,9 @@ from torch.utils.data import Dataset
 from kbench.config.competition import Competition
 from kbench.data import seeds
 from kbench.data.dataset import Draw, Normalise, Show
-from kbench.data.images.cache import DirectImages, Images, Resize, usable
+from kbench.data.images.cache import DirectImages, Images, Resize
+from kbench.data.images.decoding import usable
+from kbench.data.images.quick import QuickReader
 from kbench.data.images.readers import Reader
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError, DataError, nearest
@@ -265,8 +267,10 @@ class GivenImages:
 
     def __getitem__(self, row: int) -> np.ndarray:
         item = self._items[row]
-        image = item if isinstance(item, np.ndarray) else self._reader(item)
-        return self._resize(usable(image, name=self.name(row)))
+        if not isinstance(item, np.ndarray):
+            return usable(self._resize.read(self._reader, item), name=self.name(row))
+        image, size = usable(item, name=self.name(row)), self._resize.size(*item.shape[:2])
+        return self._reader.resized(image, size) if isinstance(self._reader, QuickReader) else self._resize(image)
 
 
 def given(item: Item, place: int, channels: int) -> np.ndarray | tuple[Path, ...]:

@@ -235,7 +235,8 @@ def _pixels(changes: list[tuple[Change, float]], cutout: float, often: float) ->
             for change in chosen:
                 values = change(values, rng, photograph=is_photograph(image)).reshape(image.shape)
             made = as_dtype(values * span + low, image.dtype)
-            made = made if (known := np.isfinite(image)).all() else np.where(known, made, image)
+            if image.dtype.kind == "f":
+                made = np.where(np.isfinite(image), made, image)
         if cutout > 0 and rng.random() < often:
             return _cut_out(made, mask, cutout, rng)
         return made, mask

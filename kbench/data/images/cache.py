@@ -20,13 +20,13 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from kbench import console, files
-from kbench.data.images.decoding import check_file, not_a_file
+from kbench.data.images.decoding import check_file, not_a_file, usable
+from kbench.data.images.quick import QuickReader
 from kbench.data.images.readers import Reader, resized
 from kbench.errors import DataError
 
 _VERSION = 2  # of the pixels a key stands for; raise it when resizing changes
 _SETTLED_NS = 2 * 10**9  # a file changed less than this ago may change again without a new time
-_DTYPES = ("uint8", "uint16", "int16", "float32", "float64")  # what OpenCV resizes and warps
 Rows = Sequence[tuple[Path, ...]]
 Progress = Callable[[int, int], None]
 
@@ -53,15 +53,24 @@ class Resize:
 
     def __call__(self, image: np.ndarray, *, nearest: bool = False) -> np.ndarray:
         """Resize [H, W, C]; area averaging downwards and bilinear upwards, or the nearest pixel (masks)."""
-        height, width = image.shape[:2]
         if self.how == "keep":
             return image
+        return resized(image, self.size(*image.shape[:2]), nearest=nearest)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width an image of a size is brought to."""
+        if self.how == "keep":
+            return height, width
         if self.how == "exact":
-            new = (self.height, self.width)
-        else:
-            scale = max(self.height / height, self.width / width)
-            new = (max(self.height, round(height * scale)), max(self.width, round(width * scale)))
-        return resized(image, new, nearest=nearest)
+            return self.height, self.width
+        scale = max(self.height / height, self.width / width)
+        return max(self.height, round(height * scale)), max(self.width, round(width * scale))
+
+    def read(self, reader: Reader, paths: Sequence[Path]) -> np.ndarray:
+        """Return a row's image at the size, decoded whole only where the reader has no quicker way."""
+        if self.how != "keep" and isinstance(reader, QuickReader):
+            return reader.at_size(paths, self.size)
+        return self(usable(reader(paths), name=str(paths[0])))
 
 
 class RowPaths(Sequence[tuple[Path, ...]]):
@@ -113,29 +122,14 @@ class DirectImages:
 
     def __getitem__(self, row: int) -> np.ndarray:
         paths = self._rows[row]
-        image = self._reader(paths)
+        image = self._resize.read(self._reader, paths)
         if image.dtype != self._dtype:
             raise DataError(
                 f"'{paths[0]}' has pixels of {image.dtype}, the first image {self._dtype}",
                 "images of one dtype",
                 "convert them, or read them with another `input.reader`",
             )
-        return self._resize(image)
-
-
-def usable(image: np.ndarray, *, name: str) -> np.ndarray:
-    """Return an image whose element type can be resized and warped.
-
-    Raises:
-        DataError: it is another one.
-    """
-    if image.dtype.name not in _DTYPES:
-        raise DataError(
-            f"'{name}' has pixels of {image.dtype}",
-            f"pixels of {', '.join(_DTYPES)}",
-            "convert them to what the model was trained on, or read them with another `input.reader`",
-        )
-    return image
+        return image
 
 
 class CachedImages:

@@ -25,6 +25,7 @@ from kbench.errors import DataError
 cv2.setNumThreads(0)  # one row per thread or process; OpenCV's own threads only get in the way
 MOST_PIXELS = 1 << 30
 """Pixels of the largest image that is decoded unless the YAML allows more."""
+_DTYPES = ("uint8", "uint16", "int16", "float32", "float64")  # what OpenCV resizes and warps
 _RGB = ("jpeg", "png", "webp", "bmp", "pnm")  # OpenCV gives these in RGB; 16-bit TIFF and AVIF come in wrong order
 _PALETTES: dict[str, Any] = {
     "png": PngImagePlugin.PngImageFile,
@@ -41,10 +42,12 @@ class Decoding:
     Attributes:
         orientation: `apply` turns images and masks as their files say, `ignore` takes them as they are stored.
         max_pixels: height x width of the largest that is decoded.
+        quick: photographs that are shown smaller than they are need not be decoded whole.
     """
 
     orientation: Literal["apply", "ignore"] = "apply"
     max_pixels: int = MOST_PIXELS
+    quick: bool = False
 
     def size(self, header: Header) -> tuple[int, int]:
         """Return the height and width that decoding gives."""
@@ -102,7 +105,7 @@ def _pixels(path: Path, content: np.ndarray, header: Header | None, *, flags: in
     swapped = colour and (header is None or header.kind not in _RGB)
     if swapped:
         flags = (flags & ~cv2.IMREAD_COLOR_RGB) | cv2.IMREAD_COLOR_BGR
-    pixels = _decoded(path, content, flags if flags < 0 else flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    pixels = decoded(path, content, flags if flags < 0 else flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if header is not None and _contradicts(header, pixels):
         raise DataError(
             f"'{path}' says it has {header.height} x {header.width} x {header.channels} pixels of {header.dtype}, "
@@ -182,8 +185,8 @@ def _missing(path: Path, error: OSError) -> DataError:
     )  # fmt: skip
 
 
-def _decoded(path: Path, content: np.ndarray, flags: int) -> np.ndarray:
-    """Return [H, W, C] as OpenCV gives it."""
+def decoded(path: Path, content: np.ndarray, flags: int) -> np.ndarray:
+    """Return [H, W, C] as OpenCV gives it; a DataError where it does not."""
     try:
         with native_lines_muted():
             decoded = cv2.imdecode(content, flags) if content.size else None
@@ -199,6 +202,21 @@ def _contradicts(header: Header, pixels: np.ndarray) -> bool:
     if header.kind == "tiff" and header.dtype and header.dtype != pixels.dtype.name:
         return True
     return header.kind in ("jpeg", "png", "tiff", "bmp", "webp") and pixels.shape[:2] != header.stored
+
+
+def usable(image: np.ndarray, *, name: str) -> np.ndarray:
+    """Return an image whose element type can be resized and warped.
+
+    Raises:
+        DataError: it is another one.
+    """
+    if image.dtype.name not in _DTYPES:
+        raise DataError(
+            f"'{name}' has pixels of {image.dtype}",
+            f"pixels of {', '.join(_DTYPES)}",
+            "convert them to what the model was trained on, or read them with another `input.reader`",
+        )
+    return image
 
 
 def unreadable(path: Path, size: int, why: str = "") -> DataError:

@@ -48,6 +48,7 @@ class Header:
         tag: where the orientation's two bytes are and their order (`<` or `>`), in a TIFF that has them.
         end: bytes the file must have at least; 0 where it does not say.
         nodata: what a GeoTIFF says means no data, as text; empty where it does not say.
+        bits: of a sample of a PNG or TIFF, as stored.
     """
 
     kind: str
@@ -61,6 +62,7 @@ class Header:
     tag: tuple[int, str] | None = None
     end: int = 0
     nodata: str = ""
+    bits: int = 8
 
     @property
     def stored(self) -> tuple[int, int]:
@@ -170,7 +172,8 @@ def _png(data: Bytes) -> Header:
         elif head[4:] == b"tRNS" and colour in (2, 3):
             channels = 4
         place += 12 + int(struct.unpack(">I", head[:4])[0])
-    return Header("png", height, width, channels, "uint16" if bits == 16 else "uint8", orientation, colour == 3)
+    dtype = "uint16" if bits == 16 else "uint8"
+    return Header("png", height, width, channels, dtype, orientation, colour == 3, bits=bits)
 
 
 def _gif(data: Bytes) -> Header:
@@ -233,6 +236,7 @@ def _tiff(data: Bytes) -> Header:
         _first(tags, ORIENTATION, 1), palette, channels > 1 and _first(tags, _PLANAR, 1) == 2,
         (tags[ORIENTATION][1], "<" if data.at(0, 1) == b"I" else ">") if ORIENTATION in tags else None, end,
         bytes(tags[_NODATA][0]).decode("ascii", "replace").strip("\0 ") if _NODATA in tags else "",
+        int(bits[0]),
     )  # fmt: skip
 
 

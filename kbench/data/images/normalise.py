@@ -6,7 +6,7 @@ the rows a fold trains on, never on rows it is judged on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ _KINDS = {
 }  # fmt: skip
 
 
-def check_dtype(dtype: Any, scale: Mapping[str, Any] | None, *, name: str) -> None:
+def check_dtype(dtype: Any, scale: Mapping[str, Any] | None, *, name: Callable[[], str]) -> None:
     """Hold the element type of an image against that of a normalisation.
 
     Signed and unsigned 16 bits are of one kind, as are 32 and 64 bits of floating point: their numbers mean the same.
@@ -50,7 +50,7 @@ def check_dtype(dtype: Any, scale: Mapping[str, Any] | None, *, name: str) -> No
         dtype: of the image.
         scale: `scale`, `mean`, `std` and `dtype` of what a model was trained on, or None where nothing is known. Where
             `dtype` is missing (checkpoints of earlier versions), the factor tells 8 bits from all others.
-        name: of the image, for the message.
+        name: returns what the image is called, for the message.
 
     Raises:
         DataError: they are of different kinds.
@@ -63,7 +63,7 @@ def check_dtype(dtype: Any, scale: Mapping[str, Any] | None, *, name: str) -> No
     if kind == known or (not trained and kind != "8 bits" and known != "8 bits"):
         return
     raise DataError(
-        f"'{name}' has pixels of {kind} ({np.dtype(dtype)}), and the model was trained on images of {known}"
+        f"'{name()}' has pixels of {kind} ({np.dtype(dtype)}), and the model was trained on images of {known}"
         + (f" ({trained})" if trained else ""),
         f"images of {known}, as those it was trained on",
         f"convert them to {trained or known} in the units of the training images, or train another run on such images",

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from kbench.data.images.decoding import PLAIN, Decoding, decode
+from kbench.data.images.quick import QuickReader
 from kbench.errors import DataError
 from kbench.registry import register
 
@@ -54,7 +55,7 @@ def image(*, _channels: int = 3, _decoding: Decoding = PLAIN) -> Reader:
             )
         return stacked
 
-    return read
+    return QuickReader(read, channels=_channels, decoding=_decoding, resize=resized) if _decoding.quick else read
 
 
 def resized(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) -> np.ndarray:
@@ -71,7 +72,12 @@ def resized(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) 
 
 
 def remembering(reader: Reader) -> Reader:
-    """Return a reader that keeps its last image, read-only: a row shown at several sizes is decoded once."""
+    """Return a reader that keeps its last image, read-only: a row shown at several sizes is decoded once.
+
+    One that decodes for a size is left as it is.
+    """
+    if isinstance(reader, QuickReader):
+        return reader
     last: list[tuple[tuple[Path, ...], np.ndarray]] = []
 
     def read(paths: Sequence[Path]) -> np.ndarray:

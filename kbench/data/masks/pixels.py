@@ -13,16 +13,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from kbench.data.images.decoding import PLAIN, Decoding, check_file, decode, decode_numbers
+from kbench.data.images.headers import Damaged, read_header
 from kbench.errors import ConfigError, DataError, check_number
 from kbench.tasks import IGNORED
 
 ON = (1, 255, 65535)  # how masks of one class say yes
 _TINT = 16  # most difference between the channels of a grey picture that was stored with losses
-_BITS = 258  # TIFF's tag of the bits of a sample
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def stored(path: Path, decoding: Decoding = PLAIN) -> tuple[np.ndarray, int]:
@@ -74,18 +72,13 @@ def array(path: Path) -> np.ndarray:
 
 def _grey_bits(path: Path) -> int:
     """Return the bits of a sample of a grey PNG or TIFF, 8 where it has more or its file does not say."""
-    with open(path, "rb") as handle:
-        head = handle.read(26)
-    if head.startswith(_PNG):
-        return head[24] if head[25] == 0 and head[24] < 8 else 8
-    if head[:2] not in (b"II", b"MM"):
-        return 8
     try:
-        with Image.open(path) as image:
-            bits = getattr(image, "tag_v2", {}).get(_BITS, (8,))
-    except (UnidentifiedImageError, OSError):
-        return 8  # a kind OpenCV alone knows
-    return bits[0] if bits[0] in (1, 2, 4) else 8
+        with open(path, "rb") as handle:
+            header = read_header(handle)
+    except Damaged:
+        return 8
+    grey = header is not None and header.channels == 1 and not header.palette
+    return header.bits if header is not None and grey and header.bits in (1, 2, 4) else 8
 
 
 def is_lossy(path: Path) -> bool:
