@@ -119,6 +119,9 @@ def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> di
             found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
             if found["test"]:
                 problems += _unreadable(setup.test, deep, advance)
+        if found["rows"] and found.get("test", 1):
+            for text in _gather(problems, "images", lambda: setup.doubtful_rows(deep=deep)) or ():
+                console.warn(text)
         found["sample"] = _gather(problems, "submission.sample", lambda: len(read_sample(setup.sample)))
         if found["rows"] and found["sample"] and found.get("test", 1):
             _gather(problems, "submission", lambda: _try_submission(setup))

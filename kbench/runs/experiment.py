@@ -13,9 +13,10 @@ import pandas as pd
 from kbench import console, registry
 from kbench.config.competition import Competition, FoldSection
 from kbench.config.reading import load_competition
+from kbench.data.folds.copies import contradictions, leaked, same_files, same_pixels, unknown_groups
 from kbench.data.folds.files import read_folds, write_folds
 from kbench.data.folds.folds import Cut, Folds, make_folds
-from kbench.data.folds.near_duplicates import clusters, hash_images, leaks, links
+from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_images, leaks, links
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
 from kbench.data.images.readers import Reader
@@ -24,7 +25,7 @@ from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, without
 from kbench.data.table.table import Table
 from kbench.data.table.verify import look, look_at_images
-from kbench.errors import ConfigError, DataError, SourceError
+from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
 from kbench.submission.formats.base import Format
 from kbench.workspace import Choice, Workspace, choose, find_workspace
@@ -149,11 +150,30 @@ class Experiment:
     @cached_property
     def _links(self) -> np.ndarray:
         """[P, 2] row numbers of training images that resemble each other; in a trial none is known to."""
-        if self.trial:
-            return np.empty((0, 2), dtype=np.int64)
+        return np.empty((0, 2), dtype=np.int64) if self.trial else links(self.train, self._prints(self.train))
+
+    def _prints(self, table: Table) -> Prints:
         with console.bar("looking for near-duplicates") as advance:
-            hashes = hash_images(self.train, folder=self.workspace.cache(), progress=advance, jobs=2 * cores())
-        return links(self.train, hashes)
+            return hash_images(table, folder=self.workspace.cache(), progress=advance, jobs=2 * cores())
+
+    def doubtful_rows(self, *, deep: bool = False) -> list[str]:
+        """Return warnings of images that stand in the data twice, of those not looked at, and of rows without a group.
+
+        Args:
+            deep: compare the pixels of training and test images; their bytes by default.
+        """
+        prints, warnings = self._prints(self.train), []
+        unseen = self.train.ids[prints.unseen()]
+        if len(unseen):
+            names = first_names([str(name) for name in unseen])
+            warnings.append(f"near-duplicates of {counted(len(unseen), 'image')} cannot be looked for: {names}")
+        warnings += contradictions(self.train, copies(self.train, prints))
+        if self.competition.data.test is not None:
+            pairs = same_files(self.train, self.test)
+            if deep:
+                pairs += same_pixels(self.train, self.test, (prints.pixels, self._prints(self.test).pixels))
+            warnings += leaked(self.train, self.test, pairs)
+        return warnings + unknown_groups(self.train, self.competition.folds.group)
 
     def leaking(self, folds: Folds) -> list[str]:
         """Return a warning when near-duplicates fall on both sides of a fold; nothing when none do."""
