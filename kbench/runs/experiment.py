@@ -21,12 +21,14 @@ from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
 from kbench.data.images.readers import Reader
 from kbench.data.masks.cache import coverage, sizes_of
+from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, without
 from kbench.data.table.table import Table
 from kbench.data.table.verify import look, look_at_images
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
+from kbench.submission.check import read_sample
 from kbench.submission.formats.base import Format
 from kbench.workspace import Choice, Workspace, choose, find_workspace
 
@@ -253,6 +255,32 @@ class Experiment:
     def sample(self) -> Path:
         """The sample submission."""
         return self.data / self.competition.submission.sample
+
+    def read_sample(self, folder: Path | None = None) -> pd.DataFrame:
+        """Return the sample submission, or what one would ask for: rows of the test ids, where the user has none.
+
+        Args:
+            folder: where it is; the data folder by default.
+
+        Raises:
+            SubmissionError: it cannot be read, or is named in the YAML and missing.
+        """
+        section, path = self.competition.submission, (folder or self.data) / self.competition.submission.sample
+        own = "sample" not in section.model_fields_set and self.competition.source.name != "kaggle"
+        own &= self.competition.data.test is not None and self.format.own_sample is not None
+        return self._own_sample if own and not path.is_file() else read_sample(path)
+
+    @cached_property
+    def _own_sample(self) -> pd.DataFrame:
+        assert self.format.own_sample is not None, "asked only then"
+        solution = self.source().solution(self.data)
+        columns = list(read_frame(solution, text=True).columns) if solution is not None and solution.is_file() else []
+        sample = self.format.own_sample(self.test.ids.tolist(), [str(name) for name in columns])
+        console.warn(
+            f"no sample submission: the file is written from the {len(self.test):,} test ids, with the columns "
+            f"{first_names([str(name) for name in sample.columns])}"
+        )
+        return sample
 
     def source(self) -> Any:
         """Return the competition's source."""
