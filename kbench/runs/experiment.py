@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kbench import console, registry
+from kbench import console, files, registry
 from kbench.config.competition import Competition, FoldSection
 from kbench.config.reading import load_competition
 from kbench.data.folds.copies import contradictions, leaked, same_files, same_pixels, unknown_groups
@@ -20,10 +20,10 @@ from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_ima
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
 from kbench.data.images.readers import Reader
-from kbench.data.masks.cache import coverage, sizes_of
+from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
-from kbench.data.table.reading import MaskKind, Request, without
+from kbench.data.table.reading import MaskKind, Request, marked, without
 from kbench.data.table.table import Table
 from kbench.data.table.verify import look, look_at_images
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
@@ -117,16 +117,21 @@ class Experiment:
             metadata=tuple(section.metadata), on_problem=section.on_problem,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)
-        if section.on_problem == "drop":
-            table = self._readable(table)
+        if section.on_problem != "error":
+            table = self._readable(table, split)
         for text in table.notes:
             console.warn(text)
         return table
 
-    def _readable(self, table: Table) -> Table:
-        """Leave out rows whose images cannot be decoded; every file is looked at once until it changes."""
-        files = [*table.images, *((table.masks or ()) if not table.encoded else ())]
-        rows = [tuple(table.root / path for path in paths if path) for paths in files]
+    def _readable(self, table: Table, split: str) -> Table:
+        """Leave out rows whose images or masks cannot be decoded; every file is looked at once until it changes.
+
+        With `on_problem: fill` such rows of a test set stay, marked.
+        """
+        known = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
+        whole, table = table, table.select(~known)  # a file that is missing is known already
+        every = [*table.images, *((table.masks or ()) if not table.encoded else ())]
+        rows = [tuple(table.root / path for path in paths if path) for paths in every]
 
         def look() -> list[int]:
             with console.bar("looking for unreadable images") as advance:
@@ -138,7 +143,32 @@ class Experiment:
 
         bad = np.zeros(len(table), dtype=bool)
         bad[memoised(self.workspace.cache(), "unreadable", rows, look)] = True
-        return without(table, bad, "with an unreadable image")
+        if split == "test" and self.competition.data.on_problem == "fill":
+            unreadable = np.zeros(len(whole), dtype=bool)
+            unreadable[np.flatnonzero(~known)[bad]] = True
+            return marked(whole, unreadable, "with an unreadable image")
+        return self._with_right_masks(without(table, bad, "with an unreadable image"))
+
+    def _with_right_masks(self, table: Table) -> Table:
+        """Leave out rows whose masks say what they cannot: wrong run lengths, values that are no class."""
+        kind = mask_kind(self.competition, self.data)
+        if kind is None or table.masks is None:
+            return table
+        written = () if table.encoded else table.masks
+        rows = [tuple(table.root / path for path in paths if path) for paths in [*table.images, *written]]
+        part = self.competition.data.masks
+
+        def look() -> list[int]:
+            with console.bar("looking for wrong masks") as advance:
+                return look_at_masks(
+                    table, kind=kind, size_of=sizes_of(table, size_reader(self.competition)), progress=advance,
+                    jobs=2 * cores(),
+                ).rows  # fmt: skip
+
+        what = files.digest([table.masks, None if part is None else part.model_dump(), kind.names, kind.facts])
+        bad = np.zeros(len(table), dtype=bool)
+        bad[memoised(self.workspace.cache(), f"wrong-masks-{what}", rows, look)] = True
+        return without(table, bad, "with a wrong mask")
 
     @property
     def folds(self) -> Folds:
