@@ -35,7 +35,7 @@ from kbench.runs.experiment import Experiment, decoding_of, mask_kind, open_expe
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.trial_build import part_problems
 from kbench.runs.unscored import unscored_folds
-from kbench.submission.check import check_submission, part_of, read_sample, sample_problems
+from kbench.submission.check import check_submission, part_of, sample_problems
 from kbench.submission.formats.base import Format, id_column, named_class, near_id, refuse, row_keys, target_columns
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.workspace import Choice, Workspace, choose, find_workspace
@@ -126,7 +126,10 @@ def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> di
             if found["test"]:
                 reports["test"] = _looked_at(setup, setup.test, deep, advance)
                 problems += reports["test"].problems() or dtype_problems(reports)
-        found["sample"] = _gather(problems, "submission.sample", lambda: len(read_sample(setup.sample)))
+        if found["rows"] and found.get("test", 1):
+            for text in _gather(problems, "images", lambda: setup.doubtful_rows(deep=deep)) or ():
+                console.warn(text)
+        found["sample"] = _gather(problems, "submission.sample", lambda: len(setup.read_sample()))
         if found["rows"] and found["sample"] and found.get("test", 1):
             _gather(problems, "submission", lambda: _try_submission(setup))
     return found
@@ -179,7 +182,7 @@ def _try_submission(setup: Experiment) -> None:
     Raises:
         SubmissionError: the sample has other columns than the targets, or ids that are no test row.
     """
-    sample, names, task = read_sample(setup.sample), setup.train.target_names, setup.competition.task
+    sample, names, task = setup.read_sample(), setup.train.target_names, setup.competition.task
     try:
         format = setup.format
     except KbenchError:

@@ -15,7 +15,6 @@ from kbench.machine import cores
 from kbench.metrics.metric import make_metric
 from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
-from kbench.submission.check import read_sample
 from kbench.submission.grading import grade
 from kbench.workspace import Choice, Workspace, find_workspace
 
@@ -41,7 +40,7 @@ def demo(*, folder: str, jobs: int | None, device: str) -> dict[str, Any]:
     experiment = open_experiment(choice)
     solution = experiment.source().solution(experiment.data)
     assert solution is not None, "the embedded competition has its solution"
-    sample = read_sample(experiment.sample)
+    sample = experiment.read_sample()
     test = {
         name: grade(
             Path(made["file"]), solution, sample=sample, format=experiment.format, metric=make_metric(name)

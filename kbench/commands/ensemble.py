@@ -12,7 +12,7 @@ from kbench.errors import ConfigError
 from kbench.runs.blend import MIXED, Blend, EnsembleOptions, blend
 from kbench.runs.opening import commit, open_run
 from kbench.runs.results import Result, Rows
-from kbench.submission.check import read_sample, write_submission
+from kbench.submission.check import write_submission
 from kbench.submission.ledger import Lineage, free_name, new_entry
 from kbench.workspace import Choice
 
@@ -35,7 +35,7 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
     combined = blend(opened, options)
     experiment = combined.experiment
     result = combined.predict(Rows(experiment.test, device=options.device))
-    sample = read_sample(experiment.sample)
+    sample = experiment.read_sample()
     frame = experiment.format.build(combined.sent(result), sample)
     folder = experiment.workspace.submissions(experiment.competition.name)
     name = options.name or "+".join(run.name for run in opened) + ("-full" if options.full else "")

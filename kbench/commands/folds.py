@@ -33,9 +33,10 @@ def folds(choice: Choice, *, adopt: str | None, force: bool) -> dict[str, Any]:
         made.check(setup.train)
     else:
         made = setup.cut_folds()
+    doubts = setup.doubtful_rows()
     return {
         "file": str(path), "hash": made.hash, "strategy": made.manifest["strategy"],
-        "rows": describe(made, setup.train), "warnings": made.manifest.get("warnings", []),
+        "rows": describe(made, setup.train), "warnings": [*made.manifest.get("warnings", []), *doubts],
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from kbench.runs.experiment import label_threshold
 from kbench.runs.opening import open_run
 from kbench.runs.results import Rows
 from kbench.runs.single_images import predict_images
-from kbench.submission.check import read_sample, write_submission
+from kbench.submission.check import write_submission
 from kbench.workspace import Choice
 
 
@@ -43,7 +43,7 @@ def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: s
     combined = blend([run], EnsembleOptions(device=device))
     result = combined.predict(Rows(table, part, device, force=force))
     unseen = run.experiment.with_test(table)
-    sample = read_sample(folder / run.competition.submission.sample)
+    sample = unseen.read_sample(folder)
     file = write_submission(
         Path(out or f"submission{unseen.format.suffix}").absolute(), unseen.format.build(combined.sent(result), sample),
         sample=sample, format=unseen.format, gzip=run.competition.submission.gzip,

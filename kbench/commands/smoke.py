@@ -16,7 +16,7 @@ from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.runs.opening import prepare_run, run_name
 from kbench.runs.results import Rows
-from kbench.submission.check import part_of, read_sample, write_submission
+from kbench.submission.check import part_of, write_submission
 from kbench.submission.formats.base import id_column
 from kbench.workspace import Choice
 
@@ -37,7 +37,7 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
         train_one(run, 0, TrainOptions(device=device, limit=_BATCHES))
         test = run.predict_rows(Rows(experiment.test, device=device, limit=_BATCHES), folds=[0])
         fit = run.results.undecided(experiment)
-        sample = read_sample(experiment.sample)
+        sample = experiment.read_sample()
         if choice.of_a_part:
             sample = part_of(sample, experiment.train.target_names, experiment.competition.task)
         images = [experiment.format.image_of(name) for name in texts(sample, id_column(sample))]

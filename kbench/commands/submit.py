@@ -10,7 +10,7 @@ from kbench.errors import KbenchError, ServiceError, SubmissionError, UnknownOut
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment, open_experiment
 from kbench.sources import Receipt, Source
-from kbench.submission.check import check_submission, read_sample
+from kbench.submission.check import check_submission
 from kbench.submission.grading import grade
 from kbench.submission.ledger import (
     Entry,
@@ -43,7 +43,7 @@ def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float, resen
     """
     setup = open_experiment(choice)
     entry = _entry(setup, file)
-    sample = read_sample(setup.sample)
+    sample = setup.read_sample()
     check_submission(entry.file, sample, format=setup.format)
     source = setup.source()
     solution = source.solution(setup.data)

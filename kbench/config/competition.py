@@ -58,7 +58,11 @@ class Data(Section):
         None, description="how the targets of dense tasks are written; `kbench list mask`"
     )
     metadata: list[str] = Field(default_factory=list, description="columns kept for folds, groups and reports")
-    on_problem: Literal["error", "drop"] = Field("error", description="rows with a missing or unreadable image")
+    on_problem: Literal["error", "drop", "fill"] = Field(
+        "error",
+        description="rows with a missing or unreadable image: an error, left out, or left out of training and kept in "
+        "the test set, where they get the training share",
+    )
 
 
 class FoldSection(Section):

@@ -20,7 +20,7 @@ from kbench.runs.experiment import Experiment, label_threshold
 from kbench.runs.out_of_fold import OutOfFold
 from kbench.runs.results import Sendable
 from kbench.runs.run import Run
-from kbench.submission.check import read_sample, write_submission
+from kbench.submission.check import write_submission
 from kbench.submission.grading import grade
 
 
@@ -127,7 +127,7 @@ def grader(experiment: Experiment, metric: Metric) -> Callable[[Sendable], float
             f"--solution: '{experiment.competition.name}' has no solution on this machine",
             "a source that grades here", "leave out --solution, or name the file under `source: {solution: FILE}`",
         )  # fmt: skip
-    sample = read_sample(experiment.sample)
+    sample = experiment.read_sample()
 
     def score(sent: Sendable) -> float:
         with files.scratch_folder() as folder:

@@ -10,23 +10,26 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kbench import console, registry
+from kbench import console, files, registry
 from kbench.config.competition import Competition, FoldSection
 from kbench.config.reading import load_competition
+from kbench.data.folds.copies import contradictions, leaked, same_files, same_pixels, unknown_groups
 from kbench.data.folds.files import read_folds, write_folds
 from kbench.data.folds.folds import Cut, Folds, make_folds
-from kbench.data.folds.near_duplicates import clusters, hash_images, leaks, links
+from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_images, leaks, links
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
 from kbench.data.images.decoding import Decoding
 from kbench.data.images.readers import Reader
-from kbench.data.masks.cache import coverage, sizes_of
+from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
+from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
-from kbench.data.table.reading import MaskKind, Request, without
+from kbench.data.table.reading import MaskKind, Request, marked, without
 from kbench.data.table.table import Table
 from kbench.data.table.verify import Opening, look, look_at_images
-from kbench.errors import ConfigError, DataError, SourceError
+from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
+from kbench.submission.check import read_sample
 from kbench.submission.formats.base import Format
 from kbench.workspace import Choice, Workspace, choose, find_workspace
 
@@ -115,16 +118,21 @@ class Experiment:
             metadata=tuple(section.metadata), on_problem=section.on_problem,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)
-        if section.on_problem == "drop":
-            table = self._readable(table)
+        if section.on_problem != "error":
+            table = self._readable(table, split)
         for text in table.notes:
             console.warn(text)
         return table
 
-    def _readable(self, table: Table) -> Table:
-        """Leave out rows whose images cannot be decoded; every file is looked at once until it changes."""
-        files = [*table.images, *((table.masks or ()) if not table.encoded else ())]
-        rows = [tuple(table.root / path for path in paths if path) for paths in files]
+    def _readable(self, table: Table, split: str) -> Table:
+        """Leave out rows whose images or masks cannot be decoded; every file is looked at once until it changes.
+
+        With `on_problem: fill` such rows of a test set stay, marked.
+        """
+        known = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
+        whole, table = table, table.select(~known)  # a file that is missing is known already
+        every = [*table.images, *((table.masks or ()) if not table.encoded else ())]
+        rows = [tuple(table.root / path for path in paths if path) for paths in every]
         opening, section = opening_of(self.competition), self.competition.input
         how = [section.reader.model_dump(), section.channels, section.orientation, section.max_pixels]
 
@@ -138,7 +146,36 @@ class Experiment:
 
         bad = np.zeros(len(table), dtype=bool)
         bad[memoised(self.workspace.cache(), "unreadable", rows, look, key=how)] = True
-        return without(table, bad, "with an unreadable image")
+        if split == "test" and self.competition.data.on_problem == "fill":
+            unreadable = np.zeros(len(whole), dtype=bool)
+            unreadable[np.flatnonzero(~known)[bad]] = True
+            return marked(whole, unreadable, "with an unreadable image")
+        return self._with_right_masks(without(table, bad, "with an unreadable image"))
+
+    def _with_right_masks(self, table: Table) -> Table:
+        """Leave out rows whose masks say what they cannot: wrong run lengths, values that are no class."""
+        kind = mask_kind(self.competition, self.data)
+        if kind is None or table.masks is None:
+            return table
+        written = () if table.encoded else table.masks
+        rows = [tuple(table.root / path for path in paths if path) for paths in [*table.images, *written]]
+        part = self.competition.data.masks
+
+        def look() -> list[int]:
+            with console.bar("looking for wrong masks") as advance:
+                sizes = sizes_of(table, size_reader(self.competition), decoding_of(self.competition))
+                return look_at_masks(table, kind=kind, size_of=sizes, progress=advance, jobs=2 * cores()).rows
+
+        facts = [
+            None if part is None else part.model_dump(),
+            self.competition.input.orientation,
+            kind.names,
+            kind.facts,
+        ]
+        what = files.digest([table.masks, *facts])
+        bad = np.zeros(len(table), dtype=bool)
+        bad[memoised(self.workspace.cache(), f"wrong-masks-{what}", rows, look)] = True
+        return without(table, bad, "with a wrong mask")
 
     @property
     def folds(self) -> Folds:
@@ -152,11 +189,30 @@ class Experiment:
     @cached_property
     def _links(self) -> np.ndarray:
         """[P, 2] row numbers of training images that resemble each other; in a trial none is known to."""
-        if self.trial:
-            return np.empty((0, 2), dtype=np.int64)
+        return np.empty((0, 2), dtype=np.int64) if self.trial else links(self.train, self._prints(self.train))
+
+    def _prints(self, table: Table) -> Prints:
         with console.bar("looking for near-duplicates") as advance:
-            hashes = hash_images(self.train, folder=self.workspace.cache(), progress=advance, jobs=2 * cores())
-        return links(self.train, hashes)
+            return hash_images(table, folder=self.workspace.cache(), progress=advance, jobs=2 * cores())
+
+    def doubtful_rows(self, *, deep: bool = False) -> list[str]:
+        """Return warnings of images that stand in the data twice, of those not looked at, and of rows without a group.
+
+        Args:
+            deep: compare the pixels of training and test images; their bytes by default.
+        """
+        prints, warnings = self._prints(self.train), []
+        unseen = self.train.ids[prints.unseen()]
+        if len(unseen):
+            names = first_names([str(name) for name in unseen])
+            warnings.append(f"near-duplicates of {counted(len(unseen), 'image')} cannot be looked for: {names}")
+        warnings += contradictions(self.train, copies(self.train, prints))
+        if self.competition.data.test is not None:
+            pairs = same_files(self.train, self.test)
+            if deep:
+                pairs += same_pixels(self.train, self.test, (prints.pixels, self._prints(self.test).pixels))
+            warnings += leaked(self.train, self.test, pairs)
+        return warnings + unknown_groups(self.train, self.competition.folds.group)
 
     def leaking(self, folds: Folds) -> list[str]:
         """Return a warning when near-duplicates fall on both sides of a fold; nothing when none do."""
@@ -239,6 +295,32 @@ class Experiment:
     def sample(self) -> Path:
         """The sample submission."""
         return self.data / self.competition.submission.sample
+
+    def read_sample(self, folder: Path | None = None) -> pd.DataFrame:
+        """Return the sample submission, or what one would ask for: rows of the test ids, where the user has none.
+
+        Args:
+            folder: where it is; the data folder by default.
+
+        Raises:
+            SubmissionError: it cannot be read, or is named in the YAML and missing.
+        """
+        section, path = self.competition.submission, (folder or self.data) / self.competition.submission.sample
+        own = "sample" not in section.model_fields_set and self.competition.source.name != "kaggle"
+        own &= self.competition.data.test is not None and self.format.own_sample is not None
+        return self._own_sample if own and not path.is_file() else read_sample(path)
+
+    @cached_property
+    def _own_sample(self) -> pd.DataFrame:
+        assert self.format.own_sample is not None, "asked only then"
+        solution = self.source().solution(self.data)
+        columns = list(read_frame(solution, text=True).columns) if solution is not None and solution.is_file() else []
+        sample = self.format.own_sample(self.test.ids.tolist(), [str(name) for name in columns])
+        console.warn(
+            f"no sample submission: the file is written from the {len(self.test):,} test ids, with the columns "
+            f"{first_names([str(name) for name in sample.columns])}"
+        )
+        return sample
 
     def source(self) -> Any:
         """Return the competition's source."""

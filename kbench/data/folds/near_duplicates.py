@@ -2,22 +2,30 @@
 
 An image is hashed to 128 bits: of a grey thumbnail, whether each pixel is brighter than its left and its upper
 neighbour. Two images are near-duplicates within 12 bits; unrelated photographs differ in 33 or more. Neighbouring
-frames of a video (names that differ in the last number alone) count within 32 bits. Pairs are found by bands: hashes
-within 12 bits agree in one of 8 bands but for one bit, so that nothing compares all images with all.
+frames of a video (names that differ in the last number alone) count within 32 bits. Images of any size, smaller ones
+too, are linked where all their pixels are equal; `copies.py` says what else such copies mean.
+
+Pairs are found by bands: hashes within 12 bits agree in one of 8 bands but for one bit. Where thousands of images are
+so similar that bands tell nothing apart (scans of one organ), pairs are looked for among those that agree in a sample
+of their bits, drawn so often that most pairs of 12 bits, and practically all closer ones, are found. Nothing compares
+all images with all, but where they are few.
 
 Source: row S-03's note, frames of one drive on both sides of a fold.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from kbench.data.folds.copies import equal_groups
 from kbench.data.folds.folds import Folds
 from kbench.data.images.cache import Progress, memoised
 from kbench.data.images.decoding import decode
@@ -30,6 +38,11 @@ _SMALLEST = 32  # pixels of a side; smaller images are too coarse to tell apart
 _FLAT = 2.0  # grey levels of standard deviation; flatter thumbnails say nothing
 _BANDS = 8
 _PAIRS = 1 << 21  # candidates looked at together
+_FEW = 2048  # images that are compared with one another
+_DENSE = 256  # candidates of an image by bands, above which samples of bits are used instead
+_BUCKET = 32  # images of one sample's bits that each is compared with
+_MISSED = 0.01  # share of the pairs at the very limit that samples may miss
+_MOST_BITS = 40  # of a sample; where these tell too little apart, images are all alike
 _NUMBER = re.compile(r"\d{1,15}")
 
 
@@ -46,8 +59,27 @@ def perceptual_hash(image: np.ndarray) -> bytes:
     return np.packbits(bits).tobytes()
 
 
-def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2) -> list[bytes]:
-    """Return the hash of each row's first image, made once until a file is touched; empty ones match nothing.
+@dataclass(frozen=True)
+class Prints:
+    """What the first image of each row looks like.
+
+    Attributes:
+        hashes: N perceptual hashes; empty ones match nothing.
+        pixels: N texts that are equal where grey pixels are; empty where they could not be read.
+        flat: [N] bool, images of one grey alone, which resemble each other without being of one thing.
+    """
+
+    hashes: list[bytes]
+    pixels: list[str]
+    flat: np.ndarray
+
+    def unseen(self) -> np.ndarray:
+        """Return [N] bool, rows whose image could not be read."""
+        return np.array([not text for text in self.pixels], dtype=bool)
+
+
+def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2) -> Prints:
+    """Return what each row's first image looks like, made once until a file is touched.
 
     Args:
         table: the rows.
@@ -59,10 +91,13 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
 
     def look(paths: tuple[Path, ...]) -> str:
         try:
-            pixels = decode(paths[0], cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+            pixels = decode(paths[0], cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)[:, :, 0]
         except DataError:
-            return ""  # `kbench check` names files that cannot be read; others have no image to compare
-        return perceptual_hash(pixels[:, :, 0]).hex()
+            return "::"  # it is named, as what could not be looked at
+        content = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=12)
+        content.update(np.ascontiguousarray(pixels).tobytes())
+        flat = "flat" if pixels.min() == pixels.max() else ""
+        return f"{perceptual_hash(pixels).hex()}:{content.hexdigest()}:{flat}"
 
     def make() -> list[str]:
         made = []
@@ -72,7 +107,11 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
                 progress(len(made), len(rows))
         return made
 
-    return [bytes.fromhex(text) for text in memoised(folder, "hashes", rows, make)]
+    parts = [text.split(":") for text in memoised(folder, "prints", rows, make)]
+    return Prints(
+        [bytes.fromhex(text) for text, _, _ in parts], [text for _, text, _ in parts],
+        np.array([flat == "flat" for _, _, flat in parts], dtype=bool),
+    )  # fmt: skip
 
 
 def near_pairs(hashes: Sequence[bytes], *, distance: int = NEAR) -> np.ndarray:
@@ -90,10 +129,90 @@ def near_pairs(hashes: Sequence[bytes], *, distance: int = NEAR) -> np.ndarray:
     inverse = inverse.reshape(-1)
     equal = np.stack([rows[first[inverse]], rows], axis=1)
     found = [equal[equal[:, 0] != equal[:, 1]]]
-    for one, other in _candidates(unique):
-        close = np.bitwise_count(unique[one] ^ unique[other]).sum(axis=1, dtype=np.int64) <= distance
-        found.append(np.sort(rows[first[np.stack([one[close], other[close]], axis=1)]], axis=1))
+    if len(unique) <= _FEW:
+        near = _compared(unique, _all(len(unique)), distance)
+    elif _density(unique) > _DENSE:
+        near = _sampled(unique, distance)
+    else:
+        near = _compared(unique, _candidates(unique), distance)
+    found.append(np.sort(rows[first[near]], axis=1))
     return np.unique(np.concatenate(found), axis=0)
+
+
+def _compared(bits: np.ndarray, candidates: Iterator[tuple[np.ndarray, np.ndarray]], distance: int) -> np.ndarray:
+    """Return [P, 2] those of the candidates that are within a distance."""
+    words, found = bits.view(np.uint64), [np.empty((0, 2), dtype=np.int64)]
+    for one, other in candidates:
+        close = _apart(words[one], words[other]) <= distance
+        found.append(np.stack([one[close], other[close]], axis=1))
+    return np.concatenate(found)
+
+
+def _all(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield all pairs of distinct rows."""
+    for one in range(count - 1):
+        other = np.arange(one + 1, count)
+        yield np.full(len(other), one), other
+
+
+def _density(bits: np.ndarray) -> float:
+    """Return how many others each of [n, 16] hashes agrees with in a band, on average, over all bands and flips."""
+    if not len(bits):
+        return 0.0
+    bands = bits.view(">u2").astype(np.int64)
+    counts = [np.bincount(bands[:, band], minlength=1 << 16).astype(np.float64) for band in range(_BANDS)]
+    return float(sum((count**2).sum() for count in counts)) * 17 / len(bits)
+
+
+def _sampled(bits: np.ndarray, distance: int) -> np.ndarray:
+    """Return [P, 2] numbers of hashes within a distance that agree in a sample of their bits, for many samples.
+
+    Each hash is compared with the next ones of its bucket in the order of other bits, so that the work grows with the
+    number of hashes, however many resemble each other.
+
+    Args:
+        bits: [n, 16] uint8, distinct hashes in order.
+        distance: most differing bits.
+    """
+    rng, count = np.random.default_rng(0), len(bits)
+    signs = np.unpackbits(bits, axis=1)
+    words = bits.view(np.uint64)
+    size = _sample_size(signs, rng)
+    agree = np.prod([(128 - distance - place) / (128 - place) for place in range(size)])
+    samples = int(np.ceil(np.log(_MISSED) / np.log1p(-agree)))
+    pairs = np.empty(0, dtype=np.int64)
+    for _ in range(samples):
+        chosen = rng.permutation(128)
+        keys = signs[:, chosen[:size]].astype(np.uint64) @ rng.integers(0, 2**63, size, dtype=np.uint64)
+        rest = np.ascontiguousarray(np.packbits(signs[:, chosen[size : size + 64]], axis=1)).view(">u8")[:, 0]
+        order = np.lexsort((rest, keys))
+        found = [pairs]
+        for step in range(1, _BUCKET + 1):
+            one, other = order[:-step], order[step:]
+            same = keys[one] == keys[other]
+            if not same.any():
+                break
+            one, other = one[same], other[same]
+            close = _apart(words[one], words[other]) <= distance
+            low, high = np.minimum(one[close], other[close]), np.maximum(one[close], other[close])
+            found.append(low * count + high)
+        pairs = np.unique(np.concatenate(found))
+    return np.stack([pairs // count, pairs % count], axis=1)
+
+
+def _sample_size(signs: np.ndarray, rng: np.random.Generator) -> int:
+    """Return how many of [n, 128] bits tell most hashes apart: few share a bucket, and near ones still do."""
+    for size in range(8, _MOST_BITS, 4):
+        keys = signs[:, rng.permutation(128)[:size]].astype(np.uint64) @ rng.integers(0, 2**63, size, dtype=np.uint64)
+        _, counts = np.unique(keys, return_counts=True)
+        if (counts.astype(np.float64) ** 2).sum() / len(signs) <= _BUCKET:
+            return size
+    return _MOST_BITS
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return [P] how many bits of [P, 2] uint64 differ."""
+    return np.asarray(np.bitwise_count(one ^ other).sum(axis=1, dtype=np.int64))
 
 
 def _candidates(bits: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -166,6 +285,11 @@ def _differ(one: bytes, other: bytes) -> int:
     return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).bit_count()
 
 
+def copies(table: Table, prints: Prints) -> list[list[int]]:
+    """Return groups of rows whose images are equal, pixel for pixel, in sorted order."""
+    return equal_groups(table, {row: text for row, text in enumerate(prints.pixels) if text})
+
+
 def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
     """Return [count] int64, the cluster of each row: the smallest row number among those linked to it."""
     from scipy.sparse import coo_array
@@ -177,9 +301,11 @@ def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
     return np.asarray(first[part_of])
 
 
-def links(table: Table, hashes: Sequence[bytes]) -> np.ndarray:
-    """Return [P, 2] row numbers of near-duplicates and neighbouring frames."""
-    return np.unique(np.concatenate([near_pairs(hashes), frame_pairs(table.ids, hashes)]), axis=0)
+def links(table: Table, prints: Prints) -> np.ndarray:
+    """Return [P, 2] row numbers of near-duplicates, copies and neighbouring frames."""
+    equal = [[group[0], row] for group in copies(table, prints) for row in group[1:] if not prints.flat[group[0]]]
+    pairs = [near_pairs(prints.hashes), frame_pairs(table.ids, prints.hashes), np.array(equal, dtype=np.int64)]
+    return np.unique(np.concatenate([part.reshape(-1, 2) for part in pairs]), axis=0)
 
 
 def leaks(folds: Folds, pairs: np.ndarray) -> list[str]:

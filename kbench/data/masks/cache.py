@@ -137,10 +137,12 @@ class MaskReport:
     Attributes:
         problems: what is wrong, each fault with the first rows that have it.
         images: class -> number of images that show it, of those that could be read; none for a regression.
+        rows: numbers of the rows with a wrong mask.
     """
 
     problems: list[Problem]
     images: dict[str, int]
+    rows: list[int]
 
 
 def look_at_masks(
@@ -163,20 +165,20 @@ def look_at_masks(
         except KbenchError as error:
             return error
 
-    found, bad, images = list[Problem](), 0, np.zeros(len(kind.names), dtype=np.int64)
+    found, bad, images = list[Problem](), list[int](), np.zeros(len(kind.names), dtype=np.int64)
     with ThreadPoolExecutor(jobs) as pool:
         for row, look in enumerate(pool.map(look_at, range(len(direct)))):
             progress(row + 1, len(direct))
             if isinstance(look, KbenchError):
-                bad += 1
+                bad.append(row)
                 hint = "" if found else look.todo
-                found += [Problem(f"data.masks: row '{table.ids[row]}'", look.what, hint)] if bad <= _SHOWN else []
+                found += [Problem(f"data.masks: row '{table.ids[row]}'", look.what, hint)] if len(bad) <= _SHOWN else []
             else:
                 images += look
-    if bad > len(found):
-        found.append(Problem("data.masks", f"and {bad - len(found):,} more rows with a wrong mask"))
+    if len(bad) > len(found):
+        found.append(Problem("data.masks", f"and {len(bad) - len(found):,} more rows with a wrong mask"))
     counts = {} if table.task not in SEGMENTATION else dict(zip(kind.names, images.tolist(), strict=True))
-    return MaskReport(found, counts)
+    return MaskReport(found, counts, bad)
 
 
 def _shown(mask: np.ndarray, count: int) -> np.ndarray:

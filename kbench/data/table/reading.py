@@ -45,7 +45,8 @@ class Request:
         classes: class names in the order of the outputs; the sorted labels by default.
         mask: how the masks of a dense task are written; it names the classes.
         metadata: columns kept as text; in a test split those of them it has.
-        on_problem: whether rows without an image are an error or dropped (and noted).
+        on_problem: whether rows without an image or a target are an error or dropped (and noted); `fill` drops them in
+            training, and marks them in a test split.
     """
 
     root: Path
@@ -60,7 +61,7 @@ class Request:
     classes: tuple[str, ...] | None = None
     mask: MaskKind | None = None
     metadata: tuple[str, ...] = ()
-    on_problem: Literal["error", "drop"] = "error"
+    on_problem: Literal["error", "drop", "fill"] = "error"
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,22 @@ def file_problems(request: Request, found: Sequence[Found], ids: np.ndarray) -> 
                 Problem("data.images", f"{counted(len(paths), 'missing file')}: {first_names(paths)}", part.example)
             )
     return lacking, problems
+
+
+def marked(table: Table, rows: np.ndarray, why: str) -> Table:
+    """Return a test table with some rows marked as unreadable, and a note that says how many and which.
+
+    Args:
+        table: the rows.
+        rows: [N] bool, True for what cannot be read.
+        why: completes the note: "1 of 6 test rows is *without an image*".
+    """
+    if not rows.any():
+        return table
+    before = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
+    names = [str(name) for name in table.ids[rows]]
+    note = f"{counted(len(names), 'test row')} of {len(table):,} {why}, filled with the training share: "
+    return replace(table, unreadable=before | rows, notes=(*table.notes, note + first_names(names)))
 
 
 def metadata(request: Request, frame: pd.DataFrame) -> pd.DataFrame | None:

@@ -33,6 +33,8 @@ class Table:
         encoded: whether the cells of `masks` are texts rather than paths.
         meta: [N] rows of text columns kept for folds, groups and reports, in the order of `ids`.
         notes: what was left out or is unknown, for the user.
+        unreadable: [N] bool, rows of a test set that nothing can be predicted of, as their image is missing or cannot
+            be read; None where there are none.
     """
 
     ids: np.ndarray
@@ -45,6 +47,7 @@ class Table:
     encoded: bool = False
     meta: pd.DataFrame | None = None
     notes: tuple[str, ...] = ()
+    unreadable: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.ids) > 1 and not bool(np.all(self.ids[1:] > self.ids[:-1])):
@@ -55,7 +58,7 @@ class Table:
                 "unique ids in sorted order",
                 "remove the repeated rows from the CSV, or name another id column (data.train.id)",
             )
-        for name in ("images", "targets", "masks", "meta"):
+        for name in ("images", "targets", "masks", "meta", "unreadable"):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.ids):
                 raise AssertionError(f"{name} has {len(column)} rows for {len(self.ids)} ids")
@@ -77,6 +80,7 @@ class Table:
             targets=None if self.targets is None else self.targets[rows],
             masks=None if self.masks is None else tuple(self.masks[row] for row in rows),
             meta=None if self.meta is None else self.meta.iloc[rows].reset_index(drop=True),
+            unreadable=None if self.unreadable is None else self.unreadable[rows],
         )
 
     def column(self, name: str) -> np.ndarray:
@@ -111,3 +115,22 @@ class Table:
             for column in sorted(map(str, self.meta.columns)):
                 state.update("\n".join([column, *self.column(column)]).encode() + b"\0")
         return state.hexdigest()[:16]
+
+
+def training_share(table: Table) -> np.ndarray:
+    """Return [K] float64, what is known of a row without its image: shares of classes or tags, means of numbers.
+
+    Targets that are not known do not count; a target that is known nowhere is 0. Masks say nothing of a row: nothing is
+    the commonest thing in them.
+
+    Args:
+        table: training rows.
+    """
+    count = len(table.target_names)
+    if table.targets is None or not len(table):
+        return np.zeros(count)
+    if table.targets.ndim == 1:
+        return np.bincount(table.targets, minlength=count) / len(table)
+    known = np.isfinite(table.targets)
+    sums = np.where(known, table.targets, 0).sum(axis=0, dtype=np.float64)
+    return np.asarray(sums / np.maximum(1, known.sum(axis=0)))

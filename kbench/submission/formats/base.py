@@ -41,6 +41,8 @@ class Format:
         decode: (file, sample) -> rows, in the order of the file; raises `SubmissionError`.
         image_of: id of a row -> id of its image, where there are several rows of one image or file names for ids.
         truth_problems: `problems` of a solution, where it may hold what a submission may not, such as unknown numbers.
+        own_sample: (ids of the test images, columns of a solution or of none) -> what a sample would ask for, where the
+            user has none; None where a sample must say it.
         key: columns that tell rows of one id apart, such as one with the class.
         several: whether an id may have several rows, as many as its image has objects.
 
@@ -61,6 +63,20 @@ class Format:
     truth_problems: Callable[[pd.DataFrame, pd.DataFrame], list[Problem]] | None = None
     key: tuple[str, ...] = ()
     several: bool = False
+    own_sample: Callable[[Sequence[str], Sequence[str]], pd.DataFrame] | None = None
+
+
+def asking(ids: Sequence[str], columns: Sequence[str], wanted: Sequence[str]) -> pd.DataFrame:
+    """Return a sample of one row per id.
+
+    Args:
+        ids: of the test images.
+        columns: those of a solution, the id's first; they name the id and, where there are as many, the targets.
+        wanted: the target columns otherwise.
+    """
+    given = [name for name in columns[1:] if name.lower() != "usage"]
+    names = given if len(given) == len(wanted) and (len(given) == 1 or set(given) == set(wanted)) else list(wanted)
+    return pd.DataFrame({columns[0] if columns else "id": list(ids), **dict.fromkeys(names, "")}, dtype=str)
 
 
 def row_keys(frame: pd.DataFrame, format: Format) -> np.ndarray:

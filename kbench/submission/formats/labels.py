@@ -9,6 +9,8 @@ To add another format, see `base.py`.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -18,6 +20,7 @@ from kbench.inference.predictions import Predictions
 from kbench.registry import register
 from kbench.submission.formats.base import (
     Format,
+    asking,
     check_task,
     framed,
     match_names,
@@ -84,7 +87,7 @@ def tags(
             found.append(Problem(column, f"{counted(len(twice), 'cell')} with a tag twice, of {first_names(twice)}"))
         return found
 
-    return Format(".csv", build, parse, problems, text=True)
+    return Format(".csv", build, parse, problems, text=True, own_sample=partial(asking, wanted=["tags"]))
 
 
 @register("format")
@@ -114,7 +117,7 @@ def label(*, _names: tuple[str, ...], _task: str) -> Format:
         what = f"{int(counts[strange].sum()):,} cells are no class: {first_names(names)}"
         return [Problem(column, what, nearest(names[0], _names))]
 
-    return Format(".csv", build, parse, problems, text=True)
+    return Format(".csv", build, parse, problems, text=True, own_sample=partial(asking, wanted=["label"]))
 
 
 @register("format")
@@ -146,7 +149,7 @@ def value(*, _names: tuple[str, ...], _task: str) -> Format:
     def problems(frame: pd.DataFrame, sample: pd.DataFrame) -> list[Problem]:
         return number_problems(frame, columns_of(sample))
 
-    return Format(".csv", build, parse, problems)
+    return Format(".csv", build, parse, problems, own_sample=partial(asking, wanted=_names))
 
 
 def _limits(threshold: float | list[float], names: tuple[str, ...]) -> np.ndarray:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from kbench.data.table.csv_files import texts
 from kbench.errors import ConfigError, Problem, SubmissionError, first_names
 from kbench.inference.map_store import MaskSet
 from kbench.registry import register
-from kbench.submission.formats.base import Format, check_task, id_column
+from kbench.submission.formats.base import Format, asking, check_task, id_column
 from kbench.submission.formats.mask_cells import (
     CELL,
     Sizes,
@@ -116,7 +117,16 @@ def mask_zip(
         )
 
     return Format(
-        ".zip", build, parse, problems, exact=True, columns=(CELL,), encode=encode, decode=decode, image_of=image_of
+        ".zip",
+        build,
+        parse,
+        problems,
+        exact=True,
+        columns=(CELL,),
+        encode=encode,
+        decode=decode,
+        image_of=image_of,
+        own_sample=partial(asking, wanted=()),
     )
 
 

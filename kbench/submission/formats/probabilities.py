@@ -5,6 +5,8 @@ To add another format, see `base.py`.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -14,6 +16,7 @@ from kbench.inference.predictions import Predictions
 from kbench.registry import register
 from kbench.submission.formats.base import (
     Format,
+    asking,
     check_clip,
     check_task,
     framed,
@@ -60,7 +63,7 @@ def probabilities(*, clip: float | None = None, _names: tuple[str, ...], _task: 
         found = number_problems(frame, columns, low=0, high=1)
         return found + (sum_problems(frame, columns) if _task == "single_label" else [])
 
-    return Format(".csv", build, parse, problems)
+    return Format(".csv", build, parse, problems, own_sample=partial(asking, wanted=_names))
 
 
 @register("format")
@@ -104,4 +107,5 @@ def single_probability(
     def problems(frame: pd.DataFrame, sample: pd.DataFrame) -> list[Problem]:
         return number_problems(frame, [one_column(sample, format="single_probability")], low=0, high=1)
 
-    return Format(".csv", build, parse, problems)
+    own = partial(asking, wanted=[str(target) if target is not None else _names[-1]])
+    return Format(".csv", build, parse, problems, own_sample=own)

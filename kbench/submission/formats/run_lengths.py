@@ -19,7 +19,7 @@ from kbench.data.table.names import cuts
 from kbench.errors import ConfigError, DataError, Problem, first_names, nearest
 from kbench.inference.map_store import MaskSet
 from kbench.registry import register
-from kbench.submission.formats.base import Format, check_task, framed, id_column, one_column, target_columns
+from kbench.submission.formats.base import Format, asking, check_task, framed, id_column, one_column, target_columns
 from kbench.submission.formats.mask_cells import (
     Size,
     Sizes,
@@ -187,14 +187,28 @@ def rle(
                 found.append(Problem(image, error.what))
         return found[:20]
 
+    def own_sample(images: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+        each = list(allowed) if label is not None or len(fields) > 1 else [allowed[0]]
+        rows = [(image, k) for image in images for k in each]
+        ids = [_written(id, image, k, _names.index(k) + first_class) for image, k in rows]
+        known = [name for name in columns if name != label]
+        sample = asking(ids, known, ["rle"])
+        return sample if label is None else sample.assign(**{label: [k for _, k in rows]})
+
     def image_of(name: str) -> str:
         ways = read_id(name, _images() if _images is not None else None)
         return ways[0][0] if ways else name
 
     return Format(
         ".csv", build, parse, problems, text=True, exact=True, image_of=image_of,
-        key=() if label is None else (label,), several=objects,
+        key=() if label is None else (label,), several=objects, own_sample=own_sample,
     )  # fmt: skip
+
+
+def _written(template: str, image: str, name: str, number: int) -> str:
+    """Return the id of a row."""
+    words = {"{id}": image, "{class}": name, "{class_index}": str(number)}
+    return re.sub(r"\{(id|class|class_index)\}", lambda found: words[found[0]], template)
 
 
 def _numbers_in(name: str) -> set[str]:

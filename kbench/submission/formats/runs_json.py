@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from kbench.errors import Problem, first_names
 from kbench.files import compact_json
 from kbench.inference.map_store import MaskSet
 from kbench.registry import register
-from kbench.submission.formats.base import Format, check_task, id_column
+from kbench.submission.formats.base import Format, asking, check_task, id_column
 from kbench.submission.formats.mask_cells import (
     CELL,
     Size,
@@ -92,7 +93,16 @@ def runs_json(
         return pd.DataFrame({id_column(sample): order, CELL: [cells[name] for name in order]}, dtype=object)
 
     return Format(
-        ".json", build, parse, problems, exact=True, columns=(CELL,), encode=encode, decode=decode, image_of=image_of
+        ".json",
+        build,
+        parse,
+        problems,
+        exact=True,
+        columns=(CELL,),
+        encode=encode,
+        decode=decode,
+        image_of=image_of,
+        own_sample=partial(asking, wanted=()),
     )
 
 

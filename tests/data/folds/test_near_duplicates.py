@@ -16,6 +16,7 @@ from streets_and_salt import write_street
 from kbench.data.folds.folds import Cut, Folds, make_folds
 from kbench.data.folds.near_duplicates import (
     NEAR,
+    Prints,
     clusters,
     frame_numbers,
     frame_pairs,
@@ -41,7 +42,7 @@ def differ(one: bytes, other: bytes) -> int:
     return (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).bit_count()
 
 
-def hashed(root: Path, table) -> list[bytes]:
+def hashed(root: Path, table) -> Prints:
     return hash_images(table, folder=root / "cache", progress=lambda done, total: None)
 
 
