@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from kbench.errors import DataError, KbenchError
+from kbench.errors import Busy, DataError, KbenchError
 
 _TEMPORARY = ".tmp-"
 _OF_SAFETENSORS = ".tmp" + 6 * "[A-Za-z0-9]"  # what safetensors itself writes before it gives a file its name
@@ -436,21 +436,34 @@ def lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock between processes for the block; the system frees it when a process dies.
 
     Args:
-        path: the lock file; it stays behind, empty.
+        path: the lock file; it stays behind and holds the number of the process that held it last.
         waiting: when given, do not wait: raise an error with this as its remedy.
+
+    Raises:
+        Busy: another process holds it, and `waiting` is given.
+        DataError: the folder cannot be written.
     """
     make_folder(path.parent)
     try:
-        handle = open(path, "a")  # noqa: SIM115 (closed below)
+        handle = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed below)
     except OSError as error:
         raise _write_error(path, error) from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if waiting else 0))
         except BlockingIOError as error:
-            raise KbenchError(
-                f"another kbench process holds '{path}'", "one process at a time here", waiting or ""
-            ) from error
+            raise _busy(path, handle, waiting or "") from error
         except OSError as error:
             raise _write_error(path, error) from error
+        with contextlib.suppress(OSError):  # a full disk keeps nobody from holding it
+            handle.truncate(0)
+            handle.write(str(os.getpid()).encode())
         yield
+
+
+def _busy(path: Path, handle: IO[bytes], todo: str) -> Busy:
+    handle.seek(0)
+    number = handle.read(20).decode("ascii", "replace")
+    busy = Busy(f"another kbench process ({number or '?'}) holds '{path}'", "one process at a time here", todo)
+    busy.holder = int(number) if number.isdecimal() else None
+    return busy

@@ -399,7 +399,7 @@ def walk(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _extract(archive: Zip, folder: Path, *, progress: Progress, only: Sequence[str], keep_zips: bool) -> None:
-    count, total = _check_listing(archive)
+    count, total = _check_listing(archive, one_case=not tells_case(folder))
     _check_space(folder, count, total + count * _BLOCK, origin=archive.path)
     what, done, written, reported = f"unpack {archive.path.name}", 0, 0, 0
     parent = folder
@@ -423,30 +423,46 @@ def _extract(archive: Zip, folder: Path, *, progress: Progress, only: Sequence[s
     progress(what, done, total)
 
 
-def _check_listing(archive: Zip) -> tuple[int, int]:
-    """Hold every entry against the others before anything is written; return files and bytes."""
+def tells_case(folder: Path) -> bool:
+    """Return whether names that differ by case alone are two files in this folder, as on most disks of Linux."""
+    probe = folder / ".kbench-case"
+    files.write_bytes(probe, b"")
+    try:
+        return not probe.with_name(probe.name.upper()).exists()
+    finally:
+        files.remove(probe)
+
+
+def _check_listing(archive: Zip, *, one_case: bool) -> tuple[int, int]:
+    """Hold every entry against the others before anything is written; return files and bytes.
+
+    Args:
+        archive: its entries.
+        one_case: names that differ by case alone would be one file.
+    """
     count, size, packed = 0, 0, 0
     names, parents = array("Q"), {""}
     for member in archive.members():
         if member.is_folder:
             continue
         count, size, packed = count + 1, size + member.size, packed + member.packed + _LOCAL_HEADER
-        names.append(_key(member.name))
+        names.append(_key(member.name, one_case))
         parents.add(member.name.rpartition("/")[0])
     if packed > archive.start:
         raise damaged(archive.path, "its members share bytes, as in a zip bomb")
-    folders = {_key(above) for parent in parents for above in _and_above(parent)}
+    folders = {_key(above, one_case) for parent in parents for above in _and_above(parent)}
     keys = np.sort(np.frombuffer(names, dtype=np.uint64)) if count else np.empty(0, np.uint64)
     twice = {int(key) for key in keys[1:][keys[1:] == keys[:-1]]}
     twice |= {int(key) for key in np.intersect1d(keys, np.fromiter(folders, np.uint64, len(folders)))}
     if twice:
-        _refuse_clash(archive, twice)
+        _refuse_clash(archive, twice, one_case)
     return count, size
 
 
-def _key(name: str) -> int:
-    """Return 64 bits that are equal for names a file system may take for one: other case, other composition."""
-    folded = unicodedata.normalize("NFC", name).casefold()
+def _key(name: str, one_case: bool) -> int:
+    """Return 64 bits that are equal for names a file system may take for one: other composition, other case."""
+    folded = unicodedata.normalize("NFC", name)
+    folded = folded.casefold() if one_case else folded
     return int.from_bytes(hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
@@ -456,8 +472,8 @@ def _and_above(folder: str) -> Iterator[str]:
         folder = folder.rpartition("/")[0]
 
 
-def _refuse_clash(archive: Zip, keys: set[int]) -> None:
-    names = sorted(item.name for item in archive.members() if not item.is_folder and _key(item.name) in keys)
+def _refuse_clash(archive: Zip, keys: set[int], one_case: bool) -> None:
+    names = sorted(item.name for item in archive.members() if not item.is_folder and _key(item.name, one_case) in keys)
     shown = "' and '".join(names[:2]) if len(names) > 1 else f"{names[0]}' and the folder '{names[0]}"
     raise refused(archive.path, shown, "would be written to one place", "unpack it yourself and rename one of them")
 

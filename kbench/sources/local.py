@@ -138,9 +138,13 @@ class LocalSource:
         """Refuse: nobody takes submissions here."""
         raise self._no_service("a submission cannot be sent")
 
-    def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> NoReturn:
+    def upload(self, file: Path, progress: Progress) -> NoReturn:
         """Refuse: nobody takes submissions here."""
         raise self._no_service(f"'{file.name}' cannot be sent")
+
+    def send(self, upload: str, *, message: str, tag: str) -> NoReturn:
+        """Refuse: nobody takes submissions here."""
+        raise self._no_service("a submission cannot be sent")
 
     def find(self, tag: str) -> None:
         """Return None: nothing was sent."""

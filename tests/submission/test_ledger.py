@@ -74,9 +74,12 @@ def test_the_record_is_plain_json_without_paths_of_this_machine(tmp_path: Path) 
 
 def test_a_submission_goes_from_written_to_complete(tmp_path: Path) -> None:
     file = submission(tmp_path)
-    tag = new_entry(file, LINEAGE).tag
+    assert new_entry(file, LINEAGE).tag == ""
+    assert update_entry(file, "uploading").unsent
     sending = update_entry(file, "sending")
     assert sending.sent is not None
+    assert not sending.unsent
+    tag = sending.tag
     update_entry(file, "sent", ref="4711")
     update_entry(file, "complete", public=0.051)
     done = update_entry(file, "complete", private=0.049, message="ok")
