@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import lookalikes
-import processes
 from places import ROOT
+from processes import Running
 from standin import KEY, SIGNATURE, TOKEN, environment
 
 from kbench.submission.check import read_sample
@@ -50,13 +50,6 @@ def recorded(self, address):
             log.write(f"{address[0]}\\n")
     return connect(self, address)
 socket.socket.connect = recorded
-"""
-
-SHELL = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts what it starts without
-from kbench.cli.app import script
-script()
 """
 
 
@@ -120,32 +113,26 @@ class Machine:
             ),
         )  # fmt: skip
 
-    def kbench(self, line: str, code: int = 0, **more: str) -> Done:
+    def kbench(self, line: str, code: int = 0, *, cwd: Path | None = None) -> Done:
         """Run the words of a command in a process that starts at once; connections are not recorded."""
-        ended = processes.kbench(*shlex.split(line), cwd=self.root, env=self.variables | more)
-        return self._ended(line, code, ended)
+        return self.ended(self.start(line, cwd=cwd), code)
 
-    def start(self, line: str) -> subprocess.Popen[str]:
+    def start(self, line: str, *, cwd: Path | None = None) -> Running:
         """Start a command and leave it running."""
-        return subprocess.Popen(
-            [sys.executable, "-c", SHELL, *shlex.split(line)], cwd=self.root, env=self.variables, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        return Running(tuple(shlex.split(line)), cwd or self.root, self.variables)
 
-    def ended(self, process: subprocess.Popen[str], code: int = 0) -> Done:
+    def ended(self, running: Running, code: int = 0) -> Done:
         """Wait for a started command to end."""
-        out, err = process.communicate(timeout=120)
-        return self._ended(
-            shlex.join(process.args[3:]), code, subprocess.CompletedProcess("", process.returncode, out, err)
-        )
+        return self._ended(shlex.join(running.words), code, running.ended(300))
 
     def compete(self) -> Workspace:
         """Put a small competition of the stand-in here, its data already downloaded."""
         workspace = Workspace(self.root)
         workspace.competition("tiny").write_text(YAML)
-        sample = workspace.data("tiny") / "sample_submission.csv"
-        sample.parent.mkdir(parents=True)
-        sample.write_bytes(lookalikes.digits(train=0, test=4)[0]["sample_submission.csv"])
+        for name, content in lookalikes.digits(train=20, test=4)[0].items():
+            path = workspace.data("tiny") / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
         return workspace
 
     def _ended(self, line: str, code: int, ended: subprocess.CompletedProcess[str]) -> Done:
