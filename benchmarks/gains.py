@@ -22,22 +22,21 @@ from typing import Any
 import gains_maps
 import numpy as np
 
+from kbench.config.section import Component
 from kbench.data.table.table import Table
 from kbench.ensemble.average import aligned, concat, ensemble_run
 from kbench.ensemble.bootstrap import Interval, paired
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import Metric, make_metric
-from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
-from kbench.runs.experiment import Setup
-from kbench.runs.members import members_of, needed_checkpoints
-from kbench.runs.out_of_fold import decided, decision_of, judge, plain_snapshots, require_folds
-from kbench.runs.predict import fold_mean, predict_out_of_fold, predict_test
-from kbench.runs.run import open_run_setup
+from kbench.runs.experiment import Experiment
+from kbench.runs.opening import open_run
+from kbench.runs.results import Rows
+from kbench.runs.row_results import RowResult, judge, member_predictions, out_of_fold_members, sent
 from kbench.submission.check import read_sample
 from kbench.submission.grading import read_truth
 from kbench.tasks import is_dense
-from kbench.workspace import Choice, RunPaths
+from kbench.workspace import Choice
 
 Members = Mapping[int, Sequence[Predictions]]
 """fold -> predictions of its snapshots, in the order they were trained."""
@@ -45,22 +44,25 @@ Members = Mapping[int, Sequence[Predictions]]
 
 def predicted(choice: Choice, part: str) -> Members:
     """Return the members' predictions of `oof`, `test` or, with the plain view alone, `oof-plain`; made if missing."""
-    setup, paths, identity = open_run_setup(choice)
-    folds = require_folds(paths, identity)
-    if part == "oof-plain":
-        plain = plain_snapshots(setup, paths, identity, folds, device="auto")
-        return {fold: list(members.values()) for fold, members in plain.items()}
-    if part == "oof":
-        predict_out_of_fold(setup, paths, identity, folds, "auto")
+    run = open_run(choice)
+    folds = run.required_folds()
+    if part == "test":
+        members = member_predictions(run, Rows(run.test), folds)
     else:
-        predict_test(setup, paths, identity, folds, "auto")
-    return {fold: members_of(setup, paths, identity, fold, part) for fold in folds}
+        views = Component(name="none") if part == "oof-plain" else None
+        members = out_of_fold_members(run, folds, device="auto", part=part, views=views)
+    return {fold: list(members[fold].values()) for fold in folds}
 
 
-def merged(setup: Setup, members: Members, *, last: bool = False) -> Predictions:
+def merged(setup: Experiment, members: Members, *, last: bool = False) -> Predictions:
     """Return the out-of-fold mean of the snapshots, or their last ones."""
     mean = setup.competition.ensemble.mean
     return concat([own[-1] if last else fold_mean(own, mean) for own in members.values()])
+
+
+def fold_mean(members: Sequence[Predictions], mean: Any) -> Predictions:
+    """Return the mean over a fold's snapshots."""
+    return ensemble_run({0: members}, mean=mean)
 
 
 def helps(gain: Interval, metric: Metric) -> dict[str, float]:
@@ -81,13 +83,13 @@ def of_each(metric: Metric) -> Metric:
 
 def out_of_fold(choice: Choice, views: Members, plain: Members) -> dict[str, Any]:
     """Return the score out of fold and what snapshots and views add to it."""
-    setup, _, _ = open_run_setup(choice)
+    setup = open_run(choice).experiment
     metric, ids = parts.build_metric(setup.competition), merged(setup, views).ids
     table = setup.train.select(np.isin(setup.train.ids, ids))
     assert table.targets is not None, "training rows have targets"
     groups = setup.groups(table)
     steps = [merged(setup, plain, last=True), merged(setup, plain), merged(setup, views)]
-    judged = [judge(setup, one, table) for one in steps]
+    judged = [judge(setup, RowResult(one, [], [], {}), table).outcome for one in steps]
     gains = [
         helps(paired(metric, table.targets, after.values, before.values, table, groups=groups), metric)
         for before, after in itertools.pairwise(judged)
@@ -103,7 +105,7 @@ def out_of_fold(choice: Choice, views: Members, plain: Members) -> dict[str, Any
 
 def on_the_solution(choice: Choice, views: Members, found: dict[str, Any], extra: Sequence[str]) -> dict[str, Any]:
     """Return the test scores, and what folds add on the test rows."""
-    setup, _, _ = open_run_setup(choice)
+    setup = open_run(choice).experiment
     solution, mean = setup.source().solution(setup.data), setup.competition.ensemble.mean
     if solution is None:
         return {}
@@ -122,13 +124,8 @@ def on_the_solution(choice: Choice, views: Members, found: dict[str, Any], extra
     return made
 
 
-def members_by_fold(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> list[list[Checkpoint]]:
-    """Return the snapshots of each trained fold."""
-    return [needed_checkpoints(setup, paths, identity, fold) for fold in require_folds(paths, identity)]
-
-
-def _decided(setup: Setup, one: Predictions, table: Table, found: Any) -> np.ndarray:
-    made = decided(one, decision_of(setup.competition), found)
+def _decided(setup: Experiment, one: Predictions, table: Table, found: Any) -> np.ndarray:
+    made = sent(setup, RowResult(one, [], [], {}), found)
     return aligned(made, ids=table.ids, names=table.target_names)
 
 
@@ -141,10 +138,10 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # stdout is for the JSON alone
     choice = Choice(given.competition, given.experiment)
-    setup, paths, identity = open_run_setup(choice)
+    run = open_run(choice)
+    setup = run.experiment
     if is_dense(setup.competition.task):
-        found = gains_maps.measure(choice, given.metrics, helps=helps, of_each=of_each)
-        found["members"] = sum(map(len, members_by_fold(setup, paths, identity)))
+        found = gains_maps.measure(run, given.metrics, helps=helps, of_each=of_each)
         json.dump({**found, "n_views": len(parts.build_views(setup.competition))}, out)
         out.flush()
         return

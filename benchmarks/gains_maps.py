@@ -12,34 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from kbench.ensemble.bootstrap import Interval, interval, paired
+from kbench.ensemble.bootstrap import Interval, paired
 from kbench.metrics.maps import truth_of
 from kbench.metrics.metric import Metric, make_metric
-from kbench.runs.blend import apply_rule, untuned_rule, without_rule
 from kbench.runs.experiment import groups_in
-from kbench.runs.out_of_fold import MapsOutOfFold, maps_out_of_fold, readings_of, require_folds
-from kbench.runs.predict import masks_of, rows_of_test
-from kbench.runs.run import open_run_setup
+from kbench.runs.map_results import plain, readings_of
+from kbench.runs.out_of_fold import OutOfFold
+from kbench.runs.results import Rows
+from kbench.runs.run import Run
 from kbench.submission.check import check_submission, read_sample
-from kbench.submission.grading import mask_counts, table_of
-from kbench.workspace import Choice
+from kbench.submission.grading import table_of, worth_of
 
 Helps = Callable[[Interval, Metric], dict[str, float]]
 
 
-def measure(
-    choice: Choice, extra: Sequence[str], *, helps: Helps, of_each: Callable[[Metric], Metric]
-) -> dict[str, Any]:
+def measure(run: Run, extra: Sequence[str], *, helps: Helps, of_each: Callable[[Metric], Metric]) -> dict[str, Any]:
     """Return the scores of a run and what its parts add."""
-    setup, paths, identity = open_run_setup(choice)
-    folds = require_folds(paths, identity)
-    oof = maps_out_of_fold(setup, paths, identity, folds)
+    setup, folds, oof = run.experiment, run.required_folds(), run.out_of_fold()
     metric = make_metric(setup.competition.metric.name, setup.competition.metric.params)
     found = _out_of_fold(oof, metric, setup.groups(oof.table), helps=helps)
-    rule = untuned_rule(setup)
-    if not without_rule(setup):
-        ruled = apply_rule(setup, oof.maps())
-        rule, found["oof"] = ruled.rule, {**found["oof"], **_interval_of(ruled.score)}
+    found["oof"] = {"value": oof.score["score"], "low": oof.score["low"], "high": oof.score["high"]}
+    found["members"] = len(oof.result.members)
     solution = setup.source().solution(setup.data)
     if solution is None:
         return found
@@ -47,8 +40,8 @@ def measure(
     truth = setup.format.parse(check_submission(solution, sample, format=setup.format), sample)
     table, counts = table_of(truth), []
     for some, part in ((folds, "test"), *(([fold], f"test-fold-{fold}") for fold in folds)):
-        rows = rows_of_test(setup, paths, identity, some, "auto", part=part)
-        counts.append(mask_counts(masks_of(rows, rule), truth))
+        predicted = run.predict_rows(Rows(setup.test, part), folds=some)
+        counts.append(worth_of(run.results.sent(setup, predicted, oof.judged.fit), truth))
     metrics = [metric, *(make_metric(name) for name in extra)]
     found["test"] = {one.name: one(truth_of(counts[0], table.task), counts[0], table) for one in metrics}
     if len(folds) > 1:
@@ -60,27 +53,21 @@ def measure(
     return found
 
 
-def _out_of_fold(oof: MapsOutOfFold, metric: Metric, groups: np.ndarray | None, *, helps: Helps) -> dict[str, Any]:
+def _out_of_fold(oof: OutOfFold, metric: Metric, groups: np.ndarray | None, *, helps: Helps) -> dict[str, Any]:
     """Return the score out of fold and what snapshots and views add: last snapshot, all of them, all views."""
-    values, table = readings_of(oof), oof.table
+    values, table = readings_of(oof.result, oof.table), oof.table
     names = list(values)
     singles = [name for name in names if not name.startswith("mean")]
-    plain = [name for name in singles if name.endswith(", plain view")] or singles
-    steps = {"single": plain[-1] if plain else "mean", "snapshots": "mean, plain view", "views": "mean"}
+    unviewed = [name for name in singles if name.endswith(", plain view")] or singles
+    steps = {"single": unviewed[-1] if unviewed else "mean", "snapshots": "mean, plain view", "views": "mean"}
     steps = {key: name if name in values else "mean" for key, name in steps.items()}
-    truth = truth_of(oof.worth, table.task)
+    truth, _ = plain(oof.result, table)
     gains = {
         after: helps(paired(metric, truth, values[steps[after]], values[steps[before]], table, groups=groups), metric)
         for before, after in itertools.pairwise(steps)
         if steps[before] != steps[after]
     }
-    whole = interval(metric, truth, oof.worth, table, groups=groups)
     return {
         "metric": metric.name, "maximise": metric.maximise, "rows": len(table),
-        "oof": {"value": whole.value, "low": whole.low, "high": whole.high},
         "single": metric(truth, values[steps["single"]], table), "gains": gains,
     }  # fmt: skip
-
-
-def _interval_of(score: dict[str, Any]) -> dict[str, float]:
-    return {"value": score["score"], "low": score["low"], "high": score["high"]}

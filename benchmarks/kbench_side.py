@@ -43,19 +43,20 @@ def main() -> None:
     import torch
 
     import kbench
-    from kbench.commands.ensemble import EnsembleOptions, ensemble
+    from kbench.commands.ensemble import ensemble
     from kbench.commands.predict import predict_rows
-    from kbench.runs.experiment import open_setup
+    from kbench.runs.blend import EnsembleOptions
+    from kbench.runs.experiment import open_experiment
     from kbench.runs.fold_job import TrainOptions, prepare_fold
-    from kbench.runs.run import prepare_run
+    from kbench.runs.opening import prepare_run
     from kbench.training.events import Epoch
     from kbench.training.fold import train_fold
     from kbench.workspace import Choice
 
     choice = Choice("dogcat")
-    setup = open_setup(choice)
-    paths, identity = prepare_run(setup, force=False)
-    fold = prepare_fold(setup, paths, identity, 0, TrainOptions(device="cpu", threads=job["threads"]))
+    fold = prepare_fold(
+        prepare_run(open_experiment(choice), force=False), 0, TrainOptions(device="cpu", threads=job["threads"])
+    )
     events = train_fold(fold.context, fold.stages, fold.build, resumed=fold.resumed)
     next(events)  # announces the first stage: images are cached, the model stands
     turns.done("start", kbench=kbench.__version__, torch=torch.__version__, timm=timm.__version__,

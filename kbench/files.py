@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -292,6 +293,34 @@ def scratch_folder() -> Iterator[Path]:
     """Yield an empty folder of the system's, removed when the block ends."""
     with tempfile.TemporaryDirectory(prefix="kbench-") as folder:
         yield Path(folder)
+
+
+class Spool:
+    """Bytes put aside on the system's disk for scratch files, gone with the last reference to this or to a reader."""
+
+    def __init__(self) -> None:
+        self._handle = tempfile.TemporaryFile(prefix="kbench-", buffering=0)  # noqa: SIM115 (closed below)
+        self._end = 0
+        weakref.finalize(self, self._handle.close)
+
+    def put(self, content: bytes) -> Callable[[], bytes]:
+        """Write bytes; return the function that reads them again.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        start, rest = self._end, memoryview(content)
+        try:
+            while rest:
+                rest = rest[self._handle.write(rest) :]
+        except OSError as error:
+            raise DataError(
+                f"cannot put aside {len(content):,} bytes in '{tempfile.gettempdir()}': {error.strerror or error}",
+                "free space for what is being written",
+                "free some space, or name another folder with `TMPDIR=FOLDER kbench ...`",
+            ) from error
+        self._end += len(content)
+        return lambda: os.pread(self._handle.fileno(), len(content), start)
 
 
 @contextlib.contextmanager

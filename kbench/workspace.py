@@ -124,6 +124,11 @@ class RunPaths:
         return self.root / "run.json"
 
     @property
+    def content(self) -> Path:
+        """Size and checksum of each image and mask the run is trained on."""
+        return self.root / "content.json"
+
+    @property
     def foreign(self) -> Path:
         """There for runs made of somebody else's predictions."""
         return self.root / "foreign.json"

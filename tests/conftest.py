@@ -61,13 +61,14 @@ def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _SLOW = (  # whole trainings, many processes, large networks or pictures; not in `make quick`
+    "tests/cli/test_every_task.py",
     "tests/commands/",
     "tests/kaggle/test_kaggle_commands.py",
     "tests/models/test_classifier.py",
     "tests/models/test_batchnorm_folding.py",
     "tests/models/test_signate_unet.py",
-    "tests/report/test_balance.py",
-    "tests/report/test_training_pictures.py",
+    "tests/pictures/test_balance.py",
+    "tests/pictures/test_training_pictures.py",
     "tests/test_api.py",
     "tests/training/test_fold.py",
     "tests/training/test_precompute.py",

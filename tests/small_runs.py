@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import drawn, write_images
+from drawn_images import drawn, write_images
 
 from kbench.commands.train import train
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.workspace import Choice
 
@@ -100,7 +100,7 @@ def trained(root: Path) -> Path:
             if name.startswith("KBENCH_"):
                 patch.delenv(name)
         for name, folds in FOLDS.items():
-            train(open_setup(Choice(name, workspace=root)), folds, TrainOptions(device="cpu"))
+            train(open_experiment(Choice(name, workspace=root)), folds, TrainOptions(device="cpu"))
     return root
 
 

@@ -16,9 +16,10 @@ from small_runs import written
 from torch.utils.data import DataLoader
 
 import kbench
-from kbench.commands.ensemble import EnsembleOptions, ensemble
+from kbench.commands.ensemble import ensemble
 from kbench.commands.predict import predict_files
 from kbench.errors import ConfigError, DataError, FoldError, PredictionError
+from kbench.runs.blend import EnsembleOptions
 from kbench.workspace import Choice
 
 TASKS = ["classes", "labels", "numbers"]

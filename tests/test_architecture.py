@@ -21,9 +21,9 @@ MODULES = {
     for path in sorted((ROOT / "kbench").rglob("*.py"))
 }
 ORDER = (
-    "__main__", "cli", "commands", "api", "report", "runs", "submission", "training", "ensemble", "inference", "models",
-    "drafting", "data", "metrics", "config", "sources", "registry", "workspace", "console", "files", "machine", "tasks",
-    "errors",
+    "__main__", "cli", "commands", "api", "report", "runs", "pictures", "submission", "training", "ensemble",
+    "inference", "models", "drafting", "data", "metrics", "config", "sources", "registry", "workspace", "console",
+    "files", "machine", "tasks", "errors",
 )  # fmt: skip
 GROUND = ORDER[ORDER.index("config") :]
 UPWARDS = {  # who may look up, and why
@@ -133,6 +133,14 @@ def test_no_modules_import_each_other_when_they_are_loaded() -> None:
 
 def test_the_modules_of_the_registry_exist() -> None:
     assert {module for modules in registry.MODULES.values() for module in modules} <= set(MODULES)
+
+
+def test_the_page_of_the_house_names_every_floor_and_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(kbench/[\w/.]+)`", page))
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
+    floors = {f"kbench/{name}" + ("/" if (ROOT / "kbench" / name).is_dir() else ".py") for name in ORDER}
+    assert floors - named - {"kbench/__main__.py"} == set()
 
 
 # -- the five doors ---------------------------------------------------------------------------------------------

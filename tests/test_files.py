@@ -526,3 +526,35 @@ def test_what_safetensors_was_writing_when_it_was_killed_is_removed(tmp_path: Pa
     (tmp_path / ".tmpfiles").write_bytes(b"mine")
     files.remove_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-note.txt", ".tmpfiles"]
+
+
+def test_what_is_put_aside_is_read_again_in_any_order_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    spool = files.Spool()
+    readers = [spool.put(content) for content in (b"one", b"", bytes(range(256)) * 500)]
+    assert [read() for read in reversed(readers)] == [bytes(range(256)) * 500, b"", b"one"]
+    assert names(tmp_path) == []
+    handle = spool._handle
+    del spool
+    assert not handle.closed  # the readers need it
+    del readers
+    assert handle.closed
+
+
+def test_a_full_disk_under_what_is_put_aside_is_said() -> None:
+    code = """
+    import resource, signal
+    from kbench import files
+    from kbench.errors import DataError
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    spool = files.Spool()
+    spool.put(b"x" * 900)
+    try:
+        spool.put(b"x" * 900)
+    except DataError as error:
+        print(error)
+    """
+    out, err = python(code).communicate()
+    assert "cannot put aside 900 bytes" in out, err
+    assert "TMPDIR" in out

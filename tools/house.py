@@ -102,8 +102,8 @@ TODAY = Layout(
 COMING = Layout(
     "coming",
     (
-        "__main__", "cli", "commands", "api", "report", "runs", "submission", "training", "ensemble", "inference",
-        "models", "data", "metrics", "config", "drafting", "sources",
+        "__main__", "cli", "commands", "api", "report", "runs", "pictures", "submission", "training", "ensemble",
+        "inference", "models", "drafting", "data", "metrics", "config", "sources",
         "files registry console workspace errors tasks machine",
     ),
     frozenset({("", "api")}),

@@ -19,11 +19,9 @@ def score(
 ) -> None:
     """Score the rows a run did not train on: per fold, overall, with an interval."""
     from kbench import console
-    from kbench.runs.blend import score_run
-    from kbench.runs.run import open_run_setup
+    from kbench.commands.score import score as run_score
 
-    setup, paths, identity = open_run_setup(choose(competition, experiment, run))
-    found = score_run(setup, paths, identity, device=device)
+    found = run_score(choose(competition, experiment, run), device=device)
     if json:
         console.show_json(found)
         return
@@ -56,8 +54,8 @@ def ensemble(
 ) -> None:
     """Average folds, snapshots and views into a checked submission."""
     from kbench import console
-    from kbench.commands.ensemble import EnsembleOptions
     from kbench.commands.ensemble import ensemble as run_ensemble
+    from kbench.runs.blend import EnsembleOptions
 
     chosen = EnsembleOptions(
         full=full, require_all=require_all, mixed_folds=mixed_folds, name=name, device=device,

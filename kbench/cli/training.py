@@ -44,7 +44,7 @@ def train(
     from kbench import console
     from kbench.commands import smoke as smoke_command
     from kbench.commands.train import train as run_training
-    from kbench.runs.experiment import open_setup
+    from kbench.runs.experiment import open_experiment
     from kbench.runs.fold_job import TrainOptions
 
     choice = choose(competition, experiment, run, assign)
@@ -54,7 +54,7 @@ def train(
         found = smoke_command.smoke(choice, device=device)
     else:
         options = TrainOptions(force=force, jobs=jobs, device=device)
-        found = run_training(open_setup(choice), "full" if full else fold, options)
+        found = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
         console.show_json(found)
     elif smoke:

@@ -13,7 +13,7 @@ from kbench.data.masks.cache import mask_problems, sizes_of
 from kbench.data.table.csv_files import texts
 from kbench.data.table.image_files import list_images
 from kbench.data.table.table import Table
-from kbench.data.table.verify import unreadable_images
+from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
 from kbench.errors import (
     ConfigError,
     KbenchError,
@@ -27,9 +27,10 @@ from kbench.errors import (
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
-from kbench.runs.experiment import Setup, mask_kind, open_setup, size_reader
+from kbench.runs.experiment import Experiment, decoding_of, mask_kind, open_experiment, opening_of, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.trial_build import part_problems
+from kbench.runs.unscored import unscored_folds
 from kbench.submission.check import check_submission, part_of, read_sample
 from kbench.submission.formats.base import id_column
 from kbench.tasks import is_dense
@@ -74,10 +75,10 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     return {**found, "plan": plan_rows(setup.competition)}
 
 
-def _open(choice: Choice) -> Setup:
+def _open(choice: Choice) -> Experiment:
     """Read the YAML; where it has problems, hold its backbone against timm too, which validation leaves for later."""
     try:
-        return open_setup(choice)
+        return open_experiment(choice)
     except ConfigError as error:
         if not error.problems:
             raise
@@ -93,31 +94,37 @@ def _open(choice: Choice) -> Setup:
         raise
 
 
-def _check_data(setup: Setup, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
+def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
     """Return what the data is; add what is wrong with it to the problems."""
     found: dict[str, Any] = {}
+    reports: dict[str, ImageReport] = {}
     with console.bar("checking images") as advance:
         found["rows"] = _gather(problems, "data.train", lambda: len(setup.train))
         if found["rows"]:
-            unreadable = _unreadable(setup.train, deep, advance)
+            reports["train"] = _looked_at(setup, setup.train, deep, advance)
+            unreadable = reports["train"].problems()
             problems += unreadable or (_wrong_masks(setup, advance) if deep else [])
             found["targets"] = len(setup.train.target_names)
         else:
-            problems += _unreadable(_images_alone(setup), deep, advance)
+            problems += _looked_at(setup, _images_alone(setup), deep, advance).problems()
         if found["rows"]:
             found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
             _warn_of_few_updates(setup)
+            if found["folds"] and not unreadable:
+                for text in _gather(problems, "folds", lambda: unscored_folds(setup, every_mask=deep)) or ():
+                    console.warn(text)
         if setup.competition.data.test is not None:
             found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
             if found["test"]:
-                problems += _unreadable(setup.test, deep, advance)
+                reports["test"] = _looked_at(setup, setup.test, deep, advance)
+                problems += reports["test"].problems() or dtype_problems(reports)
         found["sample"] = _gather(problems, "submission.sample", lambda: len(read_sample(setup.sample)))
         if found["rows"] and found["sample"] and found.get("test", 1):
             _gather(problems, "submission", lambda: _try_submission(setup))
     return found
 
 
-def _warn_of_few_updates(setup: Setup) -> None:
+def _warn_of_few_updates(setup: Experiment) -> None:
     """Say where an epoch is so short that neither batch norm nor a search for the rate can follow."""
     n = setup.competition.folds.n
     rows = len(setup.train) * (n - 1) // n if n > 1 else len(setup.train)
@@ -130,7 +137,7 @@ def _warn_of_few_updates(setup: Setup) -> None:
             )
 
 
-def _images_alone(setup: Setup) -> Table:
+def _images_alone(setup: Experiment) -> Table:
     """Return the training images as the folders have them, for when the rows cannot be told."""
     part = setup.competition.data.train
     folders = [part.images] if isinstance(part.images, str) else part.images or []
@@ -142,7 +149,7 @@ def _images_alone(setup: Setup) -> Table:
     )  # fmt: skip
 
 
-def _try_submission(setup: Setup) -> None:
+def _try_submission(setup: Experiment) -> None:
     """Write a submission of a few rows in memory: do the sample's ids and columns fit the targets?
 
     Raises:
@@ -176,17 +183,22 @@ def _try_submission(setup: Setup) -> None:
     check_submission(made, few, format=format)
 
 
-def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Problem]:
-    jobs = 2 * cores()
-    return unreadable_images(table, jobs=jobs, progress=lambda what, done, total: advance(done, total), deep=deep)
+def _looked_at(setup: Experiment, table: Table, deep: bool, advance: console.Advance) -> ImageReport:
+    report = look_at_images(
+        table, jobs=2 * cores(), deep=deep, opening=opening_of(setup.competition),
+        progress=lambda what, done, total: advance(done, total),
+    )  # fmt: skip
+    for text in report.warnings():
+        console.warn(text)
+    return report
 
 
-def _wrong_masks(setup: Setup, advance: console.Advance) -> list[Problem]:
+def _wrong_masks(setup: Experiment, advance: console.Advance) -> list[Problem]:
     """Return what is wrong in masks whose files can be read."""
     kind = mask_kind(setup.competition, setup.data)
     if kind is None or setup.train.masks is None:
         return []
-    size_of = sizes_of(setup.train, size_reader(setup.competition))
+    size_of = sizes_of(setup.train, size_reader(setup.competition), decoding_of(setup.competition))
     return mask_problems(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
 
 
@@ -198,7 +210,7 @@ def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> 
         return None
 
 
-def _weights_problems(setup: Setup) -> list[Problem]:
+def _weights_problems(setup: Experiment) -> list[Problem]:
     weights = setup.weights()
     if weights is None or weights.is_file():
         return []

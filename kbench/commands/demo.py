@@ -13,7 +13,7 @@ from kbench.commands.workspace import init
 from kbench.errors import ConfigError
 from kbench.machine import cores
 from kbench.metrics.metric import make_metric
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.submission.check import read_sample
 from kbench.submission.grading import grade
@@ -38,12 +38,14 @@ def demo(*, folder: str, jobs: int | None, device: str) -> dict[str, Any]:
         init(str(workspace.root))
     choice = Choice("digits")
     made = run(choice, TrainOptions(jobs=jobs or min(5, max(1, cores() // 2)), device=device), send=False)
-    setup = open_setup(choice)
-    solution = setup.source().solution(setup.data)
+    experiment = open_experiment(choice)
+    solution = experiment.source().solution(experiment.data)
     assert solution is not None, "the embedded competition has its solution"
-    sample = read_sample(setup.sample)
+    sample = read_sample(experiment.sample)
     test = {
-        name: grade(Path(made["file"]), solution, sample=sample, format=setup.format, metric=make_metric(name)).score
+        name: grade(
+            Path(made["file"]), solution, sample=sample, format=experiment.format, metric=make_metric(name)
+        ).score
         for name in ("accuracy", "log_loss")
     }
     seconds = time.perf_counter() - started
@@ -59,4 +61,4 @@ def demo(*, folder: str, jobs: int | None, device: str) -> dict[str, Any]:
 def _views(choice: Choice) -> tuple[Any, ...]:
     from kbench.runs.parts import build_views
 
-    return build_views(open_setup(choice).competition)
+    return build_views(open_experiment(choice).competition)

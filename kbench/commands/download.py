@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from kbench import console
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.workspace import Choice
 
 
 def download(choice: Choice, *, only: Sequence[str], force: bool) -> dict[str, Any]:
     """Fetch a competition's files and make it the current competition."""
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     with console.bar(f"fetching {setup.competition.name}") as advance:
         fetched = setup.source().fetch(
             setup.data, files=list(only), force=force, progress=lambda what, done, total: advance(done, total)

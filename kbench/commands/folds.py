@@ -9,7 +9,7 @@ from kbench import console
 from kbench.data.folds.files import adopt_folds, read_folds, write_folds
 from kbench.data.folds.folds import Cut, Folds, describe
 from kbench.errors import FoldError
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import Experiment, open_experiment
 from kbench.workspace import Choice
 
 
@@ -24,7 +24,7 @@ def folds(choice: Choice, *, adopt: str | None, force: bool) -> dict[str, Any]:
     Raises:
         FoldError: there are other folds already, or the file does not fit.
     """
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     path = setup.workspace.folds(setup.competition.name)
     if adopt is not None:
         made = _adopt(setup, Path(adopt), path, force=force)
@@ -39,7 +39,7 @@ def folds(choice: Choice, *, adopt: str | None, force: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _adopt(setup: Setup, file: Path, path: Path, *, force: bool) -> Folds:
+def _adopt(setup: Experiment, file: Path, path: Path, *, force: bool) -> Folds:
     section = setup.competition.folds
     cut = Cut(section.n, section.seed, tuple(section.by), section.group)
     made = adopt_folds(file, setup.to_cut(), cut=cut)

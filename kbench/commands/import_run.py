@@ -12,9 +12,8 @@ from kbench import console, files
 from kbench.ensemble.imported import import_predictions
 from kbench.errors import ConfigError, PredictionError, first_names
 from kbench.inference.predictions import save
-from kbench.runs.experiment import open_setup
-from kbench.runs.out_of_fold import out_of_fold
-from kbench.runs.run import prepare_run
+from kbench.runs.experiment import open_experiment
+from kbench.runs.opening import prepare_run
 from kbench.workspace import Choice
 
 
@@ -32,19 +31,21 @@ def import_run(choice: Choice, name: str, *, oof: str, test: str, force: bool) -
         ConfigError: there is a run of this name.
         PredictionError: a file does not fit.
     """
-    setup = open_setup(replace(choice, run=name))
-    paths = setup.workspace.run(setup.competition.name, name)
+    experiment = open_experiment(replace(choice, run=name))
+    paths = experiment.workspace.run(experiment.competition.name, name)
     if paths.root.exists() and not force:
         raise ConfigError(f"there is a run '{name}' already", "a new name", "choose another name, or `--force`")
-    chosen = setup.train.select(setup.folds.fold >= 0)
+    chosen = experiment.train.select(experiment.folds.fold >= 0)
     parts = {
-        part: import_predictions(Path(file), task=setup.competition.task, names=setup.train.target_names, ids=ids)
-        for part, file, ids in (("oof", oof, chosen.ids), ("test", test, setup.test.ids))
+        part: import_predictions(
+            Path(file), task=experiment.competition.task, names=experiment.train.target_names, ids=ids
+        )
+        for part, file, ids in (("oof", oof, chosen.ids), ("test", test, experiment.test.ids))
     }
     for part, predictions in parts.items():
         if predictions.source.get("ignored"):
             console.warn(f"{predictions.source['ignored']:,} ids of the {part} file are not of this competition")
-    lacking = [name for name in setup.train.target_names if name not in parts["oof"].names]
+    lacking = [name for name in experiment.train.target_names if name not in parts["oof"].names]
     if parts["oof"].names != parts["test"].names:
         raise PredictionError(
             "the two files predict different targets", "the same columns in both",
@@ -54,14 +55,14 @@ def import_run(choice: Choice, name: str, *, oof: str, test: str, force: bool) -
         console.note(f"without {first_names(lacking)}: the member counts for the other targets")
     if paths.root.exists():
         files.remove(paths.root)
-    paths, identity = prepare_run(setup, force=False)
+    run = prepare_run(experiment, force=False)
     for part, predictions in parts.items():
         files.make_folder(paths.predictions(part).parent)
         save(paths.predictions(part), replace(predictions, source={**predictions.source, "run": name}))
     files.write_json(paths.foreign, {"oof": Path(oof).name, "test": Path(test).name})
-    score = out_of_fold(setup, paths, identity).score
+    score = run.out_of_fold().score
     return {
         "run": name,
-        "rows": int(np.sum(setup.folds.fold >= 0)),
+        "rows": int(np.sum(experiment.folds.fold >= 0)),
         **{key: score[key] for key in ("metric", "score", "low", "high")},
     }

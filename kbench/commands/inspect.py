@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 
 from kbench import console, files
-from kbench.config.competition import Stage
 from kbench.data.dataset import Draw, cut
 from kbench.data.folds.folds import describe
 from kbench.data.table.table import Table
-from kbench.data.table.verify import ImageReport, look_at_images
+from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
+from kbench.data.whole_images import class_pixels
 from kbench.machine import cores
-from kbench.report import balance
-from kbench.report.curves import StageRates, draw_stages
+from kbench.pictures import balance
+from kbench.pictures.curves import StageRates, draw_stages
+from kbench.pictures.segments import as_mask, class_colours, paint
+from kbench.pictures.sheets import Group, Tile, draw_sheet
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render
-from kbench.report.segments import draw_masks, mask_balance
-from kbench.report.sheets import Group, Tile, draw_sheet
 from kbench.runs import parts
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import Experiment, open_experiment, opening_of
 from kbench.runs.shown_images import epoch_draws, epoch_rows, file_images, label_text, shown_images, stage_named
-from kbench.tasks import SEGMENTATION
+from kbench.tasks import SEGMENTATION, exclusive
+from kbench.training.fold_context import KEEP
 from kbench.training.schedules import curve
 from kbench.training.stage_plan import StagePlan
 from kbench.workspace import Choice
@@ -47,19 +48,24 @@ def inspect(choice: Choice, *, fold: int = 0, samples: int = 6) -> dict[str, Any
     Raises:
         FoldError: there is no such fold.
     """
-    setup = open_setup(choice)
-    folder = setup.workspace.inspection(setup.competition.name)
-    setup.folds.valid(fold)  # says so when there is no such fold
-    found: dict[str, Any] = {"competition": setup.competition.name, "folder": str(folder), "files": [], "warnings": []}
-    masked = setup.competition.task in SEGMENTATION
+    experiment = open_experiment(choice)
+    folder = experiment.workspace.inspection(experiment.competition.name)
+    experiment.folds.valid(fold)  # says so when there is no such fold
+    found: dict[str, Any] = {
+        "competition": experiment.competition.name,
+        "folder": str(folder),
+        "files": [],
+        "warnings": [],
+    }
+    masked = experiment.competition.task in SEGMENTATION
     sections = [
-        _rows(setup, found),
-        _masks(setup, folder, found) if masked else _targets(setup.train, folder, found),
-        _folds(setup, found),
-        _rates(setup, fold, folder, found),
-        _augmentations(setup, fold, samples, folder, found),
+        _rows(experiment, found),
+        _masks(experiment, folder, found) if masked else _targets(experiment.train, folder, found),
+        _folds(experiment, found),
+        _rates(experiment, fold, folder, found),
+        _augmentations(experiment, fold, samples, folder, found),
     ]
-    page = _page(setup, sections, found)
+    page = _page(experiment, sections, found)
     found["page"] = str(files.write_text(folder / "inspect.html", render(page)))
     return found
 
@@ -69,17 +75,17 @@ def _drawn(found: dict[str, Any], path: Path, caption: str = "") -> Picture:
     return Picture(path.name, caption)
 
 
-def _tables(setup: Setup) -> dict[str, Table]:
+def _tables(experiment: Experiment) -> dict[str, Table]:
     """Return the splits there are."""
-    tables = {"train": setup.train}
-    if setup.competition.data.test is not None:
-        tables["test"] = setup.test
+    tables = {"train": experiment.train}
+    if experiment.competition.data.test is not None:
+        tables["test"] = experiment.test
     return tables
 
 
-def _rows(setup: Setup, found: dict[str, Any]) -> Section:
-    tables = _tables(setup)
-    looks = {split: _look(table, split) for split, table in tables.items()}
+def _rows(experiment: Experiment, found: dict[str, Any]) -> Section:
+    tables = _tables(experiment)
+    looks = {split: _look(experiment, table, split) for split, table in tables.items()}
     found["rows"] = [
         {"split": split, "rows": len(table), "images": sum(map(len, table.images)),
          "sizes": len(looks[split].sizes), "unreadable": len(looks[split].rows),
@@ -94,19 +100,24 @@ def _rows(setup: Setup, found: dict[str, Any]) -> Section:
     for split, look in looks.items():
         for reason, paths in look.reasons.items():
             found["warnings"].append(f"{split}: {len(paths):,} {reason}, such as '{paths[0]}'; `kbench check --images`")
+        found["warnings"] += [f"{split}: {text}" for text in look.warnings()]
+    found["warnings"] += [str(problem) for problem in dtype_problems(looks)]
     found["warnings"] += _size_warnings(sizes)
     shown: list[Picture | Grid] = [Grid(found["rows"], "rows")]
     if found["missing"]:
         shown.append(Grid(found["missing"], "missing values"))
     if sizes:
-        path = balance.draw_sizes(sizes, setup.workspace.inspection(setup.competition.name) / "sizes.png")
+        path = balance.draw_sizes(sizes, experiment.workspace.inspection(experiment.competition.name) / "sizes.png")
         shown += [_drawn(found, path, "image sizes"), Grid(found["sizes"], "the commonest sizes")]
     return Section("Rows and images", "Training and test images should look alike.", shown)
 
 
-def _look(table: Table, split: str) -> ImageReport:
+def _look(setup: Experiment, table: Table, split: str) -> ImageReport:
     with console.bar(f"looking at {split} images") as advance:
-        return look_at_images(table, jobs=2 * cores(), progress=lambda what, done, total: advance(done, total))
+        return look_at_images(
+            table, jobs=2 * cores(), opening=opening_of(setup.competition),
+            progress=lambda what, done, total: advance(done, total),
+        )  # fmt: skip
 
 
 def _size_warnings(sizes: dict[str, Counter[tuple[int, int, int]]]) -> list[str]:
@@ -132,19 +143,21 @@ def _targets(table: Table, folder: Path, found: dict[str, Any]) -> Section:
     return Section("Targets", "What is rare is learned last: a sampler or class weights may help.", shown)
 
 
-def _masks(setup: Setup, folder: Path, found: dict[str, Any]) -> Section:
-    found["balance"] = mask_balance(setup)
-    picture = _drawn(found, draw_masks(setup, folder / "masks.png"))
+def _masks(experiment: Experiment, folder: Path, found: dict[str, Any]) -> Section:
+    found["balance"] = _mask_balance(experiment)
+    picture = _drawn(found, _draw_masks(experiment, folder / "masks.png"))
     text = "A class of few pixels is learned last: class weights, a loss of regions or crops around it may help."
     return Section("Masks", text, [picture, Grid(found["balance"], "classes: images that have them, share of pixels")])
 
 
-def _folds(setup: Setup, found: dict[str, Any]) -> Section:
-    records = describe(setup.folds, setup.train)
+def _folds(experiment: Experiment, found: dict[str, Any]) -> Section:
+    records = describe(experiment.folds, experiment.train)
     found["folds"] = records
-    found["warnings"] += setup.folds.manifest.get("warnings", [])
+    found["warnings"] += experiment.folds.manifest.get("warnings", [])
     plain = [{key: value for key, value in record.items() if not isinstance(value, dict)} for record in records]
-    shown: list[Picture | Grid] = [Grid(plain, f"strategy {setup.folds.manifest['strategy']}, hash {setup.folds.hash}")]
+    shown: list[Picture | Grid] = [
+        Grid(plain, f"strategy {experiment.folds.manifest['strategy']}, hash {experiment.folds.hash}")
+    ]
     for key in ("strata", "targets"):
         if any(key in record for record in records) and len(records[0].get(key, {})) <= 30:
             rows = [{"fold": record["fold"], **record.get(key, {})} for record in records]
@@ -152,32 +165,26 @@ def _folds(setup: Setup, found: dict[str, Any]) -> Section:
     return Section("Folds", "Every fold should hold the same mixture; otherwise scores of folds differ by it.", shown)
 
 
-def _rates(setup: Setup, fold: int, folder: Path, found: dict[str, Any]) -> Section:
-    plans = parts.build_stages(setup.competition)
-    stages = list(setup.competition.stages.values())
-    images = [len(epoch_rows(setup, plan, fold)) for plan in plans]
+def _rates(experiment: Experiment, fold: int, folder: Path, found: dict[str, Any]) -> Section:
+    plans = parts.build_stages(experiment.competition)
+    images = [len(epoch_rows(experiment, plan, fold)) for plan in plans]
     rates = [_stage_rates(plan, count) for plan, count in zip(plans, images, strict=True)]
-    found["stages"] = [
-        _stage_row(plan, stage, drawn, count)
-        for plan, stage, drawn, count in zip(plans, stages, rates, images, strict=True)
-    ]
+    found["stages"] = [_stage_row(plan, drawn, count) for plan, drawn, count in zip(plans, rates, images, strict=True)]
     picture = _drawn(found, draw_stages(rates, folder / "plan.png"), f"learning rates of fold {fold}")
     text = "Schedules are known before training; a rate that is still to be found is drawn relative to itself."
     return Section("Recipe", text, [picture, Grid(found["stages"], "stages")])
 
 
 def _stage_rates(plan: StagePlan, images: int) -> StageRates:
-    schedule = plan.schedule(updates_per_epoch(images, plan.batch_size, plan.accumulate))
-    if plan.lr == "find":
-        tops = [1.0]
-    else:
-        tops = [float(plan.lr)] if isinstance(plan.lr, int | float) else [float(value) for value in reversed(plan.lr)]
+    stage = plan.stage
+    schedule = plan.schedule(updates_per_epoch(images, stage.batch_size, stage.accumulate))
+    tops = [1.0] if isinstance(stage.lr, str) else [float(value) for value in reversed(_values(stage.lr))]
     notes = ["follows the validation scores"] if plan.adaptive else []
-    if plan.lr_decay > 1:
-        notes.append(f"each earlier layer group: 1/{plan.lr_decay:g}")
+    if stage.lr_decay > 1:
+        notes.append(f"each earlier layer group: 1/{stage.lr_decay:g}")
     return StageRates(
         name=plan.name, rates=[curve(schedule, top) for top in tops], epochs=schedule.epochs,
-        relative=plan.lr == "find", cycle_ends=[cycle.last for cycle in schedule.cycles],
+        relative=stage.lr == "find", cycle_ends=[cycle.last for cycle in schedule.cycles],
         kept="cycles" in plan.keep, note=", ".join(notes),
     )  # fmt: skip
 
@@ -187,12 +194,13 @@ def updates_per_epoch(images: int, batch_size: int, accumulate: int) -> int:
     return -(-len(cut(images, batch_size, Draw, lone=False)) // accumulate)
 
 
-def _stage_row(plan: StagePlan, stage: Stage, rates: StageRates, images: int) -> dict[str, Any]:
-    lr = plan.lr if isinstance(plan.lr, str) else " ".join(f"{value:g}" for value in _values(plan.lr))
+def _stage_row(plan: StagePlan, rates: StageRates, images: int) -> dict[str, Any]:
+    stage = plan.stage
+    lr = stage.lr if isinstance(stage.lr, str) else " ".join(f"{value:g}" for value in _values(stage.lr))
     return {
-        "stage": plan.name, "size": f"{plan.size[0]} x {plan.size[1]}", "groups": str(plan.groups), "lr": lr,
+        "stage": plan.name, "size": f"{plan.size[0]} x {plan.size[1]}", "groups": str(stage.groups), "lr": lr,
         "schedule": stage.schedule.name, "epochs": rates.epochs, "updates": rates.updates, "images_per_epoch": images,
-        "batch": plan.batch_size * plan.accumulate, "augment": stage.augment.name, "rows": plan.subset,
+        "batch": stage.batch_size * stage.accumulate, "augment": stage.augment.name, "rows": stage.subset,
         "members": len(rates.cycle_ends) * rates.kept + len(plan.keep - {"cycles"}),
     }  # fmt: skip
 
@@ -201,26 +209,26 @@ def _values(lr: Any) -> list[float]:
     return [lr] if isinstance(lr, int | float) else list(lr)
 
 
-def _augmentations(setup: Setup, fold: int, samples: int, folder: Path, found: dict[str, Any]) -> Section:
+def _augmentations(experiment: Experiment, fold: int, samples: int, folder: Path, found: dict[str, Any]) -> Section:
     """Draw one sheet per stage that shows images differently: the file, how it is judged, and a few draws."""
     shown: list[Picture | Grid] = []
     known: list[Any] = []
-    for name, stage in setup.competition.stages.items():
+    for name, stage in experiment.competition.stages.items():
         looks = (stage.size, stage.crop, stage.augment)
         if looks in known:
             continue
         known.append(looks)
         path = folder / f"samples-{name}.png"
-        groups = _before_and_after(setup, stage_named(setup.competition, name), fold, samples)
+        groups = _before_and_after(experiment, stage_named(experiment.competition, name), fold, samples)
         title = f"stage {name}: the file, how it is judged, how it is trained on"
         draw_sheet(groups, path, title=title, across=2 + _AUGMENTED, side=110)
         shown.append(_drawn(found, path, f"stage {name}"))
     return Section("Augmentation", "A person should still name every image; mixup and cutmix are not shown.", shown)
 
 
-def _before_and_after(setup: Setup, plan: StagePlan, fold: int, samples: int) -> list[Group]:
-    table, competition = setup.train, setup.competition
-    draws = _spread(epoch_draws(setup, plan, fold, _TRIED), table, samples)
+def _before_and_after(experiment: Experiment, plan: StagePlan, fold: int, samples: int) -> list[Group]:
+    table, competition = experiment.train, experiment.competition
+    draws = _spread(epoch_draws(experiment, plan, fold, _TRIED), table, samples)
     whole = file_images(competition, table, np.array([draw.row for draw in draws]))
     judged = shown_images(competition, table, [Draw(draw.row) for draw in draws], plan.valid_show)
     groups = []
@@ -250,14 +258,53 @@ def _spread(draws: list[Draw], table: Table, count: int) -> list[Draw]:
     return [draws[place] for _, place in sorted(turns)[:count]]
 
 
-def _page(setup: Setup, sections: list[Section], found: dict[str, Any]) -> Page:
-    competition = setup.competition
+def _page(experiment: Experiment, sections: list[Section], found: dict[str, Any]) -> Page:
+    competition = experiment.competition
     facts = [
         *(Fact(f"{row['split']} rows", f"{row['rows']:,}", f"{row['images']:,} images") for row in found["rows"]),
-        Fact("task", competition.task.replace("_", " "), f"{len(setup.train.target_names):,} targets"),
-        Fact("folds", str(setup.folds.n), setup.folds.manifest["strategy"]),
+        Fact("task", competition.task.replace("_", " "), f"{len(experiment.train.target_names):,} targets"),
+        Fact("folds", str(experiment.folds.n), experiment.folds.manifest["strategy"]),
         Fact("model", competition.model.backbone or competition.model.name, f"{len(competition.stages)} stages"),
         Fact("metric", competition.metric.name),
     ]
     subtitle = f"{competition.experiment} before training"
     return Page(competition.title or competition.name, subtitle, facts, sections, found["warnings"])
+
+
+_COUNTED = 500  # masks at most
+_SHOWN = 8
+
+
+def _mask_balance(experiment: Experiment) -> list[dict[str, Any]]:
+    """Return one record per class: `class`, `images` that have it and their `share`, `pixels` (share of what is known).
+
+    Up to 500 masks, evenly chosen, are counted.
+    """
+    table, cache = experiment.train, experiment.workspace.cache()
+    masks = parts.masks_of(experiment.competition, table, cache, what="training")
+    assert masks is not None, "a segmentation has masks"
+    names, opened = table.target_names, masks(KEEP)
+    rows = np.unique(np.linspace(0, len(table) - 1, min(_COUNTED, len(table))).astype(int))
+    counted = [class_pixels(opened, rows[place : place + 1], len(names), table.task) for place in range(len(rows))]
+    pixels = np.stack([counts for counts, _ in counted])  # [n, K]
+    known = sum(total for _, total in counted)
+    return [
+        {"class": name, "images": int((pixels[:, k] > 0).sum()), "share": float((pixels[:, k] > 0).mean()),
+         "pixels": float(pixels[:, k].sum() / max(known, 1))}
+        for k, name in enumerate(names)
+    ]  # fmt: skip
+
+
+def _draw_masks(experiment: Experiment, path: Path) -> Path:
+    """Draw images beside their masks, evenly chosen; return the picture."""
+    table, cache, competition = experiment.train, experiment.workspace.cache(), experiment.competition
+    masks = parts.masks_of(competition, table, cache, what="training")
+    assert masks is not None, "a segmentation has masks"
+    images, truth = parts.opened_images(competition, table, cache, what="training")(KEEP), masks(KEEP)
+    colours, index = class_colours(len(table.target_names)), exclusive(table.task, len(table.target_names))
+    groups = []
+    for row in np.unique(np.linspace(0, len(table) - 1, min(_SHOWN, len(table))).astype(int)):
+        image, mask = images[int(row)], as_mask(truth[int(row)], index=index)
+        tiles = [Tile(image, (str(table.ids[row]),)), Tile(paint(mask, colours, image), ("mask",))]
+        groups.append(Group("", tiles))
+    return draw_sheet(groups, path, title="images and their masks; grey is ignored", across=2, side=220)

@@ -12,16 +12,17 @@ from kbench import console
 from kbench.data import seeds
 from kbench.errors import ConfigError, nearest
 from kbench.models.checkpoint import load_strict, snapshot_tensors
-from kbench.report.curves import draw_lr_find
+from kbench.pictures.curves import draw_lr_find
 from kbench.runs import parts
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions, prepare_fold
 from kbench.runs.members import kept_snapshots
-from kbench.runs.run import identity, run_paths
-from kbench.training.fold import load_end, restore, state_of
+from kbench.runs.opening import run_of
+from kbench.runs.run import Run
+from kbench.training.fold import load_end, restore
 from kbench.training.resume import Progress, load_resume
 from kbench.training.stage import range_test
-from kbench.workspace import Choice, RunPaths
+from kbench.workspace import Choice
 
 
 def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dict[str, Any]:
@@ -36,11 +37,11 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
         stage: which; the first by default.
         device: where the model runs.
     """
-    setup = open_setup(choice)
-    known = identity(setup)
-    trained, scratch = run_paths(setup), setup.workspace.scratch(setup.competition.name, "lr-find")
-    setup.folds.valid(fold)
-    job = prepare_fold(setup, scratch, known, fold, TrainOptions(device=device))
+    experiment = open_experiment(choice)
+    run = run_of(experiment)
+    trial = replace(run, paths=experiment.workspace.scratch(run.competition.name, "lr-find"))
+    experiment.folds.valid(fold)
+    job = prepare_fold(trial, fold, TrainOptions(device=device))
     names = [plan.name for plan in job.stages]
     if stage is not None and stage not in names:
         raise ConfigError(f"there is no stage '{stage}'", f"one of {', '.join(names)}", nearest(stage, names))
@@ -48,9 +49,9 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
     torch.manual_seed(seeds.number(seeds.MODEL, job.context.seed, job.context.number))
     model = job.build()
     plan = job.stages[index]
-    if plan.start != "fresh" and index:
-        start = names[index - 1] if plan.start == "previous" else plan.start
-        source = _begin(setup, trained, known, fold, names, index, model) if _is_trained(trained, known, fold) else ""
+    if plan.stage.start != "fresh" and index:
+        start = names[index - 1] if plan.stage.start == "previous" else plan.stage.start
+        source = _begin(run, fold, names, index, model) if run.state(fold)["state"] != "none" else ""
         if source:
             console.note(f"starting from {source} of fold {fold}")
         else:
@@ -72,34 +73,26 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
     }
 
 
-def _is_trained(run: RunPaths, known: dict[str, str], fold: int) -> bool:
-    return bool(state_of(run.fold(fold), training=known["training"])["state"] != "none")
-
-
-def _begin(
-    setup: Setup, run: RunPaths, known: dict[str, str], fold: int, names: list[str], index: int, model: nn.Module
-) -> str:
+def _begin(run: Run, fold: int, names: list[str], index: int, model: nn.Module) -> str:
     """Put what a fold has left of the stage before into a model as it is built; return where it is from, or "".
 
     Args:
-        setup: the competition.
         run: the trained run.
-        known: its hashes.
         fold: which.
         names: of the stages.
         index: the stage that is to begin; it follows another.
         model: is changed.
     """
-    paths, start = run.fold(fold), parts.build_stages(setup.competition)[index].start
+    paths, start = run.paths.fold(fold), parts.build_stages(run.competition)[index].stage.start
     before = names[index - 1] if start == "previous" else start
-    resumed = load_resume(paths, training=known["training"]) if start == "previous" else None
+    resumed = load_resume(paths, training=run.trained_as["training"]) if start == "previous" else None
     if load_end(model, paths, before):
         return f"the end of stage {before}"
     if resumed is not None and resumed[0].stage == index - 1:
         restore(model, *resumed, paths)
         return f"stage {before} as far as it is trained"
-    found = [item for item in kept_snapshots(setup, run, known, fold) if item.info["stage"] in names[:index]]
-    if not found:
+    snapshots = [one for one in kept_snapshots(run, fold) if one.info["stage"] in names[:index]]
+    if not snapshots:
         return ""
-    load_strict(model, snapshot_tensors(found[-1]), what=f"snapshot '{found[-1].path}'")
-    return found[-1].member
+    load_strict(model, snapshot_tensors(snapshots[-1]), what=f"snapshot '{snapshots[-1].path}'")
+    return snapshots[-1].member

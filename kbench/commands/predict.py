@@ -1,7 +1,4 @@
-"""`kbench predict`: the test set, or the unseen rows of another folder, against its own sample submission.
-
-`kbench predict --image` and `Run.predict`: a few images, predicted and decided as a submission is (F-31).
-"""
+"""`kbench predict`: the test set, another folder's rows against its own sample submission, or single images."""
 
 from __future__ import annotations
 
@@ -12,19 +9,15 @@ from typing import Any
 import numpy as np
 
 from kbench import files
-from kbench.commands.ensemble import EnsembleOptions, blend_of, open_part
 from kbench.config.competition import Competition
 from kbench.errors import ConfigError
-from kbench.runs.blend import Asked, apply_rule, predict_blend, untuned_rule, without_rule
-from kbench.runs.experiment import Setup, label_threshold
-from kbench.runs.members import members_of
-from kbench.runs.out_of_fold import maps_out_of_fold, require_folds
-from kbench.runs.predict import masks_of, predict_test, rows_of_test
-from kbench.runs.run import open_run_setup
+from kbench.runs.blend import EnsembleOptions, blend
+from kbench.runs.experiment import label_threshold
+from kbench.runs.opening import open_run
+from kbench.runs.results import Rows
 from kbench.runs.single_images import predict_images
 from kbench.submission.check import read_sample, write_submission
-from kbench.tasks import is_dense
-from kbench.workspace import Choice, RunPaths
+from kbench.workspace import Choice
 
 
 def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: str, force: bool) -> dict[str, Any]:
@@ -39,59 +32,23 @@ def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: s
     """
     if data is None and out is not None:
         raise ConfigError("--out without --data", "both, or neither", "`kbench ensemble` writes the test set's file")
-    setup, paths, identity = open_run_setup(choice)
-    if is_dense(setup.competition.task):
-        return _predict_maps(setup, paths, identity, data=data, out=out, device=device, force=force)
+    run = open_run(choice)
     if data is None:
-        folds = require_folds(paths, identity)
-        predict_test(setup, paths, identity, folds, device, force=force)
-        count = sum(len(members_of(setup, paths, identity, fold, "test")) for fold in folds)
-        return {"rows": len(setup.test), "members": count, "file": None}
+        result = run.predict_rows(Rows(run.experiment.test, device=device, force=force))
+        run.results.made(result)
+        return {"rows": len(result.ids), "members": len(result.members), "file": None}
     folder = Path(data).absolute()
-    table = setup.table("test", data=folder)
+    table = run.experiment.table("test", data=folder)
     part = f"data-{files.digest([str(folder), table.fingerprint()])}"
-    options = EnsembleOptions(device=device)
-    run = open_part((setup, paths, identity), options)
-    sent = predict_blend([run], blend_of([run], options), Asked(device, table, part, force))
-    sample = read_sample(folder / setup.competition.submission.sample)
+    combined = blend([run], EnsembleOptions(device=device))
+    result = combined.predict(Rows(table, part, device, force=force))
+    unseen = run.experiment.with_test(table)
+    sample = read_sample(folder / run.competition.submission.sample)
     file = write_submission(
-        Path(out or f"submission{setup.format.suffix}").absolute(), setup.format.build(sent.predictions, sample),
-        sample=sample, format=setup.format, gzip=setup.competition.submission.gzip,
+        Path(out or f"submission{unseen.format.suffix}").absolute(), unseen.format.build(combined.sent(result), sample),
+        sample=sample, format=unseen.format, gzip=run.competition.submission.gzip,
     )  # fmt: skip
-    return {"rows": len(table), "members": len(sent.members), "file": str(file)}
-
-
-def _predict_maps(
-    setup: Setup,
-    paths: RunPaths,
-    identity: dict[str, str],
-    *,
-    data: str | None,
-    out: str | None,
-    device: str,
-    force: bool,
-) -> dict[str, Any]:
-    """Do the same for a dense task."""
-    folds = require_folds(paths, identity)
-    if data is None:
-        rows = rows_of_test(setup, paths, identity, folds, device)
-        rows.stored(force=force)
-        return {"rows": len(rows.rows), "members": len(rows.members), "file": None}
-    folder = Path(data).absolute()
-    table = setup.table("test", data=folder)
-    unseen = setup.with_test(table)
-    part = f"data-{files.digest([str(folder), table.fingerprint()])}"
-    rows = rows_of_test(unseen, paths, identity, folds, device, table=table, part=part)
-    rule = untuned_rule(setup)
-    if not without_rule(setup):
-        rule = apply_rule(setup, maps_out_of_fold(setup, paths, identity, folds, device=device).maps()).rule
-    masks = masks_of(rows, rule, force=force)
-    sample = read_sample(folder / setup.competition.submission.sample)
-    file = write_submission(
-        Path(out or f"submission{setup.format.suffix}").absolute(), unseen.format.build(masks, sample),
-        sample=sample, format=unseen.format, gzip=setup.competition.submission.gzip,
-    )  # fmt: skip
-    return {"rows": len(table), "members": len(rows.members), "file": str(file)}
+    return {"rows": len(table), "members": len(result.members), "file": str(file)}
 
 
 _SHOWN = 3  # classes named of each image
@@ -109,9 +66,8 @@ def predict_files(choice: Choice, names: Sequence[str], *, device: str = "auto")
         `run`, `task` and `rows`: of each file its name, its `values` (probabilities, or target units) and the same
         `decided`, None without a decision; and `words`, of each file the columns of `most_likely`.
     """
-    setup, paths, identity = open_run_setup(choice)
-    folds = [] if is_dense(setup.competition.task) else require_folds(paths, identity)
-    made = predict_images(setup, paths, identity, [(Path(name),) for name in names], folds=folds, device=device)
+    run = open_run(choice)
+    made = predict_images(run, [(Path(name),) for name in names], device=device)
     rows, words = [], []
     for place, name in enumerate(names):
         values = dict(zip(made.names, map(float, made.values[place]), strict=True))
@@ -119,8 +75,8 @@ def predict_files(choice: Choice, names: Sequence[str], *, device: str = "auto")
         if made.decided is not None:
             chosen = dict(zip(made.names, map(float, made.decided[place]), strict=True))
         rows.append({"file": name, "values": values, "decided": chosen})
-        words.append({"file": name, **most_likely(values, setup.competition, chosen)})
-    return {"run": paths.name, "task": setup.competition.task, "rows": rows, "words": words}
+        words.append({"file": name, **most_likely(values, run.competition, chosen)})
+    return {"run": run.name, "task": run.competition.task, "rows": rows, "words": words}
 
 
 # -- in words ----------------------------------------------------------------------------------------------------

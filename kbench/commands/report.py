@@ -1,7 +1,7 @@
 """`kbench report`: what a run learned and where it errs, as pictures, CSVs and one page.
 
 The page is a list of sections, each made by one function that draws its pictures. To add a chapter, write such a
-function, here or in `mistakes.py`, and name it in `report`.
+function, here or in `report/chapters_rows.py`, and name it in `report`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 
 from kbench import files
-from kbench.ensemble.average import ensemble_run
+from kbench.config.section import Component
 from kbench.ensemble.combiners import mean as plain_mean
-from kbench.ensemble.nested import Recipe, decided_by_part
+from kbench.ensemble.nested import Recipe, decided_by_part, evaluate, gains
 from kbench.errors import ConfigError
-from kbench.report import chapters_masks, chapters_rows, curves
-from kbench.report.curves import draw_range_tests, draw_training, read_epochs
+from kbench.pictures import curves
+from kbench.pictures.curves import draw_range_tests, draw_training, read_epochs
+from kbench.report import chapters_maps, chapters_rows
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render, shown
 from kbench.report.subject import Look, ReportOptions, grader
-from kbench.runs.blend import any_out_of_fold
-from kbench.runs.experiment import Setup
-from kbench.runs.members import members_of
-from kbench.runs.out_of_fold import MapsOutOfFold, decided, decision_of, plain_snapshots, snapshots_of, what_members_add
-from kbench.runs.predict import predict_test
+from kbench.runs.experiment import Experiment
+from kbench.runs.opening import open_run
 from kbench.runs.rates import found_rates
-from kbench.runs.run import open_run_setup
+from kbench.runs.results import Rows, Share, decision_of
+from kbench.runs.row_results import member_predictions, out_of_fold_members
 from kbench.workspace import Choice
 
 
@@ -46,29 +45,27 @@ def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
         ConfigError: there is no such run, or a column that is no metadata.
         PredictionError: no fold is trained.
     """
-    setup, paths, identity = open_run_setup(choice)
-    _check_columns(setup, options.slices)
-    oof = any_out_of_fold(setup, paths, identity, device=options.device)
-    look = Look(setup, paths, identity, oof, options, [])
-    found: dict[str, Any] = {"run": paths.name, "score": oof.score}
-    if isinstance(oof, MapsOutOfFold):
-        sections = chapters_masks.sections(look, oof, found)
-        page = files.write_text(paths.report, render(_page(look, [sections[0], _training(look, found), *sections[1:]])))
-        return {**found, "page": str(page), "files": look.written}
-    sections = [
-        _members(look, found),
-        _training(look, found),
-        chapters_rows.confusions(look),
-        chapters_rows.classes(look, found),
-        chapters_rows.slices(look, found),
-        chapters_rows.sheets(look),
-    ]
-    page = files.write_text(paths.report, render(_page(look, sections)))
+    run = open_run(choice)
+    _check_columns(run.experiment, options.slices)
+    oof = run.out_of_fold(device=options.device)
+    look = Look(run, oof, options, [])
+    found: dict[str, Any] = {"run": run.name, "score": oof.score}
+    if run.table.masks is not None:
+        first, *others = chapters_maps.sections(look, found)
+    else:
+        first, *others = [
+            _members(look, found),
+            chapters_rows.confusions(look),
+            chapters_rows.classes(look, found),
+            chapters_rows.slices(look, found),
+            chapters_rows.sheets(look),
+        ]
+    page = files.write_text(run.paths.report, render(_page(look, [first, _training(look, found), *others])))
     return {**found, "page": str(page), "files": look.written}
 
 
-def _check_columns(setup: Setup, columns: Sequence[str]) -> None:
-    meta = setup.train.meta
+def _check_columns(experiment: Experiment, columns: Sequence[str]) -> None:
+    meta = experiment.train.meta
     known = ["id"] if meta is None else ["id", *map(str, meta.columns)]
     for name in columns:
         if name not in [*known, "target"]:
@@ -79,13 +76,13 @@ def _check_columns(setup: Setup, columns: Sequence[str]) -> None:
 
 
 def _page(look: Look, sections: list[Section]) -> Page:
-    score, competition = look.oof.score, look.setup.competition
+    score, competition = look.oof.score, look.experiment.competition
     low, high = shown(score["low"]), shown(score["high"])
     facts = [
         Fact(
             f"{score['metric']}, out of fold", shown(score["score"]), f"{score['level']:.0%} interval {low} to {high}"
         ),
-        Fact("spread of folds", shown(score["spread"]), f"{len(score['folds'])} of {look.setup.folds.n} folds"),
+        Fact("spread of folds", shown(score["spread"]), f"{len(score['folds'])} of {look.experiment.folds.n} folds"),
         Fact("members", str(score["members"]), f"{competition.ensemble.mean} mean, views: {competition.tta.name}"),
         Fact("rows", f"{score['rows']:,}", f"{len(look.oof.table.target_names):,} targets"),
     ]
@@ -93,7 +90,7 @@ def _page(look: Look, sections: list[Section]) -> Page:
     warnings = (
         [f"Folds {', '.join(map(str, missing))} are not trained; every number is of the others."] if missing else []
     )
-    title = f"{competition.title or competition.name}: {look.paths.name}"
+    title = f"{competition.title or competition.name}: {look.run.name}"
     better = "larger is better" if score["maximise"] else "smaller is better"
     return Page(title, f"{competition.experiment}, {score['metric']} ({better})", facts, sections, warnings)
 
@@ -103,21 +100,21 @@ def _page(look: Look, sections: list[Section]) -> Page:
 
 def _members(look: Look, found: dict[str, Any]) -> Section:
     shown_parts: list[Picture | Grid] = []
-    if look.paths.foreign.is_file():
+    if look.run.foreign:
         found["members"] = [{"fold": int(fold), "mean": value} for fold, value in look.oof.score["folds"].items()]
         shown_parts.append(look.grid(found["members"], "members.csv", "score per fold"))
         return Section(
             "Folds", "Made of somebody else's predictions: there are no snapshots to look into.", shown_parts
         )
-    members = snapshots_of(look.setup, look.paths, look.identity, look.folds, "oof")
+    members = look.oof.result.by_fold
     judge = curves.Judge(
-        look.metric, look.oof.table, look.groups, look.setup.competition.ensemble.mean, partial(_decided, look)
+        look.metric, look.oof.table, look.groups, look.experiment.competition.ensemble.mean, partial(_decided, look)
     )
     found["members"] = look.oof.score["table"]
     found["growth"] = curves.growing(judge, members) if curves.member_names(members) else []
-    found["adds"] = what_members_add(look.setup, members, look.oof.table)
+    found["adds"] = _adds(look)
     caption = "score of each snapshot alone and of their mean"
-    if look.setup.competition.ensemble.decision is not None:
+    if look.experiment.competition.ensemble.decision is not None:
         caption += ", decided by what the other folds found; at_best: by what the fold itself would like best"
     shown_parts.append(look.grid(found["members"], "members.csv", caption))
     if found["growth"]:
@@ -127,7 +124,9 @@ def _members(look: Look, found: dict[str, Any]) -> Section:
     if found["adds"]:
         shown_parts.append(look.grid(found["adds"], "adds.csv", "what each snapshot adds to the mean of the others"))
     if look.options.views and found["growth"]:
-        plain = plain_snapshots(look.setup, look.paths, look.identity, look.folds, device=look.options.device)
+        plain = out_of_fold_members(
+            look.run, look.folds, device=look.options.device, part="oof-plain", views=Component(name="none")
+        )  # fmt: skip
         found["views"] = curves.view_gains(judge, plain, members)
         shown_parts.append(look.grid(found["views"], "views.csv", "what snapshots and views add, step by step"))
     if look.options.solution:
@@ -142,27 +141,35 @@ def _members(look: Look, found: dict[str, Any]) -> Section:
 
 def _decided(look: Look, values: np.ndarray) -> np.ndarray:
     """Return predictions of all rows, decided as the score's are."""
-    recipe = Recipe(plain_mean(), decision_of(look.setup.competition))
-    return decided_by_part(recipe, look.rows.outcome, values, np.arange(len(look.oof.table)))
+    recipe = Recipe(plain_mean(), decision_of(look.experiment))
+    return decided_by_part(recipe, look.oof.judged.outcome, values, np.arange(len(look.oof.table)))
+
+
+def _adds(look: Look) -> list[dict[str, Any]]:
+    """Return what each snapshot adds to the mean of a run's snapshots, as `gains` does; nothing for a single one."""
+    share, recipe = Share(look.run, oof=look.oof), Recipe(plain_mean(), decision_of(look.experiment))
+    stack = look.run.results.run_stack(look.experiment, [share], look.oof.table)
+    if stack is None or len(stack.names) < 2:
+        return []
+    records = gains(stack, recipe, evaluate(stack, recipe))
+    return [{**record, "member": record["member"].rpartition("/")[2]} for record in records]
 
 
 def _graded(look: Look) -> list[dict[str, Any]]:
     """Return the test score of one fold, two folds, and so on, from the competition's local solution."""
-    setup = look.setup
-    score = grader(setup, look.metric)
-    predict_test(setup, look.paths, look.identity, look.folds, look.options.device)
-    records = []
-    by_fold = {fold: members_of(setup, look.paths, look.identity, fold, "test") for fold in look.folds}
-    steps = [(f"last snapshot of fold {look.folds[0]}", {0: by_fold[look.folds[0]][-1:]})]
+    score, experiment = grader(look.experiment, look.metric), look.experiment
+    test = Rows(experiment.test, device=look.options.device)
+    first = member_predictions(look.run, test, look.folds)[look.folds[0]]
+    steps = [(f"last snapshot of fold {look.folds[0]}", look.folds[:1], {list(first)[-1]: 1.0})]
     for count in range(1, len(look.folds) + 1):
-        name = f"fold {look.folds[0]}" if count == 1 else f"{count} folds"
-        steps.append((name, {fold: by_fold[fold] for fold in look.folds[:count]}))
-    for name, chosen in steps:
-        mean = decided(
-            ensemble_run(chosen, mean=setup.competition.ensemble.mean), decision_of(setup.competition),
-            look.rows.outcome.fit.decided,
-        )  # fmt: skip
-        records.append({"ensemble": name, "members": sum(map(len, chosen.values())), "test": score(mean)})
+        steps.append((f"fold {look.folds[0]}" if count == 1 else f"{count} folds", look.folds[:count], {}))
+    records = []
+    for name, folds, only in steps:
+        share = Share(look.run, places=tuple(folds))
+        weights = {f"{look.run.name}/{member}": weight for member, weight in only.items()} or None
+        result = look.run.results.predict([share], test, mean=experiment.competition.ensemble.mean, weights=weights)
+        graded = score(look.run.results.sent(experiment, result, look.oof.judged.fit))
+        records.append({"ensemble": name, "members": len(result.members), "test": graded})
     return records
 
 
@@ -170,18 +177,18 @@ def _graded(look: Look) -> list[dict[str, Any]]:
 
 
 def _training(look: Look, found: dict[str, Any]) -> Section:
-    places = {f"fold {fold}": look.paths.fold(fold) for fold in look.folds}
+    places = {f"fold {fold}": look.run.paths.fold(fold) for fold in look.folds}
     shown_parts: list[Picture | Grid] = []
     epochs = {name: logged for name, place in places.items() if (logged := read_epochs(place))}
     if epochs:
         path = draw_training(epochs, look.place("training.png"), metric=look.metric.name)
         shown_parts.append(look.picture(path))
-    for stage in look.setup.competition.stages:
+    for stage in look.experiment.competition.stages:
         curves = {name: place.lr_find(stage) for name, place in places.items() if place.lr_find(stage).is_file()}
         if curves:
             path = draw_range_tests(curves, look.place(f"lr-find-{stage}.png"))
             shown_parts.append(look.picture(path, f"stage {stage}: learning-rate range test"))
-    found["rates"] = rates = found_rates(look.setup, look.paths, look.identity)
+    found["rates"] = rates = found_rates(look.run)
     if rates:
         rows = [
             {"stage": name, **{f"fold {fold}": rate for fold, rate in known["folds"].items()}, "mean": known["mean"],

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from kbench.commands.download import download
-from kbench.commands.ensemble import EnsembleOptions, ensemble
+from kbench.commands.ensemble import ensemble
 from kbench.commands.submit import submit
 from kbench.commands.train import train
 from kbench.errors import TrainingError
-from kbench.runs.experiment import open_setup
+from kbench.runs.blend import EnsembleOptions
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.workspace import Choice
 
@@ -25,16 +26,16 @@ def run(choice: Choice, options: TrainOptions, *, send: bool) -> dict[str, Any]:
     Raises:
         TrainingError: a fold failed.
     """
-    setup = open_setup(choice)
-    if not setup.data.exists():
+    experiment = open_experiment(choice)
+    if not experiment.data.exists():
         download(choice, only=(), force=False)
-    trained = train(setup, "all", options)
+    trained = train(experiment, "all", options)
     if trained["failed"]:
         raise TrainingError(
             f"folds {', '.join(map(str, trained['failed']))} failed", "every fold trained",
             "the folds' console.log says why; `kbench train` goes on with the unfinished ones",
         )  # fmt: skip
     made = ensemble(choice, [choice.run] if choice.run else [], EnsembleOptions(device=options.device))
-    if send or setup.source().solution(setup.data) is not None:
+    if send or experiment.source().solution(experiment.data) is not None:
         made["submitted"] = submit(choice, made["file"], wait=True, wait_s=900.0)
     return made

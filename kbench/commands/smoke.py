@@ -9,20 +9,14 @@ import numpy as np
 
 from kbench import files
 from kbench.commands.train import train_one
-from kbench.config.competition import Competition
 from kbench.config.rules import stage_of
 from kbench.data.table.csv_files import texts
-from kbench.inference.map_store import MaskSet
-from kbench.inference.predictions import Predictions
-from kbench.runs.blend import untuned_rule
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
-from kbench.runs.members import members_of
-from kbench.runs.predict import fold_mean, masks_of, predict_test, rows_of_test
-from kbench.runs.run import prepare_run, run_name
+from kbench.runs.opening import prepare_run, run_name
+from kbench.runs.results import Rows
 from kbench.submission.check import part_of, read_sample, write_submission
 from kbench.submission.formats.base import id_column
-from kbench.tasks import is_dense
 from kbench.workspace import Choice
 
 _BATCHES = 2
@@ -35,40 +29,35 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
     looks at all images: none are cached, and folds that are not there yet are cut for this run alone. What it makes
     lies in a run of its own and is removed at the end.
     """
-    setup = open_setup(choice)
-    setup = replace(
-        setup, choice=replace(choice, run=f"{run_name(setup)}-smoke"), competition=_small(setup.competition), trial=True
-    )
-    paths, identity = prepare_run(setup, force=True)
+    experiment = _small(choice)
+    run = prepare_run(experiment, force=True)
     try:
-        files.remove(paths.fold(0).root)
-        train_one(setup, paths, identity, 0, TrainOptions(device=device, limit=_BATCHES))
-        test: Predictions | MaskSet
-        if is_dense(setup.competition.task):
-            rows = rows_of_test(setup, paths, identity, [0], device, limit=_BATCHES)
-            test = masks_of(rows, untuned_rule(setup))
-        else:
-            predict_test(setup, paths, identity, [0], device, limit=_BATCHES)
-            test = fold_mean(members_of(setup, paths, identity, 0, "test"), setup.competition.ensemble.mean)
-        sample = read_sample(setup.sample)
+        files.remove(run.paths.fold(0).root)
+        train_one(run, 0, TrainOptions(device=device, limit=_BATCHES))
+        test = run.predict_rows(Rows(experiment.test, device=device, limit=_BATCHES), folds=[0])
+        fit = run.results.undecided(experiment)
+        sample = read_sample(experiment.sample)
         if choice.of_a_part:
-            sample = part_of(sample, setup.train.target_names, setup.competition.task)
-        images = [setup.format.image_of(name) for name in texts(sample, id_column(sample))]
+            sample = part_of(sample, experiment.train.target_names, experiment.competition.task)
+        images = [experiment.format.image_of(name) for name in texts(sample, id_column(sample))]
         few = sample[np.isin(images, test.ids)].reset_index(drop=True)
         file = write_submission(
-            paths.trial(setup.format.suffix), setup.format.build(test, few), sample=few, format=setup.format,
-            gzip=setup.competition.submission.gzip,
+            run.paths.trial(experiment.format.suffix),
+            experiment.format.build(run.results.sent(experiment, test, fit), few), sample=few, format=experiment.format,
+            gzip=experiment.competition.submission.gzip,
         )  # fmt: skip
-        return {"stages": list(setup.competition.stages), "rows": len(few), "file": file.name, "failed": []}
+        return {"stages": list(experiment.competition.stages), "rows": len(few), "file": file.name, "failed": []}
     finally:
-        files.remove(paths.root)
+        files.remove(run.paths.root)
 
 
-def _small(competition: Competition) -> Competition:
-    """Return the same training that caches no image, with stages for members: each keeps its end alone."""
-    members = competition.ensemble.members
-    stages = None if members is None else list(dict.fromkeys(stage_of(name, competition.stages) for name in members))
-    return competition.model_copy(update={
-        "input": competition.input.model_copy(update={"cache": "off"}),
-        "ensemble": competition.ensemble.model_copy(update={"members": stages}),
-    })  # fmt: skip
+def _small(choice: Choice) -> Experiment:
+    """Return the experiment that caches no image, with stages for members: each keeps its end alone."""
+    experiment = open_experiment(choice)
+    competition = experiment.competition
+    wanted, more = competition.ensemble.members, ["input.cache=off"]
+    if wanted is not None:
+        stages = list(dict.fromkeys(stage_of(name, competition.stages) for name in wanted))
+        more.append(f"ensemble.members={files.compact_json(stages)}")
+    small = replace(choice, run=f"{run_name(experiment)}-smoke", assignments=(*choice.assignments, *more))
+    return replace(open_experiment(small), trial=True)

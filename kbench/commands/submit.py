@@ -14,7 +14,7 @@ from typing import Any
 from kbench import console
 from kbench.errors import KbenchError, ServiceError, SubmissionError, UnknownOutcome, counted
 from kbench.metrics.metric import make_metric
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import Experiment, open_experiment
 from kbench.sources import Receipt, Source
 from kbench.submission.check import check_submission, read_sample
 from kbench.submission.grading import grade
@@ -56,7 +56,7 @@ def submit(
             could not score it.
         UnknownOutcome: it was sent and nobody knows whether it counted.
     """
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     entry = _entry(setup, file) if own is None else _own(setup, Path(own))
     try:
         source = setup.source()
@@ -78,7 +78,7 @@ def submit(
     return {**_report(entry), "left": left}
 
 
-def _entry(setup: Setup, file: str | None) -> Entry:
+def _entry(setup: Experiment, file: str | None) -> Entry:
     folder = setup.workspace.submissions(setup.competition.name)
     if file is None:
         open_ends = [entry for entry in read_ledger(folder) if entry.status in ("sending", "unknown")]
@@ -102,7 +102,7 @@ def _entry(setup: Setup, file: str | None) -> Entry:
     return named[0]
 
 
-def _own(setup: Setup, path: Path) -> Entry:
+def _own(setup: Experiment, path: Path) -> Entry:
     """Return the entry of a file that kbench did not write, once it is known to fit the sample."""
     suffixes = (setup.format.suffix, *((".csv.gz",) if setup.format.encode is None else ()))
     if not path.name.endswith(suffixes):
@@ -122,7 +122,7 @@ def _own(setup: Setup, path: Path) -> Entry:
     return entry
 
 
-def _grade(setup: Setup, entry: Entry, solution: Path) -> dict[str, Any]:
+def _grade(setup: Experiment, entry: Entry, solution: Path) -> dict[str, Any]:
     """Grade a submission on this machine, if it is still what was written."""
     with hold(entry.file, wait=True) as entry:
         sample = read_sample(setup.sample)
@@ -135,7 +135,7 @@ def _grade(setup: Setup, entry: Entry, solution: Path) -> dict[str, Any]:
     return _report(entry, all_rows=scores.score)
 
 
-def _send(setup: Setup, source: Source, entry: Entry, *, resend: bool) -> tuple[Entry, int | None]:
+def _send(setup: Experiment, source: Source, entry: Entry, *, resend: bool) -> tuple[Entry, int | None]:
     """Send a submission, or find out what became of it; return how many are left after it, if that is known."""
     if entry.status in ("sending", "unknown"):
         found = _look(source, entry, resend=resend, again=_command(entry, setup.choice, "--resend"))
@@ -270,7 +270,7 @@ def leaderboard(choice: Choice) -> dict[str, Any]:
     The private score comes after the competition, so what has none is asked for every time: one look at the list.
     Where the service cannot be asked, that is said and the ledger is shown as it is.
     """
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     folder = setup.workspace.submissions(setup.competition.name)
     entries = read_ledger(folder)
     open_ends = [(entry, tag) for entry in entries if _is_open(entry) for tag in _tags(entry)]

@@ -13,17 +13,14 @@ import numpy as np
 from kbench import console, files
 from kbench.commands.train import train, wanted_folds
 from kbench.config.yaml12 import parse_yaml
-from kbench.data.table.table import Table
-from kbench.ensemble.average import aligned
 from kbench.ensemble.bootstrap import paired
 from kbench.errors import ConfigError, Problem, TrainingError, as_problems, raise_all
-from kbench.metrics.maps import truth_of
 from kbench.runs import parts
-from kbench.runs.blend import any_out_of_fold
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
-from kbench.runs.out_of_fold import MapsOutOfFold, OutOfFold, trained_folds
-from kbench.runs.run import FREE, open_run_setup, run_name
+from kbench.runs.opening import FREE, open_run, run_name
+from kbench.runs.out_of_fold import OutOfFold
+from kbench.runs.results import metric_of
 from kbench.runs.trial_build import part_problems
 from kbench.workspace import Choice
 
@@ -50,7 +47,7 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
     Raises:
         ConfigError: a value is wrong; nothing has trained.
     """
-    first = open_setup(choice)
+    first = open_experiment(choice)
     wanted_folds(first, which)
     axes = [_axis(text) for text in grid]
     trained, free = ([axis for axis in axes if _is_free(axis[0]) == way] for way in (False, True))
@@ -59,51 +56,51 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
     }
     _check(first, ways, list(itertools.product(*free)))
     rows: list[dict[str, Any]] = []
-    base: OutOfFold | MapsOutOfFold | None = None
+    base: OutOfFold | None = None
     failed = []
     for values, one in ways.items():
         console.note(f"sweep: {' '.join(values) or 'one way of training'}")
-        opened = open_setup(one)
+        opened = open_experiment(one)
         lost = _train(opened, which, options)
         failed += [" ".join(values)] if lost else []
         for more in itertools.product(*free):
             said = tuple(value for value in one.assignments if _is_free(value))  # the others are the run's
-            setup, paths, identity = open_run_setup(replace(one, run=run_name(opened), assignments=(*said, *more)))
-            row: dict[str, Any] = {**_split((*values, *more)), "run": paths.name, **dict.fromkeys(_FACTS)}
-            if trained_folds(paths, identity):
-                made = any_out_of_fold(setup, paths, identity, device=options.device)
-                base = base or made
-                row |= _facts(setup, made, base)
+            run = open_run(replace(one, run=run_name(opened), assignments=(*said, *more)))
+            row: dict[str, Any] = {**_split((*values, *more)), "run": run.name, **dict.fromkeys(_FACTS)}
+            if run.trained_folds():
+                oof = run.out_of_fold(device=options.device)
+                base = base or oof
+                row |= _facts(oof, base)
             rows.append({**row, "failed": lost})
     metric = parts.build_metric(first.competition)
     rows.sort(key=lambda row: (row["score"] is None, (row["score"] or 0.0) * (-1 if metric.maximise else 1)))
     return {"metric": metric.name, "rows": rows, "failed": failed}
 
 
-def _check(first: Setup, ways: Mapping[tuple[str, ...], Choice], free: Sequence[tuple[str, ...]]) -> None:
+def _check(first: Experiment, ways: Mapping[tuple[str, ...], Choice], free: Sequence[tuple[str, ...]]) -> None:
     """Build the parts of every combination; raise one error with what is wrong in any."""
     problems: list[Problem] = []
     for one, more in itertools.product(ways.values(), free):
         try:
-            setup = open_setup(replace(one, assignments=(*one.assignments, *more)))
+            experiment = open_experiment(replace(one, assignments=(*one.assignments, *more)))
         except ConfigError as error:
             problems += error.problems or as_problems(" ".join((*one.assignments, *more)), error)
             continue
-        same = setup.competition.contract_view() == first.competition.contract_view()
-        problems += part_problems(setup.competition, (first if same else setup).train)
+        same = experiment.competition.contract_view() == first.competition.contract_view()
+        problems += part_problems(experiment.competition, (first if same else experiment).train)
     raise_all(
         list(dict.fromkeys(problems)), error=ConfigError, subject="the grid", expected="values that can all be trained",
         todo="correct them, then type this again; nothing has trained",
     )  # fmt: skip
 
 
-def _train(setup: Setup, which: str, options: TrainOptions) -> list[int | str]:
+def _train(experiment: Experiment, which: str, options: TrainOptions) -> list[int | str]:
     """Train some folds; return those that failed."""
     try:
-        return list(train(setup, which, options)["failed"])
+        return list(train(experiment, which, options)["failed"])
     except TrainingError as error:  # the only one that was wanted
         console.show_error(error)
-        return wanted_folds(setup, which)
+        return wanted_folds(experiment, which)
 
 
 def _is_free(assignment: str) -> bool:
@@ -145,24 +142,17 @@ def _name(base: str, values: Sequence[str]) -> str:
     return f"{base}-{short}-{files.digest(list(values))[:6]}"
 
 
-def _facts(setup: Setup, made: OutOfFold | MapsOutOfFold, base: OutOfFold | MapsOutOfFold) -> dict[str, Any]:
-    score = made.score
-    facts: dict[str, Any] = {key: score[key] for key in ("score", "low", "high")}
-    facts |= {"spread": score["spread"], "gain": None, "gain_low": None, "gain_high": None}
-    if made is base or made.table.target_names != base.table.target_names:
+def _facts(oof: OutOfFold, base: OutOfFold) -> dict[str, Any]:
+    score, experiment = oof.score, oof.run.experiment
+    facts: dict[str, Any] = {key: score[key] for key in ("score", "low", "high", "spread")}
+    facts |= {"gain": None, "gain_low": None, "gain_high": None}
+    if oof is base or oof.table.target_names != base.table.target_names:
         return facts
-    shared = np.intersect1d(base.table.ids, made.table.ids)
-    table = setup.train.select(np.isin(setup.train.ids, shared))
-    if len(table) < 2:
+    shared = np.intersect1d(base.table.ids, oof.table.ids)
+    if len(shared) < 2:
         return facts
-    new, old = (_values(one, table) for one in (made, base))
-    targets = truth_of(new, table.task) if table.targets is None else table.targets
-    found = paired(parts.build_metric(setup.competition), targets, new, old, table, groups=setup.groups(table))
-    return facts | {"gain": found.value, "gain_low": found.low, "gain_high": found.high}
-
-
-def _values(made: OutOfFold | MapsOutOfFold, table: Table) -> np.ndarray:
-    """Return what a metric takes as predictions of a table's rows."""
-    if isinstance(made, OutOfFold):
-        return aligned(made.predictions, ids=table.ids, names=table.target_names)
-    return np.asarray(made.worth[np.searchsorted(made.table.ids, table.ids)])
+    table = oof.table.select(np.isin(oof.table.ids, shared))
+    places, before = (np.searchsorted(one.table.ids, table.ids) for one in (oof, base))
+    targets, new, old = oof.targets[places], oof.values[places], base.values[before]
+    gain = paired(metric_of(experiment), targets, new, old, table, groups=experiment.groups(table))
+    return facts | {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}

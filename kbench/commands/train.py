@@ -10,26 +10,24 @@ import torch
 
 from kbench import console, files
 from kbench.errors import ConfigError, TrainingError
-from kbench.report.curves import draw_fold, draw_lr_finds
-from kbench.runs.experiment import Setup
+from kbench.pictures.curves import draw_fold, draw_lr_finds
+from kbench.runs.experiment import Experiment
 from kbench.runs.fold_job import FULL, FoldJob, TrainOptions, prepare_fold, use_threads
 from kbench.runs.fold_processes import FoldCommand, end_with_parent, run_commands, visible_gpus
-from kbench.runs.out_of_fold import score_of_fold, score_of_maps
-from kbench.runs.predict import predict_out_of_fold, rows_of_fold
+from kbench.runs.opening import prepare_run
+from kbench.runs.out_of_fold import score_of_fold
 from kbench.runs.rates import batch_warnings, found_rates, on_activations, rate_notes
-from kbench.runs.run import prepare_run
-from kbench.tasks import is_dense
+from kbench.runs.run import Run
 from kbench.training.events import Epoch, Note
-from kbench.training.fold import clear, state_of, train_fold
-from kbench.training.fold_context import Plan
-from kbench.workspace import FoldPaths, RunPaths
+from kbench.training.fold import clear, train_fold
+from kbench.workspace import FoldPaths
 
 
-def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, Any]:
+def train(experiment: Experiment, which: str | None, options: TrainOptions) -> dict[str, Any]:
     """Train the folds that are not trained yet.
 
     Args:
-        setup: competition and experiment.
+        experiment: competition and experiment.
         which: numbers of folds separated by commas, `all`, `full`, or None for all that are unfinished.
         options: how.
 
@@ -40,14 +38,15 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
         TrainingError: the only fold that is wanted cannot be trained.
     """
     end_with_parent()
-    wanted = wanted_folds(setup, which)
+    wanted = wanted_folds(experiment, which)
     options = replace(options, threads=options.threads or torch.get_num_threads())
-    paths, identity = prepare_run(setup, force=options.force and which in (None, "all"))
+    run = prepare_run(experiment, force=options.force and which in (None, "all"))
+    paths = run.paths
     if options.force:
         for fold in wanted:
             with files.lock(paths.fold(fold).lock, waiting=_busy(fold)):
                 clear(paths.fold(fold))
-    states = {fold: state_of(paths.fold(fold), training=identity["training"]) for fold in wanted}
+    states = {fold: run.state(fold) for fold in wanted}
     failed = [fold for fold in wanted if states[fold]["state"] == "failed"]
     done = [fold for fold in wanted if states[fold]["state"] == "done"]
     todo = [fold for fold in wanted if fold not in (*failed, *done)]
@@ -63,19 +62,19 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
     for fold in done:
         console.note(f"fold {fold} is trained already")
         _pictures(paths.fold(fold))
-        _finish(setup, paths, identity, fold, options)  # a process killed after training did not
-    for text in batch_warnings(setup):
+        _finish(run, fold, options)  # a process killed after training did not
+    for text in batch_warnings(experiment):
         console.warn(text)
-    activated = on_activations(setup.competition)
+    activated = on_activations(experiment.competition)
     if activated and options.jobs > 1 and len(todo) > 1:
         console.note(f"--jobs {options.jobs} is not used: every stage trains on activations, and a fold takes seconds")
-    for some in _rounds(setup, todo):
+    for some in _rounds(experiment, todo):
         if len(wanted) == 1 or options.jobs == 1 or activated:  # the same way, and threads, however often it is killed
-            failed += _train_here(setup, paths, identity, some, options, alone=len(wanted) == 1)
+            failed += _train_here(run, some, options, alone=len(wanted) == 1)
         else:
-            commands = [_command(setup, fold, options) for fold in some]
+            commands = [_command(experiment, fold, options) for fold in some]
             failed += run_commands(commands, jobs=options.jobs, paths=paths)
-    rates = found_rates(setup, paths, identity)
+    rates = found_rates(run)
     for text in rate_notes(rates):
         console.note(text)
     return {
@@ -84,9 +83,9 @@ def train(setup: Setup, which: str | None, options: TrainOptions) -> dict[str, A
     }  # fmt: skip
 
 
-def _rounds(setup: Setup, todo: Sequence[int | str]) -> list[list[int | str]]:
+def _rounds(experiment: Experiment, todo: Sequence[int | str]) -> list[list[int | str]]:
     """Return the folds in two rounds: the others take rates from the first ones (`lr_from_fold`)."""
-    asked = {stage.lr_from_fold for stage in setup.competition.stages.values() if stage.lr == "find"}
+    asked = {stage.lr_from_fold for stage in experiment.competition.stages.values() if stage.lr == "find"}
     rounds = [[fold for fold in todo if (fold in asked) == first] for first in (True, False)]
     return [folds for folds in rounds if folds]
 
@@ -99,11 +98,11 @@ def _busy(fold: int | str) -> str:
     return f"wait for it, or stop it; then `kbench train {_option(fold)}` goes on from its last resume point"
 
 
-def wanted_folds(setup: Setup, which: str | None) -> list[int | str]:
+def wanted_folds(experiment: Experiment, which: str | None) -> list[int | str]:
     """Return the folds that a command line names.
 
     Args:
-        setup: the competition.
+        experiment: the competition.
         which: numbers separated by commas, `all` or None, or `full`.
 
     Raises:
@@ -113,26 +112,25 @@ def wanted_folds(setup: Setup, which: str | None) -> list[int | str]:
     if which == FULL:
         return [FULL]
     if which in (None, "all"):
-        return list(range(setup.folds.n))
+        return list(range(experiment.folds.n))
     try:
         folds = [int(word) for word in str(which).split(",")]
     except ValueError as error:
         raise ConfigError(
-            f"--fold '{which}' is no fold", f"a number from 0 to {setup.folds.n - 1}, or all", "`kbench train --fold 0`"
+            f"--fold '{which}' is no fold",
+            f"a number from 0 to {experiment.folds.n - 1}, or all",
+            "`kbench train --fold 0`",
         ) from error
     for fold in folds:
-        setup.folds.valid(fold)  # says so when there is no such fold
+        experiment.folds.valid(fold)  # says so when there is no such fold
     return list(dict.fromkeys(folds))
 
 
-def _train_here(
-    setup: Setup, paths: RunPaths, identity: dict[str, str], todo: Sequence[int | str], options: TrainOptions, *,
-    alone: bool,
-) -> list[int | str]:  # fmt: skip
+def _train_here(run: Run, todo: Sequence[int | str], options: TrainOptions, *, alone: bool) -> list[int | str]:
     failed: list[int | str] = []
     for fold in todo:
         try:
-            train_one(setup, paths, identity, fold, options)
+            train_one(run, fold, options)
         except TrainingError as error:
             if alone:
                 raise
@@ -141,10 +139,10 @@ def _train_here(
     return failed
 
 
-def _command(setup: Setup, fold: int | str, options: TrainOptions) -> FoldCommand:
-    choice = setup.choice
+def _command(experiment: Experiment, fold: int | str, options: TrainOptions) -> FoldCommand:
+    choice = experiment.choice
     device = options.device.partition(":")[0] if visible_gpus() else options.device  # of the one GPU it is given
-    words = ["train", "-c", setup.competition.name, "--device", device, "--jobs", str(options.jobs)]
+    words = ["train", "-c", experiment.competition.name, "--device", device, "--jobs", str(options.jobs)]
     words += _option(fold).split()
     words += ["-e", choice.experiment] if choice.experiment else []
     words += ["--run", choice.run] if choice.run else []
@@ -153,19 +151,19 @@ def _command(setup: Setup, fold: int | str, options: TrainOptions) -> FoldComman
     return FoldCommand(fold, tuple(words))
 
 
-def train_one(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions) -> None:
+def train_one(run: Run, fold: int | str, options: TrainOptions) -> None:
     """Train one fold to its end and predict the rows it did not train on."""
-    place = paths.fold(fold)
+    place = run.paths.fold(fold)
     with files.lock(place.lock, waiting=_busy(fold)):
-        job = prepare_fold(setup, paths, identity, fold, options)
+        job = prepare_fold(run, fold, options)
         try:
             _watch(job, fold)
         except TrainingError:
             for picture in draw_lr_finds(place):  # such as one that shows no rate, which the error says to look at
                 console.wrote(picture)
             raise
-    _pictures(paths.fold(fold))
-    _finish(setup, paths, identity, fold, options)
+    _pictures(place)
+    _finish(run, fold, options)
 
 
 def _pictures(place: FoldPaths) -> None:
@@ -176,19 +174,19 @@ def _pictures(place: FoldPaths) -> None:
             draw_fold(place)
 
 
-def _finish(setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions) -> None:
+def _finish(run: Run, fold: int | str, options: TrainOptions) -> None:
     """Predict the rows a trained fold did not train on, where they are not predicted yet, and score them."""
     if fold == FULL:
         return
-    dense = is_dense(setup.competition.task)
-    use_threads(Plan(paths.fold(fold), training=identity["training"]), options)
-    if dense:
-        rows_of_fold(setup, paths, identity, int(fold), options.device, limit=options.limit).stored()
-    else:
-        predict_out_of_fold(setup, paths, identity, [int(fold)], options.device, limit=options.limit)
+    use_threads(run.plan(fold), options)
+    score = score_of_fold(run, int(fold), device=options.device, limit=options.limit)
     if options.limit is None:
-        score = (score_of_maps if dense else score_of_fold)(setup, paths, int(fold))
-        console.note(f"fold {fold}: {setup.competition.metric.name} {score:.5f} out of fold")
+        console.note(f"fold {fold}: {run.competition.metric.name} {shown(score)} out of fold")
+
+
+def shown(score: float | None) -> str:
+    """Return a score as it is printed: `-` where the metric has no value on the rows."""
+    return "-" if score is None else f"{score:.5f}"
 
 
 def _watch(job: FoldJob, fold: int | str) -> None:
@@ -203,7 +201,7 @@ def _watch(job: FoldJob, fold: int | str) -> None:
 
 
 def _line(fold: int | str, epoch: Epoch) -> str:
-    judged = "" if epoch.valid_loss is None else f"  valid {epoch.valid_loss:.4f}  score {epoch.score:.5f}"
+    judged = "" if epoch.valid_loss is None else f"  valid {epoch.valid_loss:.4f}  score {shown(epoch.score)}"
     scale = "" if epoch.loss_scale is None else f"  loss scale {epoch.loss_scale:.4g}"
     return (
         f"fold {fold}  {epoch.stage} {epoch.epoch + 1}/{epoch.epochs}  train {epoch.train_loss:.4f}{judged}"

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from kbench import files
-from kbench.data.images.cache import Images
+from kbench.data.images.cache import Images, name_of
 from kbench.data.table.csv_files import numbers, read_frame, texts
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size
 from kbench.data.table.table import Table
@@ -199,6 +199,11 @@ class JoinedImages:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def name(self, row: int) -> str:
+        """Return what the row is called in the source it comes from."""
+        source, inner = (int(number) for number in self._places[row])
+        return name_of(self._sources[source], inner)
 
     def __getitem__(self, row: int) -> np.ndarray:
         source, inner = (int(number) for number in self._places[row])

@@ -1,17 +1,14 @@
-"""The one average: of views, snapshots, folds and runs, for out-of-fold and test predictions alike.
+"""Averages of predictions: members of a fold, folds of a run, runs of an ensemble, and members side by side.
 
     OOF  = concat over folds of (mean over snapshots)
     TEST = mean over folds of   (mean over snapshots)            `ensemble_run`
 
-Members are aligned by id and by target name; what covers only some targets counts for those. Everything goes
-block by block, so that neither members nor the result need fit in memory (`out` names the result's JSON on disk).
-To add another way to combine members, write a function here that returns `Predictions`.
+Members are aligned by id and by target name; what covers only some targets counts for those. Everything goes block by
+block, so that neither members nor the result need fit in memory (`out` names the result's JSON on disk). How values are
+averaged is in `inference/mean.py`.
 
-The members of an ensemble, side by side: what combiners weigh and nested scores are made of.
-
-A member is a run's snapshot (run, stage, cycle) over all folds, or somebody else's predictions. All members predict
-the same rows out of fold, so their mixtures can be scored on them. To mix members in another way, write it into
-`Stack.mixed`, and into `average.average` for the rows that are sent.
+A `Stack` holds members of the same out-of-fold rows side by side: what combiners weigh and nested scores are made of.
+Of maps it holds some pixels of each row, and `measure` makes of them what the metric takes.
 """
 
 from __future__ import annotations
@@ -19,30 +16,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from kbench.data.table.table import Table
 from kbench.errors import PredictionError, first_names, nearest
+from kbench.inference.mean import Mean, MeanKind, mean_of_task, normalised
 from kbench.inference.predictions import Predictions, array_path, blocks, create_array, save
+from kbench.metrics.maps import truth_of
 from kbench.metrics.metric import Metric, ranks
-
-Mean = Literal["arithmetic", "geometric"]
-_EPS = 1e-7  # smallest probability a geometric mean sees: about float32's resolution next to 1
 
 
 def average(
     members: Sequence[Predictions],
     *,
-    mean: Mean = "arithmetic",
+    mean: MeanKind = "arithmetic",
     weights: Sequence[float] | None = None,
     out: Path | None = None,
 ) -> Predictions:
     """Return the mean of members that predict the same ids.
-
-    Arithmetic: the mean of probabilities or of target units. Geometric: exp of the mean of log(max(p, 1e-7));
-    rows of single-label tasks are then divided by their sums (the two averages of fast.ai's TTA, row F-24).
 
     Args:
         members: predictions of the same ids; targets are matched by name, in the order they are first seen.
@@ -66,7 +59,7 @@ def average(
 
 
 def ensemble_run(
-    by_fold: Mapping[int, Sequence[Predictions]], *, mean: Mean = "arithmetic", out: Path | None = None
+    by_fold: Mapping[int, Sequence[Predictions]], *, mean: MeanKind = "arithmetic", out: Path | None = None
 ) -> Predictions:
     """Return the mean over folds of the mean over each fold's snapshots.
 
@@ -167,14 +160,7 @@ def _check_kind(members: Sequence[Predictions]) -> None:
 def _check_members(members: Sequence[Predictions], mean: str) -> tuple[str, ...]:
     """Check that the members can be averaged; return the union of their target names as first seen."""
     _check_kind(members)
-    if mean not in ("arithmetic", "geometric"):
-        raise PredictionError(
-            f"unknown mean '{mean}'", "arithmetic or geometric", nearest(mean, ["arithmetic", "geometric"])
-        )
-    if mean == "geometric" and "regression" in members[0].task:
-        raise PredictionError(
-            "the geometric mean of a regression", "probabilities", "set ensemble.mean: arithmetic in the YAML"
-        )
+    mean_of_task(mean, members[0].task, len(members[0].names))  # says so where there is no such mean
     ids = members[0].ids
     for number, member in enumerate(members[1:], start=2):
         if not np.array_equal(member.ids, ids):
@@ -210,14 +196,14 @@ def _combine(
             f"all weights are zero for {first_names(left)}", "a positive weight for every target", "correct the weights"
         )
     weights = weights / totals
-    into, back = (_log, np.exp) if mean == "geometric" else (_same, _same)
     first = members[0]
+    how = mean_of_task(mean, first.task, len(names))
     partial = ((weights == 0) & (weights.sum(axis=1, keepdims=True) > 0)).any()  # a member without some targets
-    rescale = first.task == "single_label" and (mean == "geometric" or bool(partial))
+    rescale = first.task == "single_label" and bool(partial)
     values = _create((len(first), len(names), *first.values.shape[2:]), out)
     for rows in blocks((*values.shape, 8)):  # 16 MB of float64 at a time
-        block = back(_weighted_sum(members, names, weights, rows, into))
-        values[rows] = _rows_to_one(block) if rescale else block
+        block = how.back(_weighted_sum(members, names, weights, rows, how))
+        values[rows] = normalised(block) if rescale else block
     sources = [member.source for member in members]
     source = {**_shared(sources), "mean": mean, "members": sources, "weights": weights.mean(axis=1).tolist()}
     return _finish(Predictions(first.ids, names, values, first.task, source), out)
@@ -228,30 +214,16 @@ def _weighted_sum(
     names: tuple[str, ...],
     weights: np.ndarray,
     rows: slice,
-    into: Callable[[np.ndarray], np.ndarray],
+    mean: Mean,
 ) -> np.ndarray:
     shape = (rows.stop - rows.start, len(names), *members[0].values.shape[2:])
     total = np.zeros(shape)
     for member, weight in zip(members, weights, strict=True):
         columns = [names.index(name) for name in member.names]
-        values = into(np.asarray(member.values[rows], dtype=np.float64))
+        values = mean.into(np.asarray(member.values[rows], dtype=np.float64))
         scale = weight[columns].reshape(-1, *[1] * (len(shape) - 2))
         total[:, slice(None) if columns == list(range(len(names))) else columns] += values * scale
     return np.asarray(total)
-
-
-def _same(values: np.ndarray) -> np.ndarray:
-    return values
-
-
-def _log(values: np.ndarray) -> np.ndarray:
-    return np.asarray(np.log(np.maximum(values, _EPS)))
-
-
-def _rows_to_one(values: np.ndarray) -> np.ndarray:
-    """Divide by the sum over targets; [n, K, ...]."""
-    sums = values.sum(axis=1, keepdims=True)
-    return np.asarray(np.divide(values, sums, out=np.zeros_like(values), where=sums > 0))
 
 
 def _create(shape: tuple[int, ...], out: Path | None) -> np.ndarray:
@@ -270,16 +242,13 @@ def _shared(sources: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in first.items() if all(key in other and other[key] == value for other in others)}
 
 
-_SMALLEST = 1e-7  # as in `average`
-
-
 @dataclass(frozen=True)
 class Stack:
     """Out-of-fold predictions of M members of the same N rows.
 
     Attributes:
         names: M names, such as `baseline-s0/cycles-2`.
-        values: [M, N, K] float32 in the order of the table and its target names.
+        values: [M, N, K] float32 in the order of the table and its target names; [M, N, K, P] of P pixels of maps.
         base: [M] weights of the plain mean, which sum to 1.
         table: the rows, with targets.
         fold: [N] int, the fold of each row.
@@ -287,6 +256,8 @@ class Stack:
         mean: how members are averaged.
         groups: [N] labels that intervals draw, or None.
         covers: [M, K] bool, which targets a member predicts; None: every member predicts all.
+        truth: [N, P] or [N, K, P] truth of the pixels of maps; None where the table holds the targets.
+        measure: (values [N, K, P], rows) -> [N, K, 3], what the metric takes of maps; None where it takes the values.
     """
 
     names: tuple[str, ...]
@@ -295,22 +266,47 @@ class Stack:
     table: Table
     fold: np.ndarray
     metric: Metric
-    mean: Mean = "arithmetic"
+    mean: MeanKind = "arithmetic"
     groups: np.ndarray | None = None
     covers: np.ndarray | None = None
+    truth: np.ndarray | None = None
+    measure: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 
     @property
     def targets(self) -> np.ndarray:
-        """Targets of the rows."""
+        """What the metric takes as the truth of the rows."""
+        if self.truth is not None:
+            return truth_of(self.measured(self.values[0]), self.table.task)
         assert self.table.targets is not None, "training rows have targets"
         return self.table.targets
 
+    def measured(self, values: np.ndarray) -> np.ndarray:
+        """Return what the metric takes of [N, K, ...] values of the rows."""
+        if self.measure is None:
+            return values
+        assert self.truth is not None, "pixels are measured against their truth"
+        return self.measure(values, self.truth)
+
+    def entries(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return [M, n, K] values and their truth, [n] class numbers or [n, K] with NaN where unknown.
+
+        Of maps every pixel that counts is an entry.
+        """
+        if self.truth is None:
+            return self.values, self.targets
+        values = np.moveaxis(self.values, 3, 2).reshape(len(self.values), -1, self.values.shape[2])
+        if self.truth.ndim == 3:
+            return values, np.moveaxis(self.truth, 2, 1).reshape(-1, self.truth.shape[1])
+        known = self.truth.ravel() >= 0
+        return values[:, known], self.truth.ravel()[known]
+
     def select(self, rows: np.ndarray) -> Stack:
         """Return the stack of some rows; [N] bool."""
-        groups = None if self.groups is None else self.groups[rows]
+        groups, truth = (None if part is None else part[rows] for part in (self.groups, self.truth))
         return replace(
-            self, values=self.values[:, rows], table=self.table.select(rows), fold=self.fold[rows], groups=groups
-        )
+            self, values=self.values[:, rows], table=self.table.select(rows), fold=self.fold[rows], groups=groups,
+            truth=truth,
+        )  # fmt: skip
 
     def mixed(self, weights: np.ndarray) -> np.ndarray:
         """Return [N, K] float32, the weighted mean of the members; [M] weights, at least one positive.
@@ -337,21 +333,20 @@ class Stack:
         return bool(used.any()) and (self.covers is None or bool(self.covers[used].any(axis=0).all()))
 
     def into(self, member: int) -> np.ndarray:
-        """Return [N, K] float64 values of a member in the space where members are added: logarithms, if geometric."""
-        values = self.values[member].astype(np.float64)
-        return values if self.mean == "arithmetic" else np.asarray(np.log(np.maximum(values, _SMALLEST)))
+        """Return [N, K, ...] float64 values of a member in the space where members are added."""
+        return np.asarray(self._how.into(self.values[member].astype(np.float64)))
 
     def back(self, mean: np.ndarray) -> np.ndarray:
-        """Return [N, K] float32 predictions of a weighted mean in the space of `into`."""
-        if self.mean == "geometric":
-            mean = np.exp(mean)
-            if self.table.task == "single_label":
-                mean = mean / mean.sum(axis=1, keepdims=True)
-        return np.asarray(mean, dtype=np.float32)
+        """Return [N, K, ...] float32 predictions of a weighted mean in the space of `into`."""
+        return np.asarray(self._how.back(mean), dtype=np.float32)
 
-    def score(self, values: np.ndarray) -> float:
-        """Return the metric of [N, K] values of the rows."""
-        return self.metric(self.targets, values, self.table)
+    @property
+    def _how(self) -> Mean:
+        return mean_of_task(self.mean, self.table.task, len(self.table.target_names))
+
+    def score(self, values: np.ndarray, metric: Metric | None = None) -> float:
+        """Return the metric, or another one, of [N, K, ...] values of the rows."""
+        return (metric or self.metric)(self.targets, self.measured(values), self.table)
 
 
 def stack_members(
@@ -360,7 +355,7 @@ def stack_members(
     *,
     fold: np.ndarray,
     metric: Metric,
-    mean: Mean,
+    mean: MeanKind,
     base: Sequence[float] | None = None,
     groups: np.ndarray | None = None,
 ) -> Stack:

@@ -75,7 +75,7 @@ def rank() -> Combiner:
     return Combiner(weights, fitted=False, ranks=True)
 
 
-@register("combiner", tasks=("single_label", "multi_label", "regression"))
+@register("combiner")
 def greedy(
     *,
     start: int = 1,
@@ -130,7 +130,7 @@ def _climb(stack: Stack, metric: Metric, members: np.ndarray, *, start: int, dra
     added = [stack.into(int(member)) for member in members]
 
     def score(total: np.ndarray, count: int) -> float:
-        return metric(stack.targets, stack.back(total / count), stack.table)
+        return stack.score(stack.back(total / count), metric)
 
     def place_of_best(scores: list[float]) -> int:
         return int(np.argmax(scores) if metric.maximise else np.argmin(scores))
@@ -152,7 +152,7 @@ def _climb(stack: Stack, metric: Metric, members: np.ndarray, *, start: int, dra
     return np.asarray(counts / counts.sum())
 
 
-@register("combiner", tasks=("single_label", "multi_label", "regression"))
+@register("combiner")
 def weights() -> Combiner:
     """Find the weights with the smallest log loss, or squared error for regression; none is negative.
 
@@ -169,7 +169,7 @@ def weights() -> Combiner:
                 "ensemble.combine: weights with a geometric mean", "an arithmetic mean, whose best weights are unique",
                 "set ensemble.mean: arithmetic, or ensemble.combine: greedy",
             )  # fmt: skip
-        if stack.table.task == "regression":
+        if "regression" in stack.table.task:
             return _least_squares(stack)
         return _largest_likelihood(_likelihoods(stack))
 
@@ -178,12 +178,12 @@ def weights() -> Combiner:
 
 def _likelihoods(stack: Stack) -> np.ndarray:
     """Return [M, P] float64 probabilities that members give to what is true: of each row, or of each known label."""
-    if stack.table.task == "single_label":
-        rows = np.arange(len(stack.targets))
-        return np.maximum(stack.values[:, rows, stack.targets].astype(np.float64), 1e-15)
-    known = ~np.isnan(stack.targets)
-    has = stack.targets[known] > 0.5
-    values = stack.values[:, known].astype(np.float64)
+    values, truth = stack.entries()
+    if truth.ndim == 1:
+        return np.maximum(values[:, np.arange(len(truth)), truth].astype(np.float64), 1e-15)
+    known = ~np.isnan(truth)
+    has = truth[known] > 0.5
+    values = values[:, known].astype(np.float64)
     return np.maximum(np.where(has, values, 1 - values), 1e-15)
 
 
@@ -220,11 +220,12 @@ def _least_squares(stack: Stack) -> np.ndarray:
     """Return [M] weights, none negative and 1 in all, of the smallest squared error in each target's own spread."""
     from scipy.optimize import nnls
 
-    known = ~np.isnan(stack.targets)
-    spread = np.nanstd(stack.targets, axis=0)  # [K]; every target is known somewhere
+    values, targets = stack.entries()
+    known = ~np.isnan(targets)
+    spread = np.nanstd(targets, axis=0)  # [K]; every target is known somewhere
     spread = np.where(spread > 0, spread, 1)
-    truth = (stack.targets / spread)[known].astype(np.float64)
-    guesses = (stack.values / spread)[:, known].astype(np.float64)
+    truth = (targets / spread)[known].astype(np.float64)
+    guesses = (values / spread)[:, known].astype(np.float64)
     errors = guesses - truth  # the weights sum to 1, so the error of the mean is the mean of the errors
     gram = errors @ errors.T / max(1, errors.shape[1])
     scale = max(float(np.trace(gram)) / len(gram), 1e-30)

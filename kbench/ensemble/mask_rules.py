@@ -1,7 +1,7 @@
-"""From probability maps to masks: thresholds, small objects and holes, empty images (row D-14).
+"""From maps to what is sent: thresholds, small objects and holes, empty images (row D-14).
 
 A post-process is a registered factory that returns a `Rule`. To add one, write a factory here with
-`@register("postprocess")`. Parameters that say `tuned` are chosen by `tuning.py`, which hands back numbers.
+`@register("postprocess")`. Parameters that say `tuned` are chosen by `mask_tuning.py`, which hands back numbers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Rule:
 
 @register("postprocess")
 def none(*, _names: tuple[str, ...], _task: str) -> Rule:
-    """Take the most probable class, or, where classes may overlap, those above one half."""
+    """Take the most probable class, or, where classes may overlap, those above one half; numbers stay as they are."""
+    if "regression" in _task:
+        return Rule(_unchanged)
     if exclusive(_task, len(_names)):
         return Rule(_most_probable)
     return Rule(lambda maps: (maps > 0.5).astype(np.uint8))

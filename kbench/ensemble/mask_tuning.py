@@ -9,16 +9,16 @@ Every candidate is counted on some images, one image in memory at a time; then e
 on the other folds (nested), and what is sent is what was best on all of them. The gain of the nested choice over the
 post-process without tuned parameters is the one to believe.
 
-To make another parameter tunable, add it to `postprocess.NEUTRAL` and `GRID`.
-
-What many rules make of out-of-fold maps, counted image by image; what picks alike picks once for all.
+Candidates are counted image by image; what picks alike picks once for all. To make another parameter tunable, add it to
+`mask_rules.NEUTRAL` and `GRID`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from kbench import registry
 from kbench.data.table.table import Table
 from kbench.ensemble.bootstrap import Interval, interval, paired
 from kbench.ensemble.mask_rules import NEUTRAL, PICKING, Rule
+from kbench.ensemble.nested import Outcome, crossfit
 from kbench.errors import ConfigError, first_names
 from kbench.metrics.maps import image_counts
 from kbench.metrics.metric import Metric
@@ -111,34 +112,31 @@ _ROUNDS = 3  # of the search over classes
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Tuned:
     """What was chosen and what it is worth.
 
     Attributes:
-        params: parameters of the rule, numbers only, chosen on all folds: what is sent.
-        by_fold: fold -> parameters chosen on the other folds.
-        plain: score without the tuned parameters.
-        chosen: score of `params` on the very rows they were chosen on, with its interval.
-        nested: score where every fold has the parameters chosen on the others; None with one fold.
-        gain: nested minus plain with its interval, turned so that more is better; None with one fold.
+        outcome: the parameters of the rule, numbers only, with their plain and nested score and the [N, K, 3] counts
+            of each row with the parameters of its fold; with one fold with those of all rows.
+        before: score without the tuned parameters.
+        gain: nested score minus that one with its interval, turned so that more is better; None with one fold.
         candidates: how many were tried.
-        counts: [N, K, 3] int32 of each row with the parameters of its fold; with one fold with `params`.
     """
 
-    params: Params
-    by_fold: dict[int, Params]
-    plain: float
-    chosen: Interval
-    nested: float | None
+    outcome: Outcome[Params]
+    before: float
     gain: Interval | None
     candidates: int
-    counts: np.ndarray = field(compare=False, repr=False)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, for a lineage or a score file."""
-        found = asdict(replace(self, counts=np.empty(0)))
-        del found["counts"]
-        return {**found, "by_fold": {str(fold): params for fold, params in self.by_fold.items()}}
+        outcome = self.outcome
+        return {
+            "params": outcome.fit, "by_fold": {str(fold): params for fold, params in outcome.by_part.items()},
+            "plain": self.before, "chosen": asdict(outcome.plain),
+            "nested": outcome.nested.value if outcome.by_part else None,
+            "gain": None if self.gain is None else asdict(self.gain), "candidates": self.candidates,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def tune(
     most: int = 400,
     pixels: int = 1 << 28,
     advance: Advance = lambda done, total: None,
-) -> Outcome:
+) -> Tuned:
     """Choose the tuned parameters of `standard` and score the choice nested.
 
     Args:
@@ -213,37 +211,43 @@ def tune(
     first = tried(search.params, 0)
     turned = _turned(metric)
     judge = _scorer(turned, table)
-    folds = sorted(set(fold_of.tolist()))
-    parts = {-1: np.ones(len(rows), dtype=bool)}  # on which rows each choice is made: all, and those of the other folds
-    parts |= {fold: fold_of[rows] != fold for fold in folds} if len(folds) > 1 else {}
+    before: list[np.ndarray] = []
 
-    def score_on(part: np.ndarray) -> Callable[[np.ndarray], float]:
-        return lambda counts: judge(counts, rows[part])
-
-    if joint:
-        ways = {key: _sets_of_changes(search, first[:, part], score_on(part), names)
-                for key, part in parts.items()}  # fmt: skip
-        together = [way for of_key in ways.values() for way in of_key]
+    def fit(parts: Mapping[int, np.ndarray]) -> dict[int, Params]:
+        inside = {part: chosen[rows] for part, chosen in parts.items()}  # of the rows that candidates were tried on
+        score_on = {part: partial(_judged, judge, rows[some]) for part, some in inside.items()}
+        if not joint:
+            return {part: _choose(search, first[:, some], score_on[part], params, names)
+                    for part, some in inside.items()}  # fmt: skip
+        ways = {part: _sets_of_changes(search, first[:, some], score_on[part], names) for part, some in inside.items()}
+        together = [way for of_part in ways.values() for way in of_part]
         again = tried(together, len(rows))
-        by_fold = {}
-        for key, part in parts.items():
-            values = [score_on(part)(again[together.index(way)][part]) for way in ways[key]]
-            by_fold[key] = ways[key][int(np.argmax(values))]
-    else:
-        by_fold = {key: _choose(search, first[:, part], score_on(part), params, names) for key, part in parts.items()}
-    final = by_fold.pop(-1)
-    finals = {fold: alike([search.params[0], final, by_fold.get(fold, final)], table) for fold in folds}
-    every, score = np.arange(n_rows), _scorer(metric, table)
-    before, after, nested = count(
-        lambda row: finals[int(fold_of[row])], 3, every, maps=maps, truth=truth, table=table,
-        advance=lambda done: advance(passes * len(rows) + done, total),
+        return {
+            part: max(ways[part], key=lambda way: score_on[part](again[together.index(way)][some]))
+            for part, some in inside.items()
+        }
+
+    def apply(whole: Params, by_part: Mapping[int, Params]) -> tuple[np.ndarray, np.ndarray]:
+        folds = map(int, np.unique(fold_of))
+        finals = {fold: alike([search.params[0], whole, by_part.get(fold, whole)], table) for fold in folds}
+        untuned, plain, nested = count(
+            lambda row: finals[int(fold_of[row])], 3, np.arange(n_rows), maps=maps, truth=truth, table=table,
+            advance=lambda done: advance(passes * len(rows) + done, total),
+        )  # fmt: skip
+        before.append(untuned)
+        return plain, nested
+
+    outcome = crossfit(
+        fold_of, fit=fit, apply=apply,
+        score=lambda counts: interval(metric, _real(counts), counts, table, groups=groups),
     )  # fmt: skip
-    plain = score(before, every)
-    chosen = interval(metric, _real(after), after, table, groups=groups)
-    if not by_fold:
-        return Outcome(final, {}, plain, chosen, None, None, len(search.params), nested)
-    gain = paired(turned, _real(before), nested, before, table, groups=groups)
-    return Outcome(final, by_fold, plain, chosen, score(nested, every), gain, len(search.params), nested)
+    untuned = before[0]
+    gain = paired(turned, _real(untuned), outcome.values, untuned, table, groups=groups) if outcome.by_part else None
+    return Tuned(outcome, _scorer(metric, table)(untuned, np.arange(n_rows)), gain, len(search.params))
+
+
+def _judged(judge: Callable[[np.ndarray, np.ndarray], float], rows: np.ndarray, counts: np.ndarray) -> float:
+    return judge(counts, rows)
 
 
 def _turned(metric: Metric) -> Metric:

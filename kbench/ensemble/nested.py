@@ -3,15 +3,18 @@
     plain  = fitted on all rows, scored on all rows                       what a leaderboard will not repeat
     nested = each fold's rows with what was fitted on the other folds     what it may
 
-Their difference is the optimism of fitting. To have something else fitted, add it to `Fit`, `fit` and `applied`.
+Their difference is the optimism of fitting. `crossfit` does it for anything that is fitted: weights and decisions here,
+the numbers of a mask rule in `mask_tuning.py`. To have something else fitted to rows, add it to `Fit`, `fit` and
+`applied`.
 
 Stone, "Cross-validatory choice and assessment of statistical predictions" (1974); row F-25's held-out thresholds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -22,6 +25,8 @@ from kbench.ensemble.decisions import Decision
 from kbench.errors import PredictionError, first_names
 from kbench.metrics.metric import Metric, Rows
 
+F = TypeVar("F")
+WHOLE = -1  # the part of what is fitted on all rows
 _DRAWS = 1000  # of a bootstrap that is reported
 _TRIAL_DRAWS = 200  # of one that decides about a member
 
@@ -60,24 +65,50 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a recipe gives on a stack.
+class Outcome(Generic[F]):
+    """What is fitted to out-of-fold rows, and what it is worth.
 
     Attributes:
         fit: found on all rows; it is what is sent.
         plain: score of that fit on the same rows; optimistic when something is fitted.
         nested: score of each fold's rows with the fit of the others; the plain one when nothing is fitted.
-        values: [N, K] float32 nested predictions, decided where there is a decision.
+        values: [N, ...] what the metric takes of the nested predictions: [N, K] float32, decided where there is a
+            decision, or [N, K, 3] of maps.
         parts: [N] int, the part each row was judged in: its fold, or a fifth of the only fold there is.
         by_part: part -> what the other parts found; empty when nothing is fitted.
     """
 
-    fit: Fit
+    fit: F
     plain: Interval
     nested: Interval
-    values: np.ndarray
-    parts: np.ndarray
-    by_part: dict[int, Fit]
+    values: np.ndarray = field(compare=False, repr=False)
+    parts: np.ndarray = field(compare=False, repr=False)
+    by_part: dict[int, F]
+
+
+def crossfit(
+    parts: np.ndarray,
+    *,
+    fit: Callable[[Mapping[int, np.ndarray]], Mapping[int, F]],
+    apply: Callable[[F, Mapping[int, F]], tuple[np.ndarray, np.ndarray]],
+    score: Callable[[np.ndarray], Interval],
+) -> Outcome[F]:
+    """Fit something on all rows and, for each part, on the rows of the others; score it plain and nested.
+
+    Args:
+        parts: [N] int, the part of each row. With one part nothing is nested.
+        fit: part, or `WHOLE` -> [N] bool rows to fit on; returns what was found for each.
+        apply: (what all rows found, part -> what the others found) -> plain and nested [N, ...] values; with no part
+            the nested ones are the plain ones.
+        score: [N, ...] values -> score with its interval.
+    """
+    rows = {WHOLE: np.ones(len(parts), dtype=bool)}
+    numbers = [int(part) for part in np.unique(parts)]
+    rows |= {part: parts != part for part in numbers} if len(numbers) > 1 else {}
+    fits = dict(fit(rows))
+    whole = fits.pop(WHOLE)
+    plain, nested = apply(whole, fits)
+    return Outcome(whole, score(plain), score(nested), nested, parts, fits)
 
 
 def fit(stack: Stack, recipe: Recipe) -> Fit:
@@ -125,7 +156,7 @@ def applied(stack: Stack, recipe: Recipe, found: Fit) -> np.ndarray:
     return recipe.decision.apply(mixed, found.decided)
 
 
-def evaluate(stack: Stack, recipe: Recipe) -> Outcome:
+def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
     """Fit a recipe, and score it plain and nested.
 
     Where only one fold is trained, fifths of its rows (or groups) take the place of folds.
@@ -135,19 +166,26 @@ def evaluate(stack: Stack, recipe: Recipe) -> Outcome:
     """
     if recipe.combiner.ranks:
         stack = ranked_by_fold(stack)
-    whole = fit(stack, recipe)
-    values = applied(stack, recipe, whole)
-    plain = _interval(stack, values)
     if not recipe.fitted:
+        whole = fit(stack, recipe)
+        values = applied(stack, recipe, whole)
+        plain = _interval(stack, values)
         return Outcome(whole, plain, plain, values, stack.fold, {})
     parts = stack.fold if len(np.unique(stack.fold)) > 1 else _fifths(stack)
-    nested = np.empty_like(values)
-    by_part = {}
-    for part in map(int, np.unique(parts)):
-        rows = parts == part
-        by_part[part] = fit(stack.select(~rows), recipe)
-        nested[rows] = applied(stack.select(rows), recipe, by_part[part])
-    return Outcome(whole, plain, _interval(stack, nested), nested, parts, by_part)
+
+    def apply(whole: Fit, by_part: Mapping[int, Fit]) -> tuple[np.ndarray, np.ndarray]:
+        values = applied(stack, recipe, whole)
+        nested = np.empty_like(values)
+        for part, found in by_part.items():
+            nested[parts == part] = applied(stack.select(parts == part), recipe, found)
+        return values, nested
+
+    return crossfit(
+        parts,
+        fit=lambda of: {part: fit(stack if part == WHOLE else stack.select(rows), recipe) for part, rows in of.items()},
+        apply=apply,
+        score=lambda values: _interval(stack, values),
+    )
 
 
 def _fifths(stack: Stack) -> np.ndarray:
@@ -158,7 +196,7 @@ def _fifths(stack: Stack) -> np.ndarray:
     return np.asarray((order % min(5, count))[units])
 
 
-def decided_by_part(recipe: Recipe, outcome: Outcome, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def decided_by_part(recipe: Recipe, outcome: Outcome[Fit], values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Return other predictions of some of the rows, each decided by what the parts it is not in found.
 
     Args:
@@ -178,7 +216,7 @@ def decided_by_part(recipe: Recipe, outcome: Outcome, values: np.ndarray, rows: 
 
 
 def _interval(stack: Stack, values: np.ndarray) -> Interval:
-    return interval(stack.metric, stack.targets, values, stack.table, groups=stack.groups)
+    return interval(stack.metric, stack.targets, stack.measured(values), stack.table, groups=stack.groups)
 
 
 # -- what each member adds ---------------------------------------------------------------------------------------
@@ -186,13 +224,16 @@ def _interval(stack: Stack, values: np.ndarray) -> Interval:
 
 def _adds(stack: Stack, whole: np.ndarray, without: list[np.ndarray], *, draws: int) -> list[Interval]:
     """Return how much better the whole is than each of [N, K] mixtures, larger is better whatever the metric."""
-    found = contrasts(stack.metric, stack.targets, whole, without, stack.table, groups=stack.groups, draws=draws)
+    found = contrasts(
+        stack.metric, stack.targets, stack.measured(whole), list(map(stack.measured, without)), stack.table,
+        groups=stack.groups, draws=draws,
+    )  # fmt: skip
     if stack.metric.maximise:
         return found
     return [replace(one, value=-one.value, low=-one.high, high=-one.low) for one in found]
 
 
-def gains(stack: Stack, recipe: Recipe, outcome: Outcome) -> list[dict[str, Any]]:
+def gains(stack: Stack, recipe: Recipe, outcome: Outcome[Fit]) -> list[dict[str, Any]]:
     """Return what each member adds: `member`, `weight`, `alone`, `adds`, `low`, `high`; the heaviest first.
 
     `adds` is the nested score less that of the same mixtures without the member (the others keep their weights, and

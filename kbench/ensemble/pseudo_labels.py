@@ -155,20 +155,20 @@ def write_pseudo(
         DataError: a place has no row that is sure enough.
     """
     check_task(task)
+    masks = is_dense(task)
     files.remove(path)  # what lies there counts no longer, even if this is not finished
     written: dict[str, Path] = {}
     counts = {}
     for place, rows in places.items():
-        kept = list(_stored(masks_file(path, place), rows, names=names)) if is_dense(task) else list(rows)
-        kept = surest(kept, sure.most) if is_dense(task) else kept
+        kept = surest(_stored(masks_file(path, place), rows, names=names), sure.most) if masks else list(rows)
         if not kept:
             raise DataError(
                 f"no row of '{place}' is sure enough for a pseudo-label",
                 f"a probability of {sure.threshold} (of at least {sure.least:.0%} of the pixels or labels)",
                 "lower --threshold or --least, or train the run better first",
             )
-        written[place] = files.write_text(labels_file(path, place), _csv(kept, names, task))
-        if is_dense(task):
+        written[place] = files.write_text(labels_file(path, place), _csv(kept, names, task, masks=masks))
+        if masks:
             written[f"{place}-masks"] = masks_file(path, place)
         counts[place] = _counts(kept, names, task)
     description = {"task": task, "names": list(names), "sure": asdict(sure), "places": counts, "origin": dict(origin)}
@@ -204,12 +204,12 @@ def _counts(rows: list[Chosen], names: tuple[str, ...], task: str) -> dict[str, 
     return {"rows": len(rows), "classes": {name: int(count) for name, count in zip(names, per_class, strict=True)}}
 
 
-def _csv(rows: list[Chosen], names: tuple[str, ...], task: str) -> str:
+def _csv(rows: list[Chosen], names: tuple[str, ...], task: str, *, masks: bool) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["id", "fold", "sure", *label_columns(names, task)])
     for row in rows:
-        if is_dense(task):
+        if masks:
             cells = [f"{row.id}.png"]
         elif isinstance(row.label, int):
             cells = [names[row.label]]

@@ -1,10 +1,8 @@
-"""Predicted maps on disk, one row at a time: masks always, probabilities where there is room.
+"""Predicted maps, one row at a time: masks and numbers as they are sent, and the store on disk they are read from.
 
 A store is a file of compressed blobs with an index, the ids, what each reading of the pass was worth image by image
-(`metrics/dense.py`), and a JSON with checksums that is written last. Probabilities are kept as 8 bits, target units
-of a dense regression as float32.
-
-Masks of many rows: what a segmentation predicts and sends, read one row at a time.
+(`metrics/maps.py`), and a JSON with checksums that is written last. Probabilities are kept as 8 bits, target units
+of a dense regression as float32. Masks are stored always, probabilities where there is room.
 """
 
 from __future__ import annotations
@@ -54,6 +52,32 @@ class MaskSet:
         if exclusive(self.task, len(self.names)):
             return np.asarray(mask[None] == np.arange(len(self.names))[:, None, None])
         return mask.astype(bool)
+
+
+@dataclass(frozen=True)
+class NumberSet:
+    """Predicted numbers per pixel by id; only the row that is asked for is in memory.
+
+    Attributes:
+        ids: [N] text, unique and sorted.
+        names: K target names.
+        task: `dense_regression`.
+        source: where they come from.
+        read: row -> [K, H, W] float32 in the targets' units.
+    """
+
+    ids: np.ndarray
+    names: tuple[str, ...]
+    task: str
+    source: dict[str, Any]
+    read: Callable[[int], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Return the numbers of a row."""
+        return self.read(row)
 
 
 _FAST = 1  # zlib level: masks shrink a hundredfold, and a photograph's maps by half, at 100 MB/s and more
@@ -220,7 +244,7 @@ def load(path: Path) -> MapStore:
             f"there are no predicted maps at '{path}', or they are damaged", "files that match their JSON",
             "`kbench predict --force` makes them again",
         )  # fmt: skip
-    ids = np.array(path.with_suffix(".ids").read_text(encoding="utf-8").splitlines(), dtype=str)
+    ids = np.array(files.read_lines(path.with_suffix(".ids")), dtype=str)
     worth = path.with_name(f"{path.stem}-worth.npy")
     return MapStore(
         path, ids, tuple(description["names"]), description["task"], description["source"],

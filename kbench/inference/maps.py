@@ -5,18 +5,17 @@ Used for judging while training and for predicting, so what is scored is what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from kbench.inference.mean import ARITHMETIC, Mean
 from kbench.inference.views import View
 from kbench.inference.windows import Model, Windows
 from kbench.models.device import Precision, autocast, in_parts
 from kbench.models.outputs import probabilities
-
-SMALLEST = 1e-12  # probabilities are clipped here before a logarithm
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,14 @@ class MapMaker:
         views: test-time augmentation; the first one is the plain view.
         task: a dense task.
         device: where the model is.
-        geometric: whether views are averaged as logarithms.
+        mean: how views are averaged.
     """
 
     windows: Windows
     views: Sequence[View]
     task: str
     device: torch.device
-    geometric: bool = False
+    mean: Mean = ARITHMETIC
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module, images: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
@@ -49,21 +48,26 @@ class MapMaker:
         Returns:
             Two tensors [B, K, H, W] float32: probabilities, or target units of a dense regression.
         """
+        plain: Tensor | None = None
+        total: Tensor | None = None
+        weight = sum(view.weight for view in self.views)
+        for view, values in zip(self.views, self.apart(model, images, precision), strict=True):
+            plain = values if plain is None else plain
+            total = self.mean.add(total, values, view.weight / weight)
+        assert plain is not None, "a set of views is not empty"
+        assert total is not None, "a set of views is not empty"
+        return self.mean.back(total), plain
+
+    def apart(self, model: nn.Module, images: Tensor, precision: Precision) -> Iterator[Tensor]:
+        """Yield [B, K, H, W] float32 of each view; the arguments are those of a call."""
 
         def answer(batch: Tensor) -> Tensor:
             return in_parts(lambda parts: self._forward(model, parts[0], precision), [batch])
 
-        plain: Tensor | None = None
-        total: Tensor | None = None
-        weight = sum(view.weight for view in self.views)
         for view in self.views:
-            values = self._one_view(answer, images, view)
-            plain = values if plain is None else plain
-            part = self.into(values) * (view.weight / weight)
-            total = part if total is None else total.add_(part)
-        assert plain is not None, "a set of views is not empty"
-        assert total is not None, "a set of views is not empty"
-        return self.back(total), plain
+            with torch.inference_mode():
+                values = self._one_view(answer, images, view)
+            yield values
 
     def _forward(self, model: nn.Module, images: Tensor, precision: Precision) -> Tensor:
         with autocast(self.device, precision):
@@ -79,14 +83,3 @@ class MapMaker:
         if scale != 1:
             values = nn.functional.interpolate(values, size, mode="bilinear")
         return values
-
-    def into(self, values: Tensor) -> Tensor:
-        """Return what is averaged."""
-        return values.clamp_min(SMALLEST).log() if self.geometric else values
-
-    def back(self, mean: Tensor) -> Tensor:
-        """Return probabilities of a mean; those of exclusive classes sum to 1 again."""
-        if not self.geometric:
-            return mean
-        values = mean.exp()
-        return values / values.sum(1, keepdim=True) if self.task == "segmentation" and values.shape[1] > 1 else values

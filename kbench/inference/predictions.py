@@ -137,5 +137,5 @@ def load(path: Path) -> Predictions:
             "`kbench predict --force` makes them again",
         )
     values = np.load(array_path(path), mmap_mode="r", allow_pickle=False)
-    ids = np.array(path.with_suffix(".ids").read_text(encoding="utf-8").splitlines(), dtype=str)
+    ids = np.array(files.read_lines(path.with_suffix(".ids")), dtype=str)
     return Predictions(ids, tuple(description["names"]), values, description["task"], description["source"])

@@ -25,16 +25,13 @@ from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.data.images.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.images.cache import Images, Resize
 from kbench.data.images.crops import Crop, Size
-from kbench.errors import PredictionError
 from kbench.inference.activations import features
+from kbench.inference.mean import Mean
 from kbench.inference.predictions import Predictions, array_path, create_array, save
 from kbench.inference.views import Load, View, is_plain, window_of
 from kbench.models.batchnorm_folding import fold
 from kbench.models.device import Precision, autocast, free_memory, in_parts
-from kbench.models.outputs import probabilities
-
-_SMALLEST = 1e-12  # probabilities are clipped here before a logarithm
-Mean = Literal["arithmetic", "geometric"]
+from kbench.models.outputs import Units, probabilities
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ class Member:
         precomputed: (loaded model) -> [N, D] features of the rows of the images' table, for the plain view; None
             where the body always runs.
         judged: the crop its images were judged by, where they are kept at their own resolution.
+        units: of a regression's targets, where it answers in standardised ones.
     """
 
     name: str
@@ -73,6 +71,12 @@ class Member:
     head: Callable[[nn.Module], nn.Module] | None = None
     precomputed: Callable[[nn.Module], np.ndarray] | None = None
     judged: Crop | None = None
+    units: Units | None = None
+
+    def predictions(self, logits: torch.Tensor, task: str) -> torch.Tensor:
+        """Return float32 probabilities [B, K, ...], or target units, of logits."""
+        values = probabilities(logits, task)
+        return values if self.units is None else self.units.restored(values)
 
     @property
     def family(self) -> tuple[Any, ...]:
@@ -136,19 +140,12 @@ class Job:
     apart: bool = False
 
 
-def predict(job: Job, members: Sequence[Member]) -> Iterator[int]:
+def predict_members(job: Job, members: Sequence[Member]) -> Iterator[int]:
     """Predict a job's rows with every member and seal each member's predictions.
 
     Yields:
         Rows done so far in this pass; every pass goes over all rows of the job.
-
-    Raises:
-        PredictionError: a geometric mean of a regression is asked for.
     """
-    if job.mean == "geometric" and "regression" in job.task:
-        raise PredictionError(
-            "the geometric mean of a regression", "probabilities", "set ensemble.mean: arithmetic in the YAML"
-        )
     for group in grouped(members, drawn=any(view.load.draw is not None for view in job.views)):
         waiting = list(group)
         while waiting:
@@ -244,7 +241,8 @@ def _batches(
             yield np.array([draw.row for draw in draws]), ()
         return
     sources, shows = zip(*(_way(job, first, load) for load in loads), strict=True)
-    loader = Loader(ImageDataset(sources, shows, None), workers=job.workers, pin=job.device.type == "cuda")
+    dataset = ImageDataset(sources, shows, None, scale=first.scale)
+    loader = Loader(dataset, workers=job.workers, pin=job.device.type == "cuda")
     for batch in loader(plan):
         yield batch.rows.numpy(), batch.images
 
@@ -263,20 +261,12 @@ def _mean_over_views(job: Job, family: Family, loads: list[Load], batch: list[to
         loads: what the first tensors of the batch are.
         batch: normalised images, one tensor per load, then the known features of the plain view.
     """
-    totals: list[torch.Tensor] = []
+    totals: list[torch.Tensor | None] = [None] * len(family.members)
     weight = sum(view.weight for view in job.views)
     for view, members in zip(job.views, _views(job, family, loads, batch), strict=True):
         for position, values in enumerate(members):
-            if totals and values.shape[2:] != totals[0].shape[2:]:  # another scale
-                values = nn.functional.interpolate(values, totals[0].shape[-2:], mode="bilinear", align_corners=False)
-            if job.mean == "geometric":
-                values = values.clamp_min(_SMALLEST).log()
-            part = values * (view.weight / weight)
-            if position == len(totals):
-                totals.append(part)
-            else:
-                totals[position] = totals[position] + part
-    return torch.stack([_finished(total, job) for total in totals], 1)
+            totals[position] = job.mean.add(totals[position], values, view.weight / weight)
+    return torch.stack([job.mean.back(total) for total in totals], 1)
 
 
 @torch.inference_mode()
@@ -286,21 +276,12 @@ def _views_apart(job: Job, family: Family, loads: list[Load], batch: list[torch.
 
 
 def _views(job: Job, family: Family, loads: list[Load], batch: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Yield each view's [B, K, ...] probabilities or target units, one tensor per member."""
+    """Yield each view's [B, K] probabilities or target units, one tensor per member."""
     images, known = batch[: len(loads)], batch[-1] if family.known is not None else None
     for view in job.views:
         shown = view.forward(images[loads.index(view.load)]) if images else None
-        made = [probabilities(logits, job.task)
-                for logits in _logits(job, family, shown, known if is_plain(view) else None)]  # fmt: skip
-        yield [view.inverse(values) if values.ndim == 4 else values for values in made]
-
-
-def _finished(total: torch.Tensor, job: Job) -> torch.Tensor:
-    if job.mean == "geometric":
-        total = total.exp()
-        if job.task in ("single_label", "segmentation"):
-            total = total / total.sum(1, keepdim=True)
-    return total
+        answers = _logits(job, family, shown, known if is_plain(view) else None)
+        yield [one.predictions(logits, job.task) for one, logits in zip(family.members, answers, strict=True)]
 
 
 def _logits(job: Job, family: Family, shown: torch.Tensor | None, known: torch.Tensor | None) -> list[torch.Tensor]:

@@ -125,6 +125,42 @@ def measured(maps: torch.Tensor, target: torch.Tensor, task: str) -> torch.Tenso
     return torch.stack([known.double().sum((2, 3)), error.square().sum((2, 3)), error.abs().sum((2, 3))], dim=-1)
 
 
+def image_errors(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return [K, 3] float64 of one image's numbers: known pixels, sum of squared and sum of absolute errors.
+
+    Args:
+        maps: [K, H, W] float32 predictions in target units.
+        truth: [H, W, K] float32, NaN where unknown.
+    """
+    real = truth.transpose(2, 0, 1)
+    known = ~np.isnan(real)
+    error = np.where(known, maps.astype(np.float64) - real, 0.0)
+    return np.stack([known.sum((1, 2)), np.square(error).sum((1, 2)), np.abs(error).sum((1, 2))], axis=1)
+
+
+def pixel_worth(values: np.ndarray, truth: np.ndarray, task: str) -> np.ndarray:
+    """Return [N, K, 3], as `measured` does, of some pixels of N images.
+
+    Args:
+        values: [N, K, P] probabilities, or target units.
+        truth: [N, P] class numbers, negative where ignored, of classes that exclude one another; else [N, K, P], NaN
+            where unknown.
+        task: a dense task.
+    """
+    if "regression" in task:
+        known = ~np.isnan(truth)
+        error = np.where(known, values.astype(np.float64) - truth, 0.0)
+        return np.stack([known.sum(2), np.square(error).sum(2), np.abs(error).sum(2)], axis=2)
+    if truth.ndim == 2:
+        classes = np.arange(values.shape[1])[:, None]
+        real, seen = truth[:, None] == classes, values.argmax(1)[:, None] == classes
+        seen &= (truth >= 0)[:, None]
+    else:
+        real, seen = truth == 1, (values > 0.5) & ~np.isnan(truth)
+    hits = (seen & real).sum(2)
+    return np.stack([hits, seen.sum(2) - hits, real.sum(2) - hits], axis=2)
+
+
 def truth_of(values: np.ndarray, task: str) -> np.ndarray:
     """Return what a metric takes as targets: [N, K] pixels of each class in the truth, or known pixels.
 
@@ -159,6 +195,20 @@ def mae_per_image(targets: np.ndarray, predictions: np.ndarray, table: Rows) -> 
         table: the rows.
     """
     return _per_image(predictions, 2, np.asarray)
+
+
+@register("metric", maximise=False, tasks=("dense_regression",))
+def rmse_pixels(targets: np.ndarray, predictions: np.ndarray, table: Rows) -> float:
+    """Return the root mean squared error of the known pixels of all images taken together, the mean over targets.
+
+    Args:
+        targets: [N, K] known pixels.
+        predictions: [N, K, 3] as in `rmse_per_image`.
+        table: the rows.
+    """
+    known, squares, _ = predictions.sum(0, dtype=np.float64).T
+    with np.errstate(invalid="ignore"):  # a target no pixel of which is known has no value
+        return float(np.mean(np.sqrt(np.divide(squares, known))))
 
 
 def _per_image(sums: np.ndarray, column: int, finish: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Batch norms folded into the convolutions before them: the same function with fewer passes over the maps.
 
 In eval mode a batch norm multiplies and shifts each channel by constants, which the weights and the bias of the
-convolution before it can carry (Jacob et al. 2018, section 3.2). Which norm follows which convolution is seen by
-running the model, not read from names, and what was folded must answer as before, or nothing is folded.
-`benchmarks/README.md` has what it gains.
+convolution before it can carry (Jacob et al. 2018, section 3.2). torch fuses a pair; here is which norm follows which
+convolution, seen by running the model and not read from names, and that what was folded answers as before, or nothing
+is folded. `benchmarks/README.md` has what it gains.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 PROBE = 256  # pixels a model of whole images is tried on, each way
 _TOLERANCE = 1e-3  # of the largest output; rounding moves it by 1e-5
@@ -59,7 +60,8 @@ def fold(model: nn.Module, images: Tensor) -> int:
     parents = {id(child): (parent, name) for parent in model.modules() for name, child in parent.named_children()}
     kept = [(conv, conv.weight, conv.bias, norm, *parents[id(norm)]) for conv, norm in pairs]
     for conv, _, _, norm, parent, name in kept:
-        _merge(conv, norm)
+        both = _fused(conv, norm)
+        conv.weight, conv.bias = both.weight, both.bias
         setattr(parent, name, _rest(norm))
     try:
         with _exact():
@@ -123,22 +125,9 @@ def _observed(model: nn.Module, probe: Tensor) -> tuple[Tensor, list[tuple[nn.Co
     return answer, pairs
 
 
-def _merge(conv: nn.Conv2d, norm: _BatchNorm) -> None:
-    """Give a convolution what its norm does: w * g / sqrt(v + e), and (b - m) * g / sqrt(v + e) + shift."""
-    assert norm.running_mean is not None, "only norms with statistics are folded"
-    assert norm.running_var is not None, "only norms with statistics are folded"
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    scale = torch.rsqrt(variance + norm.eps)
-    shift = torch.zeros_like(mean)
-    if norm.affine:
-        scale, shift = scale * norm.weight.double(), norm.bias.double()
-    bias = -mean if conv.bias is None else conv.bias.double() - mean
-    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
-    layout = torch.channels_last if conv.weight.is_contiguous(memory_format=torch.channels_last) else None
-    weight = weight.to(conv.weight.dtype)
-    weight = weight if layout is None else weight.contiguous(memory_format=layout)
-    conv.weight = nn.Parameter(weight, requires_grad=False)
-    conv.bias = nn.Parameter((bias * scale + shift).to(conv.weight.dtype), requires_grad=False)
+def _fused(conv: nn.Conv2d, norm: _BatchNorm) -> nn.Conv2d:
+    """Return a frozen convolution that does what both do; a norm in float64 makes torch round but once."""
+    return fuse_conv_bn_eval(conv, copy.deepcopy(norm).double()).requires_grad_(False)
 
 
 def _rest(norm: _BatchNorm) -> nn.Module:

@@ -27,15 +27,13 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of a name such as `cpu` or `cuda:1`; `auto` takes the accelerator that Accelerate finds.
+    """Return the device of a name such as `cpu` or `cuda:1`; `auto` takes the accelerator that torch finds, if any.
 
     Raises:
         ConfigError: the device is not there.
     """
     if name == "auto":
-        from accelerate.state import PartialState
-
-        name = str(PartialState().default_device)
+        name = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     elif not re.fullmatch(r"(cpu|cuda|xpu|mps)(:\d+)?", name):
         raise ConfigError(f"'{name}' is no device", "auto, cpu, cuda or cuda:N", "leave out --device")
     try:

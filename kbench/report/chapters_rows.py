@@ -1,7 +1,7 @@
 """Where a run errs: the confusion, class by class, slice by slice, and the images themselves.
 
 Each function draws into the run's pictures and returns a section of the page. To add a chapter, write such a
-function here and name it in `report.py`.
+function here and name it in `commands/report.py`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from kbench.report import confusion, picks, tables
+from kbench.pictures import confusion, picks, tables
+from kbench.pictures.sheets import Group, Tile, draw_sheet
 from kbench.report.page import Grid, Picture, Section
-from kbench.report.sheets import Group, Tile, draw_sheet
 from kbench.report.subject import Look
 from kbench.runs.shown_images import file_images
 
@@ -65,7 +65,7 @@ def slices(look: Look, found: dict[str, Any]) -> Section:
     found["slices"] = {}
     shown_parts: list[Picture | Grid] = []
     for column in look.options.slices or _telling_columns(look):
-        rows = tables.slice_table(look.metric, look.oof.table, look.rows.outcome.values, column, groups=look.groups)
+        rows = tables.slice_table(look.metric, look.oof.table, look.oof.values, column, groups=look.groups)
         found["slices"][column] = rows
         name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in column)
         shown_parts.append(look.grid(rows, f"slices-{name}.csv", f"by {column}"))
@@ -142,7 +142,7 @@ def _picked(look: Look, kind: str, target: int | None, k: int) -> tuple[np.ndarr
 
 def _tiles(look: Look, rows: np.ndarray, target: int | None) -> list[Tile]:
     table, focus = look.oof.table, None if look.oof.table.task == "single_label" else target
-    images = file_images(look.setup.competition, table, rows)
+    images = file_images(look.experiment.competition, table, rows)
     tiles = []
     for place, row in enumerate(rows):
         prediction = np.asarray(look.values[row])

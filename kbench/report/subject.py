@@ -1,7 +1,4 @@
-"""What a report is made of while it is being made: a run, its out-of-fold predictions, the files written so far.
-
-Grade predictions on the competition's local solution as their submission would be, keeping no file.
-"""
+"""What a report is made of while it is being made: a run, its out-of-fold predictions, the files written so far."""
 
 from __future__ import annotations
 
@@ -14,19 +11,17 @@ from typing import Any
 import numpy as np
 
 from kbench import files
-from kbench.ensemble.average import aligned
 from kbench.errors import ConfigError
-from kbench.inference.map_store import MaskSet
-from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import Metric
-from kbench.report import tables
+from kbench.pictures import tables
 from kbench.report.page import Grid, Picture
 from kbench.runs import parts
-from kbench.runs.experiment import Setup, label_threshold
-from kbench.runs.out_of_fold import MapsOutOfFold, OutOfFold
+from kbench.runs.experiment import Experiment, label_threshold
+from kbench.runs.out_of_fold import OutOfFold
+from kbench.runs.results import Sendable
+from kbench.runs.run import Run
 from kbench.submission.check import read_sample, write_submission
 from kbench.submission.grading import grade
-from kbench.workspace import RunPaths
 
 
 @dataclass(frozen=True)
@@ -55,41 +50,36 @@ class Look:
     """A run and its out-of-fold predictions, while the report is made.
 
     Attributes:
-        setup: the run's configuration.
-        paths: its files.
-        identity: its hashes.
+        run: the run.
         oof: its predictions of the rows of its trained folds.
         options: what is shown.
         written: files so far.
     """
 
-    setup: Setup
-    paths: RunPaths
-    identity: dict[str, str]
-    oof: OutOfFold | MapsOutOfFold
+    run: Run
+    oof: OutOfFold
     options: ReportOptions
     written: list[str]
 
     @property
-    def rows(self) -> OutOfFold:
-        """The predictions of a task whose predictions are rows, not maps."""
-        assert isinstance(self.oof, OutOfFold), "maps are read one row at a time"
-        return self.oof
+    def experiment(self) -> Experiment:
+        """The run's configuration, tables and folds."""
+        return self.run.experiment
 
     @cached_property
     def values(self) -> np.ndarray:
-        """[N, K] predictions in the order of the rows."""
-        return aligned(self.rows.predictions, ids=self.oof.table.ids, names=self.oof.table.target_names)
+        """[N, K] predictions in the order of the rows, before anything is decided; [N, K, 3] of maps."""
+        return self.run.results.plain(self.oof.result, self.oof.table)[1]
 
     @cached_property
     def targets(self) -> np.ndarray:
         """Targets of the rows."""
-        return np.asarray(self.oof.table.targets)
+        return self.oof.targets
 
     @cached_property
     def metric(self) -> Metric:
         """The competition's metric."""
-        return parts.build_metric(self.setup.competition)
+        return parts.build_metric(self.experiment.competition)
 
     @cached_property
     def threshold(self) -> Any:
@@ -97,12 +87,12 @@ class Look:
         found = self.oof.score.get("decision", {}).get("found", {})
         if "thresholds" in found:
             return list(found["thresholds"].values())
-        return found.get("threshold", label_threshold(self.setup.competition))
+        return found.get("threshold", label_threshold(self.experiment.competition))
 
     @cached_property
     def groups(self) -> np.ndarray | None:
         """[N] labels that intervals draw, or None."""
-        return self.setup.groups(self.oof.table)
+        return self.experiment.groups(self.oof.table)
 
     @property
     def folds(self) -> list[int]:
@@ -111,7 +101,7 @@ class Look:
 
     def place(self, name: str) -> Path:
         """Where a picture goes."""
-        return self.paths.pictures / name
+        return self.run.paths.pictures / name
 
     def picture(self, path: Path, caption: str = "") -> Picture:
         """Note a picture that was drawn; return it as part of the page."""
@@ -125,26 +115,26 @@ class Look:
         return Grid(rows, caption, f"{path.parent.name}/{path.name}")
 
 
-def grader(setup: Setup, metric: Metric) -> Callable[[Predictions | MaskSet], float]:
+def grader(experiment: Experiment, metric: Metric) -> Callable[[Sendable], float]:
     """Return the function from predictions of the test set, as they are sent, to their score.
 
     Raises:
         ConfigError: there is no solution on this machine.
     """
-    solution = setup.source().solution(setup.data)
+    solution = experiment.source().solution(experiment.data)
     if solution is None:
         raise ConfigError(
-            f"--solution: '{setup.competition.name}' has no solution on this machine",
+            f"--solution: '{experiment.competition.name}' has no solution on this machine",
             "a source that grades here", "leave out --solution, or name the file under `source: {solution: FILE}`",
         )  # fmt: skip
-    sample = read_sample(setup.sample)
+    sample = read_sample(experiment.sample)
 
-    def score(sent: Predictions | MaskSet) -> float:
+    def score(sent: Sendable) -> float:
         with files.scratch_folder() as folder:
             file = write_submission(
-                folder / f"trial{setup.format.suffix}", setup.format.build(sent, sample), sample=sample,
-                format=setup.format, gzip=False,
+                folder / f"trial{experiment.format.suffix}", experiment.format.build(sent, sample), sample=sample,
+                format=experiment.format, gzip=False,
             )  # fmt: skip
-            return grade(file, solution, sample=sample, format=setup.format, metric=metric).score
+            return grade(file, solution, sample=sample, format=experiment.format, metric=metric).score
 
     return score

@@ -18,12 +18,13 @@ from kbench.data.folds.folds import Cut, Folds, make_folds
 from kbench.data.folds.near_duplicates import clusters, hash_images, leaks, links
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
+from kbench.data.images.decoding import Decoding
 from kbench.data.images.readers import Reader
 from kbench.data.masks.cache import coverage, sizes_of
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, without
 from kbench.data.table.table import Table
-from kbench.data.table.verify import look, look_at_images
+from kbench.data.table.verify import Opening, look, look_at_images
 from kbench.errors import ConfigError, DataError, SourceError
 from kbench.machine import cores
 from kbench.submission.formats.base import Format
@@ -32,14 +33,13 @@ from kbench.workspace import Choice, Workspace, choose, find_workspace
 PSEUDO = "first"
 """Name of pseudo-labels that were given none."""
 
-__all__ = ["Choice", "Setup", "choose", "label_threshold", "open_setup"]
 
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
 COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
 
 
 @dataclass
-class Setup:
+class Experiment:
     """A competition's experiment in its workspace, with what is made from it on demand.
 
     Attributes:
@@ -73,13 +73,13 @@ class Setup:
         """The test table."""
         return self.table("test")
 
-    def with_train(self, table: Table) -> Setup:
+    def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
         made = replace(self)
         made.train = table
         return made
 
-    def with_test(self, table: Table) -> Setup:
+    def with_test(self, table: Table) -> Experiment:
         """Return the same with other rows for the test set."""
         made = replace(self, _sizes={})
         made.test = table
@@ -125,17 +125,19 @@ class Setup:
         """Leave out rows whose images cannot be decoded; every file is looked at once until it changes."""
         files = [*table.images, *((table.masks or ()) if not table.encoded else ())]
         rows = [tuple(table.root / path for path in paths if path) for paths in files]
+        opening, section = opening_of(self.competition), self.competition.input
+        how = [section.reader.model_dump(), section.channels, section.orientation, section.max_pixels]
 
         def look() -> list[int]:
             with console.bar("looking for unreadable images") as advance:
                 report = look_at_images(
-                    table, jobs=2 * cores(), deep=True,
+                    table, jobs=2 * cores(), deep=True, opening=opening,
                     progress=lambda what, done, total: advance(done, total),
                 )  # fmt: skip
             return sorted(report.rows)
 
         bad = np.zeros(len(table), dtype=bool)
-        bad[memoised(self.workspace.cache(), "unreadable", rows, look)] = True
+        bad[memoised(self.workspace.cache(), "unreadable", rows, look, key=how)] = True
         return without(table, bad, "with an unreadable image")
 
     @property
@@ -178,8 +180,8 @@ class Setup:
     def _coverage(self, kind: MaskKind) -> np.ndarray:
         with console.bar("measuring masks") as advance:
             return coverage(
-                self.train, kind=kind, size_of=sizes_of(self.train, size_reader(self.competition)), progress=advance,
-                jobs=cores(),
+                self.train, kind=kind, progress=advance, jobs=cores(),
+                size_of=sizes_of(self.train, size_reader(self.competition), decoding_of(self.competition)),
             )  # fmt: skip
 
     def cut_folds(self) -> Folds:
@@ -218,7 +220,10 @@ class Setup:
         if name not in self._sizes:
             row = int(np.searchsorted(self.test.ids, name))
             known = row < len(self.test) and self.test.ids[row] == name
-            found = look(self.test.root / self.test.images[row][0], deep=False) if known else "not in the test set"
+            found: Any = "not in the test set"
+            if known:
+                path = self.test.root / self.test.images[row][0]
+                found = look(path, decoding=decoding_of(self.competition))
             if isinstance(found, str):
                 raise DataError(
                     f"the image of '{name}' is {found}", "an image of every test row", "`kbench check --images`"
@@ -297,8 +302,30 @@ def mask_kind(competition: Competition, data: Path) -> MaskKind | None:
         _classes=tuple(competition.data.classes or ()),
         _task=competition.task,
         _root=data,
+        _decoding=decoding_of(competition),
     )
     return kind
+
+
+def decoding_of(competition: Competition) -> Decoding:
+    """Return how image files become arrays: the limit and the orientation of `input`."""
+    return Decoding(competition.input.orientation, competition.input.max_pixels)
+
+
+def reader_of(competition: Competition) -> Reader:
+    """Return the competition's reader."""
+    section = competition.input
+    reader: Reader = registry.build(
+        "reader", section.reader.name, section.reader.params, _channels=section.channels,
+        _decoding=decoding_of(competition),
+    )  # fmt: skip
+    return reader
+
+
+def opening_of(competition: Competition) -> Opening:
+    """Return how the competition opens its files, for a look at them."""
+    own = competition.input.reader.name != "image"
+    return Opening(decoding_of(competition), reader_of(competition), headers=not own)
 
 
 def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
@@ -312,11 +339,7 @@ def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
 
 def size_reader(competition: Competition) -> Reader | None:
     """Return what tells the size of an image: a reader, or None where the header of its file does."""
-    section = competition.input
-    if section.reader.name == "image":
-        return None
-    reader: Reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
-    return reader
+    return None if competition.input.reader.name == "image" else reader_of(competition)
 
 
 def _texts(value: str | list[str] | None) -> tuple[str, ...]:
@@ -325,9 +348,9 @@ def _texts(value: str | list[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def open_setup(choice: Choice) -> Setup:
+def open_experiment(choice: Choice) -> Experiment:
     """Find the workspace, choose the competition, read and check its YAML."""
     workspace = find_workspace(choice.workspace)
     name = choose(workspace, choice.competition)
     competition = load_competition(workspace, name, experiment=choice.experiment, assignments=choice.assignments)
-    return Setup(workspace, competition, choice, workspace.own(name))
+    return Experiment(workspace, competition, choice, workspace.own(name))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kbench import console, registry
+from kbench import console
 from kbench.console import bar
 from kbench.data.dataset import auto_workers
 from kbench.data.images.cache import Images, Resize
@@ -23,14 +23,13 @@ from kbench.machine import keep_freed_memory
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import choose_device
 from kbench.runs import parts
-from kbench.runs.experiment import Setup
+from kbench.runs.experiment import Experiment, decoding_of, size_reader
 from kbench.runs.parts import activations_of
-from kbench.tasks import is_dense
-from kbench.training.fold import begin, state_of
+from kbench.runs.run import Run
+from kbench.training.fold import begin
 from kbench.training.fold_context import FoldContext, Log, Plan
 from kbench.training.resume import Progress
 from kbench.training.stage_plan import StagePlan, for_full, with_limit
-from kbench.workspace import RunPaths
 
 
 def place_of(fold: int | str) -> str:
@@ -38,16 +37,20 @@ def place_of(fold: int | str) -> str:
     return fold if isinstance(fold, str) else f"fold-{fold}"
 
 
-def with_pseudo(context: FoldContext, setup: Setup) -> FoldContext:
+def with_pseudo(context: FoldContext, experiment: Experiment) -> FoldContext:
     """Return a fold's context with the rows of its own pseudo-labels to train on, if the YAML names some."""
-    path = setup.pseudo()
+    path = experiment.pseudo()
     if path is None:
         return context
     labels = read_pseudo(
-        path, place_of(context.fold), unlabelled=setup.test, names=context.table.target_names, folds=setup.folds.hash
+        path,
+        place_of(context.fold),
+        unlabelled=experiment.test,
+        names=context.table.target_names,
+        folds=experiment.folds.hash,
     )
     both = join(context.table, labels.table)
-    tests = parts.opened_images(setup.competition, setup.test, setup.workspace.cache(), what="test")
+    tests = parts.opened_images(experiment.competition, experiment.test, experiment.workspace.cache(), what="test")
     images, masks = context.images, context.masks
 
     def joined(resize: Resize) -> Images:
@@ -58,21 +61,19 @@ def with_pseudo(context: FoldContext, setup: Setup) -> FoldContext:
         train_rows=np.sort(np.concatenate([both.first[context.train_rows], both.second])),
         valid_rows=both.first[context.valid_rows],
         images=joined,
-        masks=None if masks is None else _masks(setup, both, labels, masks),
+        masks=None if masks is None else _masks(experiment, both, labels, masks),
         activations=activations_of(
-            setup.competition, both.table, setup.workspace.cache(), joined, device=context.device,
-            plugins=setup.plugin_files(),
+            experiment.competition, both.table, experiment.workspace.cache(), joined, device=context.device,
+            plugins=experiment.plugin_files(),
         ),
     )  # fmt: skip
 
 
 def _masks(
-    setup: Setup, both: Joined, labels: PseudoLabels, masks: Callable[[Resize], Images]
+    experiment: Experiment, both: Joined, labels: PseudoLabels, masks: Callable[[Resize], Images]
 ) -> Callable[[Resize], Images]:
-    section = setup.competition.input
-    reader = None  # the header of a file tells the size `image` reads
-    if section.reader.name != "image":
-        reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    section = experiment.competition.input
+    sizes = sizes_of(labels.table, size_reader(experiment.competition), decoding_of(experiment.competition))
     opened: dict[Resize, Images] = {}
 
     def joined(resize: Resize) -> Images:
@@ -80,8 +81,8 @@ def _masks(
             assert labels.kind is not None, "a dense task has masks"
             with bar("decoding pseudo masks") as advance:
                 made = open_masks(
-                    labels.table, kind=labels.kind, kind_key="pseudo", size_of=sizes_of(labels.table, reader),
-                    resize=resize, folder=setup.workspace.cache(), mode=section.cache, progress=advance,
+                    labels.table, kind=labels.kind, kind_key="pseudo", size_of=sizes,
+                    resize=resize, folder=experiment.workspace.cache(), mode=section.cache, progress=advance,
                 )  # fmt: skip
             opened[resize] = both.images(masks(resize), made)
         return opened[resize]
@@ -122,52 +123,50 @@ class FoldJob:
     resumed: tuple[Progress, Tensors] | None
 
 
-def prepare_fold(
-    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, options: TrainOptions
-) -> FoldJob:
+def prepare_fold(run: Run, fold: int | str, options: TrainOptions) -> FoldJob:
     """Return what `train_fold` needs; recorded threads are taken again."""
-    competition, place = setup.competition, paths.fold(fold)
+    experiment, competition, place = run.experiment, run.competition, run.paths.fold(fold)
     device = choose_device(options.device)
-    if device.type == "cpu" and not is_dense(setup.competition.task):
+    if device.type == "cpu" and experiment.train.masks is None:
         keep_freed_memory()
-    training = identity["training"]
-    plan = Plan(place, training=training)
+    training, plan = run.trained_as["training"], run.plan(fold)
     use_threads(plan, options)
     stages = parts.build_stages(competition)
     if fold == FULL:
-        stages = full_stages(setup, paths, plan, stages)
+        stages = full_stages(run, plan, stages)
     if options.limit:
         stages = with_limit(stages)
     channels_last = parts.wants_channels_last(competition)
-    images = parts.opened_images(competition, setup.train, setup.workspace.cache(), what="training")
-    n_outputs = len(setup.train.target_names)
+    images = parts.opened_images(competition, experiment.train, experiment.workspace.cache(), what="training")
+    n_outputs = len(experiment.train.target_names)
 
     def build() -> torch.nn.Module:
         return parts.build_model(
-            competition, n_outputs, device=device, weights=setup.weights(), channels_last=channels_last
+            competition, n_outputs, device=device, weights=experiment.weights(), channels_last=channels_last
         )
 
     resumed = begin(place, training=training)
     if fold == FULL:
-        train, valid = np.arange(len(setup.train)), np.arange(0)
+        train, valid = np.arange(len(experiment.train)), np.arange(0)
     else:
-        train, valid = (np.flatnonzero(part(int(fold))) for part in (setup.folds.train, setup.folds.valid))
+        train, valid = (np.flatnonzero(part(int(fold))) for part in (experiment.folds.train, experiment.folds.valid))
     context = FoldContext(
-        fold=fold, number=_FULL_NUMBER if fold == FULL else int(fold), seed=competition.seed, table=setup.train,
+        fold=fold, number=_FULL_NUMBER if fold == FULL else int(fold), seed=competition.seed, table=experiment.train,
         train_rows=train, valid_rows=valid, images=images,
         scale=parts.build_scale(competition), device=device, paths=place,
-        identity=identity, plan=plan, log=Log(place, lines=resumed[0].log_lines if resumed else 0),
-        plan_of=lambda other: Plan(paths.fold(other), training=training),
+        identity=run.trained_as, plan=plan, log=Log(place, lines=resumed[0].log_lines if resumed else 0),
+        plan_of=run.plan,
         workers=auto_workers(competition.loader.workers, device=device.type, jobs=options.jobs),
         valid_batch_size=competition.loader.valid_batch_size,
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
-        masks=parts.masks_of(competition, setup.train, setup.workspace.cache(), what="training"),
-        windows=parts.build_windows(competition),
+        masks=parts.masks_of(competition, experiment.train, experiment.workspace.cache(), what="training"),
+        windows=parts.build_windows(competition), standardise=competition.model.standardise,
         activations=activations_of(
-            competition, setup.train, setup.workspace.cache(), images, device=device, plugins=setup.plugin_files()
+            competition, experiment.train, experiment.workspace.cache(), images, device=device,
+            plugins=experiment.plugin_files(),
         ),
     )  # fmt: skip
-    return FoldJob(with_pseudo(context, setup), stages, build, resumed)
+    return FoldJob(with_pseudo(context, experiment), stages, build, resumed)
 
 
 def use_threads(plan: Plan, options: TrainOptions) -> None:
@@ -178,7 +177,7 @@ def use_threads(plan: Plan, options: TrainOptions) -> None:
     torch.set_num_threads(int(threads))
 
 
-def full_stages(setup: Setup, paths: RunPaths, own: Plan, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
+def full_stages(run: Run, own: Plan, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:
     """Return the stages for training on all rows with the plan found on the folds.
 
     A rate that was to be found is the geometric mean of the folds'; a stage that stopped early ends after the
@@ -187,12 +186,11 @@ def full_stages(setup: Setup, paths: RunPaths, own: Plan, stages: Sequence[Stage
     Raises:
         ConfigError: something was to be found and no fold is trained yet.
     """
-    training = own.get("training")
-    done = [fold for fold in range(setup.folds.n) if state_of(paths.fold(fold), training=training)["state"] == "done"]
+    done = [fold for fold in range(run.experiment.folds.n) if run.state(fold)["state"] == "done"]
     begun = own.get("full")  # a training that goes on keeps the plan it began with
     if begun is None or begun["folds"] != done:
-        plans = [Plan(paths.fold(fold), training=training) for fold in done]
-        found = {"folds": done, "stages": {stage.name: _found(stage, paths, plans) for stage in stages}}
+        plans = [run.plan(fold) for fold in done]
+        found = {"folds": done, "stages": {stage.name: _found(stage, run.name, plans) for stage in stages}}
         if begun is None:
             own.set("full", found)
         elif begun["stages"] != found["stages"]:
@@ -203,21 +201,22 @@ def full_stages(setup: Setup, paths: RunPaths, own: Plan, stages: Sequence[Stage
     return tuple(for_full(stage, own.get("full")["stages"][stage.name]) for stage in stages)
 
 
-def _found(stage: StagePlan, paths: RunPaths, plans: Sequence[Plan]) -> dict[str, Any]:
-    searched = stage.lr == "find" or stage.early_stop or stage.adaptive
+def _found(stage: StagePlan, name: str, plans: Sequence[Plan]) -> dict[str, Any]:
+    lr, early_stop = stage.stage.lr, stage.stage.early_stop
+    searched = lr == "find" or early_stop or stage.adaptive
     if searched and not plans:
         raise ConfigError(
-            f"stage {stage.name} finds its plan on the folds, and no fold of '{paths.name}' is trained",
+            f"stage {stage.name} finds its plan on the folds, and no fold of '{name}' is trained",
             "one trained fold or more",
             "`kbench train --fold all` first, or set `lr:` and the epochs to numbers",
         )
-    found: dict[str, Any] = {"lr": stage.lr}
-    if stage.lr == "find":
+    found: dict[str, Any] = {"lr": lr}
+    if lr == "find":
         rates = np.array([float(plan.get(f"lr/{stage.name}")) for plan in plans])
         found["lr"] = float(np.exp(np.log(rates).mean()))
     ends = [plan.get(f"end/{stage.name}") for plan in plans]
     judged = bool(ends) and all(end["history"] for end in ends)  # a stage of all rows is not judged on the folds either
-    if stage.early_stop and judged:
+    if early_stop and judged:
         found["epochs"] = max(1, round(float(np.mean([end["best_epoch"] + 1 for end in ends]))))
     if stage.adaptive and judged:
         found["rates"] = _mean_rates(stage, found["lr"], [end["history"] for end in ends])

@@ -1,22 +1,53 @@
-"""Predict the rows a run did not train on, the test set, or new images; only what is not predicted yet."""
+"""The snapshots of a run as ensemble members: which count, what they are named, how they are loaded."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
 from kbench import files
+from kbench.config.competition import Competition
+from kbench.config.reading import read_yaml, validate
 from kbench.errors import PredictionError
-from kbench.inference.predictions import Predictions, load
-from kbench.models.checkpoint import Checkpoint, read_checkpoint
-from kbench.runs.experiment import Setup
+from kbench.inference.row_pass import Member
+from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors, snapshot_tensors
+from kbench.models.device import place, usable_precision
+from kbench.models.layer_groups import load_head
+from kbench.models.outputs import Units
+from kbench.runs import parts
+from kbench.training.stage_plan import StagePlan
 from kbench.workspace import RunPaths
+
+if TYPE_CHECKING:
+    from kbench.runs.run import Run
+
+
+def kept_snapshots(run: Run, fold: int | str, *, subset: str = "fold") -> list[Checkpoint]:
+    """Return the snapshots a fold keeps, in the order of training.
+
+    Args:
+        run: the run; snapshots of another training do not count.
+        fold: which.
+        subset: `fold` for models that did not see the fold's rows, `full` for those that saw all.
+    """
+    snapshots = []
+    for path in run.paths.fold(fold).snapshots():
+        checkpoint = read_checkpoint(path)
+        if checkpoint is None or checkpoint.info["training"] != run.trained_as["training"]:
+            continue
+        if checkpoint.info["kept"] and checkpoint.info["subset"] == subset:
+            snapshots.append(checkpoint)
+    order = {name: index for index, name in enumerate(run.competition.stages)}
+    return sorted(snapshots, key=lambda one: (order.get(one.info["stage"], 0), one.info["epoch"], one.info["tag"]))
 
 
 def checkpoints(
-    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, *, subset: str = "fold"
+    run: Run, fold: int | str, *, subset: str = "fold", only: Sequence[str] | None = None
 ) -> list[Checkpoint]:
     """Return the snapshots of a fold that are ensemble members.
 
@@ -24,86 +55,114 @@ def checkpoints(
     `STAGE-best` is their end too.
 
     Args:
-        setup: says which members are wanted (`ensemble.members`).
-        paths: the run.
-        identity: its hashes; snapshots of another training do not count.
+        run: the run.
         fold: which.
-        subset: `fold` for models that did not see the fold's rows, `full` for those that saw all.
+        subset: as in `kept_snapshots`.
+        only: names of stages or of snapshots (`stage-cycle`) that count; those of `ensemble.members` by default.
     """
-    found = kept_snapshots(setup, paths, identity, fold, subset=subset)
-    return _named(found, setup.competition.ensemble.members, ends=("last", "best") if subset == "full" else ("last",))
+    wanted = run.competition.ensemble.members if only is None else only
+    snapshots = kept_snapshots(run, fold, subset=subset)
+    return _named(snapshots, wanted, ends=("last", "best") if subset == "full" else ("last",))
 
 
-def kept_snapshots(
-    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, *, subset: str = "fold"
-) -> list[Checkpoint]:
-    """Return the snapshots a fold keeps, in the order of training; the arguments are those of `checkpoints`."""
-    found = []
-    for path in paths.fold(fold).snapshots():
-        checkpoint = read_checkpoint(path)
-        if checkpoint is None or checkpoint.info["training"] != identity["training"]:
-            continue
-        if checkpoint.info["kept"] and checkpoint.info["subset"] == subset:
-            found.append(checkpoint)
-    order = {name: index for index, name in enumerate(setup.competition.stages)}
-    return sorted(found, key=lambda item: (order.get(item.info["stage"], 0), item.info["epoch"], item.info["tag"]))
-
-
-def _named(found: list[Checkpoint], wanted: Sequence[str] | None, *, ends: Sequence[str]) -> list[Checkpoint]:
+def _named(snapshots: list[Checkpoint], wanted: Sequence[str] | None, *, ends: Sequence[str]) -> list[Checkpoint]:
     """Return the snapshots some names are of; `ends` are tags that the end of a stage goes by."""
     if wanted is None:
-        return found
-    last = {one.info["stage"]: one.info["step"] for one in sorted(found, key=lambda one: int(one.info["step"]))}
+        return snapshots
+    last = {one.info["stage"]: one.info["step"] for one in sorted(snapshots, key=lambda one: int(one.info["step"]))}
 
     def names(one: Checkpoint) -> set[str]:
         stage, tag = one.info["stage"], one.info["tag"]
         at_end = one.info["step"] == last[stage] and tag not in ("best", "average")
         return {stage, one.member, *(f"{stage}-{end}" for end in ends if at_end)}
 
-    return [one for one in found if names(one) & set(wanted)]
+    return [one for one in snapshots if names(one) & set(wanted)]
 
 
 def needed_checkpoints(
-    setup: Setup, paths: RunPaths, identity: dict[str, str], fold: int | str, *, subset: str = "fold"
+    run: Run, fold: int | str, *, subset: str = "fold", only: Sequence[str] | None = None
 ) -> list[Checkpoint]:
-    """Return `checkpoints`, of which there must be one.
+    """Return `checkpoints`, of which there must be one, unless some names were asked for that the fold lacks.
 
     Raises:
         PredictionError: the fold has no snapshot to predict with.
     """
-    found = checkpoints(setup, paths, identity, fold, subset=subset)
-    if not found:
-        kept = [name for name, stage in setup.competition.stages.items() if stage.keep and stage.subset == subset]
+    members = checkpoints(run, fold, subset=subset, only=only)
+    if not members and only is None:
+        kept = [name for name, stage in run.competition.stages.items() if stage.keep and stage.subset == subset]
         raise PredictionError(
-            f"fold {fold} of '{paths.name}' has no snapshot to predict with",
+            f"fold {fold} of '{run.name}' has no snapshot to predict with",
             "snapshots of the stages " + (", ".join(kept) or "that say `keep: [cycles]`, `[best]` or `[last]`"),
             f"`kbench train --fold {fold}`" if kept else "add `keep: [cycles]` to the last stage and train again",
         )
-    return found
+    return members
 
 
-def source_of(setup: Setup, checkpoint: Checkpoint, ids: np.ndarray) -> dict[str, Any]:
-    """Return what a member's predictions depend on."""
-    info = checkpoint.info
-    return {
-        "fold": info["fold"], "stage": info["stage"], "tag": info["tag"], "training": info["training"],
-        "folds": info["folds"], "weights": checkpoint.checksum, "body": checkpoint.body,
-        "views": setup.competition.tta.model_dump(), "mean": setup.competition.ensemble.mean,
-        "ids": files.digest([str(name) for name in ids]),
-    }  # fmt: skip
+def record_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what tells a snapshot from others: `fold`, `stage`, `tag`, and the checksum of its `weights`."""
+    return {**{key: checkpoint.info[key] for key in ("fold", "stage", "tag")}, "weights": checkpoint.checksum}
 
 
-def members_of(
-    setup: Setup,
-    paths: RunPaths,
-    identity: dict[str, str],
-    fold: int | str,
-    part: str,
+def load_model(checkpoint: Checkpoint, *, device: torch.device | None = None) -> torch.nn.Module:
+    """Return the network of a snapshot, in eval mode: [B, C, H, W] normalised images to logits [B, K, ...].
+
+    Nothing else is needed: the run that the snapshot lies in says how the network is built.
+
+    Args:
+        checkpoint: the snapshot.
+        device: where to; the CPU by default.
+    """
+    paths = RunPaths(checkpoint.path.parents[1])
+    return _loaded(checkpoint, _trained_with(paths), device or torch.device("cpu"))
+
+
+@cache
+def _trained_with(paths: RunPaths) -> Competition:
+    name = files.read_json(paths.manifest)["competition"]
+    return validate(read_yaml(paths.config), file=str(paths.config), folder=paths.plugins, name=name, record=True)
+
+
+def _loaded(checkpoint: Checkpoint, competition: Competition, device: torch.device) -> torch.nn.Module:
+    model = parts.build_model(
+        competition, len(checkpoint.info["names"]), device=torch.device("cpu"), weights=None, channels_last=False,
+        pretrained=False,
+    )  # fmt: skip
+    load_strict(model, snapshot_tensors(checkpoint), what=f"snapshot '{checkpoint.path}'")
+    return place(model, device, channels_last=checkpoint.info.get("channels_last", True)).eval()
+
+
+def member_of(
+    run: Run,
+    checkpoint: Checkpoint,
     *,
-    subset: str = "fold",
-) -> list[Predictions]:
-    """Return the predictions of a fold's snapshots; they must have been made."""
-    return [
-        load(paths.fold(fold).predictions(part, checkpoint.member))
-        for checkpoint in needed_checkpoints(setup, paths, identity, fold, subset=subset)
-    ]
+    out: Path,
+    source: dict[str, Any],
+    stages: dict[str, StagePlan],
+    device: torch.device,
+) -> Member:
+    """Return a snapshot as a member that a pass over images runs.
+
+    Args:
+        run: the run.
+        checkpoint: the snapshot.
+        out: JSON of its predictions.
+        source: what that JSON says.
+        stages: name -> stage of the recipe.
+        device: where the model runs.
+    """
+    info = checkpoint.info
+    show, precision = stages[info["stage"]].show, usable_precision(info["precision"], device)
+
+    def head_like(model: torch.nn.Module) -> torch.nn.Module:
+        head: torch.nn.Module = copy.deepcopy(getattr(model, "head"))  # noqa: B009
+        load_head(head, read_tensors(checkpoint.tensors))
+        return head
+
+    return Member(
+        name=f"fold {info['fold']} {checkpoint.member}",
+        load=lambda: _loaded(checkpoint, run.competition, device),
+        size=tuple(info["size"]), resize=info["crop"], scale=info["scale"], precision=precision, out=out,
+        source=source, units=Units.of_checkpoint(info), augmentation=show.augmentation, train_crop=show.crop,
+        body=checkpoint.body, head=head_like,
+        judged=stages[info["stage"]].valid_show.crop if info["crop"] == "keep" else None,
+    )  # fmt: skip

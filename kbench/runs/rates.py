@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kbench.config.competition import Competition, Stage
+from kbench.config.competition import Competition
 from kbench.config.reading import load_competition
+from kbench.config.stage import Stage
 from kbench.errors import KbenchError
 from kbench.registry import build
-from kbench.runs.experiment import Setup
-from kbench.training.fold_context import Plan
-from kbench.workspace import RunPaths
+from kbench.runs.experiment import Experiment
+from kbench.runs.run import Run
 
 _APART = 3.0  # folds whose rates differ by more than this factor deserve a word
 
@@ -36,15 +36,13 @@ def plan_rows(competition: Competition) -> list[dict[str, Any]]:
     return rows
 
 
-def found_rates(setup: Setup, paths: RunPaths, identity: dict[str, str]) -> dict[str, dict[str, Any]]:
+def found_rates(run: Run) -> dict[str, dict[str, Any]]:
     """Return the rates the folds found, by stage: `folds`, `mean` (geometric) and `spread`, largest over smallest."""
     plans = {
-        fold: Plan(paths.fold(fold), training=identity["training"])
-        for fold in range(setup.folds.n)
-        if paths.fold(fold).plan.is_file()
-    }
+        fold: run.plan(fold) for fold in range(run.experiment.folds.n) if run.paths.fold(fold).plan.is_file()
+    }  # fmt: skip
     found = {}
-    for name, stage in setup.competition.stages.items():
+    for name, stage in run.competition.stages.items():
         rates = {str(fold): float(plan.get(f"lr/{name}")) for fold, plan in plans.items() if plan.get(f"lr/{name}")}
         if stage.lr == "find" and rates:
             mean = math.exp(sum(map(math.log, rates.values())) / len(rates))
@@ -66,9 +64,9 @@ def rate_notes(found: dict[str, dict[str, Any]]) -> list[str]:
     return notes
 
 
-def batch_warnings(setup: Setup) -> list[str]:
+def batch_warnings(experiment: Experiment) -> list[str]:
     """Return where a rate was chosen for another batch size than it is used with (F-33)."""
-    return [*_between_stages(setup.competition), *_against_baseline(setup)]
+    return [*_between_stages(experiment.competition), *_against_baseline(experiment)]
 
 
 def _between_stages(competition: Competition) -> list[str]:
@@ -81,12 +79,12 @@ def _between_stages(competition: Competition) -> list[str]:
     ]
 
 
-def _against_baseline(setup: Setup) -> list[str]:
-    competition, choice = setup.competition, setup.choice
+def _against_baseline(experiment: Experiment) -> list[str]:
+    competition, choice = experiment.competition, experiment.choice
     if not choice.experiment and not choice.assignments:
         return []
     try:
-        baseline = load_competition(setup.workspace, competition.name)
+        baseline = load_competition(experiment.workspace, competition.name)
     except KbenchError:
         return []  # an experiment may mend what is wrong in its baseline; there is nothing to compare with
     return [

@@ -1,209 +1,341 @@
-"""A run's identity: nothing trained is ever mixed with something trained otherwise."""
+"""A run: one experiment with one seed, its files and its hashes; opened once (`opening.py`) and passed on.
+
+What a run answers is written in the modules it asks. To have it answer more, write a function there that takes a `Run`,
+and a method here.
+"""
 
 from __future__ import annotations
 
-import platform
-import subprocess
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from kbench import console, files
-from kbench.config.reading import read_document, read_yaml, validate, with_stage_defaults
-from kbench.config.yaml12 import dump_yaml
-from kbench.data.pseudo_rows import describe
-from kbench.errors import ConfigError, raise_all
-from kbench.runs.experiment import Setup
-from kbench.runs.trial_build import part_problems
-from kbench.workspace import Choice, RunPaths, Workspace, choose, find_workspace
+import numpy as np
+import pandas as pd
+import torch
 
-FREE = (
-    "tta",
-    "ensemble",
-    "maps",
-    "submission",
-    "loader",
-    "metric",
-    "source",
-    "title",
-)  # may change without retraining
-
-
-def run_name(setup: Setup) -> str:
-    """Return the run's name: `--run`, else `<experiment>-s<seed>`."""
-    return setup.choice.run or f"{setup.competition.experiment}-s{setup.competition.seed}"
-
-
-def run_paths(setup: Setup) -> RunPaths:
-    """Return the files of the chosen run."""
-    return setup.workspace.run(setup.competition.name, run_name(setup))
+from kbench.config.competition import Competition
+from kbench.data.folds.folds import Folds
+from kbench.data.table.table import Table
+from kbench.errors import ConfigError, PredictionError, nearest
+from kbench.inference.map_store import MaskSet, NumberSet
+from kbench.inference.predictions import Predictions
+from kbench.models.checkpoint import Checkpoint
+from kbench.models.device import choose_device
+from kbench.runs import map_results, members, row_results, shown_images
+from kbench.runs.experiment import Experiment
+from kbench.runs.out_of_fold import OutOfFold, out_of_fold
+from kbench.runs.results import Result, Results, Rows, Share
+from kbench.runs.shown_images import Item, Role, TensorDataset, given
+from kbench.runs.single_images import predict_images
+from kbench.runs.views import ViewStack, view_stack
+from kbench.tasks import is_dense
+from kbench.training.fold import state_of
+from kbench.training.fold_context import Plan
+from kbench.workspace import RunPaths
 
 
-def identity(setup: Setup) -> dict[str, str]:
-    """Return the hashes that go into every checkpoint: `training`, `contract` and `folds`."""
-    competition = setup.competition
-    plugins = [setup.plugins / name for name in competition.plugins]
-    hashes = competition.hashes(plugins=plugins, weights=setup.weights(), pseudo=setup.pseudo())
-    known = [hashes["training"], setup.folds.hash, setup.train.fingerprint()]
-    if setup.folds.avoid is not None:  # earlier versions trained on what folds avoid
-        known.append("avoided rows left out")
-    training = files.digest(known)
-    return {"training": training, "contract": hashes["contract"], "folds": setup.folds.hash}
+@dataclass(frozen=True, repr=False)
+class Run:
+    """An experiment's run, trained or not.
 
-
-def _view(setup: Setup) -> dict[str, Any]:
-    view = setup.competition.training_view()
-    view["order"] = [name for name, _ in view["stages"]]
-    view["stages"] = dict(view["stages"])
-    plugins = {name: files.sha256(setup.plugins / name)[:16] for name in setup.competition.plugins}
-    weights = setup.weights()
-    found = {"folds_file": setup.folds.hash, "table": setup.train.fingerprint(), "plugins": plugins}
-    pseudo = pseudo_origin(setup)
-    if pseudo is not None:
-        found["pseudo"] = pseudo
-    return _flat({**view, **found, "weights": files.sha256(weights)[:16] if weights else None})
-
-
-def pseudo_origin(setup: Setup) -> dict[str, Any] | None:
-    """Return where the pseudo-labels of a training come from and what was chosen of them, or None."""
-    path = setup.pseudo()
-    if path is None:
-        return None
-    said = describe(path)
-    return {"labels": setup.competition.pseudo, "checksum": files.sha256(path)[:16], "sure": said["sure"],
-            "origin": said["origin"]}  # fmt: skip
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {key: item for name, part in value.items() for key, item in _flat(part, f"{path}.{name}").items()}
-    return {path.lstrip("."): value}
-
-
-def prepare_run(setup: Setup, *, force: bool) -> tuple[RunPaths, dict[str, str]]:
-    """Create the run, or hold it against the YAML; return its files and identity.
-
-    Raises:
-        ConfigError: a part cannot be built, or the run was trained otherwise; the message shows the difference.
+    Attributes:
+        experiment: workspace, configuration, tables and folds.
+        paths: the run's files.
+        hashes: `training`, `contract` and `folds` of what it was trained with; None where it was opened untrained.
     """
-    paths, known = run_paths(setup), identity(setup)
-    raise_all(
-        part_problems(setup.competition, setup.train), error=ConfigError, subject=f"'{setup.competition.name}'",
-        expected="parts that can be built", todo="correct what is named above, then `kbench check`",
-    )  # fmt: skip
-    if paths.manifest.is_file():
-        before = files.read_json(paths.manifest)
-        if before["training"] != known["training"]:
-            if not force:
-                raise _trained_otherwise(setup, paths, before)
-            for lock in paths.fold_locks():
-                with files.lock(lock, waiting="wait until the run is trained, or stop it, then type this again"):
-                    pass
-            console.warn(f"training '{paths.name}' anew: what it held is removed")
-            files.remove(paths.root)
-    if not paths.manifest.is_file():
-        for name in setup.competition.plugins:
-            files.copy(setup.plugins / name, paths.plugins / name)
-        content = setup.competition.model_dump(mode="json")
-        files.write_text(paths.config, dump_yaml(content))
-        files.write_json(paths.env, environment())
-        files.write_json(
-            paths.manifest,
-            {"competition": setup.competition.name, "experiment": setup.competition.experiment,
-             "seed": setup.competition.seed, "set": list(setup.choice.assignments), **known,
-             "pseudo": pseudo_origin(setup), "view": _view(setup)},
-        )  # fmt: skip
-    return paths, known
 
+    experiment: Experiment
+    paths: RunPaths
+    hashes: dict[str, str] | None
 
-def _trained_otherwise(setup: Setup, paths: RunPaths, before: dict[str, Any]) -> ConfigError:
-    old, new = before.get("view", {}), _view(setup)
-    lines = [
-        f"  {key}: {old.get(key, 'not set')!r} -> {new.get(key, 'not set')!r}"
-        for key in sorted(set(old) | set(new))
-        if old.get(key) != new.get(key)
-    ]
-    return ConfigError(
-        f"the run '{paths.name}' was trained otherwise:\n" + "\n".join(lines or ["  (another version of kbench)"]),
-        "one run, one way of training",
-        f"write the change as an experiment, '{setup.workspace.own(setup.competition.name)}/NAME.yaml', and train it "
-        "with `-e NAME`; or give it a name with `--run NAME`; or train this run anew with `--force`",
-    )
+    @property
+    def name(self) -> str:
+        """The run's name, such as `baseline-s0`."""
+        return self.paths.name
 
+    @property
+    def competition(self) -> Competition:
+        """The YAML the run is trained with, as a frozen object."""
+        return self.experiment.competition
 
-def open_run_setup(choice: Choice, *, other_folds: bool = False) -> tuple[Setup, RunPaths, dict[str, str]]:
-    """Open a run that exists, for scoring, predicting and ensembling.
+    @property
+    def results(self) -> Results:
+        """How its predictions are made, scored and sent: rows of numbers, or maps."""
+        return map_results if is_dense(self.competition.task) else row_results
 
-    What weights depend on comes from the run; views, ensembling and submission come from the YAML as it is now.
+    @property
+    def trained_as(self) -> dict[str, str]:
+        """Its hashes.
 
-    Args:
-        choice: the run.
-        other_folds: whether it may be trained on other folds than the competition has now; what it says of rows then
-            means nothing, and it can only predict others.
+        Raises:
+            PredictionError: it was not trained when it was opened.
+        """
+        if self.hashes is None:
+            raise PredictionError(
+                f"'{self.name}' was not trained when it was opened", "one trained fold or more",
+                "`kbench train --fold 0`, then `kbench.open_run(...)` again",
+            )  # fmt: skip
+        return self.hashes
 
-    Raises:
-        ConfigError: there is no such run, or it is trained on other folds.
-    """
-    workspace = find_workspace(choice.workspace)
-    name = choose(workspace, choice.competition)
-    paths = _existing_run(workspace, name, choice)
-    trained = read_yaml(paths.config)
-    manifest = files.read_json(paths.manifest)
-    experiment = manifest["experiment"]
-    current = _current(workspace, name, None if experiment == "baseline" else experiment, manifest, choice)
-    content = {**{key: value for key, value in trained.items() if key not in FREE},
-               **{key: current[key] for key in FREE if key in current}}  # fmt: skip
-    competition = validate(
-        content, file=str(paths.config), folder=paths.plugins, name=name, experiment=experiment, record=True
-    )
-    setup = Setup(workspace, competition, choice, paths.plugins)
-    known = {key: manifest[key] for key in ("training", "contract", "folds")}
-    if setup.folds.hash != known["folds"] and not other_folds:
-        raise ConfigError(
-            f"the run '{paths.name}' was trained on other folds than '{workspace.folds(name)}' holds now",
-            f"folds with the hash {known['folds']}",
-            "bring the fold file back, or train the run anew with `kbench train --force`; "
-            "`kbench ensemble --mixed-folds` averages it with others, without a score",
+    @property
+    def foreign(self) -> bool:
+        """Whether it is somebody else's predictions."""
+        return self.paths.foreign.is_file()
+
+    @property
+    def on_these_folds(self) -> bool:
+        """Whether it is trained on the competition's folds as they are now: only they tell who saw which row."""
+        return bool(self.experiment.folds.hash == self.trained_as["folds"])
+
+    def state(self, fold: int | str) -> dict[str, Any]:
+        """Return what is known of a fold's training: its `state` is none, begun, done or failed."""
+        return state_of(self.paths.fold(fold), training=self.trained_as["training"])
+
+    def trained_folds(self) -> list[int]:
+        """Return the folds that are trained to their end."""
+        return [fold for fold in self.paths.fold_numbers() if self.state(fold)["state"] == "done"]
+
+    def required_folds(self) -> list[int]:
+        """Return the trained folds.
+
+        Raises:
+            PredictionError: none is.
+        """
+        _ = self.trained_as  # says so where it was opened untrained
+        folds = self.trained_folds()
+        if not folds:
+            raise PredictionError(
+                f"no fold of '{self.name}' is trained to its end", "one trained fold or more", "`kbench train --fold 0`"
+            )
+        return folds
+
+    def plan(self, fold: int | str) -> Plan:
+        """Return the values a fold found while training."""
+        return Plan(self.paths.fold(fold), training=self.trained_as["training"])
+
+    def checkpoints(
+        self, fold: int | str, *, subset: str = "fold", only: Sequence[str] | None = None
+    ) -> list[Checkpoint]:
+        """Return the snapshots of a fold that are ensemble members; see `members.checkpoints`."""
+        return members.checkpoints(self, fold, subset=subset, only=only)
+
+    def predict_rows(self, rows: Rows, *, folds: Sequence[int | str] | None = None, subset: str = "fold") -> Result:
+        """Return rows as the plain mean over folds, snapshots and views predicts them, before anything is decided.
+
+        What is not predicted yet is. A metric can score it, and a format can send it, whether it holds rows or maps.
+
+        Args:
+            rows: which.
+            folds: whose snapshots; the trained folds by default.
+            subset: `fold`, or `full` for models of all rows.
+        """
+        places = tuple(self.required_folds() if folds is None else folds)
+        share = Share(self, places=places, subset=subset)
+        result: Result = self.results.predict([share], rows, mean=self.competition.ensemble.mean)
+        return result
+
+    def out_of_fold(self, *, device: str = "auto") -> OutOfFold:
+        """Return the out-of-fold predictions of the trained folds and their score; predicts what is missing."""
+        return out_of_fold(self, device=device)
+
+    @property
+    def config(self) -> Competition:
+        """The YAML the run is trained with, as a frozen object."""
+        return self.competition
+
+    @property
+    def table(self) -> Table:
+        """The training rows: ids [N], image paths, targets [N] or [N, K] or masks, metadata."""
+        return self.experiment.train
+
+    @property
+    def test(self) -> Table:
+        """The test rows."""
+        return self.experiment.test
+
+    @property
+    def folds(self) -> Folds:
+        """The folds: `folds.fold` is [N] int64 in the order of the table."""
+        return self.experiment.folds
+
+    @property
+    def trained(self) -> list[int]:
+        """The folds that are trained to their end; none where it was opened untrained."""
+        return [] if self.hashes is None else self.trained_folds()
+
+    def __repr__(self) -> str:
+        trained = ", ".join(map(str, self.trained)) or "none"
+        return (
+            f"<kbench run '{self.name}' of '{self.config.name}': {len(self.table):,} rows, "
+            f"{len(self.table.target_names)} targets, {self.folds.n} folds, trained: {trained}>"
         )
-    return setup, paths, known
 
+    def oof(self, *, device: str = "auto") -> Predictions | MaskSet | NumberSet:
+        """Return the out-of-fold predictions of the trained folds; predicts what is not predicted yet.
 
-def _current(
-    workspace: Workspace, name: str, experiment: str | None, manifest: dict[str, Any], choice: Choice
-) -> dict[str, Any]:
-    free = [text for text in manifest["set"] if text.partition("=")[0].partition(".")[0] in FREE]
-    assignments = [*free, *choice.assignments]
-    return with_stage_defaults(read_document(workspace, name, experiment, assignments))
+        Returns:
+            Predictions with sorted `ids` [n], `names` (K) and `values` [n, K]: probabilities, or target units. Of a
+            dense task what is scored, read one row at a time: `ids`, `names` and `oof[row]`, a mask as [H, W] class
+            numbers or [K, H, W] layers, or [K, H, W] numbers.
 
+        Raises:
+            PredictionError: no fold is trained.
+        """
+        return self.out_of_fold(device=device).sent()
 
-def _existing_run(workspace: Workspace, name: str, choice: Choice) -> RunPaths:
-    if choice.run:
-        paths = workspace.run(name, choice.run)
-    else:
-        document = read_document(workspace, name, choice.experiment, choice.assignments)
-        paths = workspace.run(name, f"{choice.experiment or 'baseline'}-s{document.get('seed', 0)}")
-    if not paths.manifest.is_file():
-        known = workspace.run_names(name)
-        raise ConfigError(
-            f"there is no run '{paths.name}' of '{name}'",
-            f"one of {', '.join(known)}" if known else "a trained run",
-            "`kbench train`" if not known else "`--run NAME` names one; `kbench train` makes one",
-        )
-    return paths
+    def score(self, *, device: str = "auto") -> dict[str, Any]:
+        """Return what `kbench score` reports: `metric`, `score`, `low`, `high`, `folds`, `spread`, `rows` and more.
 
+        Raises:
+            PredictionError: no fold is trained.
+        """
+        return self.out_of_fold(device=device).score
 
-def environment() -> dict[str, Any]:
-    """Return versions, machine and commit."""
-    import torch
+    def dataset(
+        self, fold: int, stage: str | None = None, *, training: bool = False, role: Role | None = None
+    ) -> TensorDataset:
+        """Return the rows of a fold as the network sees them.
 
-    return {
-        "python": platform.python_version(), "machine": platform.machine(), "system": platform.system(),
-        "torch": torch.__version__, "cuda": torch.version.cuda, "commit": commit(),
-    }  # fmt: skip
+        Args:
+            fold: its number.
+            stage: a stage of the recipe; the last one by default.
+            training: short for the role `train`.
+            role: one of the lesson's six (F-05): `train`, the rows the fold trains on, augmented; `valid`, those it is
+                judged on, the default; `fix`, the training rows as they would be judged; `aug`, the judged rows
+                augmented; `test` and `test_aug`, the test set in both ways.
 
+        Returns:
+            A torch Dataset of (image, target): image float32 [C, H, W], normalised; target int64 [] (`single_label`),
+            float32 [K], or of a dense task int64 [H, W] or float32 [K, H, W]; NaN without targets. What is augmented
+            changes with the dataset's `epoch`.
 
-def commit() -> str | None:
-    """Return the git commit of the current folder, or None outside a repository."""
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
+        Raises:
+            ConfigError: there is no such stage or role.
+            FoldError: there is no such fold.
+        """
+        return shown_images.dataset(self, fold, stage, role or ("train" if training else "valid"))
+
+    def show_batch(self, fold: int = 0, stage: str | None = None, n: int = 16) -> Any:
+        """Return a picture of the first images a fold trains on, augmented as in its first epoch, with their masks.
+
+        Mixup and cutmix come later and are not shown; colours are those of the files, before normalisation.
+
+        Args:
+            fold: its number.
+            stage: a stage of the recipe; the last one by default.
+            n: how many images.
+
+        Returns:
+            A matplotlib Figure; `%matplotlib inline` lets a notebook show it.
+        """
+        return shown_images.show_batch(self, fold, stage, n)
+
+    def members(self, fold: int) -> list[str]:
+        """Return the snapshots of a fold that are ensemble members, such as `cycles-2`, in the order of training."""
+        return list(self._snapshots(fold))
+
+    def model(self, fold: int, member: str | None = None, *, device: str = "auto") -> torch.nn.Module:
+        """Return the network of a snapshot, in eval mode: [B, C, H, W] normalised images to logits [B, K, ...].
+
+        Args:
+            fold: its number.
+            member: one of `members(fold)`; the last one by default.
+            device: where to.
+
+        Raises:
+            PredictionError: there is no such snapshot.
+        """
+        return members.load_model(self.snapshot(fold, member), device=choose_device(device))
+
+    def predict(
+        self,
+        items: Sequence[Item] | np.ndarray,
+        *,
+        folds: Sequence[int] | None = None,
+        decided: bool = True,
+        device: str = "auto",
+    ) -> pd.DataFrame:
+        """Predict images with the run's ensemble as for a submission: weighed and decided as `ensemble:` says.
+
+        What `ensemble:` fits (weights, thresholds, cut points) is found on the out-of-fold rows of all trained folds,
+        which are predicted where they are missing.
+
+        Args:
+            items: paths or arrays, read and shown as in training; an array [N, H, W, C] is N images.
+            folds: which folds' models; all trained ones by default.
+            decided: whether `ensemble.decision` is applied, as it is to what is sent; False: the probabilities or
+                numbers before it.
+            device: where the models run.
+
+        Returns:
+            A frame with one row per image, named after its file or numbered, and one column per target.
+
+        Raises:
+            ConfigError: the task predicts maps, not rows, or members are compared by ranks.
+            DataError: an image cannot be read, or has another number of channels.
+            PredictionError: no fold is trained, or one of `folds` is not.
+        """
+        _ = self.trained_as  # says so where it is not trained
+        handed = [given(item, place, self.config.input.channels) for place, item in enumerate(items)]
+        columns = list(self.table.target_names)
+        if not handed:
+            return pd.DataFrame(columns=columns, dtype=np.float32)
+        for fold in folds or ():
+            self._snapshots(fold)
+        made = predict_images(self, handed, folds=folds, device=device)
+        values = made.decided if decided and made.decided is not None else made.values
+        names = [place if isinstance(item, np.ndarray) else item[0].name for place, item in enumerate(handed)]
+        return pd.DataFrame(values, index=pd.Index(names), columns=columns)
+
+    def views(
+        self, fold: int, member: str | None = None, *, role: Literal["valid", "test"] = "valid", device: str = "auto"
+    ) -> ViewStack:
+        """Predict a fold's own rows, or the test set, with one snapshot in every view of `tta:` apart (F-24).
+
+        This is what fast.ai's `TTA` returns: the plain view and the n others, not averaged. The rows are predicted
+        anew, and nothing is stored. `stack.mean("arithmetic")` and `stack.mean("geometric")` are the two means of
+        fast.ai, before and after 2018; `ensemble.mean` names the one that the run's predictions are.
+
+        Args:
+            fold: its number.
+            member: one of `members(fold)`; the last one by default.
+            role: whose rows: those the fold is judged on, or the test set's.
+            device: where the model runs.
+
+        Returns:
+            A stack with `values` [1 + n, N, K] (probabilities, or target units), `views`, `weights`, `ids`, `names`; of
+            maps `stack[row]` is [1 + n, K, H, W].
+
+        Raises:
+            ConfigError: there is no such role.
+            PredictionError: there is no such snapshot.
+        """
+        if role not in ("valid", "test"):
+            raise ConfigError(f"there is no role '{role}'", "valid or test", nearest(role, ("valid", "test")))
+        table = self.test if role == "test" else self.table
+        rows = np.arange(len(table)) if role == "test" else np.flatnonzero(self.folds.valid(fold))
+        return view_stack(self, self.snapshot(fold, member), table, rows, device=device)
+
+    def snapshot(self, fold: int, member: str | None = None) -> Checkpoint:
+        """Return a snapshot of a fold, the last one by default.
+
+        Raises:
+            PredictionError: there is no such snapshot.
+        """
+        snapshots = self._snapshots(fold)
+        name = member or next(reversed(snapshots))
+        if name not in snapshots:
+            known = ", ".join(snapshots)
+            raise PredictionError(f"fold {fold} has no snapshot '{name}'", f"one of {known}", nearest(name, snapshots))
+        return snapshots[name]
+
+    def _snapshots(self, fold: int) -> dict[str, Checkpoint]:
+        _ = self.trained_as  # says so where it was opened untrained
+        self.folds.valid(fold)  # says so when there is no such fold
+        snapshots = {checkpoint.member: checkpoint for checkpoint in self.checkpoints(fold)}
+        if not snapshots:
+            raise PredictionError(
+                f"fold {fold} of '{self.name}' has no snapshot", "a trained fold", f"`kbench train --fold {fold}`"
+            )
+        return snapshots

@@ -1,31 +1,36 @@
-"""A few images of a competition: as they lie in their files, and as a stage of training shows them.
+"""Images of a competition: as they lie in their files, as a stage of training shows them, as tensors for notebooks.
 
-They are decoded one by one, whatever the cache holds, so that looking at sixteen of a million images takes a moment.
-
-Images as tensors, for notebooks: the rows of a run as a torch dataset, and images the user hands over.
+A few are decoded one by one, whatever the cache holds, so that looking at sixteen of a million images takes a moment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from kbench import registry
 from kbench.config.competition import Competition
 from kbench.data import seeds
 from kbench.data.dataset import Draw, Normalise, Show
-from kbench.data.images.cache import DirectImages, Images, Resize
+from kbench.data.images.cache import DirectImages, Images, Resize, usable
 from kbench.data.images.readers import Reader
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError, DataError, nearest
+from kbench.models.outputs import dense_target
+from kbench.pictures.segments import as_mask, class_colours, paint
+from kbench.pictures.sheets import Group, Tile, sheet
 from kbench.runs import parts
-from kbench.runs.experiment import Setup
+from kbench.runs.experiment import Experiment, reader_of
+from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.stage_plan import StagePlan
+
+if TYPE_CHECKING:
+    from kbench.runs.run import Run
 
 KEEP = Resize("keep", 0, 0)
 
@@ -55,9 +60,7 @@ def file_images(
         rows: [n] row numbers, the images' order; all rows by default.
         resize: applied to each image.
     """
-    reader = registry.build(
-        "reader", competition.input.reader.name, competition.input.reader.params, _channels=competition.input.channels
-    )
+    reader = reader_of(competition)
     chosen = range(len(table)) if rows is None else rows
     return DirectImages([tuple(table.root / path for path in table.images[row]) for row in chosen], reader, resize)
 
@@ -83,28 +86,28 @@ def shown_images(competition: Competition, table: Table, draws: Sequence[Draw], 
     ]
 
 
-def training_rows(setup: Setup, stage: StagePlan, fold: int) -> np.ndarray:
+def training_rows(experiment: Experiment, stage: StagePlan, fold: int) -> np.ndarray:
     """Return the rows a stage of a fold trains on.
 
     Raises:
         FoldError: there is no such fold.
     """
-    mask = setup.folds.train(fold)
-    return np.arange(len(setup.train)) if stage.subset == "full" else np.flatnonzero(mask)
+    mask = experiment.folds.train(fold)
+    return np.arange(len(experiment.train)) if stage.stage.subset == "full" else np.flatnonzero(mask)
 
 
-def epoch_rows(setup: Setup, stage: StagePlan, fold: int) -> np.ndarray:
+def epoch_rows(experiment: Experiment, stage: StagePlan, fold: int) -> np.ndarray:
     """Return [n] rows of the table in the order the first epoch of a stage visits them."""
-    rows = training_rows(setup, stage, fold)
-    targets = None if setup.train.targets is None else setup.train.targets[rows]
-    key = (seeds.ORDER, setup.competition.seed, fold, stage.index, 0)
+    rows = training_rows(experiment, stage, fold)
+    targets = None if experiment.train.targets is None else experiment.train.targets[rows]
+    key = (seeds.ORDER, experiment.competition.seed, fold, stage.index, 0)
     return np.asarray(rows[stage.sampler(targets, len(rows))(seeds.generator(*key))])
 
 
-def epoch_draws(setup: Setup, stage: StagePlan, fold: int, count: int) -> list[Draw]:
+def epoch_draws(experiment: Experiment, stage: StagePlan, fold: int, count: int) -> list[Draw]:
     """Return the first samples of the first epoch of a stage, with training's own random numbers."""
-    key = (seeds.AUGMENT, setup.competition.seed, fold, stage.index, 0)
-    rows = epoch_rows(setup, stage, fold)[:count]
+    key = (seeds.AUGMENT, experiment.competition.seed, fold, stage.index, 0)
+    rows = epoch_rows(experiment, stage, fold)[:count]
     return [Draw(int(row), (*key, position)) for position, row in enumerate(rows)]
 
 
@@ -124,6 +127,17 @@ Item = str | Path | Sequence[str | Path] | np.ndarray
 """An image to predict: a path, several paths whose channels are stacked, or an array [H, W] or [H, W, C]."""
 
 
+Role = Literal["train", "valid", "fix", "aug", "test", "test_aug"]
+ROLES = {
+    "train": ("train", True),
+    "valid": ("valid", False),
+    "fix": ("train", False),
+    "aug": ("valid", True),
+    "test": ("test", False),
+    "test_aug": ("test", True),
+}  # rows, and whether they are augmented
+
+
 class TensorDataset(Dataset):
     """Rows of a table as normalised tensors with their targets; made by `Run.dataset`.
 
@@ -134,24 +148,105 @@ class TensorDataset(Dataset):
     """
 
     def __init__(
-        self, images: Images, show: Show, scale: dict[str, Any], table: Table, rows: np.ndarray, key: tuple[int, ...]
+        self,
+        images: Images,
+        show: Show,
+        scale: dict[str, Any],
+        *,
+        table: Table,
+        rows: np.ndarray,
+        masks: Images | None = None,
+        key: tuple[int, ...] = (),
     ) -> None:
         self.rows, self.ids, self.epoch = rows, table.ids[rows], 0
-        self._images, self._show, self._key = images, show, key
+        self._images, self._show, self._masks, self._key = images, show, masks, key
         self._targets = None if table.targets is None else table.targets[rows]
+        self._task, self._names = table.task, table.target_names
         self._normalise = Normalise(**scale)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image [C, H, W] float32 and target, int64 [] or float32 [K]; NaN [] without targets."""
+        """Return image [C, H, W] float32 and target.
+
+        A target is int64 [] or float32 [K]; of a dense task what its loss compares with: int64 [H, W], -100 where
+        ignored, of classes that exclude one another, else float32 [K, H, W], NaN where unknown. NaN [] without one.
+        """
         index = range(len(self))[index]  # negative numbers count from the end, others than there are end a loop
-        rng = seeds.generator(*self._key, self.epoch, index) if self._key else seeds.generator(0)
-        shown, _ = self._show(self._images[int(self.rows[index])], rng)
+        rng, row = seeds.generator(*self._key, self.epoch, index) if self._key else seeds.generator(0), self.rows[index]
+        mask = None if self._masks is None else self._masks[int(row)]
+        shown, shown_mask = self._show(self._images[int(row)], rng, mask)
         image = self._normalise(torch.from_numpy(np.array(shown))[None])[0].contiguous()
-        target = np.float32("nan") if self._targets is None else self._targets[index]
-        return image, torch.as_tensor(target)
+        if shown_mask is not None:
+            target = dense_target(torch.from_numpy(np.array(shown_mask))[None], self._task, len(self._names))
+            return image, target[0].contiguous()
+        return image, torch.as_tensor(np.float32("nan") if self._targets is None else self._targets[index])
+
+
+def dataset(run: Run, fold: int, stage: str | None, role: Role) -> TensorDataset:
+    """Return the rows of a fold as the network sees them; see `Run.dataset`."""
+    if role not in ROLES:
+        raise ConfigError(f"there is no role '{role}'", f"one of {', '.join(ROLES)}", nearest(role, ROLES))
+    experiment, competition = run.experiment, run.competition
+    plan, (split, augmented) = stage_named(competition, stage), ROLES[role]
+    valid = np.flatnonzero(experiment.folds.valid(fold))  # says so when there is no such fold
+    table, what = (experiment.test, "test") if split == "test" else (experiment.train, "training")
+    rows = np.arange(len(table)) if split == "test" else valid
+    rows = training_rows(experiment, plan, fold) if split == "train" else rows
+    cache = experiment.workspace.cache()
+    images = parts.opened_images(competition, table, cache, what=what)
+    masks = parts.masks_of(competition, table, cache, what=what)
+    show = plan.show if augmented else plan.valid_show
+    resize = resize_of(show)
+    key = (seeds.AUGMENT, competition.seed, fold, plan.index) if augmented else ()
+    return TensorDataset(
+        images(resize), show, _scale(run, fold, resize_of(plan.show)), table=table, rows=rows,
+        masks=None if masks is None else masks(resize), key=key,
+    )  # fmt: skip
+
+
+def _scale(run: Run, fold: int, resize: Resize) -> dict[str, Any]:
+    """Return the normalisation the fold is trained with, or would be."""
+    known = None if run.hashes is None else run.plan(fold).get("scale")
+    if known is None:
+        experiment = run.experiment
+        cache = experiment.workspace.cache()
+        images = parts.opened_images(run.competition, experiment.train, cache, what="training")(resize)
+        known = asdict(parts.build_scale(run.competition)(images, np.flatnonzero(experiment.folds.train(fold))))
+    return dict(known)
+
+
+def show_batch(run: Run, fold: int, stage: str | None, n: int) -> Any:
+    """Return a picture of the first images a fold trains on; see `Run.show_batch`."""
+    experiment, plan = run.experiment, stage_named(run.competition, stage)
+    table, draws = experiment.train, epoch_draws(experiment, plan, fold, n)
+    if table.masks is None:
+        images = shown_images(run.competition, table, draws, plan.show)
+        tiles = [
+            Tile(image, (label_text(table, draw.row), str(table.ids[draw.row])))
+            for image, draw in zip(images, draws, strict=True)
+        ]
+    else:
+        tiles = [tile for draw in draws for tile in _image_and_mask(run, plan, draw)]
+    return sheet([Group("", tiles)], title=f"fold {fold}, stage {plan.name}", side=96)
+
+
+def _image_and_mask(run: Run, plan: StagePlan, draw: Draw) -> list[Tile]:
+    """Return an image as training shows it, and its mask painted over it; numbers as they are."""
+    experiment, resize = run.experiment, resize_of(plan.show)
+    table, cache = experiment.train, experiment.workspace.cache()
+    masks = parts.masks_of(run.competition, table, cache, what="training")
+    assert masks is not None, "asked only of tables with masks"
+    image = file_images(run.competition, table, np.array([draw.row]), resize=resize)[0]
+    shown, mask = plan.show(image, seeds.generator(*draw.key, 0), masks(resize)[draw.row])
+    assert mask is not None, "a mask is shown with its image"
+    name = str(table.ids[draw.row])
+    if table.task not in SEGMENTATION:
+        return [Tile(shown, (name,)), Tile(np.asarray(mask), ("target",))]
+    n = len(table.target_names)
+    painted = paint(as_mask(mask, index=exclusive(table.task, n)), class_colours(n), shown)
+    return [Tile(shown, (name,)), Tile(painted, ("mask",))]
 
 
 class GivenImages:
@@ -163,9 +258,15 @@ class GivenImages:
     def __len__(self) -> int:
         return len(self._items)
 
+    def name(self, row: int) -> str:
+        """Return the path of an image, or which one it is of the arrays."""
+        item = self._items[row]
+        return f"image {row}" if isinstance(item, np.ndarray) else str(item[0])
+
     def __getitem__(self, row: int) -> np.ndarray:
         item = self._items[row]
-        return self._resize(item if isinstance(item, np.ndarray) else self._reader(item))
+        image = item if isinstance(item, np.ndarray) else self._reader(item)
+        return self._resize(usable(image, name=self.name(row)))
 
 
 def given(item: Item, place: int, channels: int) -> np.ndarray | tuple[Path, ...]:

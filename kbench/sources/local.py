@@ -28,8 +28,8 @@ def local(*, path: str, solution: str | None = None, copy: bool = False, _root: 
 
     Args:
         path: the folder or zip, relative to the workspace; `~` is the home folder.
-        solution: a CSV with the true targets of the test rows, relative to the workspace; with it submissions
-            are graded on this machine, by a `Usage` column in two parts.
+        solution: a CSV with the true targets of the test rows, or maps in the submission's own format, relative to the
+            workspace; with it submissions are graded on this machine, those of a CSV by a `Usage` column in two parts.
         copy: copy a folder instead of linking to it.
         _root: the workspace's folder.
     """

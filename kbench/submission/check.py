@@ -18,18 +18,18 @@ from kbench import files
 from kbench.data.table.csv_files import read_frame, texts
 from kbench.errors import Problem, SubmissionError, first_names, nearest
 from kbench.submission.formats.base import Format, id_column, near_id, refuse, target_columns
-from kbench.submission.formats.mask_cells import keys_of, names_in
+from kbench.submission.formats.mask_cells import keys_of, names_below, names_in
 
 
 def read_sample(path: Path) -> pd.DataFrame:
     """Read the sample submission; its ids are text.
 
-    Of a JSON object the keys are the ids, of a zip the names of its files.
+    Of a JSON object the keys are the ids, of a zip and of a folder the names of its files.
 
     Raises:
         SubmissionError: it is missing, cannot be read, is empty, or has an id twice.
     """
-    read = {".json": keys_of, ".zip": names_in}.get(path.suffix.lower())
+    read = names_below if path.is_dir() else {".json": keys_of, ".zip": names_in}.get(path.suffix.lower())
     sample = read_frame(path, error=SubmissionError) if read is None else pd.DataFrame({"id": read(path)}, dtype=str)
     ids, counts = np.unique(texts(sample, id_column(sample)), return_counts=True)
     if len(ids) == 0 or (counts > 1).any():

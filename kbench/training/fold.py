@@ -55,12 +55,12 @@ def train_fold(
         restore(model, progress, tensors, context.paths)
         yield Note(f"going on from stage {stages[progress.stage].name}, epoch {progress.epoch}, batch {progress.batch}")
     try:
-        for stage in stages[progress.stage :]:
+        for plan in stages[progress.stage :]:
             if tensors is None:
-                model = _start(context, stage, model, build)
-            yield from run_stage(context, stage, model, progress=progress, tensors=tensors)
+                model = _start(context, plan, model, build)
+            yield from run_stage(context, plan, model, progress=progress, tensors=tensors)
             tensors = None
-            _leave_end(context.paths, stage, stages, model)
+            _leave_end(context.paths, plan, stages, model)
             progress.next_stage()
     except Diverged as error:
         mark(context.paths, "failed", context.identity, error=error.what)
@@ -71,15 +71,15 @@ def train_fold(
     clear_resume(context.paths)
 
 
-def _leave_end(paths: FoldPaths, stage: StagePlan, stages: Sequence[StagePlan], model: nn.Module) -> None:
+def _leave_end(paths: FoldPaths, plan: StagePlan, plans: Sequence[StagePlan], model: nn.Module) -> None:
     """Write a stage's end: whole where a later stage starts from it; the head, if nothing else has learned so far.
 
     The head is for `kbench lr-find`, since the body of such a stage is the one the model is built with.
     """
-    if stage.name in {other.start for other in stages}:
-        write_tensors(paths.end(stage.name), model.state_dict())
-    elif all(one.groups == "head" for one in stages[: stage.index + 1]) and is_split(model):
-        write_tensors(paths.end(stage.name), head_state(model.get_submodule(HEAD.rstrip("."))))
+    if plan.name in {other.stage.start for other in plans}:
+        write_tensors(paths.end(plan.name), model.state_dict())
+    elif all(one.stage.groups == "head" for one in plans[: plan.index + 1]) and is_split(model):
+        write_tensors(paths.end(plan.name), head_state(model.get_submodule(HEAD.rstrip("."))))
 
 
 def load_end(model: nn.Module, paths: FoldPaths, stage: str) -> bool:
@@ -99,18 +99,19 @@ def restore(model: nn.Module, progress: Progress, tensors: Tensors, paths: FoldP
     model.load_state_dict(state)
 
 
-def _start(context: FoldContext, stage: StagePlan, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
-    if stage.start == "previous":
+def _start(context: FoldContext, plan: StagePlan, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
+    start = plan.stage.start
+    if start == "previous":
         return model
-    if stage.start == "fresh":
-        if stage.index == 0:
+    if start == "fresh":
+        if plan.index == 0:
             return model
-        torch.manual_seed(seeds.number(seeds.MODEL, context.seed, context.number, stage.index))
+        torch.manual_seed(seeds.number(seeds.MODEL, context.seed, context.number, plan.index))
         return build()
-    end = context.paths.end(stage.start)
+    end = context.paths.end(start)
     if not end.is_file():
         raise CheckpointError(
-            f"stage {stage.name} starts from stage {stage.start}, and its end '{end}' is missing",
+            f"stage {plan.name} starts from stage {start}, and its end '{end}' is missing",
             "the weights that stage left",
             f"`kbench train --fold {context.fold} --force` trains the fold anew",
         )

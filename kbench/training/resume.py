@@ -37,6 +37,8 @@ class Progress:
         averaged: states in the running mean of weights.
         best_loss: validation loss of the best epoch.
         body: digest of the frozen body, where the tensors hold the head alone.
+        by_loss: whether epochs of the stage are judged by the loss, because the metric has no value on the rows.
+        lone_said: whether batches of one image were spoken of.
     """
 
     stage: int = 0
@@ -52,6 +54,8 @@ class Progress:
     body: str = ""
     averaged: int = 0
     best_loss: float | None = None
+    by_loss: bool = False
+    lone_said: bool = False
 
     def next_stage(self) -> None:
         """Go to the beginning of the next stage."""
@@ -96,7 +100,7 @@ def learner_tensors(learner: Learner) -> Tensors:
     """Return model, moving average and optimiser state as named tensors."""
     tensors = {f"model/{name}": value for name, value in learner.model.state_dict().items()}
     if learner.averaged is not None:
-        tensors |= {f"averaged/{name}": value for name, value in learner.averaged.state_dict().items()}
+        tensors |= {f"averaged/{name}": value for name, value in learner.averaged.module.state_dict().items()}
     for index, state in learner.optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
@@ -112,7 +116,7 @@ def restore_learner(learner: Learner, tensors: Tensors) -> None:
     """Put a resume point's tensors back."""
     learner.model.load_state_dict(part(tensors, "model/"))
     if learner.averaged is not None:
-        learner.averaged.load_state_dict(part(tensors, "averaged/"))
+        learner.averaged.module.load_state_dict(part(tensors, "averaged/"))
     state: dict[int, dict[str, Any]] = {}
     for name, value in part(tensors, "optimizer/").items():
         index, key = name.split("/")

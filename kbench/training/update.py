@@ -13,18 +13,21 @@ body otherwise runs apart.
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kbench.config.stage import Stage
 from kbench.errors import TrainingError
 from kbench.models.device import Precision, autocast, out_of_memory
 from kbench.models.layer_groups import has_batch_norm
 from kbench.registry import register
+from kbench.training.lone_image import lone_image
 from kbench.training.losses.per_target import Loss, LossSum
 
 Step = Callable[[nn.Module, torch.Tensor, torch.Tensor, Loss], LossSum]
@@ -54,13 +57,29 @@ class Learner:
         scaler: gradient scaler; disabled but for fp16.
         averaged: the exponential moving average of the model, or None.
         micro_batch: images per forward pass; halved when memory runs out.
+        lone_said: whether it was said that batch norm used its kept statistics for a batch of one image.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    averaged: nn.Module | None
+    averaged: AveragedModel | None
     micro_batch: int
+    lone_said: bool = False
+    _before: list[torch.Tensor] = field(default_factory=list)
+
+    def remember_buffers(self) -> None:
+        """Copy the model's buffers to where `restore_buffers` finds them: a few kernels, whatever their number."""
+        buffers = list(self.model.buffers())
+        if [one.shape for one in buffers] != [one.shape for one in self._before]:
+            self._before = [torch.empty_like(buffer) for buffer in buffers]
+        for now, before in _of_one_kind(buffers, self._before):
+            torch._foreach_copy_(before, now)
+
+    def restore_buffers(self) -> None:
+        """Put back the buffers as they were when they were remembered."""
+        for now, before in _of_one_kind(list(self.model.buffers()), self._before):
+            torch._foreach_copy_(now, before)
 
     @property
     def loss_scale(self) -> float | None:
@@ -70,7 +89,7 @@ class Learner:
     @property
     def judged(self) -> nn.Module:
         """The model that is evaluated and kept: the moving average where there is one."""
-        return self.model if self.averaged is None else self.averaged
+        return self.model if self.averaged is None else self.averaged.module
 
 
 @dataclass(frozen=True)
@@ -82,24 +101,36 @@ class Rules:
         loss: compares logits with a target.
         device: where the model is.
         precision: of the forward pass.
-        clip: largest gradient norm, or None.
-        ema: decay of the moving average, or None.
+        stage: settings of an update, such as `clip`.
+        said: what went otherwise than asked, to be told.
     """
 
     step: Step
     loss: Loss
     device: torch.device
     precision: Precision
-    clip: float | None = None
-    ema: float | None = None
+    stage: Stage = field(default_factory=Stage)
     said: list[str] = field(default_factory=list)
 
 
-def average_of(model: nn.Module) -> nn.Module:
-    """Return the start of a moving average: a copy that does not learn."""
-    averaged = copy.deepcopy(model).eval()
-    for parameter in averaged.parameters():
-        parameter.requires_grad_(False)
+def average_of(model: nn.Module, decay: float) -> AveragedModel:
+    """Return an exponential moving average, at its start: a copy that does not learn.
+
+    Args:
+        model: what it follows.
+        decay: what is left of the average after an update; whole numbers, such as counts of batches, are the newest.
+    """
+    lerp = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def follow(averaged: Any, current: Any, updates: Any) -> None:
+        if averaged[0].is_floating_point():
+            lerp(averaged, current, updates)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    averaged = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    averaged.update_parameters(model)  # the first update copies
+    averaged.eval().requires_grad_(False)
     return averaged
 
 
@@ -116,30 +147,36 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
         Sums over valid targets, detached, on the device.
 
     Raises:
-        TrainingError: a single image does not fit into memory.
+        TrainingError: a single image does not fit into memory, or batch norm without statistics is given one value.
     """
     while True:
-        buffers = [buffer.clone() for buffer in learner.model.buffers()]
+        learner.remember_buffers()
         try:
             found = _gradients(learner, batches, rules=rules, seed=seed)
             break
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                f"batch norm cannot learn from one image: {error}",
+                "batches of two images or more, or batch norm that keeps statistics",
+                "set `batch_size: 2` or more, train on more rows, or take a model without such a layer",
+            ) from error
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         # the error is gone, and with it the tensors its traceback held
         learner.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, old in zip(learner.model.buffers(), buffers, strict=True):
-                buffer.copy_(old)
+        learner.restore_buffers()
         _halve(learner, batches, rules, reason)
-    if rules.clip is not None:
-        torch.nn.utils.clip_grad_norm_(_trained(learner.optimizer), rules.clip)
+    if rules.stage.clip is not None:
+        torch.nn.utils.clip_grad_norm_(_trained(learner.optimizer), rules.stage.clip)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
-    if learner.averaged is not None and rules.ema is not None:
-        _follow(learner.averaged, learner.model, rules.ema)
+    if learner.averaged is not None:
+        learner.averaged.update_parameters(learner.model)
     return found
 
 
@@ -150,8 +187,11 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
     for images, target in batches:
         parts = -(-len(images) // learner.micro_batch)  # of even size: batch norm needs two images
         for some, their in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True):
-            with autocast(rules.device, rules.precision):
+            with autocast(rules.device, rules.precision), lone_image(learner.model, some) as kept:
                 loss = rules.step(learner.model, some, their, rules.loss)
+            if kept and not learner.lone_said:
+                learner.lone_said = True
+                rules.said.append(_lone(kept))
             if nominal is None:  # about the update's count: keeps fp16 gradients in range, changes no result
                 nominal = (loss.count.detach() * (sum(len(rows) for rows, _ in batches) / len(some))).clamp_min(1)
             learner.scaler.scale(loss.total / nominal).backward()  # type: ignore[no-untyped-call]
@@ -164,6 +204,22 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
         factor = torch.where(count > 0, nominal / count.clamp_min(1e-12), torch.zeros_like(count))
         torch._foreach_mul_(gradients, factor)
     return LossSum(total, count)
+
+
+def _lone(norms: list[str]) -> str:
+    return (
+        f"a batch of one image: batch norm '{norms[0]}' sees one value per channel and uses its kept statistics, which "
+        "such batches do not change; a `batch_size` of 2 or more, or a head without batch norm, learns better"
+    )
+
+
+def _of_one_kind(
+    some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]
+) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Yield the tensors of two lists together with those of their dtype, which one kernel can copy."""
+    for dtype in dict.fromkeys(one.dtype for one in some):
+        pairs = [pair for pair in zip(some, others, strict=True) if pair[0].dtype == dtype]
+        yield [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -186,14 +242,3 @@ def _halve(learner: Learner, batches: Pairs, rules: Rules, reason: str) -> None:
         message += "; batch norm now sees smaller batches, which changes the result"
     logger.warning(message)
     rules.said.append(message)
-
-
-@torch.no_grad()
-def _follow(averaged: nn.Module, model: nn.Module, decay: float) -> None:
-    old, new = ([*net.parameters(), *net.buffers()] for net in (averaged, model))
-    pairs = list(zip(old, new, strict=True))
-    slow, fast = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-    torch._foreach_lerp_(slow, fast, 1 - decay)
-    for count, current in pairs:
-        if not count.is_floating_point():
-            count.copy_(current)

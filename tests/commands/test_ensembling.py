@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import pytest
 from small_runs import ROWS, TEST, written
 
 from kbench.cli.app import app
-from kbench.commands.ensemble import EnsembleOptions, blend_of, ensemble, open_part
+from kbench.commands.ensemble import ensemble
 from kbench.commands.import_run import import_run
 from kbench.commands.train import train
 from kbench.errors import ConfigError, PredictionError
+from kbench.inference.mean import mean_of_task
 from kbench.metrics.metric import make_metric
-from kbench.runs.experiment import open_setup
+from kbench.runs.blend import EnsembleOptions, blend
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
-from kbench.runs.out_of_fold import mean_of, out_of_fold
-from kbench.runs.run import open_run_setup
+from kbench.runs.opening import open_run
 from kbench.workspace import Choice
 
 COLUMNS = {"classes": ["left", "right"], "labels": ["bright", "left", "right"], "numbers": ["level", "width"]}
@@ -55,7 +57,7 @@ class Bench:
         """Import a member: the truth with noise."""
         rng = np.random.default_rng(seed)
         choice = Choice(name, workspace=self.root)
-        setup = open_setup(choice)
+        setup = open_experiment(choice)
         targets = np.asarray(setup.train.targets)
         names = setup.train.target_names
         for part, ids in (("oof", setup.train.ids), ("test", setup.test.ids)):
@@ -74,8 +76,7 @@ class Bench:
 
     def score(self, name: str, run: str) -> dict[str, Any]:
         """Return what `kbench score` records."""
-        setup, paths, identity = open_run_setup(Choice(name, run=run, workspace=self.root))
-        return out_of_fold(setup, paths, identity).score
+        return open_run(Choice(name, run=run, workspace=self.root)).out_of_fold().score
 
     def ensemble(self, name: str, *runs: str, **options: Any) -> dict[str, Any]:
         """Return what `kbench ensemble` returns."""
@@ -142,7 +143,7 @@ def test_without_a_decision_the_metrics_threshold_writes_the_tags(bench: Bench) 
 def test_a_decision_for_another_task_is_refused_when_the_yaml_is_read(bench: Bench) -> None:
     bench.set("classes", "ensemble: {decision: threshold}")
     with pytest.raises(ConfigError, match="not for the task 'single_label'"):
-        open_setup(Choice("classes", workspace=bench.root))
+        open_experiment(Choice("classes", workspace=bench.root))
 
 
 def test_a_grid_out_of_range_is_refused_before_anything_is_trained(bench: Bench) -> None:
@@ -283,23 +284,29 @@ def test_a_geometric_mean_is_that_of_runs_too_and_of_maps(bench: Bench) -> None:
     values = tests[0] ** 0.25 * tests[1] ** 0.75
     values /= values.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(pd.read_csv(made["file"])[COLUMNS["classes"]].to_numpy(), values, atol=1e-5)
-    shares = np.array([0.25, 0.75], dtype=np.float32)
     maps = [one.T[:, :, None] for one in tests]
-    both = mean_of(maps, shares, task="segmentation", mean="geometric")
+
+    def mean(kind: str) -> np.ndarray:
+        how, total = mean_of_task(kind, "segmentation", 2, floor=1 / 510), None
+        for share, one in zip((0.25, 0.75), maps, strict=True):
+            total = how.add(total, one, share)
+        return np.asarray(how.back(total, axis=0))
+
+    both = mean("geometric")
     floored = [np.maximum(one, 1 / 510) for one in tests]  # kept maps have 8 bits
     values = floored[0] ** 0.25 * floored[1] ** 0.75
     np.testing.assert_allclose(both[:, :, 0].T, values / values.sum(axis=1, keepdims=True), atol=1e-5)
-    plain = mean_of(maps, shares, task="segmentation", mean="arithmetic")
+    plain = mean("arithmetic")
     np.testing.assert_allclose(plain[:, :, 0].T, 0.25 * tests[0] + 0.75 * tests[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("text", ["prune: true", "combine: greedy", "decision: threshold"])
+@pytest.mark.parametrize("text", ["combine: rank", "decision: threshold"])
 def test_what_maps_cannot_have_is_a_problem_of_the_yaml(bench: Bench, text: str) -> None:
     bench.set("numbers", f"ensemble: {{mean: geometric, {text}}}")
     path = bench.root / "competitions" / "numbers.yaml"
     path.write_text(path.read_text().replace("task: regression", "task: dense_regression"))
     with pytest.raises(ConfigError) as caught:
-        open_setup(Choice("numbers", workspace=bench.root))
+        open_experiment(Choice("numbers", workspace=bench.root))
     assert f"ensemble.{text.split(':')[0]}" in str(caught.value)
 
 
@@ -319,18 +326,14 @@ def test_a_run_on_folds_that_are_gone_joins_a_plain_mean_when_asked(bench: Bench
 def test_runs_on_other_folds_join_a_plain_mean_and_nothing_that_is_fitted(bench: Bench) -> None:
     bench.add("labels", "a", noise=0.6, seed=1)
     bench.add("labels", "b", noise=0.6, seed=2)
-    setup, paths, identity = open_run_setup(Choice("labels", run="a", workspace=bench.root))
-    a = open_part((setup, paths, identity), EnsembleOptions())
-    b = open_part(
-        (setup, open_run_setup(Choice("labels", run="b", workspace=bench.root))[1], {**identity, "folds": "other"}),
-        EnsembleOptions(),
-    )
+    a, b = (open_run(Choice("labels", run=name, workspace=bench.root)) for name in "ab")
+    b = replace(b, hashes={**b.trained_as, "folds": "other"})
     with pytest.raises(PredictionError, match="different folds"):
-        blend_of([a, b], EnsembleOptions())
-    assert blend_of([a, b], EnsembleOptions(mixed_folds=True)).score is None
+        blend([a, b], EnsembleOptions())
+    assert blend([a, b], EnsembleOptions(mixed_folds=True)).score is None
     for options in ({"combine": "greedy"}, {"combine": "weights"}, {"prune": True}):
         with pytest.raises(PredictionError, match="cannot be found"):
-            blend_of([a, b], EnsembleOptions(mixed_folds=True, **options))  # type: ignore[arg-type]
+            blend([a, b], EnsembleOptions(mixed_folds=True, **options))  # type: ignore[arg-type]
 
 
 # -- trained members ---------------------------------------------------------------------------------------------
@@ -348,8 +351,9 @@ def run_ensemble(root: Path, *runs: str, **options: Any) -> dict[str, Any]:
 
 
 def test_the_score_has_the_table_of_the_planet_notebook(trained: Path) -> None:
-    setup, paths, identity = open_run_setup(Choice("classes", workspace=trained))
-    made = out_of_fold(setup, paths, identity, device="cpu").score
+    run = open_run(Choice("classes", workspace=trained))
+    setup, paths = run.experiment, run.paths
+    made = run.out_of_fold(device="cpu").score
     assert [list(row) for row in made["table"]] == [["fold", "rows", "all-0", "all-1", "mean"]] * 2
     assert [row["mean"] for row in made["table"]] == pytest.approx(list(made["folds"].values()))
     assert made["cv_mean"]["mean"] == pytest.approx(np.mean(list(made["folds"].values())))
@@ -362,8 +366,7 @@ def test_the_score_has_the_table_of_the_planet_notebook(trained: Path) -> None:
 def test_the_table_of_a_decision_shows_what_each_fold_would_have_liked(trained: Path) -> None:
     path = trained / "competitions" / "labels.yaml"
     path.write_text(path.read_text() + "ensemble: {decision: threshold}\n")
-    setup, paths, identity = open_run_setup(Choice("labels", workspace=trained))
-    made = out_of_fold(setup, paths, identity, device="cpu").score
+    made = open_run(Choice("labels", workspace=trained)).out_of_fold(device="cpu").score
     (row,) = made["table"]
     assert list(row) == ["fold", "rows", "all-0", "all-1", "mean", "threshold", "at_best"]
     assert row["at_best"] >= row["mean"]
@@ -396,7 +399,7 @@ def test_only_snapshots_with_a_weight_are_predicted(trained: Path) -> None:
 
 
 def test_all_rows_have_the_weights_found_on_the_folds(trained: Path) -> None:
-    train(open_setup(Choice("classes", workspace=trained)), "full", TrainOptions(device="cpu"))
+    train(open_experiment(Choice("classes", workspace=trained)), "full", TrainOptions(device="cpu"))
     made = run_ensemble(trained, full=True, combine="weights")
     used = {name for name, weight in made["weights"].items() if weight}
     assert made["members"] == len(used)
@@ -436,7 +439,7 @@ def test_weights_that_do_not_fit_the_runs_are_refused_before_anything_is_predict
 def test_rows_of_a_moment_are_drawn_together(bench: Bench) -> None:
     """Frames of `blocks` within the gap of one another are one group of the interval, whatever rows are scored."""
     assignments = ("folds.strategy=blocks", "folds.options={order: id, gap: 3}")
-    setup = open_setup(Choice("classes", assignments=assignments, workspace=bench.root))
+    setup = open_experiment(Choice("classes", assignments=assignments, workspace=bench.root))
     groups = setup.groups(setup.train)
     assert groups is not None
     assert 1 < len(set(groups.tolist())) < len(setup.train)

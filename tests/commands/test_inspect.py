@@ -8,7 +8,7 @@ import pytest
 
 from kbench.commands.inspect import inspect, updates_per_epoch
 from kbench.errors import FoldError
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.workspace import Choice
 
 TASKS = ("classes", "labels", "numbers")
@@ -76,7 +76,7 @@ def test_a_fold_that_is_not_there_is_an_error(small_workspace: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_of_the_run_is_touched(small_workspace: Path) -> None:
-    run = open_setup(Choice("classes", workspace=small_workspace)).workspace.run("classes", "baseline-s0").root
+    run = open_experiment(Choice("classes", workspace=small_workspace)).workspace.run("classes", "baseline-s0").root
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     inspect(Choice("classes", workspace=small_workspace))
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

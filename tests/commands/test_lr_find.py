@@ -12,9 +12,9 @@ import torch
 from kbench.commands import lr_find as command
 from kbench.commands.train import train
 from kbench.models.checkpoint import read_tensors
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
-from kbench.runs.run import identity, run_paths
+from kbench.runs.opening import identity, run_paths
 from kbench.training.resume import Progress, save_resume
 from kbench.workspace import Choice, FoldPaths
 
@@ -40,7 +40,7 @@ class Bench:
         return Choice("classes", assignments=(*LR, *more), workspace=self.root)
 
     def train(self, *more: str) -> FoldPaths:
-        setup = open_setup(self.choice(*more))
+        setup = open_experiment(self.choice(*more))
         train(setup, "0", TrainOptions(device="cpu"))
         return run_paths(setup).fold(0)
 
@@ -70,7 +70,7 @@ def test_a_head_that_kept_no_snapshot_is_begun_with(bench: Bench, capsys: pytest
 
 def test_a_stage_is_begun_with_as_far_as_it_is_trained(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     fold = bench.train()
-    training = identity(open_setup(bench.choice()))["training"]
+    training = identity(open_experiment(bench.choice()))["training"]
     state = {f"model/{name}": torch.full_like(value, 0.5) for name, value in small_model(bench).items()}
     fold.end("first").unlink()
     save_resume(fold, Progress(stage=0, epoch=0, batch=2, step=2), state, training=training)

@@ -16,10 +16,11 @@ from kbench.commands.train import train
 from kbench.errors import ConfigError
 from kbench.inference import activations as module
 from kbench.inference.predictions import load
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
-from kbench.runs.predict import predict_test
-from kbench.runs.run import open_run_setup
+from kbench.runs.opening import open_run
+from kbench.runs.results import Rows
+from kbench.runs.row_results import member_predictions
 from kbench.workspace import Choice
 
 STAGES = (
@@ -41,14 +42,15 @@ def test_folds_train_here_whatever_the_jobs_and_the_body_runs_once(
     built: list[Path] = []
     build = module._build
     monkeypatch.setattr(module, "_build", lambda *given: (built.append(given[-1]), build(*given))[1])
-    made = train(open_setup(choice), "all", TrainOptions(device="cpu", jobs=2))
+    made = train(open_experiment(choice), "all", TrainOptions(device="cpu", jobs=2))
     assert made["trained"] == [0, 1]
     assert len(built) == 1  # the out-of-fold rows are looked up too
-    setup, paths, known = open_run_setup(choice)
+    run = open_run(choice)
+    setup, paths = run.experiment, run.paths
     assert not paths.fold(0).console.exists()  # no process of its own
     assert "--jobs 2 is not used: every stage trains on activations" in capsys.readouterr().err
-    predict_test(setup, paths, known, [0, 1], "cpu")
-    predict_test(setup, paths, known, [0, 1], "cpu", force=True)
+    member_predictions(run, Rows(setup.test, device="cpu"), [0, 1])
+    member_predictions(run, Rows(setup.test, device="cpu", force=True), [0, 1])
     assert len(built) == 2  # of the training and of the test rows
     monkeypatch.chdir(choice.workspace)  # type: ignore[arg-type]
     assert {row["what"] for row in cache(clear=False)["rows"]} == {"activations"}
@@ -57,21 +59,23 @@ def test_folds_train_here_whatever_the_jobs_and_the_body_runs_once(
 
 
 def test_predictions_do_not_depend_on_whether_the_cache_was_there(choice: Choice) -> None:
-    train(open_setup(choice), "0", TrainOptions(device="cpu"))
-    setup, paths, known = open_run_setup(choice)
+    train(open_experiment(choice), "0", TrainOptions(device="cpu"))
+    run = open_run(choice)
+    setup, paths = run.experiment, run.paths
     member = paths.fold(0).predictions("test", "first-1")
     values = []
     for _ in range(2):
-        predict_test(setup, paths, known, [0], "cpu", force=True)
+        member_predictions(run, Rows(setup.test, device="cpu", force=True), [0])
         values.append(np.array(load(member).values))
         kbench.files.remove(setup.workspace.cache())
     np.testing.assert_array_equal(*values)
 
 
 def test_single_images_are_predicted_while_precompute_is_on(choice: Choice) -> None:
-    train(open_setup(choice), "all", TrainOptions(device="cpu"))
-    setup, paths, known = open_run_setup(choice)
-    predict_test(setup, paths, known, [0, 1], "cpu")
+    train(open_experiment(choice), "all", TrainOptions(device="cpu"))
+    run = open_run(choice)
+    setup, paths = run.experiment, run.paths
+    member_predictions(run, Rows(setup.test, device="cpu"), [0, 1])
     run = kbench.open_run("baseline-s0", competition="classes", workspace=choice.workspace)
     found = run.predict([setup.test.root / names[0] for names in setup.test.images])
     parts = [load(paths.fold(fold).predictions("test", f"first-{cycle}")).values for fold in (0, 1) for cycle in (0, 1)]

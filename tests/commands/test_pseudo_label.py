@@ -9,20 +9,21 @@ import cv2
 import numpy as np
 import pytest
 from small_runs import written
+from streets import write_street
 
 from kbench import console, files
-from kbench.commands.ensemble import EnsembleOptions, ensemble
+from kbench.commands.ensemble import ensemble
 from kbench.commands.pseudo_label import pseudo_label
 from kbench.commands.train import train
 from kbench.ensemble.average import ensemble_run
 from kbench.ensemble.pseudo_labels import Sure, chosen_rows
 from kbench.errors import ConfigError, DataError
-from kbench.runs.blend import score_run
-from kbench.runs.experiment import open_setup
+from kbench.runs.blend import EnsembleOptions
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions, prepare_fold
-from kbench.runs.members import members_of
-from kbench.runs.predict import predict_test
-from kbench.runs.run import identity, run_paths
+from kbench.runs.opening import run_of, run_paths
+from kbench.runs.results import Rows
+from kbench.runs.row_results import member_predictions
 from kbench.workspace import Choice
 
 CPU = TrainOptions(device="cpu")
@@ -40,23 +41,24 @@ def choice(root: Path, name: str, *more: str, run: str | None = None) -> Choice:
 @pytest.mark.slow
 def test_a_fold_trains_with_the_labels_of_its_own_snapshots_alone(tmp_path: Path) -> None:
     root = written(tmp_path)
-    setup = open_setup(choice(root, "classes"))
+    setup = open_experiment(choice(root, "classes"))
     train(setup, "all", CPU)
     found = pseudo_label(choice(root, "classes", run="baseline-s0"), sure=LOOSE, device="cpu")
     assert found["labels"] == "baseline-s0/first"
     assert [row["labels"] for row in found["rows"]] == ["fold-0", "fold-1", "full"]
-    paths, known = run_paths(setup), identity(setup)
-    predict_test(setup, paths, known, [0, 1], "cpu")
+    run = run_of(setup)
+    known = run.trained_as
+    members = member_predictions(run, Rows(setup.test, device="cpu"), [0, 1])
     for fold in (0, 1):
-        own = ensemble_run({fold: members_of(setup, paths, known, fold, "test")}, mean="arithmetic")
+        own = ensemble_run({fold: list(members[fold].values())}, mean="arithmetic")
         with Path(found["file"]).with_name(f"fold-{fold}.csv").open() as file:
             rows = list(csv.DictReader(file))
         expected = chosen_rows(own, LOOSE)
         assert [(row["id"], row["label"]) for row in rows] == [(one.id, own.names[int(one.label)]) for one in expected]  # type: ignore[arg-type]
         assert {row["fold"] for row in rows} == {"-1"}
 
-    second = open_setup(choice(root, "classes", "pseudo=baseline-s0", run="with"))
-    context = prepare_fold(second, run_paths(second), identity(second), 0, CPU).context
+    second = open_experiment(choice(root, "classes", "pseudo=baseline-s0", run="with"))
+    context = prepare_fold(run_of(second), 0, CPU).context
     valid = setup.train.ids[setup.folds.valid(0)]
     assert context.table.ids[context.valid_rows].tolist() == valid.tolist()
     trained_on = context.table.ids[context.train_rows].tolist()
@@ -72,94 +74,30 @@ def test_a_fold_trains_with_the_labels_of_its_own_snapshots_alone(tmp_path: Path
     assert manifest["pseudo"]["origin"]["training"] == known["training"]
     assert manifest["folds"] == known["folds"]
     assert manifest["training"] != known["training"]
-    score = score_run(second, run_paths(second), identity(second), device="cpu")
+    score = run_of(second).out_of_fold(device="cpu").score
     assert score["rows"] == len(setup.train)  # rows of the training set alone are scored
 
     # other labels are another training
     pseudo_label(choice(root, "classes", run="baseline-s0"), sure=Sure(0.501, most=1), device="cpu")
     with pytest.raises(ConfigError, match="was trained otherwise"):
-        train(open_setup(choice(root, "classes", "pseudo=baseline-s0", run="with")), "0", CPU)
+        train(open_experiment(choice(root, "classes", "pseudo=baseline-s0", run="with")), "0", CPU)
 
 
 def test_labels_that_are_not_there_or_of_other_folds_are_refused(tmp_path: Path) -> None:
     root = written(tmp_path)
     with pytest.raises(ConfigError, match="`pseudo: baseline-s0` in the YAML") as error:
-        train(open_setup(choice(root, "labels", "pseudo=baseline-s0")), "0", CPU)
+        train(open_experiment(choice(root, "labels", "pseudo=baseline-s0")), "0", CPU)
     assert "kbench pseudo-label baseline-s0" in str(error.value)
-    setup = open_setup(choice(root, "labels"))
+    setup = open_experiment(choice(root, "labels"))
     train(setup, "0", CPU)
     pseudo_label(choice(root, "labels", run="baseline-s0"), sure=Sure(0.6, least=0), name="loose", device="cpu")
-    second = open_setup(choice(root, "labels", "pseudo=baseline-s0/loose", run="with"))
+    second = open_experiment(choice(root, "labels", "pseudo=baseline-s0/loose", run="with"))
     train(second, "0", CPU)
     with pytest.raises(DataError, match="no labels for 'fold-1'"):
         train(second, "1", CPU)
-    train(open_setup(choice(root, "numbers")), "0", CPU)
+    train(open_experiment(choice(root, "numbers")), "0", CPU)
     with pytest.raises(ConfigError, match="pseudo-labels for the task 'regression'"):
         pseudo_label(choice(root, "numbers", run="baseline-s0"), sure=Sure(), device="cpu")
-
-
-DENSE = """
-import torch
-from torch import nn
-
-from kbench.registry import register
-
-
-class Dense(nn.Module):
-    def __init__(self, n_outputs, channels):
-        super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(channels, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, n_outputs, 1)
-        self.layer_prefixes = [["a."], ["b."], ["c."]]
-
-    def forward(self, images):
-        return self.c(self.b(self.a(images).relu()).relu())
-
-
-@register("model", "dense_for_tests")
-def dense(n_outputs, in_channels):
-    return Dense(n_outputs, in_channels)
-"""
-STREET = """
-title: Bright squares
-task: segmentation
-source: {name: local, path: source/street}
-data:
-  train: {csv: train.csv, images: train, suffix: .png}
-  test: {images: test, suffix: .png}
-  classes: [ground, square]
-  masks: {name: index, folder: masks}
-folds: {strategy: kfold, n: 2, seed: 1}
-metric: {name: mean_iou}
-submission: {format: {name: rle, id: "{id}_{class_index}"}}
-plugins: [dense.py]
-input: {size: 16, cache: off}
-model: {name: dense_for_tests}
-train: {batch_size: 4, precision: fp32}
-stages:
-  all: {lr: 0.05, schedule: {name: constant, epochs: 6}, keep: [last]}
-"""
-
-
-def write_street(root: Path) -> None:
-    files.write_text(root / "competitions" / "street.yaml", STREET)
-    files.write_text(root / "competitions" / "street" / "dense.py", DENSE)
-    ids = [f"f{row:02d}" for row in range(12)]
-    for name, folder, has_masks in [
-        *((one, "train", True) for one in ids),
-        *((f"g{k}", "test", False) for k in range(4)),
-    ]:
-        rng = np.random.default_rng(sum(map(ord, name)))
-        mask = np.zeros((16, 16), np.uint8)
-        y, x = rng.integers(0, 9, 2)
-        mask[y : y + 7, x : x + 7] = 1
-        image = rng.integers(0, 60, (16, 16, 3)).astype(np.uint8) + 150 * mask[:, :, None]
-        for path, pixels in ((root / "data" / "street" / folder, image), (root / "data" / "street" / "masks", mask)):
-            if pixels is image or has_masks:
-                files.make_folder(path)
-                cv2.imwrite(str(path / f"{name}.png"), pixels)
-    files.write_text(root / "data" / "street" / "train.csv", "id\n" + "".join(f"{name}\n" for name in ids))
-    asked = "".join(f"g{row}_{k},\n" for row in range(4) for k in range(2))
-    files.write_text(root / "data" / "street" / "sample_submission.csv", f"id,rle\n{asked}")
 
 
 @pytest.mark.slow
@@ -167,15 +105,17 @@ def test_sure_pixels_of_test_images_train_and_the_others_are_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_street(tmp_path)
-    wrong = open_setup(Choice("street", assignments=("metric.classes=[cube]",), workspace=tmp_path))
+    wrong = open_experiment(Choice("street", assignments=("metric.classes=[cube]",), workspace=tmp_path))
     with pytest.raises(ConfigError, match="'cube'"):
         train(wrong, "0", CPU)
-    setup = open_setup(Choice("street", workspace=tmp_path))
+    setup = open_experiment(Choice("street", workspace=tmp_path))
     train(setup, "all", CPU)
     found = pseudo_label(Choice("street", run="baseline-s0", workspace=tmp_path), sure=Sure(0.8, 0.1), device="cpu")
     assert [row["rows"] for row in found["rows"]] == [4, 4, 4]
-    second = open_setup(Choice("street", run="with", assignments=("pseudo=baseline-s0/first",), workspace=tmp_path))
-    context = prepare_fold(second, run_paths(second), identity(second), 1, CPU).context
+    second = open_experiment(
+        Choice("street", run="with", assignments=("pseudo=baseline-s0/first",), workspace=tmp_path)
+    )
+    context = prepare_fold(run_of(second), 1, CPU).context
     extra = [row for row in context.train_rows if context.table.ids[row].startswith("pseudo/")]
     assert len(extra) == 4
     from kbench.training.fold_context import KEEP

@@ -12,9 +12,8 @@ import pytest
 from kbench.commands.report import report
 from kbench.errors import ConfigError, PredictionError
 from kbench.report.subject import ReportOptions
-from kbench.runs.experiment import label_threshold, open_setup
-from kbench.runs.out_of_fold import out_of_fold
-from kbench.runs.run import open_run_setup
+from kbench.runs.experiment import label_threshold, open_experiment
+from kbench.runs.opening import open_run
 from kbench.workspace import Choice
 
 DRAWN = {
@@ -84,7 +83,7 @@ def test_untrained_folds_are_said_on_the_page(reports: dict[str, dict]) -> None:
 
 def test_numbers_of_the_report_are_those_of_the_score(small_workspace: Path, reports: dict[str, dict]) -> None:
     found = reports["classes"]
-    score = out_of_fold(*open_run_setup(Choice("classes", workspace=small_workspace)), device="cpu").score
+    score = open_run(Choice("classes", workspace=small_workspace)).out_of_fold(device="cpu").score
     assert {str(row["fold"]): row["mean"] for row in found["members"]} == pytest.approx(score["folds"])
     whole = found["growth"][-1]
     assert (whole["ensemble"], whole["members"]) == ("mean of all", 2)
@@ -151,7 +150,7 @@ def test_a_run_that_is_not_there_is_an_error(small_workspace: Path) -> None:
 
 def test_labels_are_told_by_the_metrics_threshold(small_workspace: Path) -> None:
     def threshold(*assignments: str) -> object:
-        return label_threshold(open_setup(Choice("labels", None, None, assignments, small_workspace)).competition)
+        return label_threshold(open_experiment(Choice("labels", None, None, assignments, small_workspace)).competition)
 
     assert threshold() == 0.2  # the default of f2_samples
     assert threshold("metric={name: f2_samples, threshold: [0.1, 0.2, 0.3]}") == [0.1, 0.2, 0.3]

@@ -11,15 +11,15 @@ import pytest
 from small_runs import written
 
 from kbench.commands.check import check
-from kbench.commands.ensemble import EnsembleOptions, ensemble
+from kbench.commands.ensemble import ensemble
 from kbench.commands.import_run import import_run
 from kbench.commands.smoke import smoke
 from kbench.commands.train import train
 from kbench.errors import KbenchError, PredictionError
-from kbench.runs.experiment import open_setup
+from kbench.runs.blend import EnsembleOptions
+from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
-from kbench.runs.out_of_fold import out_of_fold
-from kbench.runs.run import open_run_setup
+from kbench.runs.opening import open_run
 from kbench.workspace import Choice
 
 
@@ -32,7 +32,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     frame.assign(width=frame["width"].replace("", "1")).to_csv(rows, index=False)  # a run of it alone needs it known
     for run, targets in (("level", "[level]"), ("width", "[width]"), ("both", "[level, width]")):
         choice = Choice("numbers", run=run, assignments=(f"data.target={targets}",), workspace=root)
-        train(open_setup(choice), "all", TrainOptions(device="cpu"))
+        train(open_experiment(choice), "all", TrainOptions(device="cpu"))
     return root
 
 
@@ -43,8 +43,7 @@ def sent(root: Path, *runs: str, competition: str = "numbers", **options: Any) -
 
 
 def scored(root: Path, run: str) -> dict[str, Any]:
-    setup, paths, identity = open_run_setup(Choice("numbers", run=run, workspace=root))
-    return out_of_fold(setup, paths, identity, device="cpu").score
+    return open_run(Choice("numbers", run=run, workspace=root)).out_of_fold(device="cpu").score
 
 
 def test_each_target_is_that_of_the_run_that_covers_it(workspace: Path) -> None:
@@ -99,7 +98,7 @@ def test_thresholds_of_labels_stay_with_their_labels_whatever_comes_first(worksp
     path = workspace / "competitions" / "labels.yaml"
     path.write_text(path.read_text() + "ensemble: {decision: {name: threshold, per_label: true}}\n")
     choice = Choice("labels", workspace=workspace)
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     names = list(setup.train.target_names)
     rng = np.random.default_rng(0)
     shares = np.array([0.2, 0.5, 0.8])[: len(names)]  # each label is best cut elsewhere

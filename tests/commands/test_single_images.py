@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from kbench.cli.app import app
 from kbench.commands.predict import most_likely
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
+from kbench.runs.opening import open_run
 from kbench.runs.rates import batch_warnings, found_rates, on_activations, plan_rows, rate_notes
-from kbench.runs.run import open_run_setup
 from kbench.workspace import Choice
 
 
@@ -38,7 +38,7 @@ def test_images_are_predicted_by_the_whole_ensemble(small_workspace: Path, monke
 
 def test_a_picture_in_words(small_workspace: Path) -> None:
     said = {
-        name: partial(most_likely, competition=open_setup(Choice(name, workspace=small_workspace)).competition)
+        name: partial(most_likely, competition=open_experiment(Choice(name, workspace=small_workspace)).competition)
         for name in ("classes", "labels", "numbers")
     }
     assert said["classes"]({"cat": 0.2, "dog": 0.7, "fox": 0.06, "owl": 0.04}) == {
@@ -53,8 +53,7 @@ def test_a_picture_in_words(small_workspace: Path) -> None:
 
 
 def test_rates_the_folds_found_are_put_side_by_side(small_workspace: Path) -> None:
-    setup, paths, known = open_run_setup(Choice("classes", workspace=small_workspace))
-    rates = found_rates(setup, paths, known)
+    rates = found_rates(open_run(Choice("classes", workspace=small_workspace)))
     assert set(rates) == {"first"}
     assert set(rates["first"]["folds"]) == {"0", "1"}
     low, high = sorted(rates["first"]["folds"].values())
@@ -66,7 +65,7 @@ def test_rates_the_folds_found_are_put_side_by_side(small_workspace: Path) -> No
 
 def test_another_batch_size_with_the_same_rate_is_warned_of(small_workspace: Path) -> None:
     def warned(*assignments: str) -> list[str]:
-        return batch_warnings(open_setup(Choice("classes", assignments=assignments, workspace=small_workspace)))
+        return batch_warnings(open_experiment(Choice("classes", assignments=assignments, workspace=small_workspace)))
 
     (said,) = warned("train.batch_size=16")
     assert "stages.all makes updates of 16 images, 8 in the baseline" in said
@@ -78,7 +77,7 @@ def test_another_batch_size_with_the_same_rate_is_warned_of(small_workspace: Pat
 
 
 def test_the_plan_shows_every_stage_as_it_stands(small_workspace: Path) -> None:
-    competition = open_setup(Choice("classes", workspace=small_workspace)).competition
+    competition = open_experiment(Choice("classes", workspace=small_workspace)).competition
     first, whole = plan_rows(competition)
     assert (first["learns"], first["on"], first["lr"], first["epochs"]) == ("head", "images", "find", 1)
     assert (whole["cycles"], whole["apart"], whole["batch"], whole["keeps"]) == (2, 3, 8, "cycles")

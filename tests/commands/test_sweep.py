@@ -51,10 +51,10 @@ def test_folds_that_failed_are_told_from_those_that_are_scored(root: Path, monke
 
     one = training.train_one
 
-    def train_one(setup: Any, paths: Any, identity: Any, fold: Any, options: Any) -> None:
+    def train_one(run: Any, fold: Any, options: Any) -> None:
         if fold == 1:
             raise Diverged("the loss is nan", "finite losses", "lower `lr`")
-        one(setup, paths, identity, fold, options)
+        one(run, fold, options)
 
     monkeypatch.setattr(training, "train_one", train_one)
     (row,) = swept(root, "stages.all.lr=0.02", folds="all")["rows"]

@@ -18,12 +18,13 @@ from kbench.errors import ConfigError, KbenchError, TrainingError
 from kbench.inference.predictions import load
 from kbench.models.checkpoint import read_checkpoint
 from kbench.runs import parts
-from kbench.runs.experiment import Setup, open_setup
+from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions, prepare_fold
-from kbench.runs.members import checkpoints, members_of
+from kbench.runs.members import checkpoints
+from kbench.runs.opening import run_of, run_paths
 from kbench.runs.parts import build_stages
-from kbench.runs.predict import predict_out_of_fold, predict_test
-from kbench.runs.run import identity, run_paths
+from kbench.runs.results import Rows
+from kbench.runs.row_results import Members, member_predictions, out_of_fold_members
 from kbench.training.fold import state_of
 from kbench.workspace import Choice, FoldPaths
 
@@ -33,11 +34,11 @@ FORCE = replace(CPU, force=True)
 NAN = ("stages.all.lr=1e30",)
 
 
-def opened(root: Path, *assignments: str, name: str = "labels", run: str | None = None) -> Setup:
-    return open_setup(Choice(name, run=run, assignments=assignments, workspace=root))
+def opened(root: Path, *assignments: str, name: str = "labels", run: str | None = None) -> Experiment:
+    return open_experiment(Choice(name, run=run, assignments=assignments, workspace=root))
 
 
-def fold(setup: Setup, number: int | str = 0) -> FoldPaths:
+def fold(setup: Experiment, number: int | str = 0) -> FoldPaths:
     return run_paths(setup).fold(number)
 
 
@@ -76,7 +77,12 @@ def test_a_failed_fold_does_not_stop_the_others_now_or_later(root: Path) -> None
     assert (found["failed"], found["trained"], found["done"]) == ([0], [], [1])
 
 
-def _identity(setup: Setup) -> dict[str, str]:
+def predicted_test(setup: Experiment) -> Members:
+    """Predict the test set with fold 0."""
+    return member_predictions(run_of(setup), Rows(setup.test, device="cpu"), [0])
+
+
+def _identity(setup: Experiment) -> dict[str, str]:
     manifest = files.read_json(run_paths(setup).manifest)
     return {key: manifest[key] for key in ("training", "contract", "folds")}
 
@@ -235,7 +241,7 @@ def test_a_stage_that_is_over_before_there_is_what_it_keeps_keeps_its_end(
 ) -> None:
     setup = opened(root, *way)
     train(setup, "0", CPU)
-    (only,) = checkpoints(setup, run_paths(setup), _identity(setup), 0)
+    (only,) = checkpoints(run_of(setup), 0)
     assert only.info["tag"] == tag
     assert "to keep: its" in capsys.readouterr().err
     assert train(setup, "0", CPU)["done"] == [0]
@@ -244,12 +250,9 @@ def test_a_stage_that_is_over_before_there_is_what_it_keeps_keeps_its_end(
 def test_images_that_change_under_their_names_are_predicted_anew(root: Path) -> None:
     setup = opened(root, "stages.all.keep=[last]", "input.cache=on")
     train(setup, "0", CPU)
-    paths, identity = run_paths(setup), _identity(setup)
 
     def predicted() -> np.ndarray:
-        fresh = opened(root, "stages.all.keep=[last]", "input.cache=on")
-        predict_test(fresh, paths, identity, [0], "cpu")
-        (one,) = members_of(fresh, paths, identity, 0, "test")
+        (one,) = predicted_test(opened(root, "stages.all.keep=[last]", "input.cache=on"))[0].values()
         return np.array(one.values)
 
     before = predicted()
@@ -276,14 +279,14 @@ def test_the_best_epoch_of_the_folds_is_the_end_of_a_model_of_all_rows(root: Pat
     for which, tag, subset in (("0", "best", "fold"), ("full", {"[best]": "last"}.get(keep, "1"), "full")):
         train(setup, which, CPU)
         number = 0 if which == "0" else "full"
-        (found,) = checkpoints(setup, run_paths(setup), _identity(setup), number, subset=subset)
+        (found,) = checkpoints(run_of(setup), number, subset=subset)
         assert found.member == f"all-{tag}"
 
 
 def test_the_end_of_a_stage_is_a_member_by_that_name_even_where_it_is_the_end_of_a_cycle(root: Path) -> None:
     setup = opened(root, "stages.all.keep=[cycles, last]", "ensemble.members=[all-last]")
     train(setup, "0", CPU)
-    assert [one.member for one in checkpoints(setup, run_paths(setup), _identity(setup), 0)] == ["all-1"]
+    assert [one.member for one in checkpoints(run_of(setup), 0)] == ["all-1"]
 
 
 def test_folds_whose_rate_others_take_are_trained_first(root: Path) -> None:
@@ -305,10 +308,9 @@ def test_a_smoke_run_needs_no_rate_of_another_fold(root: Path) -> None:
 def test_predictions_are_made_again_when_the_views_change_and_only_then(root: Path) -> None:
     setup = opened(root)
     train(setup, "0", CPU)
-    identity = _identity(setup)
 
-    def made(setup: Setup) -> int:
-        predict_out_of_fold(setup, run_paths(setup), identity, [0], "cpu")
+    def made(setup: Experiment) -> int:
+        out_of_fold_members(run_of(setup), [0], device="cpu")
         return fold(setup).predictions("oof", "all-1").stat().st_mtime_ns
 
     first = made(setup)
@@ -320,11 +322,11 @@ def test_predictions_are_made_again_when_the_views_change_and_only_then(root: Pa
 def test_half_made_predictions_are_made_again(root: Path) -> None:
     setup = opened(root)
     train(setup, "0", CPU)
-    identity, path = _identity(setup), fold(setup).predictions("test", "all-1")
-    predict_test(setup, run_paths(setup), identity, [0], "cpu")
+    path = fold(setup).predictions("test", "all-1")
+    predicted_test(setup)
     expected = np.array(load(path).values)
     files.remove(path)  # what a killed process leaves: an array, and nothing that seals it
-    predict_test(setup, run_paths(setup), identity, [0], "cpu")
+    predicted_test(setup)
     np.testing.assert_array_equal(load(path).values, expected)
 
 
@@ -334,7 +336,7 @@ def test_one_image_is_decoded_once_for_every_model_and_view(root: Path, monkeypa
     reads: list[str] = []
     read = np.fromfile
     monkeypatch.setattr(np, "fromfile", lambda path, **more: (reads.append(str(path)), read(path, **more))[1])
-    predict_test(setup, run_paths(setup), _identity(setup), [0], "cpu")
+    predicted_test(setup)
     assert len(reads) == len(set(reads)) == len(setup.test)
 
 
@@ -391,7 +393,7 @@ def test_folds_are_those_of_a_real_run_whether_or_not_a_smoke_run_came_first(roo
 
 
 def test_what_a_kill_left_half_drawn_is_removed_and_drawn_again(root: Path) -> None:
-    setup = open_setup(Choice("classes", workspace=root))
+    setup = open_experiment(Choice("classes", workspace=root))
     train(setup, "0", CPU)
     fold = root / "runs" / "classes" / "baseline-s0" / "fold-0"
     leftover = fold / f"{files._TEMPORARY}123-abcd-losses.png"
@@ -408,11 +410,11 @@ def test_what_a_kill_left_half_drawn_is_removed_and_drawn_again(root: Path) -> N
 def test_a_fold_trains_on_what_its_fold_file_lets_it(root: Path) -> None:
     """Rows within the gap of `blocks` are neither trained on nor judged; a stage of all rows takes them too."""
     setup = opened(root, "folds.strategy=blocks", "folds.options={order: id, gap: 2}")
-    paths, known = run_paths(setup), identity(setup)
+    run = run_of(setup)
     for number in range(setup.folds.n):
-        context = prepare_fold(setup, paths, known, number, CPU).context
+        context = prepare_fold(run, number, CPU).context
         assert context.train_rows.tolist() == np.flatnonzero(setup.folds.train(number)).tolist()
         assert context.valid_rows.tolist() == np.flatnonzero(setup.folds.valid(number)).tolist()
         assert len(context.train_rows) + len(context.valid_rows) < len(setup.train)
         stage = build_stages(setup.competition)[0]
-        assert context.rows_of(replace(stage, subset="full")).tolist() == list(range(len(setup.train)))
+        assert context.rows_of(stage.with_settings(subset="full")).tolist() == list(range(len(setup.train)))

@@ -10,7 +10,7 @@ from places import ROOT, SHARED
 from streets_and_salt import NAMES, write_salt, write_street
 
 from kbench.commands.check import check
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.workspace import Choice, Workspace
 
 HERE = ROOT / "competitions"
@@ -26,7 +26,7 @@ def test_salt(workspace: Workspace) -> None:
     choice = shipped(workspace, "tgs-salt-identification-challenge")
     write_salt(workspace.data("tgs-salt-identification-challenge"), train=40, test=5)
     assert check(choice, images=True, every=False)["rows"] == 40
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     assert (setup.train.target_names, len(setup.test)) == (("salt",), 5)
     assert setup.train.column("z").astype(int).min() >= 50
     strata, fold = setup.folds.strata, setup.folds.fold
@@ -41,7 +41,7 @@ def test_street_frames(workspace: Workspace) -> None:
     (root / "sample_submit.json").write_text(json.dumps({f"test_{row:03d}.jpg": {} for row in range(4)}))
     found = check(choice, images=True, every=False)
     assert (found["targets"], found["test"], found["folds"]) == (20, 4, 7)
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     assert setup.train.target_names == NAMES
     strata = setup.folds.strata
     assert strata is not None
@@ -55,7 +55,7 @@ def test_camvid(workspace: Workspace) -> None:
     workspace.data("camvid").parent.mkdir(parents=True)
     workspace.data("camvid").symlink_to(SHARED / "camvid")
     assert check(choice, images=True, every=False)["targets"] == 11
-    setup = open_setup(choice)
+    setup = open_experiment(choice)
     folds = setup.folds
     assert folds.avoid is not None
     route, frame = setup.train.column("route"), setup.train.column("frame").astype(int)

@@ -193,6 +193,8 @@ def test_maps_are_averaged_like_rows(mean: str) -> None:
         for one in members
     ]  # fmt: skip
     expected = average(flat, mean=mean).values.reshape(7, 4, 5, 3)  # type: ignore[arg-type]
+    if mean == "geometric":  # classes of a pixel exclude one another
+        expected = expected / expected.sum(axis=3, keepdims=True)
     np.testing.assert_allclose(np.moveaxis(found, 1, -1), expected, atol=1e-6)
 
 

@@ -241,18 +241,18 @@ def test_specks_are_found_to_be_too_small_and_the_gain_is_nested() -> None:
     params = {"min_object": "tuned", "threshold": "tuned", "grid": {"min_object": [4, 400]}}
     seen: list[tuple[int, int]] = []
     found, asked = tuned(params, advance=lambda done, total: seen.append((done, total)))
-    assert found.params == {"min_object": 4, "threshold": 0.5}
-    assert found.plain < 0.75
-    assert found.nested == found.chosen.value == 1
+    assert found.outcome.fit == {"min_object": 4, "threshold": 0.5}
+    assert found.before < 0.75
+    assert found.outcome.nested.value == found.outcome.plain.value == 1
     assert found.gain is not None
     assert found.gain.low > 0
-    assert found.gain.value == pytest.approx(1 - found.plain)
-    assert set(found.by_fold) == {0, 1, 2, 3}
+    assert found.gain.value == pytest.approx(1 - found.before)
+    assert set(found.outcome.by_part) == {0, 1, 2, 3}
     assert found.candidates == 3 * 9
     assert len(asked) == 48  # every image twice, whatever the number of candidates
     assert seen[-1] == (48, 48)
-    assert json.loads(json.dumps(found.as_json()))["params"] == found.params
-    rule(**found.params)
+    assert json.loads(json.dumps(found.as_json()))["params"] == found.outcome.fit
+    rule(**found.outcome.fit)
 
 
 def test_what_helps_one_fold_alone_gains_nothing_nested() -> None:
@@ -265,8 +265,8 @@ def test_what_helps_one_fold_alone_gains_nothing_nested() -> None:
 
     found = tune(each(maps), truth, fold_of=np.arange(16) % 4, metric=make_metric("tgs_iou"),
                  table=rows(16, ("salt",), "segmentation"), params={"threshold": "tuned"})  # fmt: skip
-    assert found.params["threshold"] == 0.5
-    assert (found.plain, found.nested) == (0.75, 0.75)
+    assert found.outcome.fit["threshold"] == 0.5
+    assert (found.before, found.outcome.nested.value) == (0.75, 0.75)
 
 
 def test_every_class_has_its_own_number_where_classes_stand_alone() -> None:
@@ -280,15 +280,15 @@ def test_every_class_has_its_own_number_where_classes_stand_alone() -> None:
     found = tune(each(maps), lambda row: speckled(row, 2)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
                  table=rows(12, ("low", "high"), "multi_label_segmentation"),
                  params={"threshold": "tuned_per_class", "min_object": 2})  # fmt: skip
-    assert found.nested == 1
-    assert found.params["threshold"]["low"] < 0.35
-    assert 0.6 <= found.params["threshold"]["high"] < 0.75
-    assert found.params["min_object"] == 2
+    assert found.outcome.nested.value == 1
+    assert found.outcome.fit["threshold"]["low"] < 0.35
+    assert 0.6 <= found.outcome.fit["threshold"]["high"] < 0.75
+    assert found.outcome.fit["min_object"] == 2
     shared = tune(each(maps), lambda row: speckled(row, 2)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
                   table=rows(12, ("low", "high"), "multi_label_segmentation"),
                   params={"threshold": "tuned"})  # fmt: skip
-    assert shared.nested is not None
-    assert shared.nested < 1
+    assert shared.outcome.nested.value is not None
+    assert shared.outcome.nested.value < 1
 
 
 def test_rare_classes_are_raised_where_classes_exclude_one_another() -> None:
@@ -300,10 +300,10 @@ def test_rare_classes_are_raised_where_classes_exclude_one_another() -> None:
     found = tune(each(maps), lambda row: speckled(row)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
                  table=rows(12, ("ground", "sign", "sky"), "segmentation"),
                  params={"bias": "tuned_per_class", "min_object": "tuned", "grid": {"min_object": [3]}})  # fmt: skip
-    assert found.plain < 0.5
-    assert found.nested == 1
-    assert found.params["min_object"] == 0
-    assert found.params["bias"].get("sign", 0) > found.params["bias"].get("ground", 0)
+    assert found.before < 0.5
+    assert found.outcome.nested.value == 1
+    assert found.outcome.fit["min_object"] == 0
+    assert found.outcome.fit["bias"].get("sign", 0) > found.outcome.fit["bias"].get("ground", 0)
     assert found.candidates == 2 * (1 + 3 * 6)
 
 
@@ -314,17 +314,17 @@ def test_changes_that_help_alone_are_not_made_together_where_that_harms() -> Non
 
     found = tune(each(maps), lambda row: speckled(row)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
                  table=rows(12, ("ground", "sign"), "segmentation"), params={"bias": "tuned_per_class"})  # fmt: skip
-    assert found.plain < 0.5
-    assert found.nested == 1
-    assert found.chosen.value == 1
+    assert found.before < 0.5
+    assert found.outcome.nested.value == 1
+    assert found.outcome.plain.value == 1
 
 
 def test_many_rows_are_tuned_on_some_of_them_and_scored_on_all() -> None:
     found, asked = tuned({"min_object": "tuned", "grid": {"min_object": [4]}}, n=60, most=20)
     assert len(asked) == 20 + 60
     assert sorted(row % 4 for row in asked[:20]) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
-    assert found.params == {"min_object": 4}
-    assert found.nested == 1
+    assert found.outcome.fit == {"min_object": 4}
+    assert found.outcome.nested.value == 1
 
 
 def test_large_images_are_tuned_on_fewer_of_them() -> None:
@@ -338,8 +338,8 @@ def test_large_images_are_tuned_on_fewer_of_them() -> None:
 def test_the_counts_are_those_of_what_each_fold_was_given() -> None:
     found, _ = tuned({"min_object": "tuned", "threshold": "tuned", "grid": {"min_object": [4, 400]}})
     for row in range(24):
-        mask = rule(**found.by_fold[row % 4]).apply(speckled(row)[0])
-        np.testing.assert_array_equal(found.counts[row], image_counts(mask, speckled(row)[1], n_classes=1))
+        mask = rule(**found.outcome.by_part[row % 4]).apply(speckled(row)[0])
+        np.testing.assert_array_equal(found.outcome.values[row], image_counts(mask, speckled(row)[1], n_classes=1))
 
 
 def test_what_picks_alike_picks_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,8 +357,8 @@ def test_one_fold_is_tuned_without_a_claim() -> None:
     found = tune(each(lambda row: speckled(row)[0]), lambda row: speckled(row)[1], fold_of=np.zeros(9, int),
                  metric=make_metric("tgs_iou"), table=rows(9, ("salt",), "segmentation"),
                  params={"min_object": "tuned"})  # fmt: skip
-    assert (found.nested, found.gain) == (None, None)
-    assert found.params["min_object"] > 0
+    assert (found.outcome.by_part, found.gain) == ({}, None)
+    assert found.outcome.fit["min_object"] > 0
 
 
 def test_a_grid_that_is_too_large_or_idle_is_refused() -> None:

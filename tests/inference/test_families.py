@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 import toy
-from pictures import ArrayImages, drawn
+from drawn_images import ArrayImages, drawn
 from torch import nn
 
 from kbench import registry
 from kbench.data.images.crops import random
+from kbench.inference.mean import mean_of_task
 from kbench.inference.predictions import load
-from kbench.inference.row_pass import Job, Member, predict
+from kbench.inference.row_pass import Job, Member, predict_members
 from kbench.inference.views import PLAIN, View, is_plain
 from kbench.models.layer_groups import body_digest
 
@@ -67,12 +68,12 @@ def job(views: str, *, task: str = "single_label", mean: Any = "arithmetic") -> 
     return Job(
         ids=np.array([f"r{row:03d}" for row in range(ROWS)]), rows=np.arange(ROWS),
         images=lambda resize: ArrayImages(pictures, resize), names=("a", "b", "c"), task=task,
-        views=registry.build("views", views, {}), mean=mean, device=toy.CPU, batch_size=4,
+        views=registry.build("views", views, {}), mean=mean_of_task(mean, task, 3), device=toy.CPU, batch_size=4,
     )  # fmt: skip
 
 
 def done(work: Job, members: Sequence[Member]) -> list[np.ndarray]:
-    assert list(predict(work, members))[-1] == len(work.rows)
+    assert list(predict_members(work, members))[-1] == len(work.rows)
     return [np.array(load(one.out).values) for one in members]
 
 

@@ -16,6 +16,7 @@ from kbench.inference import map_pass, map_store
 from kbench.inference.map_pass import MapJob, MapMember, readings, stream
 from kbench.inference.map_store import Row, Writing
 from kbench.inference.maps import MapMaker
+from kbench.inference.mean import mean_of_task
 from kbench.metrics.maps import image_counts
 
 CPU = torch.device("cpu")
@@ -55,8 +56,9 @@ def masks(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
 
 def maker(views: str = "none", *, windows: str = "full", geometric: bool = False, **params: object) -> MapMaker:
     return MapMaker(
-        registry.build("windows", windows, params), registry.build("views", views, {}), "segmentation", CPU, geometric
-    )
+        registry.build("windows", windows, params), registry.build("views", views, {}), "segmentation", CPU,
+        mean_of_task("geometric" if geometric else "arithmetic", "segmentation", len(NAMES)),
+    )  # fmt: skip
 
 
 def member(seed: int, weight: float = 1.0, kind: type[nn.Module] = Lopsided) -> MapMember:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import toy
-from pictures import ArrayImages, drawn, write_images
+from drawn_images import ArrayImages, drawn, write_images
 from torch import nn
 
 from kbench import files, registry
@@ -22,8 +22,9 @@ from kbench.data.images.crops import centre, centred, random
 from kbench.data.images.readers import image, remembering
 from kbench.errors import PredictionError
 from kbench.inference import row_pass as module
+from kbench.inference.mean import ARITHMETIC, mean_of_task
 from kbench.inference.predictions import array_path, load
-from kbench.inference.row_pass import Job, Member, grouped, predict
+from kbench.inference.row_pass import Job, Member, grouped, predict_members
 from kbench.inference.views import Load, window_of
 
 pytestmark = [
@@ -57,7 +58,7 @@ def job(views: str = "none", params: dict[str, Any] | None = None, *, arrays: An
     given: dict[str, Any] = {
         "ids": np.array([f"r{row:03d}" for row in range(len(pictures))]), "rows": np.arange(len(pictures)),
         "images": shared(lambda resize: ArrayImages(pictures, resize)), "names": ("a", "b", "c"),
-        "task": "single_label", "views": registry.build("views", views, params or {}), "mean": "arithmetic",
+        "task": "single_label", "views": registry.build("views", views, params or {}), "mean": ARITHMETIC,
         "device": toy.CPU, "batch_size": 4,
     }  # fmt: skip
     return Job(**{**given, **changes})
@@ -69,7 +70,7 @@ def shared(make: Callable[[Resize], Images]) -> Callable[[Resize], Images]:
 
 
 def done(work: Job, members: Sequence[Member]) -> list[np.ndarray]:
-    assert list(predict(work, members))[-1] == len(work.rows)
+    assert list(predict_members(work, members))[-1] == len(work.rows)
     return [np.array(load(one.out).values) for one in members]
 
 
@@ -114,7 +115,7 @@ def test_draws_of_a_row_do_not_depend_on_the_other_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
 def test_views_are_averaged_by_weight_in_both_means(tmp_path: Path, mean) -> None:
-    work = job("random", {"n": 5}, mean=mean)
+    work = job("random", {"n": 5}, mean=mean_of_task(mean, "single_label", 3))
     assert work.views[0].weight == 2
     (values,) = done(work, [member(tmp_path)])
     single = []
@@ -134,13 +135,15 @@ def test_views_are_averaged_by_weight_in_both_means(tmp_path: Path, mean) -> Non
 
 
 def test_the_geometric_mean_of_tags_is_not_made_to_sum_to_one(tmp_path: Path) -> None:
-    (values,) = done(job("flip", task="multi_label", mean="geometric"), [member(tmp_path)])
+    (values,) = done(
+        job("flip", task="multi_label", mean=mean_of_task("geometric", "multi_label", 3)), [member(tmp_path)]
+    )
     assert np.abs(values.sum(1) - 1).max() > 0.01
 
 
 def test_the_geometric_mean_of_a_regression_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PredictionError, match="geometric"):
-        list(predict(job(task="regression", mean="geometric"), [member(tmp_path)]))
+        mean_of_task("geometric", "regression", 3)
 
 
 def test_values_of_a_regression_are_averaged_as_they_are(tmp_path: Path) -> None:
@@ -153,24 +156,6 @@ class Where(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images
-
-
-@pytest.mark.parametrize("name", ["none", "flip", "d4"])
-def test_predictions_that_are_images_are_turned_back_before_they_are_averaged(tmp_path: Path, name: str) -> None:
-    pictures = drawn(ROWS, size=(8, 10))
-    work = job(name, arrays=pictures, task="dense_regression")
-    (values,) = done(work, [member(tmp_path, load=Where, size=(8, 10))])
-    (expected,) = done(job(arrays=pictures, task="dense_regression"), [member(tmp_path, 1, load=Where, size=(8, 10))])
-    assert values.shape == (ROWS, 3, 8, 10)
-    np.testing.assert_allclose(values, expected, atol=1e-5)
-
-
-def test_predictions_of_other_sizes_are_brought_to_that_of_the_plain_view(tmp_path: Path) -> None:
-    flat = np.full((2, 8, 8, 3), 128, np.uint8)
-    work = job("scales", {"factors": [1.0, 1.5]}, arrays=flat, task="dense_regression")
-    (values,) = done(work, [member(tmp_path, load=Where)])
-    assert values.shape == (2, 3, 8, 8)
-    assert np.ptp(values) < 1e-5
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (20, 31), (31, 20)])
@@ -268,7 +253,7 @@ def test_models_that_do_not_fit_together_make_more_passes(
         return lambda: (alive.append(seed), network(seed))[1]
 
     members = [member(tmp_path / "few", seed, load=loading(seed)) for seed in range(4)]
-    steps = list(predict(job(), members))
+    steps = list(predict_members(job(), members))
     assert alive == [0, 1, 2, 3]
     size = sum(value.numel() * value.element_size() for value in network(0).state_dict().values())
     passes = {1.0: 4, 5_000.0: -(-4 // (int(2_500 // size) + 1)), 1e12: 1}[free]
@@ -309,7 +294,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_predicted_in_parts(tmp_path: P
 
 
 def test_predictions_lie_in_a_memory_mapped_file_from_the_first_batch_on(tmp_path: Path) -> None:
-    running = predict(job(), [member(tmp_path)])
+    running = predict_members(job(), [member(tmp_path)])
     next(running)
     raw = np.load(array_path(tmp_path / "m0.json"), mmap_mode="r")
     assert raw.shape == (ROWS, 3)
@@ -328,7 +313,7 @@ def test_predictions_say_where_they_come_from(tmp_path: Path) -> None:
 
 
 def test_predictions_given_up_in_the_middle_do_not_exist(tmp_path: Path) -> None:
-    running = predict(job(), [member(tmp_path, seed) for seed in range(2)])
+    running = predict_members(job(), [member(tmp_path, seed) for seed in range(2)])
     next(running)
     running.close()
     assert not list(tmp_path.glob("*.json"))
@@ -336,7 +321,7 @@ def test_predictions_given_up_in_the_middle_do_not_exist(tmp_path: Path) -> None
 
 def test_older_predictions_do_not_count_once_new_ones_are_begun(tmp_path: Path) -> None:
     done(job(), [member(tmp_path)])
-    running = predict(job(), [member(tmp_path, load=lambda: network(9))])
+    running = predict_members(job(), [member(tmp_path, load=lambda: network(9))])
     next(running)
     running.close()
     assert files.read_seal(tmp_path / "m0.json", verify=False) is None
@@ -349,7 +334,7 @@ def test_a_killed_prediction_leaves_nothing_that_counts(tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
         torch.set_num_threads(1)
-        running = predict(job(), [member(tmp_path, load=lambda: network(9))])
+        running = predict_members(job(), [member(tmp_path, load=lambda: network(9))])
         next(running)
         next(running)
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -368,7 +353,7 @@ def test_a_model_that_answers_nonsense_leaves_no_sealed_predictions(tmp_path: Pa
             return torch.full((len(images), 3), torch.nan)
 
     with pytest.raises(PredictionError, match="nan"):
-        list(predict(job(), [member(tmp_path, load=Broken)]))
+        list(predict_members(job(), [member(tmp_path, load=Broken)]))
     assert not (tmp_path / "m0.json").exists()
 
 
@@ -385,7 +370,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     rows = np.arange(200_000)
     ids = np.array([f"r{row:06d}" for row in rows])
     work = job(ids=ids, rows=rows, images=lambda resize: Endless(), batch_size=16)
-    running = predict(work, [member(tmp_path)])
+    running = predict_members(work, [member(tmp_path)])
     for _ in range(3):
         assert next(running) > 0
     running.close()

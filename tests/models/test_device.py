@@ -25,6 +25,12 @@ def test_a_word_that_is_no_device_is_refused_in_a_word() -> None:
     assert caught.value.what == "'gpu' is no device"
 
 
+def test_auto_takes_the_accelerator_where_there_is_one() -> None:
+    there = [name for name in ("cuda", "xpu", "mps") if torch.get_device_module(name).is_available()]
+    assert choose_device("auto").type == (there[0] if there else "cpu")
+    assert choose_device("cpu") == CPU
+
+
 def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(ConfigError, match="fp16"):
         choose_precision("fp16", CPU, training=True)
@@ -62,7 +68,8 @@ def test_a_device_that_is_not_there_is_an_error(name: str) -> None:
 
 
 def test_auto_finds_a_device() -> None:
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    there = [name for name in ("cuda", "xpu", "mps") if torch.get_device_module(name).is_available()]
+    assert choose_device("auto").type == (there[0] if there else "cpu")
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

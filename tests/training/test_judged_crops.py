@@ -14,7 +14,7 @@ from kbench.data.dataset import Show
 from kbench.data.images.crops import native, whole
 from kbench.inference.views import Load, window_of
 from kbench.runs import parts
-from kbench.runs.experiment import open_setup
+from kbench.runs.experiment import open_experiment
 from kbench.training.fold_context import resize_before
 from kbench.training.stage_plan import StagePlan
 from kbench.workspace import Choice
@@ -31,7 +31,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def planned(workspace: Path, crop: str, *more: str) -> StagePlan:
     chosen = (f"input.size={SIZE}", f"train.crop={crop}", "train.augment=none", *more)
-    return parts.build_stages(open_setup(Choice("classes", assignments=chosen, workspace=workspace)).competition)[-1]
+    return parts.build_stages(open_experiment(Choice("classes", assignments=chosen, workspace=workspace)).competition)[
+        -1
+    ]
 
 
 def shown(show: Show, seed: int = 0) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import toy
-from pictures import ArrayImages, drawn
+from drawn_images import ArrayImages, drawn
 
 from kbench import registry
 from kbench.data.dataset import Draw, ImageDataset, Loader, Normalise, Show, cut

@@ -14,6 +14,7 @@ from torch import nn
 from toy import CPU, TinyNet
 
 from kbench import registry
+from kbench.config.stage import Stage
 from kbench.errors import TrainingError
 from kbench.models.layer_groups import freeze_but, layer_groups, train_mode
 from kbench.training.update import Learner, Rules, average_of, update
@@ -31,18 +32,19 @@ def net(**options: Any) -> TinyNet:
 
 
 def learner(model: nn.Module, *, name: str = "sgd", params: dict[str, Any] | None = None, micro: int = 1000,
-            averaged: bool = False) -> Learner:  # fmt: skip
+            ema: float | None = None) -> Learner:  # fmt: skip
     layers = layer_groups(model)
     rates = [0.1 if name == "sgd" else 1e-3] * len(layers)
     optimizer = registry.build("optimizer", name, params or {}, layers, rates, [0.01] * len(layers))
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     train_mode(model)
-    return Learner(model, optimizer, scaler, average_of(model) if averaged else None, micro)
+    return Learner(model, optimizer, scaler, None if ema is None else average_of(model, ema), micro)
 
 
 def rules(loss: str = "cross_entropy", params: dict[str, Any] | None = None, *, step: Any = None, **more: Any) -> Rules:
     step = step or registry.build("step", "supervised", {})
-    return Rules(step=step, loss=registry.build("loss", loss, params or {}), device=CPU, precision="fp32", **more)
+    made = registry.build("loss", loss, params or {})
+    return Rules(step=step, loss=made, device=CPU, precision="fp32", stage=Stage(**more))
 
 
 def cut(pictures: torch.Tensor, target: torch.Tensor, sizes: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -291,23 +293,23 @@ def test_micro_batches_are_of_even_size(count: int, micro: int, sizes: list[int]
 
 
 def test_the_moving_average_follows_weights_and_statistics() -> None:
-    made = learner(net(norm=True), averaged=True)
-    assert made.averaged is not None
-    expected = copy.deepcopy(made.averaged.state_dict())
-    how = rules(ema=0.9)
+    made = learner(net(norm=True), ema=0.9)
+    expected = copy.deepcopy(made.judged.state_dict())
+    how = rules()
     for step in range(4):
         update(made, [(images(8, step), classes(8))], rules=how, seed=step)
         for name, value in made.model.state_dict().items():
             expected[name] = 0.9 * expected[name] + 0.1 * value if value.is_floating_point() else value
-    for name, value in made.averaged.state_dict().items():
+    for name, value in made.judged.state_dict().items():
         torch.testing.assert_close(value, expected[name], atol=1e-7, rtol=1e-6)
-    assert int(made.averaged.norm.num_batches_tracked) == 4
+    assert int(made.judged.norm.num_batches_tracked) == 4
 
 
 def test_what_is_judged_is_the_moving_average_where_there_is_one() -> None:
     assert learner(net()).judged is not None
-    made = learner(net(), averaged=True)
-    assert made.judged is made.averaged
+    made = learner(net(), ema=0.9)
+    assert made.averaged is not None
+    assert made.judged is made.averaged.module
     assert not made.judged.training
     assert not any(parameter.requires_grad for parameter in made.judged.parameters())
     plain = learner(net())
@@ -324,17 +326,17 @@ def test_a_weight_used_twice_is_averaged_once() -> None:
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:
             return self.one(pictures.flatten(1)) + self.two(pictures.flatten(1))
 
-    made = learner(Tied(), averaged=True)
+    made = learner(Tied(), ema=0.9)
     before = weights(made.model)
-    update(made, [(images(4), classes(4))], rules=rules(ema=0.9), seed=0)
-    torch.testing.assert_close(weights(made.averaged), 0.9 * before + 0.1 * weights(made.model))
+    update(made, [(images(4), classes(4))], rules=rules(), seed=0)
+    torch.testing.assert_close(weights(made.judged), 0.9 * before + 0.1 * weights(made.model))
 
 
 def test_an_average_does_not_touch_the_model() -> None:
-    both = [learner(net(norm=True, dropout=0.3), averaged=averaged) for averaged in (False, True)]
+    both = [learner(net(norm=True, dropout=0.3), ema=ema) for ema in (None, 0.5)]
     for made in both:
         for step in range(3):
-            update(made, [(images(8), classes(8))], rules=rules(ema=0.5), seed=step)
+            update(made, [(images(8), classes(8))], rules=rules(), seed=step)
     assert torch.equal(weights(both[0].model), weights(both[1].model))
 
 
@@ -351,7 +353,7 @@ def test_half_precision_trains_like_full_precision(precision) -> None:
     for name in ("fp32", precision):
         made = learner(net().to(device))
         made.scaler = torch.amp.GradScaler("cuda", enabled=name == "fp16")
-        how = Rules(step=rules().step, loss=rules().loss, device=device, precision=name, clip=1.0)
+        how = Rules(step=rules().step, loss=rules().loss, device=device, precision=name, stage=Stage(clip=1.0))
         for step in range(5):
             update(made, batches, rules=how, seed=step)
         found.append(weights(made.model))

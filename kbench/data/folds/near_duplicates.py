@@ -20,7 +20,7 @@ import numpy as np
 
 from kbench.data.folds.folds import Folds
 from kbench.data.images.cache import Progress, memoised
-from kbench.data.images.readers import decode
+from kbench.data.images.decoding import decode
 from kbench.data.table.table import Table
 from kbench.errors import DataError, first_names
 
@@ -30,7 +30,6 @@ _SMALLEST = 32  # pixels of a side; smaller images are too coarse to tell apart
 _FLAT = 2.0  # grey levels of standard deviation; flatter thumbnails say nothing
 _BANDS = 8
 _PAIRS = 1 << 21  # candidates looked at together
-_ONES = np.array([bin(value).count("1") for value in range(256)], dtype=np.uint8)
 _NUMBER = re.compile(r"\d{1,15}")
 
 
@@ -92,7 +91,7 @@ def near_pairs(hashes: Sequence[bytes], *, distance: int = NEAR) -> np.ndarray:
     equal = np.stack([rows[first[inverse]], rows], axis=1)
     found = [equal[equal[:, 0] != equal[:, 1]]]
     for one, other in _candidates(unique):
-        close = _ONES[unique[one] ^ unique[other]].sum(axis=1, dtype=np.int64) <= distance
+        close = np.bitwise_count(unique[one] ^ unique[other]).sum(axis=1, dtype=np.int64) <= distance
         found.append(np.sort(rows[first[np.stack([one[close], other[close]], axis=1)]], axis=1))
     return np.unique(np.concatenate(found), axis=0)
 
@@ -169,18 +168,13 @@ def _differ(one: bytes, other: bytes) -> int:
 
 def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
     """Return [count] int64, the cluster of each row: the smallest row number among those linked to it."""
-    parent = list(range(count))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for one, other in pairs.tolist():
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    return np.array([root(row) for row in range(count)], dtype=np.int64)
+    linked = coo_array((np.ones(len(pairs), dtype=bool), pairs.T), shape=(count, count))
+    _, parts = connected_components(linked, directed=False)
+    _, first, part_of = np.unique(parts, return_index=True, return_inverse=True)
+    return np.asarray(first[part_of])
 
 
 def links(table: Table, hashes: Sequence[bytes]) -> np.ndarray:

@@ -174,9 +174,7 @@ def holdout(table: Table, cut: Cut, *, val_pct: float | None = None) -> np.ndarr
 
 @register("fold strategy", uses=())
 def kfold(table: Table, cut: Cut) -> np.ndarray:
-    """Cut shuffled rows into slices whose sizes differ by at most one.
-
-    The folds are those of scikit-learn's `KFold(n, shuffle=True, random_state=seed)` on the sorted ids.
+    """Cut shuffled rows into slices whose sizes differ by at most one: scikit-learn's `KFold` on the sorted ids.
 
     Returns:
         [N] int folds.
@@ -186,12 +184,14 @@ def kfold(table: Table, cut: Cut) -> np.ndarray:
 
     Source: scikit-learn `KFold`, row B-13.
     """
+    from sklearn.model_selection import KFold  # takes a second to load
+
     _check_count(cut, len(table), "rows")
-    order = np.arange(len(table))
-    np.random.RandomState(cut.seed).shuffle(order)
-    sizes = np.full(cut.n, len(table) // cut.n)
-    sizes[: len(table) % cut.n] += 1
-    return _placed(order, np.repeat(np.arange(cut.n), sizes))
+    folds = np.zeros(len(table), dtype=np.int64)
+    if cut.n > 1:  # of one, `make_folds` says what is wrong
+        for fold, (_, rows) in enumerate(KFold(cut.n, shuffle=True, random_state=cut.seed).split(folds)):
+            folds[rows] = fold
+    return folds
 
 
 @register("fold strategy", uses=("by",))

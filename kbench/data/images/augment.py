@@ -19,8 +19,8 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -33,6 +33,7 @@ from kbench.tasks import IGNORED
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its version check asks the network on import
 
 Mask = np.ndarray | None
+Draw = Callable[[np.random.Generator], Geometry]
 Pixels = Callable[[np.ndarray, Mask, np.random.Generator], tuple[np.ndarray, Mask]]
 
 
@@ -45,7 +46,7 @@ class Augmentation:
         pixels: changes the shown [H, W, C] image (and its [H, W, 1] mask).
     """
 
-    geometry: Callable[[np.random.Generator], Geometry] | None = None
+    geometry: Draw | None = None
     pixels: Pixels | None = None
 
 
@@ -66,7 +67,7 @@ def basic(
 
     Args:
         rotate: largest angle in degrees.
-        light: largest change of brightness, of a range of 1.
+        light: largest change of brightness, of a range of 1; of bands, of the range of each.
         contrast: largest change of contrast.
         zoom: largest zoom (max_zoom, F-09); of which part, the crop says: `random` shows any.
         prob: probability of the rotation and of the zoom.
@@ -82,13 +83,7 @@ def side_on(
     *, rotate: float = 10.0, light: float = 0.05, contrast: float = 0.05, zoom: float = 1.1, prob: float = 0.75
 ) -> Augmentation:
     """`basic` and a mirror with probability 1/2: photographs taken from the side (transforms_side_on, F-07)."""
-    mild = _mild(rotate, zoom, prob)
-
-    def geometry(rng: np.random.Generator) -> Geometry:
-        drawn = mild(rng)
-        return Geometry(drawn.angle, drawn.zoom, bool(rng.random() < 0.5))
-
-    return Augmentation(geometry, _lighting(light, contrast))
+    return Augmentation(_mirrored(_mild(rotate, zoom, prob), turns=False), _lighting(light, contrast))
 
 
 @register("augmentation")
@@ -96,16 +91,17 @@ def top_down(
     *, rotate: float = 10.0, light: float = 0.05, contrast: float = 0.05, zoom: float = 1.05, prob: float = 0.75
 ) -> Augmentation:
     """`basic` and one of the square's 8 symmetries: images seen from above (transforms_top_down, F-07)."""
-    mild = _mild(rotate, zoom, prob)
+    return Augmentation(_mirrored(_mild(rotate, zoom, prob), turns=True), _lighting(light, contrast))
 
+
+def _mirrored(mild: Draw, *, turns: bool) -> Draw:
     def geometry(rng: np.random.Generator) -> Geometry:
-        drawn = mild(rng)
-        return Geometry(drawn.angle, drawn.zoom, bool(rng.random() < 0.5), int(rng.integers(0, 4)))
+        return replace(mild(rng), flip=bool(rng.random() < 0.5), turns=int(rng.integers(0, 4)) if turns else 0)
 
-    return Augmentation(geometry, _lighting(light, contrast))
+    return geometry
 
 
-def _mild(rotate: float, zoom: float, prob: float) -> Callable[[np.random.Generator], Geometry]:
+def _mild(rotate: float, zoom: float, prob: float) -> Draw:
     check_number("rotate", rotate, "[0, 180]")
     check_number("zoom", zoom, "[1, 100]")
     check_number("prob", prob, "[0, 1]")
@@ -121,8 +117,8 @@ def _mild(rotate: float, zoom: float, prob: float) -> Callable[[np.random.Genera
 def _lighting(light: float, contrast: float) -> Pixels | None:
     """Return the lesson's RandomLighting: (x - mean) * factor + mean + beta, clipped to the range (F-09).
 
-    The range of 8 bits is 0..255. Other dtypes are seldom used in full: their `beta` is a share of the image's own
-    range, and only what the dtype cannot hold is clipped.
+    The range of photographs is 0..255. Bands have neither a common range nor a common meaning: each is changed about
+    its own mean, `beta` is a share of its own range, and only what the dtype cannot hold is clipped.
     """
     check_number("light", light, "[0, 1]")
     check_number("contrast", contrast, "[0, 100]")
@@ -133,15 +129,43 @@ def _lighting(light: float, contrast: float) -> Pixels | None:
         beta = float(rng.uniform(-light, light))
         drawn = float(rng.uniform(-contrast, contrast))
         factor = drawn + 1 if drawn >= 0 else -1 / (drawn - 1)
-        mean = float(cv2.mean(image.reshape(-1, 1))[0])
-        if image.dtype == np.uint8:
+        if is_photograph(image):
+            mean = float(cv2.mean(image.reshape(-1, 1))[0])
             shift = mean * (1 - factor) + beta * 255
             table = np.clip(np.arange(256, dtype=np.float32) * factor + shift + 0.5, 0, 255).astype(np.uint8)
             return cv2.LUT(image, table).reshape(image.shape), mask
-        shift = mean * (1 - factor) + beta * float(np.ptp(image))
-        return as_dtype(image.astype(np.float32) * factor + shift, image.dtype), mask
+        each, (_, span) = means(image), range_of(image)
+        shifts = each * np.float32(1 - factor) + np.float32(beta) * span
+        return as_dtype(image.astype(np.float32) * np.float32(factor) + shifts, image.dtype), mask
 
     return pixels
+
+
+def is_photograph(image: np.ndarray) -> bool:
+    """Return whether an image [H, W, C] is one of 8 bits, grey or RGB, whose values are shares of one range."""
+    return bool(image.dtype == np.uint8 and image.shape[2] in (1, 3))
+
+
+def means(image: np.ndarray) -> np.ndarray:
+    """Return [C] float32, the mean of each channel's finite pixels; 0 of a channel without any."""
+    pixels = image.reshape(-1, image.shape[2])
+    known = np.isfinite(pixels)
+    if known.all():
+        return np.asarray(pixels.mean(0, dtype=np.float64), dtype=np.float32)
+    total = np.where(known, pixels, 0).sum(0, dtype=np.float64)
+    return np.asarray(total / np.maximum(known.sum(0), 1), dtype=np.float32)
+
+
+def range_of(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return [C] float32 where the range of each channel begins and how far it goes: finite pixels alone count."""
+    channels = image.shape[2]
+    pixels = image.reshape(-1, channels)
+    known = np.isfinite(pixels)
+    low = np.where(known, pixels, np.inf).min(0)
+    span = np.where(known, pixels, -np.inf).max(0) - low
+    there = known.any(0)
+    low, span = np.where(there, low, 0), np.where(there & (span > 0), span, 1)
+    return low.astype(np.float32), span.astype(np.float32)
 
 
 def as_dtype(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -241,7 +265,13 @@ def _transform(item: dict[str, Any] | str, fill: float) -> Any:
 
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+class Change(Protocol):
+    """What may happen to values of a range of 1; of bands, to those of each by itself."""
+
+    def __call__(self, values: np.ndarray, rng: np.random.Generator, *, photograph: bool) -> np.ndarray:
+        """Return [H, W, C] float32 changed; what is not finite stays where it is."""
 
 
 @register("augmentation")
@@ -264,11 +294,11 @@ def strong(
         scale: range of the factor things are shown larger by; what lies outside of the image is its reflection.
         rotate: largest angle in degrees.
         turns: whether quarter turns and upside-down images are possible: images seen from above.
-        light: largest change of brightness and contrast, of a range of 1.
+        light: largest change of brightness and contrast, of a range of 1; of bands, of the range of each.
         colour: largest change of saturation and of each channel's gain.
         gamma: largest logarithm of the exponent.
         blur: largest standard deviation of a Gaussian, in pixels of the shown image.
-        noise: largest standard deviation of noise, of a range of 1.
+        noise: largest standard deviation of noise, of a range of 1; of bands, of the range of each.
         cutout: largest side of the piece that is cut out, as a share of the image's; its mask is ignored.
         prob: probability of each of these; the mirror's is 1/2. Blur, noise and cutout happen half as often.
 
@@ -297,11 +327,12 @@ def _pixels(changes: list[tuple[Change, float]], cutout: float, often: float) ->
         chosen = [change for change, probability in changes if rng.random() < probability]
         made = image
         if chosen:
-            low, span = (0.0, 255.0) if image.dtype == np.uint8 else (float(image.min()), float(np.ptp(image)) or 1.0)
+            low, span = (0.0, 255.0) if is_photograph(image) else range_of(image)
             values = (image.astype(np.float32) - low) / span
             for change in chosen:
-                values = change(values, rng).reshape(image.shape)
+                values = change(values, rng, photograph=is_photograph(image)).reshape(image.shape)
             made = as_dtype(values * span + low, image.dtype)
+            made = made if (known := np.isfinite(image)).all() else np.where(known, made, image)
         if cutout > 0 and rng.random() < often:
             return _cut_out(made, mask, cutout, rng)
         return made, mask
@@ -310,8 +341,8 @@ def _pixels(changes: list[tuple[Change, float]], cutout: float, often: float) ->
 
 
 def _lit(light: float) -> Change:
-    def change(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        mean = np.float32(values.mean())
+    def change(values: np.ndarray, rng: np.random.Generator, *, photograph: bool) -> np.ndarray:
+        mean = np.float32(values.mean()) if photograph else means(values)
         factor, shift = 1 + rng.uniform(-light, light), rng.uniform(-light, light)
         return np.asarray((values - mean) * np.float32(factor) + mean + np.float32(shift))
 
@@ -319,33 +350,43 @@ def _lit(light: float) -> Change:
 
 
 def _tinted(colour: float) -> Change:
-    def change(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        channels = values.shape[2]
-        if channels == 3:
+    def change(values: np.ndarray, rng: np.random.Generator, *, photograph: bool) -> np.ndarray:
+        if photograph and values.shape[2] == 3:
             grey = (values @ _LUMA)[:, :, None]
             values = grey + (values - grey) * np.float32(1 + rng.uniform(-colour, colour))
-        return np.asarray(values * np.asarray(rng.uniform(1 - colour / 2, 1 + colour / 2, channels), dtype=np.float32))
+        gains = np.asarray(rng.uniform(1 - colour / 2, 1 + colour / 2, values.shape[2]), dtype=np.float32)
+        if photograph:
+            return np.asarray(values * gains)
+        mean = means(values)
+        return np.asarray((values - mean) * gains + mean)
 
     return change
 
 
 def _curved(gamma: float) -> Change:
-    def change(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def change(values: np.ndarray, rng: np.random.Generator, *, photograph: bool) -> np.ndarray:
         return np.asarray(np.clip(values, 0, 1) ** np.float32(math.exp(rng.uniform(-gamma, gamma))))
 
     return change
 
 
 def _blurred(blur: float) -> Change:
-    def change(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def change(values: np.ndarray, rng: np.random.Generator, *, photograph: bool) -> np.ndarray:
         sigma = rng.uniform(0, blur)
-        return values if sigma < 0.1 else np.asarray(cv2.GaussianBlur(values, (0, 0), sigma))
+        if sigma < 0.1:
+            return values
+        known = None if photograph else np.isfinite(values)
+        if known is None or known.all():
+            return np.asarray(cv2.GaussianBlur(values, (0, 0), sigma))
+        weights = cv2.GaussianBlur(known.astype(np.float32), (0, 0), sigma).reshape(values.shape)
+        mixed = cv2.GaussianBlur(np.where(known, values, np.float32(0)), (0, 0), sigma).reshape(values.shape)
+        return np.where(known, mixed / np.maximum(weights, np.float32(1e-6)), values)
 
     return change
 
 
 def _noisy(noise: float) -> Change:
-    def change(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def change(values: np.ndarray, rng: np.random.Generator, *, photograph: bool) -> np.ndarray:
         grain = rng.standard_normal(values.shape, dtype=np.float32)
         return np.asarray(values + grain * np.float32(rng.uniform(0, noise)))
 
@@ -359,7 +400,11 @@ def _cut_out(image: np.ndarray, mask: Mask, largest: float, rng: np.random.Gener
     top, left = (int(rng.integers(0, whole - side + 1)) for whole, side in zip((height, width), sides, strict=True))
     place = (slice(top, top + sides[0]), slice(left, left + sides[1]))
     image = image.copy()
-    image[place] = as_dtype(image.mean(axis=(0, 1)), image.dtype)
+    if is_photograph(image):
+        image[place] = as_dtype(image.mean(axis=(0, 1)), image.dtype)
+    else:
+        mean = as_dtype(means(image), image.dtype)
+        image[place] = np.where(np.isfinite(image[place]), mean, image[place])
     if mask is None:
         return image, None
     mask = mask.copy()

@@ -17,7 +17,7 @@ Masks of one file per class or per object; `mask_runs.py` has those of run-lengt
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,9 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
-from kbench.data.images.readers import decode
+from kbench.data.images.decoding import PLAIN, Decoding, check_file, decode, decode_numbers
+from kbench.data.images.headers import Damaged, read_header
 from kbench.data.masks.classes import (
     Codec,
     Lookup,
@@ -47,7 +47,6 @@ from kbench.tasks import IGNORED, SEGMENTATION
 __all__ = ["MaskKind"]
 
 _ON = (1, 255, 65535)  # how masks of one class say yes
-_NODATA = 42113  # GDAL's TIFF tag
 
 
 def one_file(request: Request, frame: pd.DataFrame, ids: np.ndarray, *, folder: str, suffix: str | None) -> MaskRows:
@@ -74,6 +73,7 @@ def index(
     ignore: list[int] | None = None,
     rest: str | None = None,
     _classes: Sequence[str] = (),
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     """Read images whose pixel values are class numbers; of palette images, the numbers of the colours.
 
@@ -85,6 +85,7 @@ def index(
         ignore: pixel values that are neither trained on nor scored.
         rest: class of every value that is named nowhere, or `ignore`; such values are an error by default.
         _classes: `data.classes`; the names of `values` by default.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: classes and values do not fit.
@@ -106,7 +107,7 @@ def index(
         table[value], known[value] = number, True
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
-        pixels = _numbers(root / cells[0])
+        pixels = _numbers(root / cells[0], _decoding)
         if not known[pixels].all():
             strange = np.unique(pixels[~known[pixels]]).tolist()
             raise DataError(
@@ -123,15 +124,9 @@ def _counted(names: Sequence[str]) -> dict[str, list[int]]:
     return {name: [place] for place, name in enumerate(names)}
 
 
-def _numbers(path: Path) -> np.ndarray:
+def _numbers(path: Path, decoding: Decoding) -> np.ndarray:
     """Return [H, W, 1] unsigned pixel values; of a palette image, the numbers of its colours."""
-    pixels = decode(path, cv2.IMREAD_UNCHANGED)
-    if pixels.shape[2] in (3, 4):  # OpenCV shows a palette in its colours
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image)[:, :, None] if image.mode == "P" else pixels
-        except UnidentifiedImageError:
-            pass  # a kind of file OpenCV alone knows has no palette; its channels are refused below
+    pixels = decode_numbers(path, decoding)
     if pixels.shape[2] != 1 or pixels.dtype not in (np.uint8, np.uint16):
         raise DataError(
             f"the mask '{path}' has {pixels.shape[2]} channels of {pixels.dtype}",
@@ -153,6 +148,7 @@ def colour(
     rest: str | None = None,
     _classes: Sequence[str] = (),
     _root: Path = Path(),
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     """Read images whose colours are classes.
 
@@ -167,6 +163,7 @@ def colour(
             class alone stands against all other colours.
         _classes: `data.classes`; the names of `colours` without the ignored ones by default.
         _root: the data folder.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: classes and colours do not fit.
@@ -200,7 +197,7 @@ def colour(
     coder = Codec(np.array(list(table.values()), dtype=np.uint8), codec)
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
-        image = decode(root / cells[0], cv2.IMREAD_UNCHANGED)
+        image = decode(root / cells[0], cv2.IMREAD_UNCHANGED, _decoding)
         if image.shape[2] == 1:
             image = np.repeat(image, 3, axis=2)
         if image.dtype != np.uint8 or image.shape[2] not in (3, 4):
@@ -222,6 +219,7 @@ def values(
     scale: float = 1.0,
     nodata: float | None = None,
     _classes: Sequence[str] = (),
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     """Read images whose pixels are the target: TIFF or GeoTIFF, PNG of 16 bits, `.npy`; one channel per target.
 
@@ -231,6 +229,7 @@ def values(
         scale: what pixels are multiplied by.
         nodata: pixel value that means unknown; by default what a GeoTIFF says itself. Infinite and NaN mean it too.
         _classes: `data.classes`: the names of the targets; `value` by default.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: names stand twice, or nothing is left of the values.
@@ -242,45 +241,46 @@ def values(
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         path = root / cells[0]
-        found = _array(path) if path.suffix.lower() == ".npy" else decode(path, cv2.IMREAD_UNCHANGED)
+        found = _array(path) if path.suffix.lower() == ".npy" else decode(path, cv2.IMREAD_UNCHANGED, _decoding)
         if found.shape[2] != len(names):
             raise DataError(
                 f"the target '{cells[0]}' has {found.shape[2]} channels", f"{len(names)}: {first_names(names)}",
                 "correct data.classes in the YAML, one name per channel",
             )  # fmt: skip
         unknown = nodata if nodata is not None else _own_nodata(path)
-        numbers = found.astype(np.float32)
-        wrong = ~np.isfinite(numbers)
-        if unknown is not None:
-            wrong |= numbers == np.float32(unknown)
-        numbers = numbers * np.float32(scale)
-        numbers[wrong] = np.nan
+        with np.errstate(over="ignore", invalid="ignore"):  # what no float32 holds is infinite, and so unknown
+            numbers = found.astype(np.float32)
+            wrong = ~np.isfinite(numbers)
+            if unknown is not None:
+                wrong |= (found == unknown) | (numbers == np.float32(unknown))
+            numbers = numbers * np.float32(scale)
+        numbers[wrong | ~np.isfinite(numbers)] = np.nan
         return numbers
 
     return MaskKind(names, partial(one_file, folder=folder, suffix=suffix), read)
 
 
 def _array(path: Path) -> np.ndarray:
+    check_file(path)
     try:
         found: Any = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read '{path}': {error}", "an array", "fetch it again") from error
+    if found.ndim not in (2, 3) or found.dtype.kind not in "biuf":
+        raise DataError(
+            f"the target '{path}' has the shape {list(found.shape)} and the dtype {found.dtype}",
+            "numbers [height, width] or [height, width, targets]", "write the array anew, channels last",
+        )  # fmt: skip
     return np.asarray(found[:, :, None] if found.ndim == 2 else found)
 
 
 def _own_nodata(path: Path) -> float | None:
     """Return the value a GeoTIFF says is no data, or None."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return None
     try:
-        with Image.open(path) as image:
-            tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-            written = tags.get(_NODATA)
-    except UnidentifiedImageError:
-        return None  # a kind Pillow does not know, such as one of many bands; then only the YAML can say it
-    try:
-        return None if written is None else float(str(written).strip("\0 "))
-    except ValueError:
+        with open(path, "rb") as file:
+            header = read_header(file)
+        return float(header.nodata) if header is not None and header.nodata else None
+    except (Damaged, ValueError):
         return None
 
 
@@ -294,6 +294,7 @@ def per_class(
     background: str | None = None,
     _classes: Sequence[str] = (),
     _task: str = "multi_label_segmentation",
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     """Read one image per class, black where the class is not.
 
@@ -306,6 +307,7 @@ def per_class(
             exclude one another.
         _classes: `data.classes`.
         _task: the competition's task.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: classes, labels and places do not fit.
@@ -336,7 +338,7 @@ def per_class(
         return MaskRows(tuple(zip(*(part.paths for part in found), strict=True)), lacking, wrong)
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
-        layers = [_layer(root, cell, size()) if cell else None for cell in cells]
+        layers = [_layer(root, cell, size(), _decoding) if cell else None for cell in cells]
         return united(layers, task=_task, background=behind, size=size(), of=_shown(cells))
 
     return MaskKind(names, find, read)
@@ -351,6 +353,7 @@ def instances(
     background: str | None = None,
     _classes: Sequence[str] = (),
     _task: str = "multi_label_segmentation",
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     r"""Read one image per object, black where the object is not, and unite the objects of each class.
 
@@ -364,6 +367,7 @@ def instances(
             exclude one another.
         _classes: `data.classes`.
         _task: the competition's task.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: classes, labels and places do not fit.
@@ -406,7 +410,7 @@ def instances(
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         layers: list[np.ndarray | None] = [None] * len(names)
         for cell in cells:
-            k, layer = class_of(cell), _layer(root, cell, size())
+            k, layer = class_of(cell), _layer(root, cell, size(), _decoding)
             assert k is not None, "`find` refuses such files"
             before = layers[k]
             layers[k] = layer if before is None else before | layer
@@ -430,9 +434,9 @@ def _label_problems(labels: dict[str, str], names: Sequence[str]) -> list[Proble
             if name not in names]  # fmt: skip
 
 
-def _layer(root: Path, cell: str, size: Size) -> np.ndarray:
+def _layer(root: Path, cell: str, size: Size, decoding: Decoding) -> np.ndarray:
     """Return [H, W] bool, where a mask file is not black; alpha does not count."""
-    pixels = decode(root / cell, cv2.IMREAD_UNCHANGED)
+    pixels = decode(root / cell, cv2.IMREAD_UNCHANGED, decoding)
     if pixels.shape[:2] != size:
         raise DataError(
             f"the mask '{cell}' is {pixels.shape[0]} x {pixels.shape[1]} pixels",

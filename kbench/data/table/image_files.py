@@ -6,6 +6,7 @@ one more known, add it to `IMAGE_SUFFIXES`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -114,7 +115,9 @@ class Listing:
         """Return the names in a sub-folder; none when it does not exist."""
         if parent not in self._names:
             path = self.folder / parent
-            self._names[parent] = {name for name in os.listdir(path) if _visible(name)} if path.is_dir() else set()
+            with _listing(path):
+                there = os.listdir(path) if path.is_dir() else []
+            self._names[parent] = {name for name in there if _visible(name)}
         return self._names[parent]
 
     def example(self) -> str:
@@ -138,6 +141,19 @@ class Listing:
         return self._stems[parent]
 
 
+@contextlib.contextmanager
+def _listing(path: Path) -> Iterator[None]:
+    """Turn what keeps a folder from being listed into an error with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"the folder '{error.filename or path}' cannot be listed: {error.strerror or error}",
+            "a folder you may read",
+            f"look at its permissions (`ls -ld '{path}'`), or name another folder in the YAML",
+        ) from error
+
+
 def _visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
@@ -149,8 +165,10 @@ def folder_of(root: Path, folder: str) -> Path:
         DataError: it does not exist.
     """
     path = root / folder
-    if not path.is_dir():
-        there = [entry.name for entry in os.scandir(root) if entry.is_dir()] if root.is_dir() else []
+    with _listing(path):
+        there_is = path.is_dir()
+        there = [entry.name for entry in os.scandir(root) if entry.is_dir()] if root.is_dir() and not there_is else []
+    if not there_is:
         raise DataError(
             f"the image folder '{path}' does not exist",
             f"a folder below '{root}'",
@@ -161,9 +179,9 @@ def folder_of(root: Path, folder: str) -> Path:
 
 def list_folders(root: Path, folder: str) -> list[str]:
     """Return the sorted names of the visible folders in a folder below the root."""
-    return sorted(
-        entry.name for entry in os.scandir(folder_of(root, folder)) if entry.is_dir() and _visible(entry.name)
-    )
+    path = folder_of(root, folder)
+    with _listing(path):
+        return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and _visible(entry.name))
 
 
 def list_images(root: Path, folder: str, *, suffix: str | None) -> tuple[list[str], list[str], int]:
@@ -182,7 +200,9 @@ def list_images(root: Path, folder: str, *, suffix: str | None) -> tuple[list[st
     Raises:
         DataError: the folder does not exist.
     """
-    files = list(_below(folder_of(root, folder)))
+    path = folder_of(root, folder)
+    with _listing(path):
+        files = list(_below(path))
     if suffix is not None:
         kept = [(file.removesuffix(suffix) if suffix else file, file) for file in files if file.endswith(suffix)]
     else:
@@ -198,10 +218,14 @@ def _prefix(folder: str) -> str:
     return "" if clean == "." else f"{clean}/"
 
 
+def _raise(error: OSError) -> None:
+    raise error  # a folder that may not be read is not one without images
+
+
 def _below(folder: Path) -> Iterator[str]:
     base = len(os.path.join(folder, ""))
     seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
             folders.clear()

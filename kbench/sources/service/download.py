@@ -283,17 +283,17 @@ def _gunzipped(path: Path, *, doing: str) -> Iterator[bytes]:
 def _only_member(path: Path, *, doing: str) -> Iterator[bytes] | None:
     """Return the content of the one file in a zip, or None when it is no zip of one file."""
     try:
-        opened = archive.open_zip(path)
-        members = list(itertools.islice(opened.members(), 2))
+        with archive.open_zip(path) as opened:
+            members = list(itertools.islice(archive.members(opened), 2))
     except DataError:
         return None  # the service's name misleads: the content is kept as it is
-    return _unzipped(opened, members[0], doing=doing) if len(members) == 1 else None
+    return _unzipped(path, members[0], doing=doing) if len(members) == 1 else None
 
 
-def _unzipped(opened: archive.Zip, member: archive.Member, *, doing: str) -> Iterator[bytes]:
+def _unzipped(path: Path, member: archive.Member, *, doing: str) -> Iterator[bytes]:
     try:
-        with open(opened.path, "rb") as handle:
-            yield from opened.chunks(handle, member)
+        with archive.open_zip(path) as opened:
+            yield from archive.content(opened, member)
     except DataError as error:
         raise _corrupt(doing, error.what) from error
 

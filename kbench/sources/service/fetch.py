@@ -18,6 +18,7 @@ from pathlib import Path
 from kbench import files
 from kbench.errors import DataError, ServiceError, SourceError, nearest
 from kbench.sources import Fetched, Progress, archive
+from kbench.sources.names import one_place, tells_case
 from kbench.sources.service import download
 from kbench.sources.service.manifest import Manifest
 from kbench.sources.service.protocol import Connect, DataFile, Service
@@ -181,7 +182,7 @@ def _bring_files(
     service: Service, manifest: Manifest, chosen: list[DataFile], *, nested: bool, progress: Progress, sleep: Sleep
 ) -> str:
     total, before, checks = sum(file.bytes for file in chosen), 0, []
-    for file in _checked_names(chosen, one_case=not archive.tells_case(files.make_folder(manifest.new))):
+    for file in _checked_names(chosen, one_case=not tells_case(files.make_folder(manifest.new))):
         staged, got = manifest.new / file.name, manifest.got / file.name
         checked = "nothing"  # known only of what is downloaded now
         if not staged.exists() and not got.exists():
@@ -211,7 +212,8 @@ def _unpack(
 
 def _own_folder(zipped: Path, name: str) -> str:
     """Return where a zip of the listing goes: `train.zip` into `train/`, or beside itself when that is all it holds."""
-    tops = {member.name.split("/")[0] for member in archive.open_zip(zipped).members()}
+    with archive.open_zip(zipped) as opened:
+        tops = {member.name.split("/")[0] for member in archive.members(opened)}
     return name.rpartition("/")[0] if tops == {zipped.stem} else name[: -len(".zip")]
 
 
@@ -228,8 +230,7 @@ def _checked_names(chosen: list[DataFile], *, one_case: bool) -> list[DataFile]:
     seen: dict[str, str] = {}
     for file in chosen:
         parts = file.name.split("/")
-        name = unicodedata.normalize("NFC", file.name)
-        other = seen.setdefault(name.casefold() if one_case else name, file.name)
+        other = seen.setdefault(one_place(file.name, one_case=one_case), file.name)
         if any(part in ("", ".", "..") for part in parts) or parts[0] == ".download" or _UNSAFE.search(file.name):
             raise _bad_name(
                 f"the service lists a file named {file.name!r}", "a plain path inside the competition's data"

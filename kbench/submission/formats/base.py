@@ -40,8 +40,10 @@ class Format:
         encode: rows -> the file, in pieces; a CSV by default.
         decode: (file, sample) -> rows, in the order of the file; raises `SubmissionError`.
         image_of: id of a row -> id of its image, where there are several rows of one image or file names for ids.
+        truth_problems: `problems` of a solution, where it may hold what a submission may not, such as unknown numbers.
 
-    For segmentations `build` takes, and `parse` returns, a `MaskSet` instead of `Predictions`.
+    For segmentations `build` takes, and `parse` returns, a `MaskSet` instead of `Predictions`; for dense regressions a
+    `NumberSet`.
     """
 
     suffix: str
@@ -54,6 +56,7 @@ class Format:
     encode: Callable[[pd.DataFrame], Iterable[bytes]] | None = None
     decode: Callable[[Path, pd.DataFrame], pd.DataFrame] | None = None
     image_of: Callable[[str], str] = str
+    truth_problems: Callable[[pd.DataFrame, pd.DataFrame], list[Problem]] | None = None
 
 
 def id_column(sample: pd.DataFrame) -> str:

@@ -25,7 +25,7 @@ from kbench.submission.formats.mask_cells import (
     lacking,
     no_sizes,
     read_masks,
-    refuse_masks,
+    refuse_maps,
     shown,
 )
 from kbench.tasks import SEGMENTATION, exclusive
@@ -110,7 +110,7 @@ def rle(
         absent = [_names[k] for k in wanted.written() if _names[k] not in masks.names]
         problems = [*wanted.problems, *lacking(list(wanted.rows), masks, where=id_column(sample))]
         problems += [Problem("classes", f"the masks have no class {first_names(absent)}")] if absent else []
-        refuse_masks(problems)
+        refuse_maps(problems)
         cells = np.full(len(sample), empty, dtype=object)
         for image, slots in sorted(wanted.rows.items()):
             order = sorted(slots)

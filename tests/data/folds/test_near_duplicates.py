@@ -6,10 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from drawn_images import write_png
 from fold_tables import make_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import write_png
 from places import SHARED
 from streets_and_salt import write_street
 

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from pictures import drawn
+from drawn_images import drawn
 
 from kbench import registry
 from kbench.data.images.augment import Augmentation, basic, none, pipeline, side_on, top_down

@@ -3,9 +3,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from drawn_images import drawn
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import drawn
 
 from kbench.data.dataset import Show
 from kbench.data.images.augment import Augmentation

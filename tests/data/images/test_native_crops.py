@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from drawn_images import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import drawn
 
 from kbench.data.dataset import Show
 from kbench.data.images.crops import Window, native, whole

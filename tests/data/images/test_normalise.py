@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pictures import ArrayImages, drawn
+from drawn_images import ArrayImages, drawn
 
 from kbench.data.dataset import Normalise
 from kbench.data.images.normalise import choose, measure, scale_of

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from pictures import write_png
+from drawn_images import write_png
 
 from kbench.data.images.cache import CachedImages, Resize
 from kbench.data.masks.cache import DirectMasks, open_masks, sizes_of
