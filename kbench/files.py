@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from kbench.errors import DataError, KbenchError
+from kbench.errors import Busy, DataError, KbenchError
 
 _TEMPORARY = ".tmp-"
 _OF_SAFETENSORS = ".tmp" + 6 * "[A-Za-z0-9]"  # what safetensors itself writes before it gives a file its name
@@ -534,28 +534,33 @@ def lock(path: Path, *, waiting: str | None = None, on_wait: Callable[[], None] 
     """Hold an exclusive lock between processes for the block; the system frees it when a process dies.
 
     Args:
-        path: the lock file; it stays behind, empty.
+        path: the lock file; it stays behind and holds the number of the process that held it last.
         waiting: when given, do not wait: raise an error with this as its remedy.
         on_wait: called once where another process holds it, before waiting for it.
+
+    Raises:
+        Busy: another process holds it, and `waiting` is given.
+        DataError: the folder cannot be written.
     """
     make_folder(path.parent)
     try:
-        handle = open(path, "a")  # noqa: SIM115 (closed below)
+        handle = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed below)
     except OSError as error:
         raise _write_error(path, error) from error
     with handle:
         try:
             _take(handle, on_wait, wait=not waiting)
         except BlockingIOError as error:
-            raise KbenchError(
-                f"another kbench process holds '{path}'", "one process at a time here", waiting or ""
-            ) from error
+            raise _busy(path, handle, waiting or "") from error
         except OSError as error:
             raise _write_error(path, error) from error
+        with contextlib.suppress(OSError):  # a full disk keeps nobody from holding it
+            handle.truncate(0)
+            handle.write(str(os.getpid()).encode())
         yield
 
 
-def _take(handle: IO[str], on_wait: Callable[[], None] | None, *, wait: bool) -> None:
+def _take(handle: IO[bytes], on_wait: Callable[[], None] | None, *, wait: bool) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -564,3 +569,11 @@ def _take(handle: IO[str], on_wait: Callable[[], None] | None, *, wait: bool) ->
         if on_wait is not None:
             on_wait()
         fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _busy(path: Path, handle: IO[bytes], todo: str) -> Busy:
+    handle.seek(0)
+    number = handle.read(20).decode("ascii", "replace")
+    busy = Busy(f"another kbench process ({number or '?'}) holds '{path}'", "one process at a time here", todo)
+    busy.holder = int(number) if number.isdecimal() else None
+    return busy

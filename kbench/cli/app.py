@@ -121,10 +121,11 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
                 function(*args, **kwargs)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 from kbench import console
 
-                console.note(f"stopped; `{' '.join(['kbench', *sys.argv[1:]])}` goes on from the last resume point")
+                again = f"stopped; `{' '.join(['kbench', *sys.argv[1:]])}` goes on from the last resume point"
+                console.note(str(stop) or again)
                 sys.exit(130)
             except (KbenchError, typer.Exit):
                 raise

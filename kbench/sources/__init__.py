@@ -63,8 +63,11 @@ class Source(Protocol):
     def check_open(self) -> int | None:
         """Return how many submissions are left today, if the service says; raise where none would be taken."""
 
-    def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> Receipt:
-        """Send a submission; only asked when `solution` is None."""
+    def upload(self, file: Path, progress: Progress) -> str:
+        """Upload a submission's file and return what stands for it; may be repeated, it does not count yet."""
+
+    def send(self, upload: str, *, message: str, tag: str) -> Receipt:
+        """Submit an upload, once; only asked when `solution` is None."""
 
     def find(self, tag: str) -> Receipt | None:
         """Return the submission sent with a tag, or None when the service lists none."""
@@ -104,9 +107,13 @@ class Unserved:
         """Refuse: nobody takes submissions."""
         raise self.refusal("a submission cannot be sent")
 
-    def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> NoReturn:
+    def upload(self, file: Path, progress: Progress) -> NoReturn:
         """Refuse: nobody takes submissions."""
         raise self.refusal(f"'{file.name}' cannot be sent")
+
+    def send(self, upload: str, *, message: str, tag: str) -> NoReturn:
+        """Refuse: nobody takes submissions."""
+        raise self.refusal("a submission cannot be sent")
 
     def find(self, tag: str) -> None:
         """Return None: nothing was sent."""
