@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kbench import console, files, registry
+from kbench import console, files, records, registry
 from kbench.config.section import Component
 from kbench.data.images.cache import Images, Resize
 from kbench.data.table.table import Table
@@ -66,7 +66,7 @@ class Rows:
 
 def whole(path: Path) -> dict[str, Any] | None:
     """Return what predictions say of themselves, or None where they have to be made; damaged ones are named."""
-    description = files.read_seal(path, verify="time")
+    description = records.read_seal(path, verify="time")
     if description is None and path.is_file():
         console.warn(f"'{path}' is damaged: its rows are predicted anew")
     return description

@@ -67,9 +67,6 @@ class RowResult:
         return self.predictions.names
 
 
-# -- predicting ------------------------------------------------------------------------------------------------------
-
-
 def member_predictions(
     run: Run,
     rows: Rows,
@@ -139,12 +136,9 @@ def _predict_missing(
 
     if not missing():
         return
-    with predicting([out for _, out in wanted]):
-        live = rows.limit or rows.handed is not None
-        todo = [
-            member if live else _with_activations(run, table, job, member, checkpoint)
-            for checkpoint, member in missing()  # another command may have predicted them meanwhile
-        ]
+    live = rows.limit or rows.handed is not None
+    with predicting([out for _, out in wanted]):  # another command may have predicted them meanwhile
+        todo = [one if live else _with_activations(run, table, job, one, snapshot) for snapshot, one in missing()]
         if not todo:
             return
         what = f"{rows.part}: {len(todo)} models x {len(job.views)} views"
@@ -346,9 +340,6 @@ def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray
     return lambda row: values[:, row]
 
 
-# -- scoring ---------------------------------------------------------------------------------------------------------
-
-
 def plain(result: RowResult, table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Return targets and [N, K] predictions of a table's rows; see `Results`."""
     assert table.targets is not None, "training rows have targets"
@@ -464,9 +455,6 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     outcome = evaluate(stack, recipe)
     weights = {name: float(weight) for name, weight in zip(stack.names, outcome.fit.weights, strict=True)}
     return Weighed(_judged(experiment, outcome, table), outcome, weights)
-
-
-# -- what a score says of the members of a run -----------------------------------------------------------------------
 
 
 def details(run: Run, result: RowResult, judged: Judged, table: Table) -> dict[str, Any]:
