@@ -35,14 +35,20 @@ from kbench.training.update import Learner, Rules, supervised
 SIZE, BATCH = 160, 32
 
 
-def photographs(folder: Path, count: int) -> list[tuple[Path, ...]]:
-    """Write JPEGs with the sizes of photographs on the web; return their rows."""
+def photographs(
+    folder: Path, count: int, *, size: tuple[int, int] = (500, 375), grain: float = 0
+) -> list[tuple[Path, ...]]:
+    """Write JPEGs, with the sizes of photographs on the web and as smooth as none, or with grain; return their rows."""
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     rows = []
     for number in range(count):
         small = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         path = folder / f"{number}.jpg"
-        cv2.imwrite(str(path), cv2.resize(small, (500, 375), interpolation=cv2.INTER_CUBIC))
+        image = cv2.resize(small, size, interpolation=cv2.INTER_CUBIC)
+        if grain:
+            image = (image + grain * rng.standard_normal(image.shape, dtype=np.float32)).clip(0, 255).astype(np.uint8)
+        cv2.imwrite(str(path), image)
         rows.append((path,))
     return rows
 

@@ -22,7 +22,7 @@ from typing import Any
 import gains_maps
 import numpy as np
 
-from kbench.config.competition import Component
+from kbench.config.section import Component
 from kbench.data.table.table import Table
 from kbench.ensemble.average import aligned, concat, ensemble_run
 from kbench.ensemble.bootstrap import Interval, paired

@@ -21,7 +21,7 @@ from kbench.runs.out_of_fold import OutOfFold
 from kbench.runs.results import Rows
 from kbench.runs.run import Run
 from kbench.submission.check import check_submission, read_sample
-from kbench.submission.grading import mask_counts, table_of
+from kbench.submission.grading import table_of, worth_of
 
 Helps = Callable[[Interval, Metric], dict[str, float]]
 
@@ -41,7 +41,7 @@ def measure(run: Run, extra: Sequence[str], *, helps: Helps, of_each: Callable[[
     table, counts = table_of(truth), []
     for some, part in ((folds, "test"), *(([fold], f"test-fold-{fold}") for fold in folds)):
         predicted = run.predict_rows(Rows(setup.test, part), folds=some)
-        counts.append(mask_counts(run.results.sent(setup, predicted, oof.judged.fit), truth))
+        counts.append(worth_of(run.results.sent(setup, predicted, oof.judged.fit), truth))
     metrics = [metric, *(make_metric(name) for name in extra)]
     found["test"] = {one.name: one(truth_of(counts[0], table.task), counts[0], table) for one in metrics}
     if len(folds) > 1:

@@ -5,10 +5,14 @@ The command line is `kbench`; in a notebook, `kbench.open_run(...)` gives the sa
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kbench.api import Run, open_run
+
+for _side in ("WIDTH", "HEIGHT", "PIXELS"):  # OpenCV reads them when it is loaded; the limit is `input.max_pixels`
+    os.environ.setdefault(f"OPENCV_IO_MAX_IMAGE_{_side}", str(1 << 40))
 
 __version__ = "0.1.0"
 __all__ = ["Run", "__version__", "open_run"]

@@ -10,6 +10,7 @@
     ├── PredictionError    predictions that cannot be made or combined
     ├── SubmissionError    a file that would be refused
     │   └── UnknownOutcome     sent, but whether it counted is not known (exit code 3)
+    ├── Busy               another process holds what one process at a time may hold
     └── SourceError        a competition's origin: archive, folder, Kaggle
         └── ServiceError       a service refused, failed or could not be reached; carries its kind
 
@@ -85,6 +86,12 @@ class UnknownOutcome(SubmissionError):
     """A submission was sent and it is not known whether it counted."""
 
     exit_code = 3
+
+
+class Busy(KbenchError):
+    """Another process holds what one process at a time may hold; `holder` is its number, if that is known."""
+
+    holder: int | None = None
 
 
 class SourceError(KbenchError):

@@ -17,11 +17,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from kbench.errors import DataError, KbenchError
+from kbench.errors import Busy, DataError, KbenchError
 
 _TEMPORARY = ".tmp-"
 _OF_SAFETENSORS = ".tmp" + 6 * "[A-Za-z0-9]"  # what safetensors itself writes before it gives a file its name
@@ -146,6 +147,68 @@ def read_json(path: Path) -> Any:
             "a JSON file written by kbench",
             f"delete '{path}' and run the command that makes it again",
         ) from error
+
+
+def read_record(path: Path, *, keys: Mapping[str, type | tuple[type, ...]], todo: str) -> dict[str, Any]:
+    """Read a JSON object that kbench wrote.
+
+    Args:
+        path: the file.
+        keys: what it must hold -> its type.
+        todo: what to do where it is damaged.
+
+    Raises:
+        DataError: the file is missing, not JSON, no object, or something it must hold is missing or of another type.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        wrong = _wrong(content, keys)
+    except (OSError, ValueError, RecursionError) as error:
+        wrong = str(error)
+    if wrong:
+        raise DataError(f"'{path}' is damaged: {wrong}", "a JSON file as kbench wrote it", todo)
+    return dict(content)
+
+
+def read_records(path: Path, *, keys: Mapping[str, type | tuple[type, ...]], only: Mapping[str, str]) -> list[Any]:
+    """Return the records of a log, one JSON object per line; none when it is missing, a half-written last line is not.
+
+    Args:
+        path: the log.
+        keys: what each record must hold -> its type.
+        only: records that have these values; all others are left out, whatever they hold.
+
+    Raises:
+        DataError: a line is no JSON object, or a record lacks something.
+    """
+    records = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            record = json.loads(line)
+            wrong = _wrong(record, {})
+            if not wrong and any(record.get(key) != value for key, value in only.items()):
+                continue
+            wrong = wrong or _wrong(record, keys)
+        except (ValueError, RecursionError) as error:
+            wrong = str(error)
+        if wrong:
+            raise DataError(
+                f"line {number} of '{path}' is damaged: {wrong}", "one JSON object per line, as kbench wrote it",
+                f"remove the line (`sed -i {number}d '{path}'`) and type the same again; nothing else depends on it",
+            )  # fmt: skip
+        records.append(record)
+    return records
+
+
+def _wrong(content: Any, keys: Mapping[str, type | tuple[type, ...]]) -> str:
+    """Return what is wrong with an object; empty if nothing is."""
+    if not isinstance(content, dict):
+        return f"it holds {json.dumps(content)[:40]} in place of an object"
+    missing = [key for key in keys if key not in content]
+    if missing:
+        return f"it lacks '{missing[0]}'"
+    strange = [key for key, kind in keys.items() if not isinstance(content[key], kind)]
+    return f"'{strange[0]}' is {json.dumps(content[strange[0]])[:40]}" if strange else ""
 
 
 def append_line(path: Path, line: str) -> None:
@@ -294,6 +357,34 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+class Spool:
+    """Bytes put aside on the system's disk for scratch files, gone with the last reference to this or to a reader."""
+
+    def __init__(self) -> None:
+        self._handle = tempfile.TemporaryFile(prefix="kbench-", buffering=0)  # noqa: SIM115 (closed below)
+        self._end = 0
+        weakref.finalize(self, self._handle.close)
+
+    def put(self, content: bytes) -> Callable[[], bytes]:
+        """Write bytes; return the function that reads them again.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        start, rest = self._end, memoryview(content)
+        try:
+            while rest:
+                rest = rest[self._handle.write(rest) :]
+        except OSError as error:
+            raise DataError(
+                f"cannot put aside {len(content):,} bytes in '{tempfile.gettempdir()}': {error.strerror or error}",
+                "free space for what is being written",
+                "free some space, or name another folder with `TMPDIR=FOLDER kbench ...`",
+            ) from error
+        self._end += len(content)
+        return lambda: os.pread(self._handle.fileno(), len(content), start)
+
+
 @contextlib.contextmanager
 def staging_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, held by one process at a time and removed afterwards.
@@ -354,13 +445,12 @@ def digest(content: Any) -> str:
 
 def write_chunks(path: Path, chunks: Iterable[bytes]) -> dict[str, Any]:
     """Write a whole file atomically from chunks, hashing on the way; return its entry for `seal`."""
-    state, size = hashlib.sha256(), 0
+    state = hashlib.sha256()
     with replacing(path) as temporary, open(temporary, "wb") as handle:
         for chunk in chunks:
             handle.write(chunk)
             state.update(chunk)
-            size += len(chunk)
-    return {"file": path.name, "bytes": size, "sha256": state.hexdigest()}
+    return {"file": path.name, **_size_and_time(path), "sha256": state.hexdigest()}
 
 
 def seal(
@@ -375,30 +465,38 @@ def seal(
     Args:
         path: the JSON file.
         description: what it says besides the checksums.
-        files: name -> file beside `path`; size and SHA-256 of each are recorded.
+        files: name -> file beside `path`; size, time of the last change and SHA-256 of each are recorded.
         sealed: name -> entry of files hashed while they were written (`write_chunks`).
     """
     entries = dict(sealed or {})
     for name, file in files.items():
-        entries[name] = {"file": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
+        entries[name] = {"file": file.name, **_size_and_time(file), "sha256": sha256(file)}
     return write_json(path, {**description, "files": entries})
 
 
-def read_seal(path: Path, *, verify: bool = True) -> dict[str, Any] | None:
+def _size_and_time(file: Path) -> dict[str, int]:
+    status = file.stat()
+    return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
+
+
+def read_seal(path: Path, *, verify: Literal["size", "time", "content"] = "content") -> dict[str, Any] | None:
     """Return a sealed description, or None when the artifact does not exist.
 
     Args:
         path: the JSON file.
-        verify: compare checksums too, not only sizes.
+        verify: what is compared: sizes alone; the checksum of files that were changed or copied since they were sealed
+            (`time`), so that gigabytes are not read to be opened; or that of all.
     """
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         entries = description["files"]
         for entry in entries.values():
             file = path.with_name(entry["file"])
-            if file.stat().st_size != entry["bytes"]:
+            now = _size_and_time(file)
+            if now["bytes"] != entry["bytes"]:
                 return None
-            if verify and sha256(file) != entry["sha256"]:
+            same = verify == "time" and now["changed_ns"] == entry.get("changed_ns")
+            if verify != "size" and not same and sha256(file) != entry["sha256"]:
                 return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # missing, half-written or foreign: by definition it does not exist
@@ -432,25 +530,50 @@ def sync(array: Any) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, waiting: str | None = None) -> Iterator[None]:
+def lock(path: Path, *, waiting: str | None = None, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold an exclusive lock between processes for the block; the system frees it when a process dies.
 
     Args:
-        path: the lock file; it stays behind, empty.
+        path: the lock file; it stays behind and holds the number of the process that held it last.
         waiting: when given, do not wait: raise an error with this as its remedy.
+        on_wait: called once where another process holds it, before waiting for it.
+
+    Raises:
+        Busy: another process holds it, and `waiting` is given.
+        DataError: the folder cannot be written.
     """
     make_folder(path.parent)
     try:
-        handle = open(path, "a")  # noqa: SIM115 (closed below)
+        handle = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed below)
     except OSError as error:
         raise _write_error(path, error) from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if waiting else 0))
+            _take(handle, on_wait, wait=not waiting)
         except BlockingIOError as error:
-            raise KbenchError(
-                f"another kbench process holds '{path}'", "one process at a time here", waiting or ""
-            ) from error
+            raise _busy(path, handle, waiting or "") from error
         except OSError as error:
             raise _write_error(path, error) from error
+        with contextlib.suppress(OSError):  # a full disk keeps nobody from holding it
+            handle.truncate(0)
+            handle.write(str(os.getpid()).encode())
         yield
+
+
+def _take(handle: IO[bytes], on_wait: Callable[[], None] | None, *, wait: bool) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise
+        if on_wait is not None:
+            on_wait()
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _busy(path: Path, handle: IO[bytes], todo: str) -> Busy:
+    handle.seek(0)
+    number = handle.read(20).decode("ascii", "replace")
+    busy = Busy(f"another kbench process ({number or '?'}) holds '{path}'", "one process at a time here", todo)
+    busy.holder = int(number) if number.isdecimal() else None
+    return busy

@@ -11,6 +11,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+
+
+def wait_asleep() -> bool:
+    """Let OpenMP's threads sleep while they wait for one another; return whether the user left that to kbench.
+
+    By default they spin, and where other processes want the same cores they keep those from working for whom they wait.
+    OpenMP reads it once, when torch loads it, so a process says it first of all; what it starts inherits it. It changes
+    no result. `benchmarks/bench_shared_cores.py` has what it gains.
+    """
+    if any(name in os.environ for name in _WAITING):
+        return False
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    return True
+
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 
 

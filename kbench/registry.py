@@ -8,7 +8,8 @@ A part is a function registered under a kind and a name (its own name unless ano
 `MODULES` says which modules hold the parts of a kind; they are imported when the kind is first asked for, so
 that what does not need torch never loads it. Keyword-only parameters without `_` in front are what a YAML may
 set; positional ones are given by kbench. A competition's plug-ins register their parts the same way; where two
-competitions or runs bring a part of one name, the one loaded last counts. To add a kind, add a row to `MODULES`.
+competitions or runs bring a part of one name, the one loaded last counts. To add a kind, add a row to `MODULES`, and
+the field that names it to a section of `kbench/config/`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.submission.formats.run_lengths",
         "kbench.submission.formats.runs_json",
         "kbench.submission.formats.mask_zip",
+        "kbench.submission.formats.number_zip",
     ),
 }
 

@@ -1,6 +1,6 @@
 """What the tasks of a YAML are: which have masks for targets, which exclude one another's classes.
 
-To add a task, add it to `config.Task` and say here what it is.
+To add a task, add it to `config.competition.Task` and say here what it is.
 """
 
 from __future__ import annotations

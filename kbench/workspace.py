@@ -1,9 +1,8 @@
-"""Where everything of a workspace lies; the only module that joins its paths.
+"""Where everything of a workspace lies, and what the user chose of it; the only module that joins its paths.
 
 A workspace is the nearest folder, upwards, that has `competitions/` in it. Data and runs may lie elsewhere
-(`KBENCH_DATA`, `KBENCH_RUNS`). To give something a place, add a property here.
-
-What the user chose on the command line; imports nothing heavy, so that `kbench list` stays quick.
+(`KBENCH_DATA`, `KBENCH_RUNS`). Nothing heavy is imported, so that `kbench list` stays quick. To give something a place,
+add a property here.
 """
 
 from __future__ import annotations
@@ -122,6 +121,11 @@ class RunPaths:
     def manifest(self) -> Path:
         """Hashes and origin of the run."""
         return self.root / "run.json"
+
+    @property
+    def content(self) -> Path:
+        """Size and checksum of each image and mask the run is trained on."""
+        return self.root / "content.json"
 
     @property
     def foreign(self) -> Path:

@@ -61,6 +61,7 @@ def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _SLOW = (  # whole trainings, many processes, large networks or pictures; not in `make quick`
+    "tests/cli/test_every_task.py",
     "tests/commands/",
     "tests/kaggle/test_kaggle_commands.py",
     "tests/models/test_classifier.py",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,20 +19,44 @@ _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["torch", "timm", "segmentation_models_pytorch", "pandas", "pydantic", "typer"])
 
 
+class Running:
+    """A command that was started; `code` is its exit code, None while it runs, below 0 if a signal ended it.
+
+    `open` until `ended` was asked for once.
+    """
+
+    def __init__(self, words: tuple[str, ...], cwd: Path, env: Mapping[str, str]) -> None:
+        self._folder = tempfile.TemporaryDirectory()  # until `ended`
+        self._out, self._err = Path(self._folder.name, "out"), Path(self._folder.name, "err")
+        given = (words, str(cwd), dict(env), str(self._out), str(self._err))
+        self.words, self.process = words, _SERVER.Process(target=_command, args=given)
+        self.process.start()
+        assert self.process.pid is not None
+        self.pid, self.open = self.process.pid, True
+
+    @property
+    def code(self) -> int | None:
+        return self.process.exitcode
+
+    def ended(self, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+        """Wait for its end and return what it left."""
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, "it has ended"
+        self.open = False
+        with self._folder:
+            out, err = self._out.read_text(), self._err.read_text()
+        return subprocess.CompletedProcess(self.words, self.process.exitcode, out, err)
+
+
 def kbench(*words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = _SERVER.Process(target=_command, args=(words, str(cwd), dict(env), str(out), str(err)))
-        process.start()
-        process.join()
-        assert process.exitcode is not None, "it has ended"
-        return subprocess.CompletedProcess(words, process.exitcode, out.read_text(), err.read_text())
+    return Running(words, cwd, env).ended()
 
 
 def _command(words: tuple[str, ...], cwd: str, env: dict[str, str], out: str, err: str) -> None:
     for path, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have lost it
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -135,6 +135,14 @@ def test_the_modules_of_the_registry_exist() -> None:
     assert {module for modules in registry.MODULES.values() for module in modules} <= set(MODULES)
 
 
+def test_the_page_of_the_house_names_every_floor_and_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(kbench/[\w/.]+)`", page))
+    assert sorted(path for path in named if not (ROOT / path).exists()) == []
+    floors = {f"kbench/{name}" + ("/" if (ROOT / "kbench" / name).is_dir() else ".py") for name in ORDER}
+    assert floors - named - {"kbench/__main__.py"} == set()
+
+
 # -- the five doors ---------------------------------------------------------------------------------------------
 
 WRITES = {
@@ -298,6 +306,19 @@ def test_a_file_is_short_enough_to_be_read() -> None:
 def test_a_module_says_what_it_is_for() -> None:
     first = {module: (ast.get_docstring(tree(module)) or " ").splitlines()[0] for module in MODULES}
     assert [module for module, text in first.items() if not text.endswith((".", ";", ":"))] == []
+
+
+def test_files_that_are_named_exist() -> None:
+    folders = ("kbench", "tests", "benchmarks", "docs", "tools", "competitions")
+    names = {f"/{path.relative_to(ROOT).as_posix()}" for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    texts = [*MODULES.values(), *ROOT.glob("*.md"), *ROOT.glob("docs/adr/*.md"), *ROOT.glob("benchmarks/*.md")]
+    assert [
+        f"{path.name}: {name}"
+        for path in texts
+        if path.name != "CHANGELOG.md"  # tells of files that were
+        for name in re.findall(r"`([\w./]+\.py)`", path.read_text(encoding="utf-8"))
+        if not any(known.endswith(f"/{name.removeprefix('./')}") for known in names)
+    ] == []
 
 
 def tracked() -> list[Path]:

@@ -11,6 +11,7 @@ import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -376,6 +377,7 @@ def test_a_sealed_artifact_is_read_back(sealed: Path) -> None:
     assert description["files"]["index"] == {
         "file": "i.txt",
         "bytes": 4,
+        "changed_ns": sealed.with_name("i.txt").stat().st_mtime_ns,
         "sha256": files.sha256(sealed.with_name("i.txt")),
     }
 
@@ -387,8 +389,8 @@ def test_an_artifact_is_found_where_its_folder_was_moved_to(sealed: Path, tmp_pa
     assert files.read_seal(tmp_path / "other" / "a.json") is not None
 
 
-@pytest.mark.parametrize("verify", [True, False])
-def test_an_artifact_with_a_truncated_or_missing_file_does_not_exist(sealed: Path, verify: bool) -> None:
+@pytest.mark.parametrize("verify", ["size", "time", "content"])
+def test_an_artifact_with_a_truncated_or_missing_file_does_not_exist(sealed: Path, verify: Any) -> None:
     sealed.with_name("w.bin").write_bytes(bytes(99))
     assert files.read_seal(sealed, verify=verify) is None
     sealed.with_name("w.bin").unlink()
@@ -398,7 +400,20 @@ def test_an_artifact_with_a_truncated_or_missing_file_does_not_exist(sealed: Pat
 def test_an_edited_file_of_the_same_size_is_found_by_its_checksum(sealed: Path) -> None:
     sealed.with_name("w.bin").write_bytes(bytes(99) + b"x")
     assert files.read_seal(sealed) is None
-    assert files.read_seal(sealed, verify=False) is not None
+    assert files.read_seal(sealed, verify="time") is None
+    assert files.read_seal(sealed, verify="size") is not None
+
+
+def test_a_copied_artifact_is_compared_by_its_content_and_counts(sealed: Path) -> None:
+    os.utime(sealed.with_name("w.bin"), ns=(1, 1))
+    assert files.read_seal(sealed, verify="time") is not None
+
+
+def test_what_was_not_changed_since_it_was_sealed_is_not_read_again(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"reads {path}"))
+    assert files.read_seal(sealed, verify="time") is not None
 
 
 @pytest.mark.parametrize(
@@ -526,3 +541,35 @@ def test_what_safetensors_was_writing_when_it_was_killed_is_removed(tmp_path: Pa
     (tmp_path / ".tmpfiles").write_bytes(b"mine")
     files.remove_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-note.txt", ".tmpfiles"]
+
+
+def test_what_is_put_aside_is_read_again_in_any_order_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    spool = files.Spool()
+    readers = [spool.put(content) for content in (b"one", b"", bytes(range(256)) * 500)]
+    assert [read() for read in reversed(readers)] == [bytes(range(256)) * 500, b"", b"one"]
+    assert names(tmp_path) == []
+    handle = spool._handle
+    del spool
+    assert not handle.closed  # the readers need it
+    del readers
+    assert handle.closed
+
+
+def test_a_full_disk_under_what_is_put_aside_is_said() -> None:
+    code = """
+    import resource, signal
+    from kbench import files
+    from kbench.errors import DataError
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    spool = files.Spool()
+    spool.put(b"x" * 900)
+    try:
+        spool.put(b"x" * 900)
+    except DataError as error:
+        print(error)
+    """
+    out, err = python(code).communicate()
+    assert "cannot put aside 900 bytes" in out, err
+    assert "TMPDIR" in out

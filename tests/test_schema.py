@@ -9,8 +9,9 @@ from places import ROOT
 
 from kbench import files
 from kbench.commands.workspace import schema, shipped, write_schema
-from kbench.config.competition import Competition, Section
+from kbench.config.competition import Competition
 from kbench.config.reading import load_competition, read_yaml, validate
+from kbench.config.section import Section
 from kbench.config.yaml12 import dump_yaml, parse_yaml
 from kbench.errors import ConfigError
 from kbench.runs.trial_build import part_problems

@@ -13,12 +13,14 @@ from drawn_images import ArrayImages, drawn, write_images
 from torch import nn
 
 from kbench import registry
+from kbench.config.section import Component
+from kbench.config.stage import Stage
 from kbench.data.dataset import Show
 from kbench.data.images.normalise import Scale
 from kbench.data.table.table import Table
 from kbench.inference.activations import Activations, Source, activations
 from kbench.training.fold_context import FoldContext, Log, Plan
-from kbench.training.stage_plan import RangeTest, StagePlan
+from kbench.training.stage_plan import StagePlan
 from kbench.workspace import FoldPaths
 
 CPU = torch.device("cpu")
@@ -90,31 +92,29 @@ def with_activations(made: FoldContext, folder: Path, *, rows: int, seen: list[A
     return replace(made, activations=known)
 
 
-def stage(name: str = "only", **changes: Any) -> StagePlan:
-    """A stage of two epochs; parts may be given as `schedule=("constant", {"epochs": 3})`."""
-    size = changes.pop("size", (8, 8))
-    kinds = {"schedule": ("constant", {"epochs": 2}), "optimizer": ("sgd", {}), "loss": ("cross_entropy", {}),
-             "sampler": ("shuffle", {}), "augment": ("none", {}), "crop": ("random", {})}  # fmt: skip
-    named = {kind: changes.pop(kind, default) for kind, default in kinds.items()}
-    step = changes.pop("step", None) or registry.build("step", "supervised", {})
-    mix = changes.pop("mix", None)
-    schedule, optimizer, loss, sampler = (
-        partial(_build, kind, *named[kind]) for kind in ("schedule", "optimizer", "loss", "sampler")
-    )
-    show = Show(size, _build("crop", *named["crop"]), _build("augmentation", *named["augment"]))
+PARTS = {"schedule": ("constant", {"epochs": 2}), "optimizer": ("sgd", {}), "loss": ("cross_entropy", {}),
+         "sampler": ("shuffle", {}), "augment": ("none", {}), "crop": ("random", {}), "mix": None}  # fmt: skip
+PLANNED = ("index", "step", "monitor", "stop_after", "rates")  # what is built or found
+
+
+def stage(name: str = "only", *, size: tuple[int, int] = (8, 8), **changes: Any) -> StagePlan:
+    """A stage of two epochs with settings of its own; parts are named as `schedule=("constant", {"epochs": 3})`."""
+    planned = {key: changes.pop(key) for key in PLANNED if key in changes}
+    named = {key: changes.pop(key, default) for key, default in PARTS.items()}
+    components = {key: Component(name=part[0], **part[1]) for key, part in named.items() if part}
+    keep = sorted(changes.pop("keep", {"last"}))
+    plain = Stage(lr=0.05, batch_size=8, precision="fp32", channels_last=True, keep=keep, **components)
+    settings = plain.model_copy(update=changes)  # any value: a rate of 0 keeps a stage still
     plan = StagePlan(
-        name=name, index=0, schedule=schedule, lr=0.05, lr_decay=1.0, range_test=RangeTest(), lr_from_fold=None,
-        weight_decay=0.0, optimizer=optimizer, groups="all", show=show,
-        valid_show=Show(size, registry.build("crop", "centre", {})), batch_size=8, accumulate=1, clip=None,
-        loss=lambda counts, rows: loss(_counts=counts, _rows=rows), mix=_build("mix", *mix) if mix else None,
-        sampler=sampler, step=step, precision="fp32", channels_last=True, ema=None, early_stop=None, min_delta=0.0,
-        monitor=None, keep=frozenset({"last"}), subset="fold", start="previous", adaptive=False,
+        name=name, index=0, stage=settings, schedule=partial(settings.build, "schedule"),
+        optimizer=partial(settings.build, "optimizer"),
+        show=Show(size, settings.build("crop"), settings.build("augment")),
+        valid_show=Show(size, registry.build("crop", "centre", {})),
+        loss=lambda counts, rows: settings.build("loss", _counts=counts, _rows=rows),
+        mix=settings.build("mix") if settings.mix else None, sampler=partial(settings.build, "sampler"),
+        step=settings.build("step"), monitor=None,
     )  # fmt: skip
-    return replace(plan, **changes)
-
-
-def _build(kind: str, name: str, params: dict[str, Any], *given: Any, **injected: Any) -> Any:
-    return registry.build(kind, name, params, *given, **injected)
+    return replace(plan, **planned)
 
 
 def context(folder: Path, *, rows: int = 36, lines: int = 0, **changes: Any) -> FoldContext:

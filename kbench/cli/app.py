@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from kbench.errors import KbenchError
+from kbench.machine import wait_asleep
 
 if TYPE_CHECKING:
     from kbench.workspace import Choice
@@ -80,6 +81,7 @@ def script() -> None:
     Where PyTorch is loaded, taking the interpreter apart lasts two seconds and changes nothing: what has to be done
     at an exit is done and what was printed is flushed before.
     """
+    wait_asleep()  # before PyTorch is loaded
     code: str | int | None = 0
     try:
         main()
@@ -119,10 +121,11 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
                 function(*args, **kwargs)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 from kbench import console
 
-                console.note(f"stopped; `{' '.join(['kbench', *sys.argv[1:]])}` goes on from the last resume point")
+                again = f"stopped; `{' '.join(['kbench', *sys.argv[1:]])}` goes on from the last resume point"
+                console.note(str(stop) or again)
                 sys.exit(130)
             except (KbenchError, typer.Exit):
                 raise

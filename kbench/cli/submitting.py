@@ -6,12 +6,15 @@ from typing import Annotated
 
 import typer
 
-from kbench.cli.app import Assign, Competition, Device, Experiment, Jobs, Json, Run, choose, command
+from kbench.cli.app import Assign, Competition, Device, Experiment, Jobs, Json, Run, choose, command, refuse_together
 
 
 @command()
 def submit(
     file: Annotated[str | None, typer.Argument(help="A submission; default: the newest unsent one.")] = None,
+    own: Annotated[
+        str | None, typer.Option("--file", help="A file of your own: checked, kept, and sent without a CV score.")
+    ] = None,
     competition: Competition = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
     wait_s: Annotated[float, typer.Option("--wait-seconds", help="How long at most.")] = 900.0,
@@ -24,7 +27,8 @@ def submit(
     from kbench import console
     from kbench.commands.submit import submit as run_submit
 
-    found = run_submit(choose(competition), file, wait=wait, wait_s=wait_s, resend=resend)
+    refuse_together({"a submission": file, "--file": own})
+    found = run_submit(choose(competition), file, own=own, wait=wait, wait_s=wait_s, resend=resend)
     if json:
         console.show_json(found)
         return

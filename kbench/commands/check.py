@@ -16,7 +16,7 @@ from kbench.data.table.csv_files import texts
 from kbench.data.table.image_files import list_images
 from kbench.data.table.reading import MaskKind
 from kbench.data.table.table import Table
-from kbench.data.table.verify import unreadable_images
+from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
 from kbench.errors import (
     ConfigError,
     KbenchError,
@@ -31,12 +31,13 @@ from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
-from kbench.runs.experiment import Experiment, mask_kind, open_experiment, size_reader
+from kbench.runs.experiment import Experiment, decoding_of, mask_kind, open_experiment, opening_of, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.trial_build import part_problems
+from kbench.runs.unscored import unscored_folds
 from kbench.submission.check import check_submission, part_of, sample_problems
 from kbench.submission.formats.base import Format, id_column, named_class, near_id, refuse, row_keys, target_columns
-from kbench.tasks import SEGMENTATION, exclusive, is_dense
+from kbench.tasks import SEGMENTATION, exclusive
 from kbench.workspace import Choice, Workspace, choose, find_workspace
 
 _Found = TypeVar("_Found")
@@ -100,25 +101,31 @@ def _open(choice: Choice) -> Experiment:
 def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
     """Return what the data is; add what is wrong with it to the problems."""
     found: dict[str, Any] = {}
+    reports: dict[str, ImageReport] = {}
     with console.bar("checking images") as advance:
         found["rows"] = _gather(problems, "data.train", lambda: len(setup.train))
         if found["rows"]:
-            unreadable = _unreadable(setup.train, deep, advance)
+            reports["train"] = _looked_at(setup, setup.train, deep, advance)
+            unreadable = reports["train"].problems()
             problems += unreadable
             kind = None if unreadable else mask_kind(setup.competition, setup.data)
             if kind is not None and setup.train.masks is not None:
                 found["masks"] = _check_masks(setup, kind, problems, advance, deep=deep)
             found["targets"] = len(setup.train.target_names)
         else:
-            problems += _unreadable(_images_alone(setup), deep, advance)
+            problems += _looked_at(setup, _images_alone(setup), deep, advance).problems()
         if found["rows"]:
             found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
             _warn_of_order(setup)
             _warn_of_few_updates(setup)
+            if found["folds"] and not unreadable:
+                for text in _gather(problems, "folds", lambda: unscored_folds(setup, every_mask=deep)) or ():
+                    console.warn(text)
         if setup.competition.data.test is not None:
             found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
             if found["test"]:
-                problems += _unreadable(setup.test, deep, advance)
+                reports["test"] = _looked_at(setup, setup.test, deep, advance)
+                problems += reports["test"].problems() or dtype_problems(reports)
         if found["rows"] and found.get("test", 1):
             for text in _gather(problems, "images", lambda: setup.doubtful_rows(deep=deep)) or ():
                 console.warn(text)
@@ -188,7 +195,7 @@ def _try_submission(setup: Experiment) -> None:
         if setup.competition.data.test is not None:  # the size of an image is in its file
             _try_masks(setup, sample)
         return
-    if is_dense(task):
+    if setup.train.masks is not None:
         return
     few = sample.head(_FEW)
     if setup.choice.of_a_part:
@@ -200,6 +207,16 @@ def _try_submission(setup: Experiment) -> None:
     values[:, 0 if task == "single_label" else slice(None)] = 1
     made = format.build(Predictions(ids, names, values, task, {}), few)
     check_submission(made, few, format=format)
+
+
+def _looked_at(setup: Experiment, table: Table, deep: bool, advance: console.Advance) -> ImageReport:
+    report = look_at_images(
+        table, jobs=2 * cores(), deep=deep, opening=opening_of(setup.competition),
+        progress=lambda what, done, total: advance(done, total),
+    )  # fmt: skip
+    for text in report.warnings():
+        console.warn(text)
+    return report
 
 
 def _warn_of_open_column(setup: Experiment, sample: pd.DataFrame) -> None:
@@ -266,11 +283,6 @@ def _try_masks(setup: Experiment, sample: pd.DataFrame) -> None:
     check_submission(format.build(MaskSet(ids, names, task, {}, one), rows), rows, format=format)
 
 
-def _unreadable(table: Table, deep: bool, advance: console.Advance) -> list[Problem]:
-    jobs = 2 * cores()
-    return unreadable_images(table, jobs=jobs, progress=lambda what, done, total: advance(done, total), deep=deep)
-
-
 def _check_masks(
     setup: Experiment, kind: MaskKind, problems: list[Problem], advance: console.Advance, *, deep: bool
 ) -> list[str]:
@@ -285,7 +297,7 @@ def _check_masks(
     """
     images = images_with_text(setup.train, kind)
     if deep:
-        size_of = sizes_of(setup.train, size_reader(setup.competition))
+        size_of = sizes_of(setup.train, size_reader(setup.competition), decoding_of(setup.competition))
         report = look_at_masks(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
         problems += report.problems
         images = {} if report.problems else report.images

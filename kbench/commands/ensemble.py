@@ -13,8 +13,8 @@ from kbench.runs.blend import MIXED, Blend, EnsembleOptions, blend
 from kbench.runs.opening import commit, open_run
 from kbench.runs.results import Result, Rows
 from kbench.submission.check import write_submission
-from kbench.submission.ledger import Lineage, free_name, new_entry
-from kbench.workspace import Choice
+from kbench.submission.ledger import Lineage, reserve
+from kbench.workspace import Choice, check_name
 
 
 def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> dict[str, Any]:
@@ -32,19 +32,19 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
     choices = [replace(choice, run=run) for run in runs] or [choice]
     _check_weights(options.weights, len(choices))
     opened = [open_run(one, other_folds=options.mixed_folds) for one in choices]
+    name = options.name or "+".join(run.name for run in opened) + ("-full" if options.full else "")
+    check_name(name, of="a submission")  # before anything is predicted
     combined = blend(opened, options)
     experiment = combined.experiment
     result = combined.predict(Rows(experiment.test, device=options.device))
-    sample = experiment.read_sample()
+    sample, notes = experiment.read_sample(), _notes(combined, options)
     frame = experiment.format.build(combined.sent(result), sample)
-    folder = experiment.workspace.submissions(experiment.competition.name)
-    name = options.name or "+".join(run.name for run in opened) + ("-full" if options.full else "")
-    file = write_submission(
-        folder / f"{free_name(folder, name)}{experiment.format.suffix}", frame, sample=sample, format=experiment.format,
-        gzip=experiment.competition.submission.gzip,
-    )  # fmt: skip
-    notes = _notes(combined, options)
-    new_entry(file, _lineage(combined, result, notes))
+    with reserve(experiment.workspace.submissions(experiment.competition.name), name) as place:
+        file = write_submission(
+            place.file(experiment.format.suffix), frame, sample=sample, format=experiment.format,
+            gzip=experiment.competition.submission.gzip,
+        )  # fmt: skip
+        place.record(file, _lineage(combined, result, notes))
     return {
         "file": str(file), "runs": [run.name for run in opened], "members": len(result.members),
         "missing": {share.run.name: list(share.missing) for share in combined.shares if share.missing}, "notes": notes,

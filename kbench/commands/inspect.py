@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from kbench import console, files
-from kbench.config.competition import Stage
 from kbench.data.dataset import Draw, cut
 from kbench.data.folds.folds import describe
 from kbench.data.table.table import Table
-from kbench.data.table.verify import ImageReport, look_at_images
+from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
 from kbench.data.whole_images import class_pixels
 from kbench.machine import cores
 from kbench.pictures import balance
@@ -22,7 +21,7 @@ from kbench.pictures.segments import as_mask, class_colours, paint
 from kbench.pictures.sheets import Group, Tile, draw_sheet
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render
 from kbench.runs import parts
-from kbench.runs.experiment import Experiment, open_experiment
+from kbench.runs.experiment import Experiment, open_experiment, opening_of
 from kbench.runs.shown_images import epoch_draws, epoch_rows, file_images, label_text, shown_images, stage_named
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
@@ -86,7 +85,7 @@ def _tables(experiment: Experiment) -> dict[str, Table]:
 
 def _rows(experiment: Experiment, found: dict[str, Any]) -> Section:
     tables = _tables(experiment)
-    looks = {split: _look(table, split) for split, table in tables.items()}
+    looks = {split: _look(experiment, table, split) for split, table in tables.items()}
     found["rows"] = [
         {"split": split, "rows": len(table), "images": sum(map(len, table.images)),
          "sizes": len(looks[split].sizes), "unreadable": len(looks[split].rows),
@@ -101,6 +100,8 @@ def _rows(experiment: Experiment, found: dict[str, Any]) -> Section:
     for split, look in looks.items():
         for reason, paths in look.reasons.items():
             found["warnings"].append(f"{split}: {len(paths):,} {reason}, such as '{paths[0]}'; `kbench check --images`")
+        found["warnings"] += [f"{split}: {text}" for text in look.warnings()]
+    found["warnings"] += [str(problem) for problem in dtype_problems(looks)]
     found["warnings"] += _size_warnings(sizes)
     shown: list[Picture | Grid] = [Grid(found["rows"], "rows")]
     if found["missing"]:
@@ -111,9 +112,12 @@ def _rows(experiment: Experiment, found: dict[str, Any]) -> Section:
     return Section("Rows and images", "Training and test images should look alike.", shown)
 
 
-def _look(table: Table, split: str) -> ImageReport:
+def _look(setup: Experiment, table: Table, split: str) -> ImageReport:
     with console.bar(f"looking at {split} images") as advance:
-        return look_at_images(table, jobs=2 * cores(), progress=lambda what, done, total: advance(done, total))
+        return look_at_images(
+            table, jobs=2 * cores(), opening=opening_of(setup.competition),
+            progress=lambda what, done, total: advance(done, total),
+        )  # fmt: skip
 
 
 def _size_warnings(sizes: dict[str, Counter[tuple[int, int, int]]]) -> list[str]:
@@ -163,30 +167,24 @@ def _folds(experiment: Experiment, found: dict[str, Any]) -> Section:
 
 def _rates(experiment: Experiment, fold: int, folder: Path, found: dict[str, Any]) -> Section:
     plans = parts.build_stages(experiment.competition)
-    stages = list(experiment.competition.stages.values())
     images = [len(epoch_rows(experiment, plan, fold)) for plan in plans]
     rates = [_stage_rates(plan, count) for plan, count in zip(plans, images, strict=True)]
-    found["stages"] = [
-        _stage_row(plan, stage, drawn, count)
-        for plan, stage, drawn, count in zip(plans, stages, rates, images, strict=True)
-    ]
+    found["stages"] = [_stage_row(plan, drawn, count) for plan, drawn, count in zip(plans, rates, images, strict=True)]
     picture = _drawn(found, draw_stages(rates, folder / "plan.png"), f"learning rates of fold {fold}")
     text = "Schedules are known before training; a rate that is still to be found is drawn relative to itself."
     return Section("Recipe", text, [picture, Grid(found["stages"], "stages")])
 
 
 def _stage_rates(plan: StagePlan, images: int) -> StageRates:
-    schedule = plan.schedule(updates_per_epoch(images, plan.batch_size, plan.accumulate))
-    if plan.lr == "find":
-        tops = [1.0]
-    else:
-        tops = [float(plan.lr)] if isinstance(plan.lr, int | float) else [float(value) for value in reversed(plan.lr)]
+    stage = plan.stage
+    schedule = plan.schedule(updates_per_epoch(images, stage.batch_size, stage.accumulate))
+    tops = [1.0] if isinstance(stage.lr, str) else [float(value) for value in reversed(_values(stage.lr))]
     notes = ["follows the validation scores"] if plan.adaptive else []
-    if plan.lr_decay > 1:
-        notes.append(f"each earlier layer group: 1/{plan.lr_decay:g}")
+    if stage.lr_decay > 1:
+        notes.append(f"each earlier layer group: 1/{stage.lr_decay:g}")
     return StageRates(
         name=plan.name, rates=[curve(schedule, top) for top in tops], epochs=schedule.epochs,
-        relative=plan.lr == "find", cycle_ends=[cycle.last for cycle in schedule.cycles],
+        relative=stage.lr == "find", cycle_ends=[cycle.last for cycle in schedule.cycles],
         kept="cycles" in plan.keep, note=", ".join(notes),
     )  # fmt: skip
 
@@ -196,12 +194,13 @@ def updates_per_epoch(images: int, batch_size: int, accumulate: int) -> int:
     return -(-len(cut(images, batch_size, Draw, lone=False)) // accumulate)
 
 
-def _stage_row(plan: StagePlan, stage: Stage, rates: StageRates, images: int) -> dict[str, Any]:
-    lr = plan.lr if isinstance(plan.lr, str) else " ".join(f"{value:g}" for value in _values(plan.lr))
+def _stage_row(plan: StagePlan, rates: StageRates, images: int) -> dict[str, Any]:
+    stage = plan.stage
+    lr = stage.lr if isinstance(stage.lr, str) else " ".join(f"{value:g}" for value in _values(stage.lr))
     return {
-        "stage": plan.name, "size": f"{plan.size[0]} x {plan.size[1]}", "groups": str(plan.groups), "lr": lr,
+        "stage": plan.name, "size": f"{plan.size[0]} x {plan.size[1]}", "groups": str(stage.groups), "lr": lr,
         "schedule": stage.schedule.name, "epochs": rates.epochs, "updates": rates.updates, "images_per_epoch": images,
-        "batch": plan.batch_size * plan.accumulate, "augment": stage.augment.name, "rows": plan.subset,
+        "batch": stage.batch_size * stage.accumulate, "augment": stage.augment.name, "rows": stage.subset,
         "members": len(rates.cycle_ends) * rates.kept + len(plan.keep - {"cycles"}),
     }  # fmt: skip
 

@@ -49,8 +49,8 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
     torch.manual_seed(seeds.number(seeds.MODEL, job.context.seed, job.context.number))
     model = job.build()
     plan = job.stages[index]
-    if plan.start != "fresh" and index:
-        start = names[index - 1] if plan.start == "previous" else plan.start
+    if plan.stage.start != "fresh" and index:
+        start = names[index - 1] if plan.stage.start == "previous" else plan.stage.start
         source = _begin(run, fold, names, index, model) if run.state(fold)["state"] != "none" else ""
         if source:
             console.note(f"starting from {source} of fold {fold}")
@@ -83,7 +83,7 @@ def _begin(run: Run, fold: int, names: list[str], index: int, model: nn.Module) 
         index: the stage that is to begin; it follows another.
         model: is changed.
     """
-    paths, start = run.paths.fold(fold), parts.build_stages(run.competition)[index].start
+    paths, start = run.paths.fold(fold), parts.build_stages(run.competition)[index].stage.start
     before = names[index - 1] if start == "previous" else start
     resumed = load_resume(paths, training=run.trained_as["training"]) if start == "previous" else None
     if load_end(model, paths, before):

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from kbench import files
-from kbench.config.competition import Component
+from kbench.config.section import Component
 from kbench.ensemble.combiners import mean as plain_mean
 from kbench.ensemble.nested import Recipe, decided_by_part, evaluate, gains
 from kbench.errors import ConfigError
 from kbench.pictures import curves
 from kbench.pictures.curves import draw_range_tests, draw_training, read_epochs
-from kbench.report import chapters_masks, chapters_rows
+from kbench.report import chapters_maps, chapters_rows
 from kbench.report.page import Fact, Grid, Page, Picture, Section, render, shown
 from kbench.report.subject import Look, ReportOptions, grader
 from kbench.runs.experiment import Experiment
@@ -27,7 +27,6 @@ from kbench.runs.opening import open_run
 from kbench.runs.rates import found_rates
 from kbench.runs.results import Rows, Share, decision_of
 from kbench.runs.row_results import member_predictions, out_of_fold_members
-from kbench.tasks import SEGMENTATION
 from kbench.workspace import Choice
 
 
@@ -51,8 +50,8 @@ def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
     oof = run.out_of_fold(device=options.device)
     look = Look(run, oof, options, [])
     found: dict[str, Any] = {"run": run.name, "score": oof.score}
-    if run.competition.task in SEGMENTATION:
-        first, *others = chapters_masks.sections(look, found)
+    if run.table.masks is not None:
+        first, *others = chapters_maps.sections(look, found)
     else:
         first, *others = [
             _members(look, found),

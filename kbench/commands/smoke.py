@@ -36,7 +36,7 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
         files.remove(run.paths.fold(0).root)
         train_one(run, 0, TrainOptions(device=device, limit=_BATCHES))
         test = run.predict_rows(Rows(experiment.test, device=device, limit=_BATCHES), folds=[0])
-        fit = run.results.untuned(experiment)
+        fit = run.results.undecided(experiment)
         sample = experiment.read_sample()
         if choice.of_a_part:
             sample = part_of(sample, experiment.train.target_names, experiment.competition.task)

@@ -1,7 +1,13 @@
-"""`kbench submit` and `kbench leaderboard`: send, or grade here, and keep the ledger."""
+"""`kbench submit` and `kbench leaderboard`: send, or grade here, and keep the ledger.
+
+A submission is sent by one process at a time (`ledger.hold`). Its upload may be repeated, and is, without asking;
+from directly before the call that counts until its answer the outcome may be unknown, and it is never sent twice
+without being asked.
+"""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +20,55 @@ from kbench.submission.check import check_submission
 from kbench.submission.grading import grade
 from kbench.submission.ledger import (
     Entry,
+    Lineage,
     Status,
+    adopt,
+    hold,
     leaderboard_rows,
+    lineage_path,
     newest_unsent,
     rank_correlation,
     read_entry,
     read_ledger,
     update_entry,
+    verify_file,
 )
 from kbench.workspace import Choice
 
 _STATUS: dict[str, Status] = {"pending": "sent", "complete": "complete", "error": "error"}
 
 
-def submit(choice: Choice, file: str | None, *, wait: bool, wait_s: float, resend: bool = False) -> dict[str, Any]:
+def submit(
+    choice: Choice, file: str | None, *, own: str | None = None, wait: bool, wait_s: float, resend: bool = False
+) -> dict[str, Any]:
     """Check a submission, then send it, or grade it on this machine where the solution is at hand.
 
     Args:
         choice: the competition.
         file: the file or its name; the newest unsent one by default.
+        own: a file that kbench did not write, in place of `file`: checked, copied, and in the ledger without a score.
         wait: wait for the score.
         wait_s: seconds to wait at most.
         resend: the user looked: one whose outcome is unknown is not in the service's list, so send it again.
 
     Raises:
-        SubmissionError: there is nothing to send, it would be refused, or the service could not score it.
+        SubmissionError: there is nothing to send, it would be refused, another process is sending it, or the service
+            could not score it.
         UnknownOutcome: it was sent and nobody knows whether it counted.
     """
     setup = open_experiment(choice)
-    entry = _entry(setup, file)
-    sample = setup.read_sample()
-    check_submission(entry.file, sample, format=setup.format)
-    source = setup.source()
-    solution = source.solution(setup.data)
-    if solution is not None:
-        scores = grade(
-            entry.file, solution, sample=sample, format=setup.format, metric=parts.build_metric(setup.competition)
-        )
-        public = scores.score if scores.public is None else scores.public
-        entry = update_entry(entry.file, "complete", public=public, private=scores.private, message="graded here")
-        return _report(entry, all_rows=scores.score)
-    entry, left = _send(source, entry, resend=resend)
-    if wait and entry.status == "sent":
-        entry = _await_score(source, entry, wait_s)
+    entry = _entry(setup, file) if own is None else _own(setup, Path(own))
+    try:
+        source = setup.source()
+        solution = source.solution(setup.data)
+        if solution is not None:
+            return _grade(setup, entry, solution)
+        with hold(entry.file) as entry:
+            entry, left = _send(setup, source, entry, resend=resend)
+        if wait and entry.status == "sent":
+            entry = _await_score(source, entry, wait_s)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_stopped(read_entry(entry.file), choice)) from None
     if entry.status == "error":
         raise SubmissionError(
             f"'{entry.name}' was sent, and it could not be scored: {entry.message or 'no reason given'}",
@@ -81,7 +93,7 @@ def _entry(setup: Experiment, file: str | None) -> Entry:
         return entry
     path = Path(file)
     if path.is_file():
-        return read_entry(path)
+        return read_entry(path if lineage_path(path).is_file() else path.resolve())
     named = [entry for entry in read_ledger(folder) if file in (entry.name, entry.file.name)]
     if not named:
         raise SubmissionError(
@@ -90,64 +102,151 @@ def _entry(setup: Experiment, file: str | None) -> Entry:
     return named[0]
 
 
-def _send(source: Source, entry: Entry, *, resend: bool) -> tuple[Entry, int | None]:
+def _own(setup: Experiment, path: Path) -> Entry:
+    """Return the entry of a file that kbench did not write, once it is known to fit the sample."""
+    suffixes = (setup.format.suffix, *((".csv.gz",) if setup.format.encode is None else ()))
+    if not path.name.endswith(suffixes):
+        raise SubmissionError(
+            f"'{path}' does not end in {' or '.join(suffixes)}", f"a file as '{setup.competition.name}' takes it",
+            f"rename it: `mv {shlex.quote(str(path))} {shlex.quote(str(path.with_suffix(setup.format.suffix)))}`",
+        )  # fmt: skip
+    check_submission(path, setup.read_sample(), format=setup.format)
+    competition = setup.competition
+    metric = parts.build_metric(competition)
+    lineage = Lineage(
+        competition.name, format=competition.submission.format.model_dump(), metric=metric.name,
+        maximise=metric.maximise, notes=[f"a file of the user's own, '{path.name}': nothing is known of its making"],
+    )  # fmt: skip
+    entry = adopt(setup.workspace.submissions(competition.name), path.resolve(), lineage)
+    console.note(f"'{path}' is the submission '{entry.name}' of the ledger")
+    return entry
+
+
+def _grade(setup: Experiment, entry: Entry, solution: Path) -> dict[str, Any]:
+    """Grade a submission on this machine, if it is still what was written."""
+    with hold(entry.file, wait=True) as entry:
+        sample, metric = setup.read_sample(), parts.build_metric(setup.competition)
+        check_submission(entry.file, sample, format=setup.format)
+        verify_file(entry)
+        scores = grade(entry.file, solution, sample=sample, format=setup.format, metric=metric)
+        public = scores.score if scores.public is None else scores.public
+        entry = update_entry(entry.file, "complete", public=public, private=scores.private, message="graded here")
+    return _report(entry, all_rows=scores.score)
+
+
+def _send(setup: Experiment, source: Source, entry: Entry, *, resend: bool) -> tuple[Entry, int | None]:
     """Send a submission, or find out what became of it; return how many are left after it, if that is known."""
     if entry.status in ("sending", "unknown"):
-        found = source.find(entry.tag)
+        found = _look(source, entry, resend=resend, again=_command(entry, setup.choice, "--resend"))
         if found is not None:
             return _record(entry, found), None
-        entry = _cut_off(entry, resend=resend)
     if entry.status == "sent":  # it waits for its score
         return entry, None
+    if entry.status == "complete":
+        raise SubmissionError(
+            f"'{entry.name}' is sent and scored: {entry.public}", "a file that was not sent yet",
+            "`kbench leaderboard` shows its scores; `kbench ensemble` writes a new file",
+        )  # fmt: skip
+    check_submission(entry.file, setup.read_sample(), format=setup.format)
+    verify_file(entry)
     left = source.check_open()
     if left is not None:
         console.note(f"{counted(left, 'submission')} left before this one")
-    if entry.status == "unknown":
-        entry = update_entry(entry.file, "written", message="not in the service's list, so sent again")
+    if entry.status == "uploading":
+        console.note(f"the upload of '{entry.name}' was cut off, and nothing of it counted; it is sent now")
+    return _submit_once(source, entry, setup.choice), None if left is None else left - 1
+
+
+def _submit_once(source: Source, entry: Entry, choice: Choice) -> Entry:
+    """Upload a submission and make the one call that counts; every step is in the ledger before it is taken."""
+    if entry.status == "sending":  # whoever sent it was killed: this process holds its lock
+        entry = update_entry(entry.file, "unknown", message="the sending was cut off")
+    entry = update_entry(entry.file, "uploading")
     lineage = entry.lineage
     score = "" if lineage.score is None else f", CV {lineage.metric} {lineage.score:.5f}"
-    message = f"{', '.join(lineage.runs)}{score}"
-    entry = update_entry(entry.file, "sending")  # one that could not be scored has a new tag from here on
+    message = f"{', '.join(lineage.runs) or entry.name}{score}"
     try:
         with console.bar("sending") as advance:
-            receipt = source.send(
-                entry.file, message=message, tag=entry.tag, progress=lambda what, done, total: advance(done, total)
-            )
+            upload = source.upload(entry.file, lambda what, done, total: advance(done, total))
+        entry = update_entry(entry.file, "sending")  # with a tag of its own from here on
+        receipt = source.send(upload, message=message, tag=entry.tag)
     except UnknownOutcome as error:
-        update_entry(entry.file, "unknown", message=error.what)
+        entry = update_entry(entry.file, "unknown", message=error.what)
+        if entry.status != "unknown":  # `kbench leaderboard` has found it meanwhile
+            return entry
+        again = _command(entry, choice, "--resend")
+        error.todo = f"`kbench leaderboard{_where(choice)}` looks for it; if the web site does not list it, {again}"
         raise
     except KbenchError as error:
         update_entry(entry.file, "written", message=error.what)  # it never arrived; nothing was spent
         raise
-    return _record(entry, receipt), None if left is None else left - 1
+    return _record(entry, receipt)
 
 
-def _cut_off(entry: Entry, *, resend: bool) -> Entry:
-    """Refuse to send a submission twice that may have counted, unless the user looked."""
-    if entry.status == "sending":  # whoever was sending it was killed, or is still at it
-        entry = update_entry(entry.file, "unknown", message="the sending was cut off")
-    if not resend:
+def _look(source: Source, entry: Entry, *, resend: bool, again: str) -> Receipt | None:
+    """Return what the service lists of a submission that may have counted; None where it is to be sent again.
+
+    Raises:
+        UnknownOutcome: the service does not list it, or cannot say, and the user has not looked.
+    """
+    said, todo = "the service does not list it", f"look for it on the competition's page; if it is not there, {again}"
+    try:
+        found = source.find(entry.tag)
+    except ServiceError as error:
+        if error.kind in ("auth", "forbidden", "config", "install"):
+            raise
+        found, said, todo = None, f"the service's list cannot be read now: {error.what}", error.todo
+    if found is None and not resend:
+        if entry.status == "sending":  # whoever sent it was killed: this process holds its lock
+            update_entry(entry.file, "unknown", message="the sending was cut off")
         raise UnknownOutcome(
-            f"'{entry.name}' was being sent before, and the service does not list it",
+            f"'{entry.name}' was being sent before, and {said}",
             f"a submission described with '[{entry.tag}]' among yours",
-            f"look for it on the competition's page; if it is not there, `kbench submit {entry.name} --resend`",
+            todo,
         )
-    return entry
+    if found is None:
+        console.note(f"{said}; it is sent again, as you asked")
+    return found
 
 
-def _record(entry: Entry, receipt: Receipt) -> Entry:
-    status: Status = _STATUS[receipt.status]
+def _command(entry: Entry, choice: Choice, *options: str) -> str:
+    """Return what to type to go on with a submission."""
+    return f"`{' '.join(['kbench submit', entry.name, *options])}{_where(choice)}`"
+
+
+def _where(choice: Choice) -> str:
+    """Return the option that names the competition again in what is typed next."""
+    return f" -c {choice.competition}" if choice.competition else ""
+
+
+def _stopped(entry: Entry, choice: Choice) -> str:
+    """Return what is true of a submission at which the user pressed Ctrl-C."""
+    again = _command(entry, choice)
+    if entry.unsent:
+        return f"stopped; nothing of '{entry.name}' was submitted: {again} does it"
+    if entry.status in ("sending", "unknown"):
+        return f"stopped while '{entry.name}' was being submitted: it may have counted; {again} looks for it first"
+    return f"stopped; '{entry.name}' is '{entry.status}': `kbench leaderboard{_where(choice)}` asks for its score"
+
+
+def _record(entry: Entry, receipt: Receipt, *, tag: str | None = None) -> Entry:
+    """Write down what a service said of a sending: the last one, or that of a tag."""
     return update_entry(
-        entry.file, status, ref=receipt.ref, public=receipt.public, private=receipt.private, message=receipt.message
-    )
+        entry.file, _STATUS[receipt.status], tag=tag or entry.tag, ref=receipt.ref, public=receipt.public,
+        private=receipt.private, message=receipt.message,
+    )  # fmt: skip
 
 
 def _await_score(source: Source, entry: Entry, wait_s: float) -> Entry:
     assert entry.ref is not None, "a sent submission has a reference"
-    with console.Status() as status:
-        receipt = source.wait(
-            entry.ref, limit=wait_s, progress=lambda what, done, total: status.show(f"{what}: {done} of {total} s")
-        )
+    try:
+        with console.Status() as status:
+            receipt = source.wait(
+                entry.ref, limit=wait_s, progress=lambda what, done, total: status.show(f"{what}: {done} of {total} s")
+            )
+    except ServiceError as error:
+        console.warn(f"'{entry.name}' was sent; its score is not known: {error.what}; `kbench leaderboard` asks again")
+        return entry
     entry = _record(entry, receipt)
     if entry.status == "sent":
         console.warn(f"no score after {wait_s:.0f} s; `kbench leaderboard` asks again")
@@ -173,17 +272,17 @@ def leaderboard(choice: Choice) -> dict[str, Any]:
     setup = open_experiment(choice)
     folder = setup.workspace.submissions(setup.competition.name)
     entries = read_ledger(folder)
-    open_ends = [entry for entry in entries if _is_open(entry)]
+    open_ends = [(entry, tag) for entry in entries if _is_open(entry) for tag in _tags(entry)]
     fresh = True
     if open_ends:
         try:
-            found = setup.source().find_all([entry.tag for entry in open_ends])
+            found = setup.source().find_all([tag for _, tag in open_ends])
         except ServiceError as error:
             console.warn(f"the scores are those known before: {error.what}; {error.todo}")
             found, fresh = {}, False
-        for entry in open_ends:
-            if entry.tag in found and (entry.status != "complete" or found[entry.tag].status == "complete"):
-                _record(entry, found[entry.tag])
+        for entry, tag in open_ends:
+            if tag in found:
+                _update(entry, tag, found[tag])
         entries = read_ledger(folder)
     return {"rows": leaderboard_rows(entries), "rank_correlation": rank_correlation(entries), "fresh": fresh}
 
@@ -192,3 +291,16 @@ def _is_open(entry: Entry) -> bool:
     """Return whether the service may know more of a submission than the ledger does."""
     scored = entry.status == "complete" and entry.ref is not None and entry.private is None
     return scored or entry.status in ("sent", "sending", "unknown")
+
+
+def _tags(entry: Entry) -> list[str]:
+    """Return the tags of the sendings of a submission that the service may know more of."""
+    return [entry.tag, *(one["tag"] for one in entry.earlier if not one["ref"])]
+
+
+def _update(entry: Entry, tag: str, receipt: Receipt) -> None:
+    """Write down what the service's list says of a sending; a score that is known is not taken back."""
+    if tag != entry.tag:
+        console.warn(f"'{entry.name}' was received twice: as {receipt.ref}, too, which was not listed before")
+    if tag != entry.tag or entry.status != "complete" or receipt.status == "complete":
+        _record(entry, receipt, tag=tag)

@@ -180,8 +180,13 @@ def _finish(run: Run, fold: int | str, options: TrainOptions) -> None:
         return
     use_threads(run.plan(fold), options)
     score = score_of_fold(run, int(fold), device=options.device, limit=options.limit)
-    if score is not None:
-        console.note(f"fold {fold}: {run.competition.metric.name} {score:.5f} out of fold")
+    if options.limit is None:
+        console.note(f"fold {fold}: {run.competition.metric.name} {shown(score)} out of fold")
+
+
+def shown(score: float | None) -> str:
+    """Return a score as it is printed: `-` where the metric has no value on the rows."""
+    return "-" if score is None else f"{score:.5f}"
 
 
 def _watch(job: FoldJob, fold: int | str) -> None:
@@ -196,7 +201,7 @@ def _watch(job: FoldJob, fold: int | str) -> None:
 
 
 def _line(fold: int | str, epoch: Epoch) -> str:
-    judged = "" if epoch.valid_loss is None else f"  valid {epoch.valid_loss:.4f}  score {epoch.score:.5f}"
+    judged = "" if epoch.valid_loss is None else f"  valid {epoch.valid_loss:.4f}  score {shown(epoch.score)}"
     scale = "" if epoch.loss_scale is None else f"  loss scale {epoch.loss_scale:.4g}"
     return (
         f"fold {fold}  {epoch.stage} {epoch.epoch + 1}/{epoch.epochs}  train {epoch.train_loss:.4f}{judged}"

@@ -11,13 +11,15 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from kbench import registry
-from kbench.config.competition import Competition, Stage, as_component
-from kbench.config.rules import bind, contradictions, unused_problems
+from kbench.config.competition import Competition, Task
+from kbench.config.rules import contradictions, unused_problems
+from kbench.config.section import UNFIT, Surroundings, as_component
+from kbench.config.stage import Stage, switched
 from kbench.config.yaml12 import parse_yaml
 from kbench.errors import ConfigError, Problem, as_problems, nearest, raise_all
 from kbench.workspace import Workspace
@@ -54,26 +56,17 @@ def _renamed(old: Any, new: Any) -> bool:
 def with_stage_defaults(content: dict[str, Any]) -> dict[str, Any]:
     """Fold `train:` into every stage; a stage's own values win, component by component.
 
-    `precompute: true` in `train:` counts where it can: a stage that trains more than the head, or mixes or (without
-    `draws`) augments by its own words, switches it off by itself (F-22).
+    `precompute: true` in `train:` counts where it can: see `switched`.
     """
     content = dict(content)
     defaults = content.pop("train", None) or {}
     stages = content.get("stages")
     if isinstance(defaults, dict) and isinstance(stages, dict):
         content["stages"] = {
-            name: _switched(merge(defaults, stage or {}), stage or {}) if isinstance(stage, dict | None) else stage
+            name: switched(merge(defaults, stage or {}), stage or {}) if isinstance(stage, dict | None) else stage
             for name, stage in stages.items()
         }
     return content
-
-
-def _switched(merged: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    if merged.get("precompute") is not True or "precompute" in own:
-        return merged
-    once = ("augment", "mix") if merged.get("draws", 1) == 1 else ("mix",)
-    changes_images = any(own.get(key) not in (None, "none", {"name": "none"}) for key in once)
-    return {**merged, "precompute": False} if merged.get("groups") != "head" or changes_images else merged
 
 
 def assembled(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -230,18 +223,15 @@ def validate(
     content, found = _without_bad_defaults(content)
     problems += found
     written, content = content.get("stages"), with_stage_defaults(content)
-    try:
-        made = json.dumps({**content, "name": name, "experiment": experiment})
-        competition = Competition.model_validate_json(made)
+    unloadable = _load_plugins(content.get("plugins"), folder)
+    competition, found = _read(content, name, experiment)
+    problems += found
+    if competition is not None:
         between = contradictions(competition)
         problems += between
         if not record and not between:
             problems += unused_problems(competition.stages, written or {}, competition.folds)
-    except ValidationError as error:
-        competition = None
-        problems += _problems(error, content, Competition)
-    problems += _load_plugins(content.get("plugins"), folder)
-    problems += bind(content)
+    problems += unloadable
     raise_all(
         list(dict.fromkeys(problems)), error=ConfigError, subject=f"'{file}'",
         expected="a YAML that follows competitions/schema.json",
@@ -251,6 +241,21 @@ def validate(
     if competition is None:
         raise AssertionError("a validation error lists at least one problem")
     return competition
+
+
+def _read(content: Mapping[str, Any], name: str, experiment: str) -> tuple[Competition | None, list[Problem]]:
+    """Return a mapping as an object, if all of it has the shape of one, and what is wrong in it."""
+    text = json.dumps({**content, "name": name, "experiment": experiment})
+    task, metric = content.get("task"), as_component(content.get("metric"))
+    known = Surroundings(
+        task=task if task in get_args(Task) else None, metric=metric.get("name") if isinstance(metric, dict) else None
+    )
+    try:
+        return Competition.model_validate_json(text, context=known), []
+    except ValidationError as error:
+        fits = all(item["type"] == UNFIT for item in error.errors())
+        competition = Competition.model_validate_json(text) if fits else None  # parts may be wrong: nothing is built
+        return competition, _problems(error, content, Competition)
 
 
 def _without_bad_defaults(content: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -284,10 +289,15 @@ def _load_plugins(names: Any, folder: Path) -> list[Problem]:
 def _problems(
     error: ValidationError, content: Mapping[str, Any], model: type[BaseModel], *, prefix: tuple[str, ...] = ()
 ) -> list[Problem]:
-    """Return pydantic's findings with the paths of the YAML, one per place."""
+    """Return pydantic's findings with the paths of the YAML, one per place, then the registry's."""
     messages: dict[tuple[str, ...], list[str]] = {}
     values: dict[tuple[str, ...], Any] = {}
+    unfit: list[Problem] = []
     for item in error.errors():
+        if item["type"] == UNFIT:
+            section, of = "".join(f"{key}." for key in item["loc"][:-1]), item["ctx"]
+            unfit.append(Problem(f"{section}{of['where']}", of["what"], of["hint"]))
+            continue
         path = _path(item["loc"], content, missing=item["type"] == "missing")
         said = item["type"] if item["type"] in _SHORT and isinstance(item["loc"][-1], str) else item["msg"]
         messages.setdefault(path, []).append(said.replace("Field required", "Input should be longer"))
@@ -302,7 +312,7 @@ def _problems(
             found.append(Problem(where, _SHORT[texts[0]], hint))
         else:
             found.append(Problem(where, registry.type_message(texts, values[path])))
-    return found
+    return found + unfit
 
 
 _SHORT = {"extra_forbidden": "unknown key", "missing": "this key is needed"}

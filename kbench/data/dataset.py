@@ -7,8 +7,9 @@ stay in their dtype (8 bits travel to the accelerator as 8 bits); `Normalise` sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from kbench.data import seeds
 from kbench.data.images.augment import NO_AUGMENTATION, Augmentation
-from kbench.data.images.cache import Images
+from kbench.data.images.cache import Images, name_of
 from kbench.data.images.crops import Crop, Geometry, Size, before_turns, warp
+from kbench.data.images.normalise import check_dtype
+from kbench.data.masks.shown import shown_mask
 from kbench.errors import DataError, KbenchError
 from kbench.machine import cores
 
@@ -54,8 +57,7 @@ class Show:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return [height, width, C] and the mask [height, width, M] shown the same way.
 
-        Masks of classes take the nearest pixel. Those of numbers are interpolated as the image is; what mixes with an
-        unknown pixel (NaN) is unknown.
+        Masks of classes take the nearest pixel, those of numbers are interpolated as the image is (`shown_mask`).
         """
         geometry = self.augmentation.geometry(rng) if self.augmentation.geometry else Geometry()
         size, window = before_turns(self.size, geometry), None
@@ -65,13 +67,11 @@ class Show:
             window = self.crop.zoomed((image.shape[0], image.shape[1]), size, geometry.zoom, rng)
             geometry = replace(geometry, zoom=1.0)
         window = window or self.crop.window((image.shape[0], image.shape[1]), size, rng)
-        shown = warp(image, window, geometry, self.size)
-        shown_mask = None
-        if mask is not None:
-            shown_mask = warp(mask, window, geometry, self.size, nearest=mask.dtype.kind != "f")
+        change = partial(warp, window=window, geometry=geometry, size=self.size)
+        shown, truth = change(image), None if mask is None else shown_mask(change, mask)
         if self.augmentation.pixels:
-            shown, shown_mask = self.augmentation.pixels(shown, shown_mask, rng)
-        return shown, shown_mask
+            shown, truth = self.augmentation.pixels(shown, truth, rng)
+        return shown, truth
 
 
 class Batch(NamedTuple):
@@ -79,7 +79,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: one tensor per way of showing, each [B, H, W, C] in the source's dtype.
-        target: [B] int64, [B, K] float32, [B, H, W, M] of dense tasks (`kbench/data/masks.py`), or None.
+        target: [B] int64, [B, K] float32, [B, H, W, M] of dense tasks (`kbench/data/masks/kinds.py`), or None.
         rows: [B] int64 rows of the table.
     """
 
@@ -96,6 +96,7 @@ class ImageDataset(Dataset):
         shows: the ways of showing.
         targets: [N] int64 or [N, K] float32 of the whole table, or None.
         masks: of dense tasks, shown as the first way shows the image; the target is then the mask.
+        scale: normalisation of the model that sees the images, whose element type they must have; None: any.
     """
 
     def __init__(
@@ -104,8 +105,11 @@ class ImageDataset(Dataset):
         shows: Sequence[Show],
         targets: np.ndarray | None,
         masks: Images | None = None,
+        *,
+        scale: Mapping[str, Any] | None = None,
     ) -> None:
         self._images, self._shows, self._targets, self._masks = list(images), list(shows), targets, masks
+        self._scale = scale
 
     def __getitem__(self, draw: Draw) -> Sample:
         decoded: dict[int, np.ndarray] = {}
@@ -114,6 +118,7 @@ class ImageDataset(Dataset):
         for position, (source, show) in enumerate(zip(self._images, self._shows, strict=True)):
             if id(source) not in decoded:
                 decoded[id(source)] = source[draw.row]
+                check_dtype(decoded[id(source)].dtype, self._scale, name=partial(name_of, source, draw.row))
             rng = seeds.generator(*draw.key, position) if draw.key else seeds.generator(0)
             image = decoded[id(source)]
             mask = None if self._masks is None or position else self._masks[draw.row]
@@ -278,10 +283,12 @@ class Normalise(torch.nn.Module):
         scale: factor of the raw values; 1/255 for 8 bits.
         mean: C values, of scaled units.
         std: C values, of scaled units.
+        dtype: of the raw values; images of another kind are refused, unless it is empty.
     """
 
-    def __init__(self, *, scale: float, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, *, scale: float, mean: Sequence[float], std: Sequence[float], dtype: str = "") -> None:
         super().__init__()
+        self._known = {"scale": scale, "dtype": dtype} if dtype else None
         factor = torch.tensor([scale / value for value in std], dtype=torch.float32)
         self.factor: torch.Tensor
         self.offset: torch.Tensor
@@ -290,6 +297,12 @@ class Normalise(torch.nn.Module):
         self.register_buffer("offset", offset.view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn [B, H, W, C] of any dtype into [B, C, H, W] float32, channels-last in memory."""
+        """Turn [B, H, W, C] of any dtype into [B, C, H, W] float32, channels-last in memory.
+
+        Raises:
+            DataError: they are not of the dtype it is for.
+        """
+        if self._known is not None:
+            check_dtype(str(images.dtype).removeprefix("torch."), self._known, name=lambda: "a batch of images")
         images = images.permute(0, 3, 1, 2)
         return torch.addcmul(-self.offset, images.float(), self.factor)

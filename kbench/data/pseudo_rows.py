@@ -1,7 +1,7 @@
 """Read pseudo-labels, and put their rows beside those of a table.
 
 Rows of pseudo-labels only train (fold -1). Their ids get a prefix, since a test set may use the ids of the training
-set again. `kbench/ensemble/pseudo.py` says what the files are and writes them.
+set again. `kbench/ensemble/pseudo_labels.py` says what the files are and writes them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from kbench import files
-from kbench.data.images.cache import Images
+from kbench.data.images.cache import Images, name_of
 from kbench.data.table.csv_files import numbers, read_frame, texts
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size
 from kbench.data.table.table import Table
@@ -75,7 +75,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         DataError: there are none, or their files are damaged.
     """
-    description = files.read_seal(path)
+    description = files.read_seal(path, verify="time")
     if description is None:
         raise DataError(
             f"there are no pseudo-labels at '{path}', or they are damaged", "files that match their JSON",
@@ -199,6 +199,11 @@ class JoinedImages:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def name(self, row: int) -> str:
+        """Return what the row is called in the source it comes from."""
+        source, inner = (int(number) for number in self._places[row])
+        return name_of(self._sources[source], inner)
 
     def __getitem__(self, row: int) -> np.ndarray:
         source, inner = (int(number) for number in self._places[row])

@@ -6,15 +6,17 @@ once. Nothing is resized here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from kbench.data.dataset import Draw
-from kbench.data.images.cache import Images
+from kbench.data.images.cache import Images, name_of
+from kbench.data.images.normalise import check_dtype
 from kbench.errors import KbenchError
 from kbench.tasks import IGNORED, exclusive
 
@@ -25,7 +27,7 @@ class Group(NamedTuple):
     Attributes:
         rows: [b] rows of the table.
         images: [b, H, W, C] in the source's dtype.
-        masks: [b, H, W, M] as `kbench/data/masks.py` says, or None.
+        masks: [b, H, W, M] as `kbench/data/masks/kinds.py` says, or None.
     """
 
     rows: list[int]
@@ -43,13 +45,16 @@ class WholeImages(Dataset):
     Args:
         images: at their own size.
         masks: of the same rows, or None.
+        scale: normalisation of the model that sees the images, whose element type they must have; None: any.
     """
 
-    def __init__(self, images: Images, masks: Images | None) -> None:
-        self._images, self._masks = images, masks
+    def __init__(self, images: Images, masks: Images | None, *, scale: Mapping[str, Any] | None = None) -> None:
+        self._images, self._masks, self._scale = images, masks, scale
 
     def __getitem__(self, draw: Draw) -> WholeSample:
-        return draw.row, self._images[draw.row], None if self._masks is None else self._masks[draw.row]
+        image = self._images[draw.row]
+        check_dtype(image.dtype, self._scale, name=partial(name_of, self._images, draw.row))
+        return draw.row, image, None if self._masks is None else self._masks[draw.row]
 
 
 def pixels_at_once(n_outputs: int) -> int:
@@ -102,6 +107,28 @@ def _stacked(some: Sequence[WholeSample]) -> Group:
         torch.from_numpy(np.stack([image for _, image, _ in some])),
         torch.from_numpy(np.stack(masks)) if masks else None,
     )
+
+
+def value_statistics(masks: Images, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return [K] means and standard deviations of the numbers of some masks, float64; NaN does not count.
+
+    Where there is no known number both are NaN. Masks are read one at a time and their moments joined (Chan, Golub and
+    LeVeque 1979, equation 2.1), so that a large mean costs no precision.
+    """
+    count, mean, squares = np.zeros(1), np.zeros(1), np.zeros(1)
+    for row in rows:
+        values = masks[int(row)].astype(np.float64)
+        values = values.reshape(-1, values.shape[-1])
+        known = ~np.isnan(values)
+        here = known.sum(0)
+        own = np.where(known, values, 0).sum(0) / np.maximum(here, 1)
+        own_squares = np.where(known, values - own, 0)
+        both = np.maximum(count + here, 1)
+        delta = own - mean
+        squares = squares + (own_squares**2).sum(0) + delta**2 * count * here / both
+        mean, count = mean + delta * here / both, count + here
+    counted = np.where(count > 0, count, np.nan)
+    return np.where(count > 0, mean, np.nan), np.sqrt(squares / counted)
 
 
 def class_pixels(masks: Images, rows: np.ndarray, n_outputs: int, task: str) -> tuple[np.ndarray, int]:

@@ -3,7 +3,7 @@
 Each fold has its own labels, made by its own snapshots alone, which never saw the fold's validation rows: a model
 that trains with them is validated as cleanly as one that does not. `full` has those of all snapshots, for models of
 all rows. Labels lie in a CSV per place, masks beside it in a zip of PNGs, and a JSON with checksums and origin is
-written last; `kbench/data/pseudo.py` reads them.
+written last; `kbench/data/pseudo_rows.py` reads them.
 
 To choose by something other than probability, write another `sure_...` function and use it in `chosen_rows`.
 """

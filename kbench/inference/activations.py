@@ -25,12 +25,12 @@ from torch import nn
 from kbench import files
 from kbench.data import seeds
 from kbench.data.dataset import Batch, Draw, ImageDataset, Loader, Normalise, Show, cut
-from kbench.data.images.cache import Images, Progress, Resize, Rows, content_key
+from kbench.data.images.cache import Images, Progress, Resize, Rows, content_key, read_whole, say_if_damaged
 from kbench.models.batchnorm_folding import folded
 from kbench.models.device import Precision, autocast, in_parts
 from kbench.models.layer_groups import Split, body_digest, check_split
 
-_VERSION = 2  # of what a key stands for; raise it when features of equal keys change
+_VERSION = 3  # of what a key stands for; raise it when features of equal keys change
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,13 @@ def activations(source: Source, model: nn.Module, seen: Seen) -> Activations:
     """
     check_split(model)
     path = _path(source, model, seen)
-    sealed = files.read_seal(path, verify=False)
+    sealed = read_whole(path, source.folder)
     fresh = sealed is None
     if sealed is None:
         with files.lock(path.with_suffix(".lock")):
-            sealed = files.read_seal(path, verify=False)
+            sealed = read_whole(path, source.folder)
             if sealed is None:
+                say_if_damaged(path)
                 sealed = _build(source, model, seen, path)
     values = np.load(path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
     return Activations(values, float(sealed["images_per_s"]), fresh)
@@ -158,7 +159,7 @@ def _path(source: Source, model: nn.Module, seen: Seen) -> Path:
 def _build(source: Source, model: nn.Module, seen: Seen, path: Path) -> dict[str, Any]:
     """Run the body over all rows; write array and JSON, in this order."""
     images = source.images(Resize(seen.show.crop.resize, *_resized(seen.show)))
-    loader = Loader(ImageDataset([images], [seen.show], None), workers=source.workers)
+    loader = Loader(ImageDataset([images], [seen.show], None, scale=seen.scale), workers=source.workers)
     normalise = Normalise(**seen.scale).to(source.device)
     rows = len(source.ids)
     started, done, total = time.perf_counter(), 0, rows * seen.looks

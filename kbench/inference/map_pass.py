@@ -5,7 +5,7 @@ Every image is decoded once, and only a batch of maps is in memory, whatever the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from kbench.inference.maps import MapMaker
 from kbench.metrics.maps import measured
 from kbench.models.batchnorm_folding import PROBE, fold
 from kbench.models.device import Precision, free_memory
-from kbench.models.outputs import dense_target
+from kbench.models.outputs import Units, dense_target
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class MapMember:
         scale: `scale`, `mean` and `std` of its normalisation.
         precision: of the forward pass.
         weight: its share of the mean, relative to the others.
+        units: of a regression's targets, where it answers in standardised ones.
     """
 
     name: str
@@ -42,6 +43,7 @@ class MapMember:
     scale: dict[str, Any]
     precision: Precision
     weight: float = 1.0
+    units: Units | None = None
 
 
 @dataclass(frozen=True)
@@ -83,19 +85,19 @@ def stream(job: MapJob, members: Sequence[MapMember]) -> Iterator[Row]:
     waiting = iter(job.rows.tolist())
     row = next(waiting, None)
     ready: dict[int, Row] = {}
-    for some in _groups(job):
+    for some in _groups(job, members[0].scale):
         ready.update(_one_group(job, shelf, some))
         while row in ready:
             yield ready.pop(row)
             row = next(waiting, None)
 
 
-def _groups(job: MapJob) -> Iterator[Group]:
-    """Yield the job's images, those of one size together."""
+def _groups(job: MapJob, scale: Mapping[str, Any]) -> Iterator[Group]:
+    """Yield the job's images, those of one size together; their element type is that of a model's scale."""
     pixels = pixels_at_once(len(job.names))
     loader = Loader(
-        WholeImages(job.images, job.masks), workers=job.workers, pin=job.make.device.type == "cuda",
-        collate=partial(group, pixels=pixels),
+        WholeImages(job.images, job.masks, scale=scale),
+        workers=job.workers, pin=job.make.device.type == "cuda", collate=partial(group, pixels=pixels),
     )  # fmt: skip
     size = batch_size(job.images, pixels=pixels, most=job.most)
     for groups in loader(cut(len(job.rows), size, lambda place: Draw(int(job.rows[place])))):
@@ -115,6 +117,8 @@ def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, R
     for place, member in enumerate(shelf.members):
         shown = shelf.normaliser(place)(images)
         maps, plain = make(shelf.model(place, shown), shown, member.precision)
+        if member.units is not None:
+            maps, plain = member.units.restored(maps), member.units.restored(plain)
         for way, values in ((False, maps), (True, plain)):
             if target is not None and (place, way) in wanted:
                 worth[place, way] = measured(values, target, make.task)
@@ -155,7 +159,7 @@ def sampled(job: MapJob, members: Sequence[MapMember], *, pixels: int) -> Iterat
         pixels: P at most; those of one job's images may differ in size.
     """
     shelf, make = _Shelf(members, job.make.device), job.make
-    for some in _groups(job):
+    for some in _groups(job, members[0].scale):
         images = some.images.to(make.device, non_blocking=True)
         assert some.masks is not None, "what is fitted is fitted to a truth"
         target = dense_target(some.masks.to(make.device), make.task, len(job.names)).flatten(-2)  # [b, (K,) H * W]
@@ -173,7 +177,7 @@ def sampled(job: MapJob, members: Sequence[MapMember], *, pixels: int) -> Iterat
 def views_apart(job: MapJob, member: MapMember) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (row, [1 + n, K, H, W] float32), each view of a row as one model says it, in any order of rows."""
     shelf, make = _Shelf([member], job.make.device), job.make
-    for some in _groups(job):
+    for some in _groups(job, member.scale):
         shown = shelf.normaliser(0)(some.images.to(make.device, non_blocking=True))
         stacked = torch.stack(list(make.apart(shelf.model(0, shown), shown, member.precision)), 1).cpu().numpy()
         yield from zip(some.rows, stacked, strict=True)

@@ -106,7 +106,7 @@ class MapStore:
         task: a dense task.
         source: where they come from.
         readings: R names of what was measured; the last one is the mean of everything.
-        worth: [R, N, K, 3] as `metrics.dense.measured` gives it, or None without truth.
+        worth: [R, N, K, 3] as `metrics.maps.measured` gives it, or None without truth.
         kept: whether probabilities are stored, not only masks.
     """
 
@@ -238,13 +238,13 @@ def load(path: Path) -> MapStore:
     Raises:
         PredictionError: it does not exist, or is damaged.
     """
-    description = files.read_seal(path)
+    description = files.read_seal(path, verify="time")
     if description is None:
         raise PredictionError(
             f"there are no predicted maps at '{path}', or they are damaged", "files that match their JSON",
             "`kbench predict --force` makes them again",
         )  # fmt: skip
-    ids = np.array(path.with_suffix(".ids").read_text(encoding="utf-8").splitlines(), dtype=str)
+    ids = np.array(files.read_lines(path.with_suffix(".ids")), dtype=str)
     worth = path.with_name(f"{path.stem}-worth.npy")
     return MapStore(
         path, ids, tuple(description["names"]), description["task"], description["source"],

@@ -129,7 +129,7 @@ def load(path: Path) -> Predictions:
     Raises:
         PredictionError: they do not exist, or are damaged.
     """
-    description = files.read_seal(path)
+    description = files.read_seal(path, verify="time")
     if description is None:
         raise PredictionError(
             f"there are no predictions at '{path}', or they are damaged",
@@ -137,5 +137,5 @@ def load(path: Path) -> Predictions:
             "`kbench predict --force` makes them again",
         )
     values = np.load(array_path(path), mmap_mode="r", allow_pickle=False)
-    ids = np.array(path.with_suffix(".ids").read_text(encoding="utf-8").splitlines(), dtype=str)
+    ids = np.array(files.read_lines(path.with_suffix(".ids")), dtype=str)
     return Predictions(ids, tuple(description["names"]), values, description["task"], description["source"])

@@ -31,7 +31,7 @@ from kbench.inference.predictions import Predictions, array_path, create_array, 
 from kbench.inference.views import Load, View, is_plain, window_of
 from kbench.models.batchnorm_folding import fold
 from kbench.models.device import Precision, autocast, free_memory, in_parts
-from kbench.models.outputs import probabilities
+from kbench.models.outputs import Units, probabilities
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Member:
         precomputed: (loaded model) -> [N, D] features of the rows of the images' table, for the plain view; None
             where the body always runs.
         judged: the crop its images were judged by, where they are kept at their own resolution.
+        units: of a regression's targets, where it answers in standardised ones.
     """
 
     name: str
@@ -70,6 +71,12 @@ class Member:
     head: Callable[[nn.Module], nn.Module] | None = None
     precomputed: Callable[[nn.Module], np.ndarray] | None = None
     judged: Crop | None = None
+    units: Units | None = None
+
+    def predictions(self, logits: torch.Tensor, task: str) -> torch.Tensor:
+        """Return float32 probabilities [B, K, ...], or target units, of logits."""
+        values = probabilities(logits, task)
+        return values if self.units is None else self.units.restored(values)
 
     @property
     def family(self) -> tuple[Any, ...]:
@@ -234,7 +241,8 @@ def _batches(
             yield np.array([draw.row for draw in draws]), ()
         return
     sources, shows = zip(*(_way(job, first, load) for load in loads), strict=True)
-    loader = Loader(ImageDataset(sources, shows, None), workers=job.workers, pin=job.device.type == "cuda")
+    dataset = ImageDataset(sources, shows, None, scale=first.scale)
+    loader = Loader(dataset, workers=job.workers, pin=job.device.type == "cuda")
     for batch in loader(plan):
         yield batch.rows.numpy(), batch.images
 
@@ -272,8 +280,8 @@ def _views(job: Job, family: Family, loads: list[Load], batch: list[torch.Tensor
     images, known = batch[: len(loads)], batch[-1] if family.known is not None else None
     for view in job.views:
         shown = view.forward(images[loads.index(view.load)]) if images else None
-        logits = _logits(job, family, shown, known if is_plain(view) else None)
-        yield [probabilities(one, job.task) for one in logits]
+        answers = _logits(job, family, shown, known if is_plain(view) else None)
+        yield [one.predictions(logits, job.task) for one, logits in zip(family.members, answers, strict=True)]
 
 
 def _logits(job: Job, family: Family, shown: torch.Tensor | None, known: torch.Tensor | None) -> list[torch.Tensor]:

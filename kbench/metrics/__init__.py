@@ -12,10 +12,10 @@ With `per_row=True` it returns [N] values and the score is their mean (NaN: the 
 intervals are then vectorised. Targets are those of `Table.targets`: [N] int64 class indices (`single_label`) or
 [N, K] float32 (`multi_label`, `regression`; NaN where unknown). Predictions are [N, K] probabilities, or target
 units for regression. A metric that has no value on some rows (AUC where one class is absent) returns NaN;
-`Metric` turns that into an error.
+`Metric` turns that into an error, or into None where a part of the rows is scored (`or_none`).
 
 Segmentations are scored by counts of pixels: targets are [N, K] pixels of each class, predictions are [N, K, 3]
-true positive, false positive and false negative pixels (`pixels.py` counts them, one image at a time).
+true positive, false positive and false negative pixels (`maps.py` counts them, one image at a time).
 
 To add one, write a function in `classification.py`, `regression.py` or `segmentation.py`, or in a competition's
 plug-in. Keyword-only parameters may be set in the YAML. `by_rank=True` says that only the order of each target's

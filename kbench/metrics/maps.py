@@ -197,6 +197,20 @@ def mae_per_image(targets: np.ndarray, predictions: np.ndarray, table: Rows) -> 
     return _per_image(predictions, 2, np.asarray)
 
 
+@register("metric", maximise=False, tasks=("dense_regression",))
+def rmse_pixels(targets: np.ndarray, predictions: np.ndarray, table: Rows) -> float:
+    """Return the root mean squared error of the known pixels of all images taken together, the mean over targets.
+
+    Args:
+        targets: [N, K] known pixels.
+        predictions: [N, K, 3] as in `rmse_per_image`.
+        table: the rows.
+    """
+    known, squares, _ = predictions.sum(0, dtype=np.float64).T
+    with np.errstate(invalid="ignore"):  # a target no pixel of which is known has no value
+        return float(np.mean(np.sqrt(np.divide(squares, known))))
+
+
 def _per_image(sums: np.ndarray, column: int, finish: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     known = sums[..., 0]
     means = finish(sums[..., column] / np.where(known > 0, known, np.nan))  # [N, K]

@@ -43,6 +43,10 @@ class Rows(Protocol):
         """Return [N] text of a metadata column."""
 
 
+class Undefined(DataError):
+    """A metric has no value on some rows, whatever is predicted."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric with its parameters.
@@ -87,12 +91,40 @@ class Metric:
             )
         value = float(self.function(targets, predictions, table))
         if np.isnan(value):
-            raise DataError(
+            raise Undefined(
                 f"'{self.name}' has no value on these {len(targets):,} rows: {_why_undefined(targets, table)}",
                 "rows on which the metric is defined",
-                "take more rows or stratified folds (folds.strategy: stratified), or another metric",
+                "score more rows together, such as those of all folds, or name another metric",
             )
         return value
+
+    def or_none(self, targets: np.ndarray | None, predictions: np.ndarray, table: Rows) -> float | None:
+        """Return what `__call__` does, and None where the metric has no value on these rows.
+
+        A part of the rows may lack what all of them have (AUC of a fold without one class): it is shown as `-`.
+        """
+        try:
+            return self(targets, predictions, table)
+        except Undefined:
+            return None
+
+    def undefined(self, targets: np.ndarray, table: Rows) -> str:
+        """Return why the metric has no value on some rows, whatever is predicted; empty where it has one.
+
+        Args:
+            targets: as in `__call__`.
+            table: the rows.
+        """
+        if is_dense(table.task):
+            shape = (*targets.shape, 3)
+            counted = targets if "regression" in table.task else np.zeros_like(targets)
+            predictions = np.zeros(shape, dtype=targets.dtype)
+            predictions[..., 0], predictions[..., 2] = counted, targets - counted
+        else:
+            names = len(table.target_names)
+            predictions = np.random.default_rng(0).dirichlet(np.ones(names), len(targets)).astype(np.float32)
+        found = self.or_none(targets, predictions, table)
+        return _why_undefined(targets, table) if found is None else ""
 
     def better(self, new: float, old: float) -> bool:
         """Return whether `new` is strictly better than `old`; NaN is never better, and anything beats NaN."""
@@ -132,7 +164,8 @@ def _why_undefined(targets: np.ndarray, table: Rows) -> str:
         empty = [
             name for name, seen in zip(table.target_names, np.any(targets, axis=0).tolist(), strict=True) if not seen
         ]
-        return f"no pixel of {first_names(empty)} in the true masks" if empty else "they cannot be told apart"
+        what = "no known pixel of {}" if "regression" in table.task else "no pixel of {} in the true masks"
+        return what.format(first_names(empty)) if empty else "they cannot be told apart"
     if table.task == "single_label":
         absent = [name for k, name in enumerate(table.target_names) if not (targets == k).any()]
         return f"no row of {first_names(absent)}" if absent else "they cannot be told apart"
@@ -158,6 +191,6 @@ def mean_of_known(values: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def ranks(values: np.ndarray) -> np.ndarray:
     """Return the ranks of [N] values from 1 on; equal values share their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    means = np.cumsum(counts) - (counts - 1) / 2
-    return np.asarray(means[inverse], dtype=np.float64)
+    from scipy.stats import rankdata  # takes half a second to load
+
+    return np.asarray(rankdata(values), dtype=np.float64)

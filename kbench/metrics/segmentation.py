@@ -1,4 +1,4 @@
-"""Metrics of segmentations, computed from counts of pixels (`pixels.py`).
+"""Metrics of segmentations, computed from counts of pixels (`maps.py`).
 
 A metric of this file is given [N, K] pixels of each class in the truth as `targets`, and [N, K, 3] counts of true
 positive, false positive and false negative pixels as `predictions`; ignored pixels are in neither. `classes` names
@@ -76,6 +76,26 @@ def iou_per_image(
     """
     ious, present = class_ious(_chosen(predictions, table, classes))
     return _mean_where(ious, present)
+
+
+@register("metric", maximise=True, tasks=SEGMENTATION, per_row=True)
+def dice_per_image(
+    targets: np.ndarray, predictions: np.ndarray, table: Rows, *, classes: list[str] | None = None
+) -> np.ndarray:
+    """Return [N] means over classes of 2 tp / (2 tp + fp + fn) of each image.
+
+    A class that is neither true nor predicted scores 1, one that is only predicted 0.
+
+    Args:
+        targets: [N, K] pixels of each class.
+        predictions: [N, K, 3] counts.
+        table: the rows.
+        classes: names of the classes that count; all by default.
+    """
+    counts = _chosen(predictions, table, classes).astype(np.float64)
+    tp, fp, fn = np.moveaxis(counts, -1, 0)
+    both = 2 * tp + fp + fn
+    return np.asarray(np.divide(2 * tp, both, out=np.ones_like(both), where=both > 0).mean(1))
 
 
 @register("metric", maximise=True, tasks=SEGMENTATION, per_row=True)

@@ -1,8 +1,8 @@
 """Image classifiers and regressors: any timm backbone with the head a competition needs.
 
-A model is a registered function `(n_outputs, in_channels, *, ...) -> nn.Module`. A module may say how it is cut
-into layer groups (`layer_prefixes`); see `groups.py`. To add a model, write a function here, or in a plug-in,
-with `@register("model")`.
+A model is a registered function `(n_outputs, in_channels, *, ...) -> nn.Module`. A module may say how it is cut into
+layer groups (`layer_prefixes`); see `layer_groups.py`. To add a model, write a function here, or in a plug-in, with
+`@register("model")`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Classifier(nn.Module):
     """A body that makes feature maps, a pooling without parameters, and a head that makes logits.
 
     Any model with a `features` method and a `head` module like these can be trained on precomputed activations
-    and shares its frozen body when predicting; see `split.py`.
+    and shares its frozen body when predicting; see `layer_groups.py`.
 
     Args:
         body: a timm model without classifier.

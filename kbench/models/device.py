@@ -1,12 +1,10 @@
-"""Device, precision and memory format: chosen by what the hardware can, never by timing.
+"""Device, precision, memory format and memory: chosen by what the hardware can, never by timing.
 
 Channels-last is the faster memory format of convolutional networks everywhere. On a CPU models train in fp32 and, where
 the processor has bfloat16 instructions (AMX or AVX-512 BF16), predict in bfloat16. On a GPU bfloat16 is taken where the
-hardware has it, else float16 with a gradient scaler. `benchmarks/README.md` says how to repeat the measurements.
-
-When memory runs out: recognise it, and do in parts what does not fit at once.
-
-Predicting in parts gives what predicting at once gives; training in parts is the business of `training/update.py`.
+hardware has it, else float16 with a gradient scaler. `benchmarks/README.md` says how to repeat the measurements. When
+memory runs out, `in_parts` predicts in halves, which gives what predicting at once gives; training in parts is the
+business of `training/update.py`. To admit another kind of device, add it to `choose_device` and `choose_precision`.
 """
 
 from __future__ import annotations

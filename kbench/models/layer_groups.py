@@ -1,12 +1,11 @@
-"""Layer groups: which parameters learn together, and freezing.
+"""Layer groups: which parameters learn together, freezing, and models cut into a body and a head.
 
-A model says its groups as prefixes of parameter names (`layer_prefixes`, first layers first, the head last); one
-that says nothing is a single group. Batch norm of frozen groups runs in eval mode, so its statistics stay too.
-
-Models cut into a body and a head: what precomputed activations and shared frozen bodies rest on.
+A model says its groups as prefixes of parameter names (`layer_prefixes`, first layers first, the head last); one that
+says nothing is a single group. Batch norm of frozen groups runs in eval mode, so its statistics stay too.
 
 A model is split when it has a method `features(images) -> [B, D]`, a module `head` that turns those into logits, and
-its last layer group is that head. A plug-in's model needs no more than that to be trained on activations (F-22).
+its last layer group is that head. A plug-in's model needs no more than that to be trained on precomputed activations
+(F-22) and to share its frozen body.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kbench.errors import ConfigError
 
 Layers = list[list[tuple[str, nn.Parameter]]]
+HEAD = "head."
 
 
 def layer_groups(model: nn.Module) -> Layers:
@@ -88,9 +88,6 @@ def has_batch_norm(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.training for module in model.modules())
 
 
-HEAD = "head."
-
-
 class Split(Protocol):
     """A model whose logits are `head(features(images))`."""
 
@@ -119,7 +116,7 @@ def check_split(model: nn.Module) -> None:
         raise ConfigError(
             f"the model {type(model).__name__} cannot be precomputed",
             "a model with `features(images)` and a module `head` that is its last layer group",
-            "remove `precompute: true` from the stage, or give the model these two (kbench/models/split.py)",
+            "remove `precompute: true` from the stage, or give the model these two (kbench/models/layer_groups.py)",
         )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,11 +49,47 @@ def logits_of(values: Tensor, task: str) -> Tensor:
     return values.clamp(1e-7, 1 - 1e-7).logit()
 
 
+@dataclass(frozen=True)
+class Units:
+    """The units of a regression's targets, which the network learns standardised and everybody else sees as they are.
+
+    Attributes:
+        mean: of each of K targets.
+        std: of each, above 0.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def standardised(self, target: Tensor) -> Tensor:
+        """Return targets [B, K, ...] in standard deviations from the mean, float32; NaN stays NaN."""
+        mean, std = self._as(target)
+        return ((target - mean) / std).float()
+
+    def restored(self, values: Tensor) -> Tensor:
+        """Return standardised values [B, K, ...] in target units, float32."""
+        mean, std = self._as(values)
+        return (values * std + mean).float()
+
+    def _as(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation [K, 1 ...] in the precision of the CPU's numbers, where there is one."""
+        dtype = torch.float32 if like.device.type == "mps" else torch.float64
+        shape = (-1, *(1 for _ in like.shape[2:]))
+        mean, std = (torch.tensor(part, dtype=dtype, device=like.device).view(shape) for part in (self.mean, self.std))
+        return mean, std
+
+    @classmethod
+    def of_checkpoint(cls, info: dict[str, Any]) -> Units | None:
+        """Return the units a snapshot's JSON names; None for one that answers in target units itself."""
+        known = info.get("units")
+        return None if known is None else cls(tuple(known["mean"]), tuple(known["std"]))
+
+
 def dense_target(mask: Tensor, task: str, n_outputs: int) -> Tensor:
     """Return what a loss compares maps with.
 
     Args:
-        mask: [B, H, W, M] as `kbench/data/masks.py` says, on the device.
+        mask: [B, H, W, M] as `kbench/data/masks/kinds.py` says, on the device.
         task: a dense task.
         n_outputs: number of maps.
 

@@ -1,9 +1,8 @@
 """Networks that judge every pixel: decoders of segmentation_models_pytorch on any timm backbone.
 
 `Segmenter` makes a network that wants sides divisible by 32 or so take images of any size: it mirrors the borders
-outwards and cuts the result back. To add another network, wrap it in a `Segmenter`; see `unets.py`.
-
-Pad images by reflection to a size the layers can halve, and cut the maps back.
+outwards (`padded`) and cuts the result back. To add another decoder of the library, add a row to `_DECODERS`; to add
+another network, wrap it in a `Segmenter` and register it, as `signate_unet.py` does.
 """
 
 from __future__ import annotations
@@ -26,42 +25,12 @@ from kbench.registry import register
 from kbench.tasks import DENSE
 
 Place = tuple[EllipsisType, slice, slice]
-
-
-def padded(images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Place]:
-    """Return images padded on all sides by reflection, and the index that cuts [..., H, W] back.
-
-    Args:
-        images: [B, C, H, W].
-        size: height and width, not below those of the images; an image is reflected as often as it takes.
-    """
-    height, width = images.shape[-2:]
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    place = (..., slice(top, top + height), slice(left, left + width))
-    down, across = size[0] - height, size[1] - width
-    if not down and not across:
-        return images, place
-    if max(down - top, top) < height and max(across - left, left) < width:
-        return pad(images, (left, across - left, top, down - top), mode="reflect"), place
-    rows = _reflected(height, -top, size[0], images.device)
-    columns = _reflected(width, -left, size[1], images.device)
-    return images[..., rows, :][..., columns], place
-
-
-def _reflected(length: int, first: int, count: int, device: torch.device) -> Tensor:
-    """Return `count` positions from `first` on, reflected into 0..length-1 without repeating the border."""
-    places = torch.arange(first, first + count, device=device)
-    if length == 1:
-        return torch.zeros_like(places)
-    period = 2 * (length - 1)
-    places = places % period
-    return torch.minimum(places, period - places)
-
-
 Decoder = Literal[
     "unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3", "deeplabv3plus", "pan", "upernet",
     "segformer", "dpt",
 ]  # fmt: skip
+_WIDTHS = (256, 128, 64, 32, 16)  # of U-Nets, deepest block first
+_SQUEEZE = 16  # by how much scSE reduces channels
 
 
 class Segmenter(nn.Module):
@@ -135,8 +104,6 @@ _DECODERS: dict[str, _Facts] = {
     "segformer": _Facts("decoder_segmentation_channels"),
     "dpt": _Facts("decoder_fusion_channels", depth=4, multiple=2),
 }
-_WIDTHS = (256, 128, 64, 32, 16)  # of U-Nets, deepest block first
-_SQUEEZE = 16  # by how much scSE reduces channels
 
 
 @register("model", tasks=DENSE, backbone="timm")
@@ -289,3 +256,33 @@ def _halves(body: nn.Module, prefix: str, marks: Sequence[str]) -> list[list[str
     places = [place for place, name in enumerate(names) if joined(name).startswith(early)]
     end = places[-1] + 1 if places and places[-1] + 1 < len(names) else len(names) // 2
     return [[f"{prefix}{name}" for name in part] for part in (names[:end], names[end:])]
+
+
+def padded(images: Tensor, size: tuple[int, int]) -> tuple[Tensor, Place]:
+    """Return images padded on all sides by reflection, and the index that cuts [..., H, W] back.
+
+    Args:
+        images: [B, C, H, W].
+        size: height and width, not below those of the images; an image is reflected as often as it takes.
+    """
+    height, width = images.shape[-2:]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    place = (..., slice(top, top + height), slice(left, left + width))
+    down, across = size[0] - height, size[1] - width
+    if not down and not across:
+        return images, place
+    if max(down - top, top) < height and max(across - left, left) < width:
+        return pad(images, (left, across - left, top, down - top), mode="reflect"), place
+    rows = _reflected(height, -top, size[0], images.device)
+    columns = _reflected(width, -left, size[1], images.device)
+    return images[..., rows, :][..., columns], place
+
+
+def _reflected(length: int, first: int, count: int, device: torch.device) -> Tensor:
+    """Return `count` positions from `first` on, reflected into 0..length-1 without repeating the border."""
+    places = torch.arange(first, first + count, device=device)
+    if length == 1:
+        return torch.zeros_like(places)
+    period = 2 * (length - 1)
+    places = places % period
+    return torch.minimum(places, period - places)

@@ -1,23 +1,13 @@
-"""Curves of a fold, from its log: losses, scores, learning rates, and the learning-rate range test.
+"""Curves: rates before training, logs of a fold and of all folds, and what an ensemble's parts add.
 
-The learning rates of every stage as one picture, before anything is trained.
-
-Schedules are pure functions of the update, so the picture is exact; a rate that is still to be found is drawn in
-units of itself. To show more of a stage, add a field to `StageRates`.
-
-What an ensemble is made of and what each part adds: out of fold, so for the rows no model of the mean has seen.
-
-A member is a snapshot, such as `cycles-2`, of every fold. All numbers are scores of the competition's metric on the
-same rows. To compare other mixtures, hand `stacked` other names.
-
-How the folds of a run were trained, all in one picture: losses, scores, learning-rate range tests.
-
-Drawn from the folds' logs and CSVs alone. `curves.py` draws the same for a single fold.
+Schedules are pure functions of the update, so the picture of the rates is exact; a rate that is still to be found is
+drawn in units of itself. Losses, scores and range tests are drawn from the folds' logs and CSVs alone. What members add
+is counted out of fold, so for the rows no model of the mean has seen; a member is a snapshot, such as `cycles-2`, of
+every fold. To show more of a stage, add a field to `StageRates`; to compare other mixtures, hand `stacked` other names.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,8 +223,11 @@ Epochs = Sequence[Mapping[str, Any]]
 
 def read_epochs(paths: FoldPaths) -> list[dict[str, Any]]:
     """Return the epochs of a fold's log, in order; none when it has no log."""
-    records = map(json.loads, files.read_lines(paths.log))
-    return [record for record in records if record.get("event") == "epoch"]
+    number, maybe = (int, float), (int, float, type(None))
+    keys: dict[str, type | tuple[type, ...]] = {
+        "stage": str, "epoch": int, "lr": number, "train_loss": number, "valid_loss": maybe, "score": maybe,
+    }  # fmt: skip
+    return files.read_records(paths.log, keys=keys, only={"event": "epoch"})
 
 
 def draw_training(folds: Mapping[str, Epochs], path: Path, *, metric: str) -> Path:

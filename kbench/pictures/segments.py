@@ -2,8 +2,6 @@
 
 Everything is made of counts of pixels, or of one image at a time. `images`, `truth` and `masks` are read by row, in
 the order of the table. To add a view, write a function here that takes the same.
-
-The chapter of `kbench inspect` for segmentations: how much of every class there is, and masks over their images.
 """
 
 from __future__ import annotations
@@ -19,16 +17,16 @@ import numpy as np
 
 from kbench.data.table.table import Table
 from kbench.inference.map_store import MaskSet
-from kbench.metrics.maps import image_confusion
+from kbench.metrics.maps import image_confusion, rmse_per_image, truth_of
 from kbench.metrics.metric import Metric
 from kbench.metrics.segmentation import class_ious
 from kbench.pictures.figures import DPI, save_figure, shorten
-from kbench.pictures.sheets import Group, Tile, displayable, sheet
+from kbench.pictures.sheets import Group, Tile, displayable, room_below, sheet
 from kbench.pictures.tables import slice_table, slices_of
-from kbench.tasks import IGNORED
+from kbench.tasks import IGNORED, SEGMENTATION
 
 Read = Callable[[int], np.ndarray]
-_VOID = (96, 96, 96)
+VOID = (96, 96, 96)  # what is not known
 
 
 def class_colours(n: int) -> np.ndarray:
@@ -52,7 +50,7 @@ def paint(mask: np.ndarray, colours: np.ndarray, image: np.ndarray | None = None
     over, seen = below.copy(), np.zeros(shape, dtype=bool)
     layers = [mask == k for k in range(len(colours))] if mask.ndim == 2 else [layer == 1 for layer in mask]
     void = mask == IGNORED if mask.ndim == 2 else (mask == IGNORED).all(0)
-    for layer, colour in [*zip(layers, colours, strict=True), (void, _VOID)]:
+    for layer, colour in [*zip(layers, colours, strict=True), (void, VOID)]:
         over[layer], seen = colour, seen | layer
     if image is None:
         return over
@@ -68,15 +66,19 @@ def as_mask(truth: np.ndarray, *, index: bool) -> np.ndarray:
 def image_scores(metric: Metric, counts: np.ndarray, table: Table) -> np.ndarray:
     """Return [N] scores of the images; NaN where one has none.
 
-    They are those of the metric where it is a mean over images, else the mean IoU of the classes in the image's truth.
+    They are those of the metric where it is a mean over images, else the mean IoU of the classes in the image's truth,
+    or the root mean squared error of numbers.
 
     Args:
         metric: the competition's.
-        counts: [N, K, 3].
+        counts: [N, K, 3], or sums of errors.
         table: the N rows.
     """
+    truth = truth_of(counts, table.task)
     if metric.per_row is not None:
-        return metric.per_row(counts[..., 0] + counts[..., 2], counts, table)
+        return metric.per_row(truth, counts, table)
+    if table.task not in SEGMENTATION:
+        return rmse_per_image(truth, counts, table)
     ious, present = class_ious(counts)
     sums, sizes = np.where(present, ious, 0).sum(1), present.sum(1)
     return np.asarray(np.divide(sums, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0))
@@ -125,28 +127,28 @@ def _triplet(
     image = images(row)
     said = masks[int(np.searchsorted(masks.ids, table.ids[row]))]
     real = as_mask(truth(row), index=said.ndim == 2)
-    known = "" if scores is None or np.isnan(scores[row]) else f": {scores[row]:.3f}"
     tiles = (
         Tile(image, ("image",)),
         Tile(paint(real, colours, image), ("truth",)),
         Tile(paint(said, colours, image), ("prediction",)),
     )
-    return Group(f"{table.ids[row]}{known}", tiles)
+    return Group(image_title(table, row, scores), tiles)
+
+
+def image_title(table: Table, row: int, scores: np.ndarray | None) -> str:
+    """Return a row's id with its score, where it has one."""
+    known = "" if scores is None or np.isnan(scores[row]) else f": {scores[row]:.3f}"
+    return f"{table.ids[row]}{known}"
 
 
 def _legend(figure: Any, names: Sequence[str], colours: np.ndarray) -> None:
     """Make room under a sheet and say there which colour is which class."""
     from matplotlib.patches import Patch
 
-    width, height = figure.get_size_inches()
     longest = max(len(shorten(name, 24)) for name in [*names, "ignored"])
-    columns = max(1, min(len(names) + 1, int(width * DPI / (longest * 7 + 45))))
-    lines = -(-(len(names) + 1) // columns)
-    room = (18 * lines + 16) / DPI
-    figure.set_size_inches(width, height + room)
-    for axes in figure.axes:
-        axes.set_position((0, room / (height + room), 1, height / (height + room)))
-    coded = [*zip(names, colours.tolist(), strict=True), ("ignored", list(_VOID))]
+    columns = max(1, min(len(names) + 1, int(figure.get_figwidth() * DPI / (longest * 7 + 45))))
+    room_below(figure, 18 * -(-(len(names) + 1) // columns) + 16)
+    coded = [*zip(names, colours.tolist(), strict=True), ("ignored", list(VOID))]
     patches = [Patch(color=f"#{red:02x}{green:02x}{blue:02x}", label=shorten(name, 24))
                for name, (red, green, blue) in coded]  # fmt: skip
     figure.legend(handles=patches, loc="lower left", ncols=columns, frameon=False, fontsize=7.5, borderaxespad=0.4)
@@ -179,7 +181,7 @@ def _ratio(part: float, whole: float) -> float | None:
 def slice_rows(
     metric: Metric, counts: np.ndarray, table: Table, column: str, *, groups: np.ndarray | None = None, draws: int = 500
 ) -> list[dict[str, Any]]:
-    """Return the score of each slice of the images with its interval, and the IoU of each class in it.
+    """Return the score of each slice of the images with its interval, and of masks the IoU of each class in it.
 
     Args:
         metric: the competition's.
@@ -192,10 +194,10 @@ def slice_rows(
     Raises:
         DataError: there is no such column.
     """
-    told = replace(table, targets=counts[..., 0] + counts[..., 2])
+    told = replace(table, targets=truth_of(counts, table.task))
     rows = slice_table(metric, told, counts, column, groups=groups, draws=draws)
     slices, _ = slices_of(table, column)
-    for place, record in enumerate(rows):
+    for place, record in enumerate(rows if table.task in SEGMENTATION else ()):
         record |= {one["class"]: one["iou"] for one in class_rows(counts[slices == place], table.target_names)}
     return rows
 

@@ -128,6 +128,16 @@ def sheet(groups: Sequence[Group], *, title: str = "", side: int = 132, across: 
     return figure
 
 
+def room_below(figure: Any, pixels: int) -> float:
+    """Make a sheet higher by some pixels of white below it; return their share of the height."""
+    width, height = figure.get_size_inches()
+    share = pixels / DPI / (height + pixels / DPI)
+    figure.set_size_inches(width, height + pixels / DPI)
+    for axes in figure.axes:
+        axes.set_position((0, share, 1, 1 - share))
+    return float(share)
+
+
 @dataclass(frozen=True)
 class _Grid:
     """Measures of a sheet, in pixels: images beside each other, their box, the step from line to line."""

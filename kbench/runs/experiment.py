@@ -19,13 +19,14 @@ from kbench.data.folds.folds import Cut, Folds, make_folds
 from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_images, leaks, links
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
+from kbench.data.images.decoding import Decoding
 from kbench.data.images.readers import Reader
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, marked, without
 from kbench.data.table.table import Table
-from kbench.data.table.verify import look, look_at_images
+from kbench.data.table.verify import Opening, look, look_at_images
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
 from kbench.submission.check import read_sample
@@ -132,17 +133,19 @@ class Experiment:
         whole, table = table, table.select(~known)  # a file that is missing is known already
         every = [*table.images, *((table.masks or ()) if not table.encoded else ())]
         rows = [tuple(table.root / path for path in paths if path) for paths in every]
+        opening, section = opening_of(self.competition), self.competition.input
+        how = [section.reader.model_dump(), section.channels, section.orientation, section.max_pixels]
 
         def look() -> list[int]:
             with console.bar("looking for unreadable images") as advance:
                 report = look_at_images(
-                    table, jobs=2 * cores(), deep=True,
+                    table, jobs=2 * cores(), deep=True, opening=opening,
                     progress=lambda what, done, total: advance(done, total),
                 )  # fmt: skip
             return sorted(report.rows)
 
         bad = np.zeros(len(table), dtype=bool)
-        bad[memoised(self.workspace.cache(), "unreadable", rows, look)] = True
+        bad[memoised(self.workspace.cache(), "unreadable", rows, look, key=how)] = True
         if split == "test" and self.competition.data.on_problem == "fill":
             unreadable = np.zeros(len(whole), dtype=bool)
             unreadable[np.flatnonzero(~known)[bad]] = True
@@ -160,12 +163,16 @@ class Experiment:
 
         def look() -> list[int]:
             with console.bar("looking for wrong masks") as advance:
-                return look_at_masks(
-                    table, kind=kind, size_of=sizes_of(table, size_reader(self.competition)), progress=advance,
-                    jobs=2 * cores(),
-                ).rows  # fmt: skip
+                sizes = sizes_of(table, size_reader(self.competition), decoding_of(self.competition))
+                return look_at_masks(table, kind=kind, size_of=sizes, progress=advance, jobs=2 * cores()).rows
 
-        what = files.digest([table.masks, None if part is None else part.model_dump(), kind.names, kind.facts])
+        facts = [
+            None if part is None else part.model_dump(),
+            self.competition.input.orientation,
+            kind.names,
+            kind.facts,
+        ]
+        what = files.digest([table.masks, *facts])
         bad = np.zeros(len(table), dtype=bool)
         bad[memoised(self.workspace.cache(), f"wrong-masks-{what}", rows, look)] = True
         return without(table, bad, "with a wrong mask")
@@ -229,8 +236,8 @@ class Experiment:
     def _coverage(self, kind: MaskKind) -> np.ndarray:
         with console.bar("measuring masks") as advance:
             return coverage(
-                self.train, kind=kind, size_of=sizes_of(self.train, size_reader(self.competition)), progress=advance,
-                jobs=cores(),
+                self.train, kind=kind, progress=advance, jobs=cores(),
+                size_of=sizes_of(self.train, size_reader(self.competition), decoding_of(self.competition)),
             )  # fmt: skip
 
     def cut_folds(self) -> Folds:
@@ -273,7 +280,10 @@ class Experiment:
         if name not in self._sizes:
             row = int(np.searchsorted(self.test.ids, name))
             known = row < len(self.test) and self.test.ids[row] == name
-            found = look(self.test.root / self.test.images[row][0], deep=False) if known else "not in the test set"
+            found: Any = "not in the test set"
+            if known:
+                path = self.test.root / self.test.images[row][0]
+                found = look(path, decoding=decoding_of(self.competition))
             if isinstance(found, str):
                 raise DataError(
                     f"the image of '{name}' is {found}", "an image of every test row", "`kbench check --images`"
@@ -378,8 +388,31 @@ def mask_kind(competition: Competition, data: Path) -> MaskKind | None:
         _classes=tuple(competition.data.classes or ()),
         _task=competition.task,
         _root=data,
+        _decoding=decoding_of(competition),
     )
     return kind
+
+
+def decoding_of(competition: Competition) -> Decoding:
+    """Return how image files become arrays: the limit and the orientation of `input`."""
+    section = competition.input
+    return Decoding(section.orientation, section.max_pixels, quick=section.decode == "auto")
+
+
+def reader_of(competition: Competition) -> Reader:
+    """Return the competition's reader."""
+    section = competition.input
+    reader: Reader = registry.build(
+        "reader", section.reader.name, section.reader.params, _channels=section.channels,
+        _decoding=decoding_of(competition),
+    )  # fmt: skip
+    return reader
+
+
+def opening_of(competition: Competition) -> Opening:
+    """Return how the competition opens its files, for a look at them."""
+    own = competition.input.reader.name != "image"
+    return Opening(decoding_of(competition), reader_of(competition), headers=not own)
 
 
 def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
@@ -393,11 +426,7 @@ def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
 
 def size_reader(competition: Competition) -> Reader | None:
     """Return what tells the size of an image: a reader, or None where the header of its file does."""
-    section = competition.input
-    if section.reader.name == "image":
-        return None
-    reader: Reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
-    return reader
+    return None if competition.input.reader.name == "image" else reader_of(competition)
 
 
 def _texts(value: str | list[str] | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What a fold needs before it trains: its rows, stages, model builder and resume point.
 
-Put the rows of pseudo-labels among those a fold trains on; those it validates stay what they are.
+Rows of pseudo-labels join those a fold trains on; those it validates stay what they are. To give a fold one more thing,
+add it to `FoldContext` and fill it in `prepare_fold`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kbench import console, registry
+from kbench import console
 from kbench.console import bar
 from kbench.data.dataset import auto_workers
 from kbench.data.images.cache import Images, Resize
@@ -23,7 +24,7 @@ from kbench.machine import keep_freed_memory
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import choose_device
 from kbench.runs import parts
-from kbench.runs.experiment import Experiment
+from kbench.runs.experiment import Experiment, decoding_of, size_reader
 from kbench.runs.parts import activations_of
 from kbench.runs.run import Run
 from kbench.training.fold import begin
@@ -73,9 +74,7 @@ def _masks(
     experiment: Experiment, both: Joined, labels: PseudoLabels, masks: Callable[[Resize], Images]
 ) -> Callable[[Resize], Images]:
     section = experiment.competition.input
-    reader = None  # the header of a file tells the size `image` reads
-    if section.reader.name != "image":
-        reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    sizes = sizes_of(labels.table, size_reader(experiment.competition), decoding_of(experiment.competition))
     opened: dict[Resize, Images] = {}
 
     def joined(resize: Resize) -> Images:
@@ -83,7 +82,7 @@ def _masks(
             assert labels.kind is not None, "a dense task has masks"
             with bar("decoding pseudo masks") as advance:
                 made = open_masks(
-                    labels.table, kind=labels.kind, kind_key="pseudo", size_of=sizes_of(labels.table, reader),
+                    labels.table, kind=labels.kind, kind_key="pseudo", size_of=sizes,
                     resize=resize, folder=experiment.workspace.cache(), mode=section.cache, progress=advance,
                 )  # fmt: skip
             opened[resize] = both.images(masks(resize), made)
@@ -162,7 +161,7 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions) -> FoldJob:
         valid_batch_size=competition.loader.valid_batch_size,
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
         masks=parts.masks_of(competition, experiment.train, experiment.workspace.cache(), what="training"),
-        windows=parts.build_windows(competition),
+        windows=parts.build_windows(competition), standardise=competition.model.standardise,
         activations=activations_of(
             competition, experiment.train, experiment.workspace.cache(), images, device=device,
             plugins=experiment.plugin_files(),
@@ -204,20 +203,21 @@ def full_stages(run: Run, own: Plan, stages: Sequence[StagePlan]) -> tuple[Stage
 
 
 def _found(stage: StagePlan, name: str, plans: Sequence[Plan]) -> dict[str, Any]:
-    searched = stage.lr == "find" or stage.early_stop or stage.adaptive
+    lr, early_stop = stage.stage.lr, stage.stage.early_stop
+    searched = lr == "find" or early_stop or stage.adaptive
     if searched and not plans:
         raise ConfigError(
             f"stage {stage.name} finds its plan on the folds, and no fold of '{name}' is trained",
             "one trained fold or more",
             "`kbench train --fold all` first, or set `lr:` and the epochs to numbers",
         )
-    found: dict[str, Any] = {"lr": stage.lr}
-    if stage.lr == "find":
+    found: dict[str, Any] = {"lr": lr}
+    if lr == "find":
         rates = np.array([float(plan.get(f"lr/{stage.name}")) for plan in plans])
         found["lr"] = float(np.exp(np.log(rates).mean()))
     ends = [plan.get(f"end/{stage.name}") for plan in plans]
     judged = bool(ends) and all(end["history"] for end in ends)  # a stage of all rows is not judged on the folds either
-    if stage.early_stop and judged:
+    if early_stop and judged:
         found["epochs"] = max(1, round(float(np.mean([end["best_epoch"] + 1 for end in ends]))))
     if stage.adaptive and judged:
         found["rates"] = _mean_rates(stage, found["lr"], [end["history"] for end in ends])

@@ -8,7 +8,6 @@ stderr reads the folds' logs.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kbench import files
+from kbench.errors import DataError
 from kbench.machine import cores
 from kbench.workspace import RunPaths
 
@@ -164,12 +164,20 @@ def live_table(folds: Sequence[int | str], paths: RunPaths, running: dict[Any, A
 
 def last_epoch(paths: RunPaths, fold: int | str) -> list[str]:
     """Return stage, epoch, losses, score and speed of a fold's last finished epoch."""
-    for line in reversed(files.read_lines(paths.fold(fold).log)):
-        record = json.loads(line)
-        if record.get("event") == "epoch":
-            numbers = [record["train_loss"], record["valid_loss"], record["score"]]
-            return [
-                record["stage"], f"{record['epoch'] + 1}/{record['epochs']}",
-                *("-" if number is None else f"{number:.4f}" for number in numbers), f"{record['images_per_s']:.0f}",
-            ]  # fmt: skip
-    return ["-"] * 6
+    number, maybe = (int, float), (int, float, type(None))
+    keys: dict[str, type | tuple[type, ...]] = {
+        "stage": str, "epoch": int, "epochs": int, "train_loss": number, "valid_loss": maybe, "score": maybe,
+        "images_per_s": number,
+    }  # fmt: skip
+    try:
+        epochs = files.read_records(paths.fold(fold).log, keys=keys, only={"event": "epoch"})
+    except DataError:  # whoever draws its curves says what is damaged
+        epochs = []
+    if not epochs:
+        return ["-"] * 6
+    record = epochs[-1]
+    numbers = [record["train_loss"], record["valid_loss"], record["score"]]
+    return [
+        record["stage"], f"{record['epoch'] + 1}/{record['epochs']}",
+        *("-" if number is None else f"{number:.4f}" for number in numbers), f"{record['images_per_s']:.0f}",
+    ]  # fmt: skip

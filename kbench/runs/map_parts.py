@@ -25,7 +25,7 @@ from kbench.models.checkpoint import Checkpoint
 from kbench.models.device import choose_device
 from kbench.runs import parts
 from kbench.runs.members import member_of, needed_checkpoints, record_of
-from kbench.runs.results import Rows, require_rows
+from kbench.runs.results import Rows, predicting, require_rows, whole
 from kbench.tasks import SEGMENTATION
 from kbench.training.fold_context import KEEP
 
@@ -95,7 +95,7 @@ class MapPart:
         for checkpoint, weight in self.snapshots:
             one = member_of(self.run, checkpoint, out=self.path, source={}, stages=stages, device=device)
             name = one.name if several else checkpoint.member  # so that folds have readings of the same names
-            members.append(MapMember(name, one.load, one.scale, one.precision, weight))
+            members.append(MapMember(name, one.load, one.scale, one.precision, weight, one.units))
         return job, members
 
     def rows_again(self, places: np.ndarray | None = None) -> Iterator[Row]:
@@ -115,6 +115,11 @@ class MapPart:
         """Return the store of the rows' maps; predicts where it does not fit any more."""
         if not self.rows.force and self._known() is not None:
             return map_store.load(self.path)
+        with predicting([self.path]):
+            known = self.rows.force or self._known() is None  # another command may have predicted them meanwhile
+            return self._all_written() if known else map_store.load(self.path)
+
+    def _all_written(self) -> MapStore:
         names, task = self.run.experiment.train.target_names, self.run.competition.task
         rule = mask_rules.none(_names=names, _task=task).apply if task in SEGMENTATION else None
         keep = self._will_keep()
@@ -135,14 +140,15 @@ class MapPart:
     def ruled(self, rule: Rule) -> MapStore:
         """Return the store of the masks a rule makes; predicts where they are not those of this rule."""
         path, source = self._path_of_ruled, {**self.source(), "rule": rule.source}
-        known = None if self.rows.force else files.read_seal(path)
-        if known is not None and known["source"] == source:
-            return map_store.load(path)
-        return self._written(path, source, keep=False, rule=rule.apply)
+        with predicting([path]):
+            known = None if self.rows.force else whole(path)
+            if known is not None and known["source"] == source:
+                return map_store.load(path)
+            return self._written(path, source, keep=False, rule=rule.apply)
 
     def _known(self) -> dict[str, Any] | None:
         """Return what the store says of itself, or None where it does not fit."""
-        known = files.read_seal(self.path, verify=False)
+        known = whole(self.path)
         wanted = self.run.competition.maps.keep
         fits = known is not None and known["source"] == self.source() and (known["kept"] or wanted != "on")
         return known if fits else None

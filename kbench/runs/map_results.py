@@ -197,18 +197,13 @@ def build_rule(experiment: Experiment, params: dict[str, Any] | None = None) -> 
     return replace(rule, source={"name": part.name, "params": params})
 
 
-def untuned(experiment: Experiment) -> Rule:
-    """Return the mask rule with what is to be tuned changing nothing; see `Results`."""
-    return build_rule(experiment)
-
-
-def undecided(experiment: Experiment, why: str) -> Rule:
-    """Return the rule where nothing is to be tuned; see `Results`.
+def undecided(experiment: Experiment, why: str = "") -> Rule:
+    """Return the mask rule, what is to be tuned changing nothing, as in a trial; see `Results`.
 
     Raises:
-        PredictionError: something is.
+        PredictionError: something is to be tuned, and this is no trial.
     """
-    if tunes(experiment.competition.maps.postprocess.params):
+    if why and tunes(experiment.competition.maps.postprocess.params):
         raise PredictionError(
             f"{why} have no out-of-fold maps to tune the post-process on",
             "numbers in place of `tuned`",
@@ -297,7 +292,9 @@ def details(run: Run, result: MapResult, judged: Judged, table: Table) -> dict[s
     for fold in result.parts:
         rows = numbers == fold
         few = table.select(rows)
-        scores = {name: metric(truth_of(worth[rows], few.task), worth[rows], few) for name, worth in readings.items()}
+        scores = {
+            name: metric.or_none(truth_of(worth[rows], few.task), worth[rows], few) for name, worth in readings.items()
+        }
         records.append({"fold": fold, "rows": len(few), **scores})
     if run.competition.maps.postprocess.name != "none":
         readings["mean, post-processed"] = judged.outcome.values

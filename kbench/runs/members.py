@@ -18,6 +18,7 @@ from kbench.inference.row_pass import Member
 from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors, snapshot_tensors
 from kbench.models.device import place, usable_precision
 from kbench.models.layer_groups import load_head
+from kbench.models.outputs import Units
 from kbench.runs import parts
 from kbench.training.stage_plan import StagePlan
 from kbench.workspace import RunPaths
@@ -161,6 +162,7 @@ def member_of(
         name=f"fold {info['fold']} {checkpoint.member}",
         load=lambda: _loaded(checkpoint, run.competition, device),
         size=tuple(info["size"]), resize=info["crop"], scale=info["scale"], precision=precision, out=out,
-        source=source, augmentation=show.augmentation, train_crop=show.crop, body=checkpoint.body, head=head_like,
+        source=source, units=Units.of_checkpoint(info), augmentation=show.augmentation, train_crop=show.crop,
+        body=checkpoint.body, head=head_like,
         judged=stages[info["stage"]].valid_show.crop if info["crop"] == "keep" else None,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from kbench import console, files
 from kbench.config.reading import read_document, read_yaml, validate, with_stage_defaults
 from kbench.config.yaml12 import dump_yaml
 from kbench.data.pseudo_rows import describe
+from kbench.data.table.content import Content, changed
 from kbench.errors import ConfigError, raise_all
 from kbench.runs.experiment import Experiment
 from kbench.runs.run import Run
@@ -101,29 +102,48 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
         part_problems(competition, experiment.train), error=ConfigError, subject=f"'{competition.name}'",
         expected="parts that can be built", todo="correct what is named above, then `kbench check`",
     )  # fmt: skip
+    content = Content(experiment.train, experiment.workspace.cache(), exact=competition.input.cache != "off")
     if paths.manifest.is_file():
-        before = files.read_json(paths.manifest)
-        if before["training"] != known["training"]:
+        before = read_manifest(paths)
+        changes = [] if experiment.trial else content.changes(before.get("content"), paths.content)
+        if before["training"] != known["training"] or changes:
             if not force:
-                raise _trained_otherwise(experiment, paths, before)
+                otherwise = before["training"] != known["training"]
+                raise _trained_otherwise(experiment, paths, before) if otherwise else changed(paths.name, changes)
             for lock in paths.fold_locks():
                 with files.lock(lock, waiting="wait until the run is trained, or stop it, then type this again"):
                     pass
             console.warn(f"training '{paths.name}' anew: what it held is removed")
             files.remove(paths.root)
+        elif not experiment.trial and before.get("content") is None:  # of an earlier version
+            files.write_json(paths.manifest, {**before, "content": content.keep(paths.content)})
     if not paths.manifest.is_file():
         for name in competition.plugins:
             files.copy(experiment.plugins / name, paths.plugins / name)
-        content = competition.model_dump(mode="json")
-        files.write_text(paths.config, dump_yaml(content))
+        files.write_text(paths.config, dump_yaml(competition.model_dump(mode="json")))
         files.write_json(paths.env, environment())
         files.write_json(
             paths.manifest,
             {"competition": competition.name, "experiment": competition.experiment,
              "seed": competition.seed, "set": list(experiment.choice.assignments), **known,
-             "pseudo": pseudo_origin(experiment), "view": _view(experiment)},
+             "pseudo": pseudo_origin(experiment), "view": _view(experiment),
+             "content": None if experiment.trial else content.keep(paths.content)},
         )  # fmt: skip
     return run
+
+
+def read_manifest(paths: RunPaths) -> dict[str, Any]:
+    """Return what `run.json` says of a run.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    keys = {"training": str, "contract": str, "folds": str, "experiment": str, "set": list}
+    todo = (
+        f"bring '{paths.manifest}' back, or remove the run's folder '{paths.root}' and type `kbench train`; without it "
+        "nothing says how the weights were trained"
+    )
+    return files.read_record(paths.manifest, keys=keys, todo=todo)
 
 
 def _trained_otherwise(experiment: Experiment, paths: RunPaths, before: dict[str, Any]) -> ConfigError:
@@ -158,7 +178,7 @@ def open_run(choice: Choice, *, other_folds: bool = False) -> Run:
     name = choose(workspace, choice.competition)
     paths = _existing_run(workspace, name, choice)
     trained = read_yaml(paths.config)
-    manifest = files.read_json(paths.manifest)
+    manifest = read_manifest(paths)
     baseline = manifest["experiment"] == "baseline"
     current = _current(workspace, name, None if baseline else manifest["experiment"], manifest, choice)
     content = {**{key: value for key, value in trained.items() if key not in FREE},

@@ -75,6 +75,8 @@ def out_of_fold(run: Run, *, device: str = "auto") -> OutOfFold:
 def score_of_fold(run: Run, fold: int, *, device: str = "auto", limit: int | None = None) -> float | None:
     """Predict a fold's own rows where they are missing; return their score, the mean over its snapshots and views.
 
+    None where the metric has no value on them.
+
     Args:
         run: the run.
         fold: which.
@@ -86,7 +88,7 @@ def score_of_fold(run: Run, fold: int, *, device: str = "auto", limit: int | Non
         run.results.made(result)
         return None
     table = run.experiment.train.select(run.experiment.folds.valid(fold))
-    return metric_of(run.experiment)(*run.results.plain(result, table), table)
+    return metric_of(run.experiment).or_none(*run.results.plain(result, table), table)
 
 
 def of_targets(table: Table, names: Sequence[str]) -> Table:

@@ -1,6 +1,7 @@
-"""From the YAML's names to parts: stages, model, images, views. The config object stops here.
+"""From the YAML's names to parts: stages, model, images, views. Of the config objects only a `Stage` goes on from here.
 
-From the YAML to precomputed activations: which rows, how they are read, where they are kept.
+Also where precomputed activations come from: which rows, how they are read, where they are kept. To let a YAML name one
+more part, register its kind and build it here.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import torch
 from torch import nn
 
 from kbench import files, registry
-from kbench.config.competition import Competition, Component, Stage
+from kbench.config.competition import Competition
+from kbench.config.stage import Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
-from kbench.data.images.cache import Images, Resize, RowPaths, content_key, open_images
+from kbench.data.images.cache import Images, Resize, RowPaths, open_images
 from kbench.data.images.normalise import Scale, choose
 from kbench.data.images.readers import remembering
 from kbench.data.masks.cache import open_masks, sizes_of
+from kbench.data.table.content import Content
 from kbench.data.table.table import Table
 from kbench.inference.activations import Activations, Seen, Source, activations
 from kbench.inference.views import View
@@ -31,10 +34,9 @@ from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
 from kbench.models.outputs import default_loss
-from kbench.runs.experiment import mask_kind, size_reader
-from kbench.tasks import is_dense
+from kbench.runs.experiment import decoding_of, mask_kind, reader_of, size_reader
 from kbench.training.losses.per_target import Loss
-from kbench.training.stage_plan import RangeTest, StagePlan, crop_for_validation, kept_without_scores
+from kbench.training.stage_plan import StagePlan, crop_for_validation
 
 Size = tuple[int, int]
 
@@ -42,10 +44,6 @@ Size = tuple[int, int]
 def size_of(size: int | tuple[int, int]) -> Size:
     """Return height and width."""
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-
-def _part(kind: str, component: Component, *given: Any, **injected: Any) -> Any:
-    return registry.build(kind, component.name, component.params, *given, **injected)
 
 
 def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
@@ -57,42 +55,38 @@ def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
 
 def _stage(competition: Competition, name: str, index: int, stage: Stage) -> StagePlan:
     size = size_of(stage.size or competition.input.size)
-    crop = _part("crop", stage.crop, _names=competition.data.classes or ())
-    augmentation = _part("augmentation", stage.augment)
+    crop = stage.build("crop", _names=competition.data.classes or ())
     judged = crop_for_validation(
         competition.input.crop,
         crop,
         centre=registry.build("crop", "centre", {}),
         squash=registry.build("crop", "squash", {}),
     )
-    keep: frozenset[str] = frozenset(stage.keep)
-    keep = kept_without_scores(keep) if stage.subset == "full" else keep
     return StagePlan(
-        name=name, index=index,
-        schedule=partial(_part, "schedule", stage.schedule),
-        lr=stage.lr, lr_decay=stage.lr_decay, range_test=RangeTest(**stage.range_test.model_dump()),
-        lr_from_fold=stage.lr_from_fold, weight_decay=stage.weight_decay,
-        optimizer=partial(_part, "optimizer", stage.optimizer),
-        groups=stage.groups,
-        show=Show(size, crop, augmentation), valid_show=Show(size, judged),
-        batch_size=stage.batch_size, accumulate=stage.accumulate, clip=stage.clip,
-        loss=partial(_loss, stage.loss, competition.task),
-        mix=_part("mix", stage.mix) if stage.mix else None,
-        sampler=partial(_part, "sampler", stage.sampler),
-        step=_part("step", stage.step), whole_step=stage.step.name != "supervised",
-        precision=stage.precision, channels_last=stage.channels_last, ema=stage.ema,
-        early_stop=stage.early_stop, min_delta=stage.min_delta,
-        monitor=_monitor(competition, stage), keep=keep, subset=stage.subset, start=stage.start,
-        precompute=stage.precompute, draws=stage.draws,
-        shown_how=[stage.crop.model_dump(), stage.augment.model_dump()], lr_from_stage=stage.lr_from_stage,
-        normalise_decay=stage.normalise_decay, average_of=stage.average.of, average_from=stage.average.start,
-        adaptive=bool(registry.get("schedule", stage.schedule.name).meta.get("adaptive")),
+        name=name, index=index, stage=stage,
+        schedule=partial(stage.build, "schedule"),
+        optimizer=partial(stage.build, "optimizer"),
+        show=Show(size, crop, stage.build("augment")), valid_show=Show(size, judged),
+        loss=partial(build_loss, stage, competition.task),
+        mix=stage.build("mix") if stage.mix else None,
+        sampler=partial(stage.build, "sampler"),
+        step=stage.build("step"),
+        monitor=_monitor(competition, stage),
     )  # fmt: skip
 
 
-def _loss(component: Component | None, task: str, counts: np.ndarray | None, rows: int) -> Loss:
-    component = component or Component(name=default_loss(task, 2 if counts is None else len(counts)))
-    loss: Loss = _part("loss", component, _counts=counts, _rows=rows, _task=task)
+def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int) -> Loss:
+    """Return the loss of a stage, that of the task where it names none.
+
+    Args:
+        stage: its settings.
+        task: the competition's.
+        counts: [K] positives per target among the rows, or None where there are no classes.
+        rows: how many train.
+    """
+    known: dict[str, Any] = {"_counts": counts, "_rows": rows, "_task": task}
+    default = default_loss(task, 2 if counts is None else len(counts))
+    loss: Loss = stage.build("loss", **known) if stage.loss else registry.build("loss", default, {}, **known)
     return loss
 
 
@@ -111,7 +105,7 @@ def build_metric(competition: Competition) -> Metric:
 
 def build_views(competition: Competition) -> tuple[View, ...]:
     """Return the views of `tta`."""
-    views: tuple[View, ...] = _part("views", competition.tta)
+    views: tuple[View, ...] = competition.build("tta")
     return views
 
 
@@ -136,8 +130,8 @@ def build_model(
     """
     section = competition.model
     sizes = [size_of(stage.size or competition.input.size) for stage in competition.stages.values()]
-    model: nn.Module = registry.build(
-        "model", section.name, section.options, n_outputs, competition.input.channels,
+    model: nn.Module = section.build(
+        "name", n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
         _several=len(set(sizes)) > 1,
     )  # fmt: skip
@@ -157,6 +151,14 @@ def _stamps(kind: str, name: str) -> list[str]:
     return [stamp] if (stamp := registry.stamp(kind, name)) else []
 
 
+def reader_key(competition: Competition) -> list[Any]:
+    """Return what the pixels of an image depend on beside its file; what came later only where it is used."""
+    section = competition.input
+    later: list[str] = [section.orientation] if section.orientation != "apply" else []
+    later += [section.decode] if section.decode != "exact" else []
+    return [section.reader.model_dump(), section.channels, *later]
+
+
 def opened_images(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
     """Return a function from a resizing to the table's images; each is opened once.
 
@@ -167,10 +169,8 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
         what: name of the split, for the progress bar.
     """
     section = competition.input
-    reader = remembering(
-        registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
-    )
-    key = [section.reader.model_dump(), section.channels, *_stamps("reader", section.reader.name)]
+    reader = remembering(reader_of(competition))
+    key = [*reader_key(competition), *_stamps("reader", section.reader.name)]
     rows = RowPaths(table.root, table.images)
     opened: dict[Resize, Images] = {}
 
@@ -192,13 +192,7 @@ def content_of(competition: Competition, table: Table, cache: Path) -> str:
     It is their content, read once until a file is touched, but where `input.cache: off` says that they are too many for
     that: their sizes.
     """
-    written = () if table.masks is None or table.encoded else table.masks
-    each = [RowPaths(table.root, table.images), [tuple(table.root / cell for cell in row if cell) for row in written]]
-    if competition.input.cache == "off":
-        return files.digest(
-            [[path.stat().st_size if path.is_file() else -1 for path in paths] for rows in each for paths in rows]
-        )
-    return files.digest([content_key(rows, cache) for rows in each if len(rows)])
+    return Content(table, cache, exact=competition.input.cache != "off").fingerprint
 
 
 def opened_masks(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
@@ -215,14 +209,16 @@ def opened_masks(competition: Competition, table: Table, cache: Path, *, what: s
     assert competition.data.masks is not None, "as above"
     reader = size_reader(competition)
     masks_section = competition.data.masks
-    key = [competition.task, masks_section.model_dump(), *_stamps("mask", masks_section.name)]
+    later = [section.orientation] if section.orientation != "apply" else []
+    key = [competition.task, masks_section.model_dump(), *_stamps("mask", masks_section.name), *later]
+    sizes = sizes_of(table, reader, decoding_of(competition))
     opened: dict[Resize, Images] = {}
 
     def masks(resize: Resize) -> Images:
         if resize not in opened:
             with bar(f"decoding {what} masks") as advance:
                 opened[resize] = open_masks(
-                    table, kind=kind, kind_key=key, size_of=sizes_of(table, reader), resize=resize, folder=cache,
+                    table, kind=kind, kind_key=key, size_of=sizes, resize=resize, folder=cache,
                     mode=section.cache, progress=advance,
                 )  # fmt: skip
         return opened[resize]
@@ -236,10 +232,10 @@ def masks_of(competition: Competition, table: Table, cache: Path, *, what: str) 
 
 
 def build_windows(competition: Competition) -> Windows | None:
-    """Return what the network sees of whole images at once; None where tasks are not dense."""
-    if not is_dense(competition.task):
+    """Return what the network sees of whole images at once; None where the targets are no masks."""
+    if competition.data.masks is None:
         return None
-    windows: Windows = _part("windows", competition.maps.windows, _task=competition.task)
+    windows: Windows = competition.build("maps.windows", _task=competition.task)
     return windows
 
 
@@ -272,13 +268,12 @@ def activations_of(
         device: where the body runs.
         plugins: files whose content is part of what a body is.
     """
-    section = competition.input
 
     def made(model: nn.Module, seen: Seen) -> Activations:
         with bar("activations") as advance:
             source = Source(
                 ids=table.ids, rows=RowPaths(table.root, table.images), images=images, folder=cache, device=device,
-                reader=[section.reader.model_dump(), section.channels, [files.sha256(path) for path in plugins]],
+                reader=[*reader_key(competition), [files.sha256(path) for path in plugins]],
                 batch_size=competition.loader.valid_batch_size or 64,
                 workers=auto_workers(competition.loader.workers, device=device.type), progress=advance,
             )  # fmt: skip

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from kbench.config.competition import Competition, Stage
+from kbench.config.competition import Competition
 from kbench.config.reading import load_competition
+from kbench.config.stage import Stage
 from kbench.errors import KbenchError
 from kbench.registry import build
 from kbench.runs.experiment import Experiment

@@ -7,15 +7,17 @@ words of both. To add a kind of prediction, write a module with the functions of
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kbench import registry
-from kbench.config.competition import Component
+from kbench import console, files, registry
+from kbench.config.section import Component
 from kbench.data.images.cache import Images, Resize
 from kbench.data.table.table import Table
 from kbench.ensemble.average import Stack
@@ -60,6 +62,24 @@ class Rows:
     force: bool = False
     handed: Callable[[Resize], Images] | None = None
     folder: Path | None = None
+
+
+def whole(path: Path) -> dict[str, Any] | None:
+    """Return what predictions say of themselves, or None where they have to be made; damaged ones are named."""
+    description = files.read_seal(path, verify="time")
+    if description is None and path.is_file():
+        console.warn(f"'{path}' is damaged: its rows are predicted anew")
+    return description
+
+
+@contextlib.contextmanager
+def predicting(paths: Sequence[Path]) -> Iterator[None]:
+    """Hold the folders of predictions while they are made; another command that makes them waits, and says so."""
+    with contextlib.ExitStack() as held:
+        for folder in sorted({path.parent for path in paths}):
+            note = f"another command predicts into '{folder}': waiting for it"
+            held.enter_context(files.lock(folder / ".lock", on_wait=partial(console.note, note)))
+        yield
 
 
 class Result(Protocol):
@@ -166,8 +186,8 @@ class Results(Protocol):
     def judge(self, experiment: Experiment, result: Any, table: Table) -> Judged:
         """Return what the decision or mask rule of the YAML gives on out-of-fold predictions, nested."""
 
-    def undecided(self, experiment: Experiment, why: str) -> Any:
-        """Return what `sent` applies where there are no out-of-fold predictions, because of `why`."""
+    def undecided(self, experiment: Experiment, why: str = "") -> Any:
+        """Return what `sent` applies where there are no out-of-fold predictions: in a trial, or because of `why`."""
 
     def details(self, run: Run, result: Any, judged: Judged, table: Table) -> dict[str, Any]:
         """Return what a score says of the members of a run."""
@@ -191,9 +211,6 @@ class Results(Protocol):
         ranks: bool = False,
     ) -> Any:  # fmt: skip
         """Return rows as members predict them: the plain mean of runs, or members with weights of their own."""
-
-    def untuned(self, experiment: Experiment) -> Any:
-        """Return what `sent` applies in a trial, before anything can be fitted."""
 
     def sent(self, experiment: Experiment, result: Any, fit: Any) -> Sendable:
         """Return predictions as a format takes them, decided."""
@@ -287,13 +304,14 @@ def score_record(experiment: Experiment, judged: Judged, table: Table) -> dict[s
 
 
 def fold_scores(experiment: Experiment, judged: Judged, table: Table) -> dict[str, Any]:
-    """Return the score of each of the trained `folds`, and their `spread`."""
+    """Return the score of each of the trained `folds`, None where the metric has no value on it, and their `spread`."""
     metric, numbers = metric_of(experiment), fold_of(experiment, table)
     scores = {}
     for fold in np.unique(numbers).tolist():
         rows = numbers == fold
-        scores[str(fold)] = metric(judged.targets[rows], judged.outcome.values[rows], table.select(rows))
-    return {"folds": scores, "spread": float(np.std(list(scores.values())))}
+        scores[str(fold)] = metric.or_none(judged.targets[rows], judged.outcome.values[rows], table.select(rows))
+    known = [score for score in scores.values() if score is not None]
+    return {"folds": scores, "spread": float(np.std(known)) if known else 0.0}
 
 
 def require_rows(rows: np.ndarray) -> np.ndarray:

@@ -29,10 +29,10 @@ from kbench.models.device import choose_device
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
 from kbench.runs.members import checkpoints, member_of, needed_checkpoints
-from kbench.runs.results import Judged, Rows, Share, Weighed, decision_of, fold_of, metric_of
+from kbench.runs.results import Judged, Rows, Share, Weighed, decision_of, fold_of, metric_of, predicting, whole
 
 if TYPE_CHECKING:
-    from kbench.config.competition import Component
+    from kbench.config.section import Component
     from kbench.runs.run import Run
 
 TAKES_IMAGES = True
@@ -125,20 +125,32 @@ def _predict_missing(
         few = job.batch_size if len(job.views) == 1 else rows.limit * job.batch_size
         job = replace(job, ids=job.ids[:few], rows=job.rows[:few])
     stages = {stage.name: stage for stage in parts.build_stages(competition)}
-    todo, content = [], "" if rows.handed is not None else parts.content_of(competition, table, cache)
-    for checkpoint, out in wanted:
-        source = {**source_of(run, checkpoint, job.ids, views), "content": content}
-        known = None if rows.force else files.read_seal(out, verify=False)
-        if known is None or known["source"] != source:
-            member = member_of(run, checkpoint, out=out, source=source, stages=stages, device=job.device)
-            live = rows.limit or rows.handed is not None
-            todo.append(member if live else _with_activations(run, table, job, member, checkpoint))
-    if not todo:
+    content = "" if rows.handed is not None else parts.content_of(competition, table, cache)
+
+    def missing() -> list[tuple[Checkpoint, Member]]:
+        members = []
+        for checkpoint, out in wanted:
+            source = {**source_of(run, checkpoint, job.ids, views), "content": content}
+            known = None if rows.force else whole(out)
+            if known is None or known["source"] != source:
+                member = member_of(run, checkpoint, out=out, source=source, stages=stages, device=job.device)
+                members.append((checkpoint, member))
+        return members
+
+    if not missing():
         return
-    what = f"{rows.part}: {len(todo)} models x {len(job.views)} views"
-    with console.bar(f"predicting {what}") as advance:
-        for done in predict_members(job, todo):
-            advance(done, len(job.rows))
+    with predicting([out for _, out in wanted]):
+        live = rows.limit or rows.handed is not None
+        todo = [
+            member if live else _with_activations(run, table, job, member, checkpoint)
+            for checkpoint, member in missing()  # another command may have predicted them meanwhile
+        ]
+        if not todo:
+            return
+        what = f"{rows.part}: {len(todo)} models x {len(job.views)} views"
+        with console.bar(f"predicting {what}") as advance:
+            for done in predict_members(job, todo):
+                advance(done, len(job.rows))
 
 
 def job_of(
@@ -259,7 +271,8 @@ def predict(
     numbers: list[float] = []
     for share in shares:
         run = share.run
-        wanted = {name: weight for name, weight in weights.items() if _is_of(run, name) and weight > 0}
+        own_names = {run.name} if run.foreign else {name for name in weights if name.startswith(f"{run.name}/")}
+        wanted = {name: weight for name, weight in weights.items() if name in own_names and weight > 0}
         if not wanted:
             continue
         names = {name: name.partition("/")[2] for name in wanted}
@@ -268,7 +281,8 @@ def predict(
         for name, weight in wanted.items():
             own = [one for of_place in members_of(only=[names[name]]).values() for one in of_place.values()]
             _check_there(share, name, own)
-            averaged.append(_mean_of([[_ranked(one) if ranks else one] for one in own], mean))
+            scaled = [replace(one, values=ranked(np.asarray(one.values))) if ranks else one for one in own]
+            averaged.append(_mean_of([[one] for one in scaled], mean))
             used.append(weight)
             records += [_record(run, one) for one in own]
             numbers += [weight / total / len(own)] * len(own)
@@ -296,14 +310,6 @@ def _mean_of(by_place: Sequence[list[Predictions]], mean: MeanKind) -> Predictio
     if len(by_place) == 1 and len(by_place[0]) == 1:
         return by_place[0][0]
     return ensemble_run(dict(enumerate(by_place)), mean=mean)
-
-
-def _ranked(one: Predictions) -> Predictions:
-    return replace(one, values=ranked(np.asarray(one.values)))
-
-
-def _is_of(run: Run, name: str) -> bool:
-    return name == run.name if run.foreign else name.startswith(f"{run.name}/")
 
 
 def _record(run: Run, one: Predictions) -> dict[str, Any]:
@@ -369,12 +375,8 @@ def _judged(experiment: Experiment, outcome: Any, table: Table) -> Judged:
     return Judged(outcome, table.targets, outcome.fit.decided, {"decision": record}, record)
 
 
-def undecided(experiment: Experiment, why: str) -> None:
+def undecided(experiment: Experiment, why: str = "") -> None:
     """Return nothing to apply: a decision is refused before (`Recipe.fitted`); see `Results`."""
-
-
-def untuned(experiment: Experiment) -> None:
-    """Return nothing to apply; see `Results`."""
 
 
 def sent(experiment: Experiment, result: RowResult, fit: dict[str, Any] | None) -> Predictions:
@@ -499,8 +501,8 @@ def _cv_table(run: Run, by_fold: Members, judged: Judged, table: Table) -> list[
         record: dict[str, Any] = {"fold": fold, "rows": len(rows), **dict.fromkeys(names)}
         for name, one in [*of_fold.items(), ("mean", mean)]:
             values = aligned(one, ids=rows.ids, names=rows.target_names)
-            record[name] = metric(rows.targets, decided_by_part(recipe, judged.outcome, values, place), rows)
-        if recipe.decision is not None:  # the values are now those of the mean
+            record[name] = metric.or_none(rows.targets, decided_by_part(recipe, judged.outcome, values, place), rows)
+        if recipe.decision is not None and record["mean"] is not None:  # the values are now those of the mean
             best = recipe.decision.fit(metric, rows.targets, values, rows)
             record["threshold"] = best.get("threshold")
             record["at_best"] = metric(rows.targets, recipe.decision.apply(values, best), rows)

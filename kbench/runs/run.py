@@ -139,8 +139,6 @@ class Run:
         """Return the out-of-fold predictions of the trained folds and their score; predicts what is missing."""
         return out_of_fold(self, device=device)
 
-    # -- what a notebook asks ------------------------------------------------------------------------------------------
-
     @property
     def config(self) -> Competition:
         """The YAML the run is trained with, as a frozen object."""
@@ -333,6 +331,7 @@ class Run:
         return snapshots[name]
 
     def _snapshots(self, fold: int) -> dict[str, Checkpoint]:
+        _ = self.trained_as  # says so where it was opened untrained
         self.folds.valid(fold)  # says so when there is no such fold
         snapshots = {checkpoint.member: checkpoint for checkpoint in self.checkpoints(fold)}
         if not snapshots:

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from kbench import registry
 from kbench.config.competition import Competition
 from kbench.data import seeds
 from kbench.data.dataset import Draw, Normalise, Show
 from kbench.data.images.cache import DirectImages, Images, Resize
+from kbench.data.images.decoding import usable
+from kbench.data.images.quick import QuickReader
 from kbench.data.images.readers import Reader
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError, DataError, nearest
@@ -26,7 +27,7 @@ from kbench.models.outputs import dense_target
 from kbench.pictures.segments import as_mask, class_colours, paint
 from kbench.pictures.sheets import Group, Tile, sheet
 from kbench.runs import parts
-from kbench.runs.experiment import Experiment
+from kbench.runs.experiment import Experiment, reader_of
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.stage_plan import StagePlan
 
@@ -61,9 +62,7 @@ def file_images(
         rows: [n] row numbers, the images' order; all rows by default.
         resize: applied to each image.
     """
-    reader = registry.build(
-        "reader", competition.input.reader.name, competition.input.reader.params, _channels=competition.input.channels
-    )
+    reader = reader_of(competition)
     chosen = range(len(table)) if rows is None else rows
     return DirectImages([tuple(table.root / path for path in table.images[row]) for row in chosen], reader, resize)
 
@@ -96,7 +95,7 @@ def training_rows(experiment: Experiment, stage: StagePlan, fold: int) -> np.nda
         FoldError: there is no such fold.
     """
     mask = experiment.folds.train(fold)
-    return np.arange(len(experiment.train)) if stage.subset == "full" else np.flatnonzero(mask)
+    return np.arange(len(experiment.train)) if stage.stage.subset == "full" else np.flatnonzero(mask)
 
 
 def epoch_rows(experiment: Experiment, stage: StagePlan, fold: int) -> np.ndarray:
@@ -261,9 +260,17 @@ class GivenImages:
     def __len__(self) -> int:
         return len(self._items)
 
+    def name(self, row: int) -> str:
+        """Return the path of an image, or which one it is of the arrays."""
+        item = self._items[row]
+        return f"image {row}" if isinstance(item, np.ndarray) else str(item[0])
+
     def __getitem__(self, row: int) -> np.ndarray:
         item = self._items[row]
-        return self._resize(item if isinstance(item, np.ndarray) else self._reader(item))
+        if not isinstance(item, np.ndarray):
+            return usable(self._resize.read(self._reader, item), name=self.name(row))
+        image, size = usable(item, name=self.name(row)), self._resize.size(*item.shape[:2])
+        return self._reader.resized(image, size) if isinstance(self._reader, QuickReader) else self._resize(image)
 
 
 def given(item: Item, place: int, channels: int) -> np.ndarray | tuple[Path, ...]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kbench import files, registry
+from kbench import files
 from kbench.data.images.cache import Images, Resize
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError
 from kbench.runs.blend import Blend, EnsembleOptions, blend
+from kbench.runs.experiment import reader_of
 from kbench.runs.members import needed_checkpoints
 from kbench.runs.results import Rows, Share, is_plain, recipe_of
 from kbench.runs.shown_images import GivenImages
@@ -76,8 +77,7 @@ def predict_images(run: Run, items: Sequence[Handed], *, folds: Sequence[int] | 
         combined = replace(combined, shares=(replace(combined.shares[0], places=places),))
     ids = np.array([f"{place:09d}" for place in range(len(items))])
     table = Table(ids, Path(), ((),) * len(ids), run.competition.task, run.experiment.train.target_names)
-    section = run.competition.input
-    reader = registry.build("reader", section.reader.name, section.reader.params, _channels=section.channels)
+    reader = reader_of(run.competition)
 
     def images(resize: Resize) -> Images:
         return GivenImages(items, reader, resize)

@@ -1,7 +1,7 @@
 """Where competitions come from: packaged data, the user's own folder, Kaggle.
 
-A source is a registered function that returns an object of this protocol. To add one, write a module here and
-name it in `registry.MODULES`.
+A source is a registered function that returns a `Source`; one whose submissions are graded on this machine says how
+files come and wraps itself in `Unserved`. To add one, write a module here and name it in `registry.MODULES`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
+
+from kbench.errors import SourceError
 
 Progress = Callable[[str, int, int], None]
 """Called as `progress(what, done, total)`; bytes or files; total is 0 while it is not known."""
@@ -61,8 +63,11 @@ class Source(Protocol):
     def check_open(self) -> int | None:
         """Return how many submissions are left today, if the service says; raise where none would be taken."""
 
-    def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> Receipt:
-        """Send a submission; only asked when `solution` is None."""
+    def upload(self, file: Path, progress: Progress) -> str:
+        """Upload a submission's file and return what stands for it; may be repeated, it does not count yet."""
+
+    def send(self, upload: str, *, message: str, tag: str) -> Receipt:
+        """Submit an upload, once; only asked when `solution` is None."""
 
     def find(self, tag: str) -> Receipt | None:
         """Return the submission sent with a tag, or None when the service lists none."""
@@ -75,3 +80,52 @@ class Source(Protocol):
 
     def wait(self, ref: str, *, limit: float, progress: Progress) -> Receipt:
         """Ask until a submission is scored or failed, `limit` seconds at most."""
+
+
+class Fetch(Protocol):
+    """Brings files, as `Source.fetch` does."""
+
+    def __call__(self, target: Path, *, files: Sequence[str], force: bool, progress: Progress) -> Fetched:
+        """Bring the files into `target`; what is there and whole is not fetched again."""
+
+
+@dataclass(frozen=True)
+class Unserved:
+    """A source without a service: files come, nothing is sent.
+
+    Attributes:
+        fetch: as in `Source`.
+        solution: as in `Source`.
+        refusal: what cannot be done -> the error that says what to do instead.
+    """
+
+    fetch: Fetch
+    solution: Callable[[Path], Path | None]
+    refusal: Callable[[str], SourceError]
+
+    def check_open(self) -> NoReturn:
+        """Refuse: nobody takes submissions."""
+        raise self.refusal("a submission cannot be sent")
+
+    def upload(self, file: Path, progress: Progress) -> NoReturn:
+        """Refuse: nobody takes submissions."""
+        raise self.refusal(f"'{file.name}' cannot be sent")
+
+    def send(self, upload: str, *, message: str, tag: str) -> NoReturn:
+        """Refuse: nobody takes submissions."""
+        raise self.refusal("a submission cannot be sent")
+
+    def find(self, tag: str) -> None:
+        """Return None: nothing was sent."""
+
+    def find_all(self, tags: Collection[str]) -> dict[str, Receipt]:
+        """Return nothing: nothing was sent."""
+        return {}
+
+    def status(self, ref: str) -> NoReturn:
+        """Refuse: nothing was sent."""
+        raise self.refusal(f"there is no submission '{ref}'")
+
+    def wait(self, ref: str, *, limit: float, progress: Progress) -> NoReturn:
+        """Refuse: nothing was sent."""
+        raise self.refusal(f"there is no submission '{ref}'")

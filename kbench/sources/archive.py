@@ -17,7 +17,6 @@ import os
 import re
 import stat
 import struct
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from typing import IO
 from kbench import files
 from kbench.errors import DataError, first_names
 from kbench.sources import Fetched, Progress
+from kbench.sources.names import one_place, tells_case
 
 _CHUNK = 1 << 20
 _BLOCK = 4096  # what a file costs on disk is counted in these
@@ -302,18 +302,13 @@ def refused(path: Path, name: str, reason: str, todo: str = "unpack it yourself 
     )
 
 
-def one_place(name: str) -> str:
-    """Return text that is equal for names a file system may take for one: other case, other composition."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
 # -- from the archive to a staging folder ---------------------------------------------------------------------------
 
 
 def _extract(
     opened: zipfile.ZipFile, folder: Path, *, progress: Progress, only: Sequence[str], keep_zips: bool
 ) -> None:
-    count, total = _check_listing(opened)
+    count, total = _check_listing(opened, one_case=not tells_case(folder))
     _check_space(folder, count, total + count * _BLOCK, origin=_path(opened))
     what, done, written, reported = f"unpack {_path(opened).name}", 0, 0, 0
     parent = folder
@@ -336,7 +331,7 @@ def _extract(
     progress(what, done, total)
 
 
-def _check_listing(opened: zipfile.ZipFile) -> tuple[int, int]:
+def _check_listing(opened: zipfile.ZipFile, *, one_case: bool) -> tuple[int, int]:
     """Hold every entry against the others before anything is written; return files and bytes."""
     size, packed, path = 0, 0, _path(opened)
     places: dict[str, str] = {}
@@ -345,7 +340,7 @@ def _check_listing(opened: zipfile.ZipFile) -> tuple[int, int]:
         if member.is_folder:
             continue
         size, packed = size + member.info.file_size, packed + member.info.compress_size + _LOCAL_HEADER
-        place = one_place(member.name)
+        place = one_place(member.name, one_case=one_case)
         if place in places:
             raise _meeting(path, f"{places[place]}' and '{member.name}")
         places[place] = member.name

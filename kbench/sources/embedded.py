@@ -7,17 +7,16 @@ competition would hand them out. To add one, write a function that returns `Rows
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from kbench import files
 from kbench.errors import SourceError, nearest
 from kbench.registry import register
-from kbench.sources import Fetched, Progress, Receipt, Source
+from kbench.sources import Fetched, Progress, Source, Unserved
 from kbench.sources.archive import merge, walk
 
 _MANIFEST = ".kbench-manifest.json"
@@ -68,11 +67,12 @@ def embedded(*, dataset: str = "digits") -> Source:
             f"one of {', '.join(_DATASETS)}",
             f"correct `source:` in the YAML; {nearest(dataset, _DATASETS)}",
         )
-    return EmbeddedSource(dataset)
+    data = _Embedded(dataset)
+    return Unserved(data.fetch, data.solution, data.refusal)
 
 
 @dataclass(frozen=True)
-class EmbeddedSource:
+class _Embedded:
     """One of the embedded data sets.
 
     Attributes:
@@ -107,30 +107,8 @@ class EmbeddedSource:
         """Return the file with the true labels of the test rows and their `Usage`."""
         return data / _SOLUTION
 
-    def check_open(self) -> NoReturn:
-        """Refuse: this competition is graded on this machine."""
-        raise self._no_service("a submission cannot be sent")
-
-    def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> NoReturn:
-        """Refuse: this competition is graded on this machine."""
-        raise self._no_service(f"'{file.name}' cannot be sent")
-
-    def find(self, tag: str) -> None:
-        """Return None: nothing was sent."""
-
-    def find_all(self, tags: Collection[str]) -> dict[str, Receipt]:
-        """Return nothing: nothing was sent."""
-        return {}
-
-    def status(self, ref: str) -> NoReturn:
-        """Refuse: nothing was sent."""
-        raise self._no_service(f"there is no submission '{ref}'")
-
-    def wait(self, ref: str, *, limit: float, progress: Progress) -> NoReturn:
-        """Refuse: nothing was sent."""
-        raise self._no_service(f"there is no submission '{ref}'")
-
-    def _no_service(self, what: str) -> SourceError:
+    def refusal(self, what: str) -> SourceError:
+        """Return the error for what only a service does."""
         return SourceError(
             f"{what}: '{self.dataset}' has no service",
             "its solution file, which `kbench submit` grades with",

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from kbench import files
 from kbench.errors import SourceError
 from kbench.registry import register
-from kbench.sources import Fetched, Progress, Receipt, Source
+from kbench.sources import Fetched, Progress, Source, Unserved
 from kbench.sources.archive import copy_folder, unpack, walk
 
 _RECORD = ".kbench-source.json"
@@ -28,12 +28,13 @@ def local(*, path: str, solution: str | None = None, copy: bool = False, _root: 
 
     Args:
         path: the folder or zip, relative to the workspace; `~` is the home folder.
-        solution: a CSV with the true targets of the test rows, relative to the workspace; with it submissions
-            are graded on this machine, by a `Usage` column in two parts.
+        solution: a CSV with the true targets of the test rows, or maps in the submission's own format, relative to the
+            workspace; with it submissions are graded on this machine, those of a CSV by a `Usage` column in two parts.
         copy: copy a folder instead of linking to it.
         _root: the workspace's folder.
     """
-    return LocalSource(path=_place(path, _root), solution_file=_place(solution, _root) if solution else None, copy=copy)
+    own = _Own(path=_place(path, _root), solution_file=_place(solution, _root) if solution else None, copy=copy)
+    return Unserved(own.fetch, own.solution, own.refusal)
 
 
 def _place(path: str, root: Path) -> Path:
@@ -41,7 +42,7 @@ def _place(path: str, root: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class LocalSource:
+class _Own:
     """A folder or a zip, and perhaps its solution.
 
     Attributes:
@@ -134,30 +135,8 @@ class LocalSource:
             )
         return self.solution_file
 
-    def check_open(self) -> NoReturn:
-        """Refuse: nobody takes submissions here."""
-        raise self._no_service("a submission cannot be sent")
-
-    def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> NoReturn:
-        """Refuse: nobody takes submissions here."""
-        raise self._no_service(f"'{file.name}' cannot be sent")
-
-    def find(self, tag: str) -> None:
-        """Return None: nothing was sent."""
-
-    def find_all(self, tags: Collection[str]) -> dict[str, Receipt]:
-        """Return nothing: nothing was sent."""
-        return {}
-
-    def status(self, ref: str) -> NoReturn:
-        """Refuse: nothing was sent."""
-        raise self._no_service(f"there is no submission '{ref}'")
-
-    def wait(self, ref: str, *, limit: float, progress: Progress) -> NoReturn:
-        """Refuse: nothing was sent."""
-        raise self._no_service(f"there is no submission '{ref}'")
-
-    def _no_service(self, what: str) -> SourceError:
+    def refusal(self, what: str) -> SourceError:
+        """Return the error for what only a service does."""
         return SourceError(
             f"{what}: the competition comes from '{self.path}', no service takes submissions",
             "a solution file to grade with on this machine, or a source with a service",

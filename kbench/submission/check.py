@@ -18,20 +18,20 @@ from kbench import files
 from kbench.data.table.csv_files import Dialect, dialect_of, read_frame, texts
 from kbench.errors import Problem, SubmissionError, counted, first_names, nearest
 from kbench.submission.formats.base import Format, id_column, near_id, refuse, row_keys, target_columns
-from kbench.submission.formats.mask_cells import keys_of, names_in
+from kbench.submission.formats.mask_cells import keys_of, names_below, names_in
 
 
 def read_sample(path: Path) -> pd.DataFrame:
     """Read the sample submission; its ids are text.
 
-    Of a JSON object the keys are the ids, of a zip the names of its files.
+    Of a JSON object the keys are the ids, of a zip and of a folder the names of its files.
 
     Whether an id may have several rows is the format's to say; see `sample_problems`.
 
     Raises:
         SubmissionError: it is missing, cannot be read, or is empty.
     """
-    read = {".json": keys_of, ".zip": names_in}.get(path.suffix.lower())
+    read = names_below if path.is_dir() else {".json": keys_of, ".zip": names_in}.get(path.suffix.lower())
     sample = read_frame(path, error=SubmissionError) if read is None else pd.DataFrame({"id": read(path)}, dtype=str)
     if not len(sample):
         raise SubmissionError(

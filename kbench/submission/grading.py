@@ -2,20 +2,15 @@
 
 The solution is a CSV with the sample's ids and one of: the sample's own columns filled with the truth, one column of
 class names, or one column per target. A column `Usage` (Public, Private, Ignored) splits it as Kaggle does. That of
-masks is a file in the competition's own format.
-
-To grade another kind of solution, let the competition's format `parse` it.
-
-Grading of masks on this machine: counts of pixels, image by image, then the competition's metric.
-
-The solution is a file in the competition's own format. Where it holds all classes, and these exclude one another,
-pixels of no class are ignored. `grading.py` decides what is graded here.
+maps is a file in the competition's own format: they are measured image by image, by counts of pixels or sums of errors,
+then scored by the competition's metric; where it holds all classes, and these exclude one another, pixels of no class
+are ignored, and so are numbers of NaN. To grade another kind of solution, let the competition's format `parse` it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,49 +20,62 @@ from kbench.data.table.csv_files import numbers, read_frame, texts
 from kbench.data.table.table import Table
 from kbench.ensemble.average import aligned
 from kbench.errors import Problem, SubmissionError, first_names
-from kbench.inference.map_store import MaskSet
+from kbench.inference.map_store import MaskSet, NumberSet
 from kbench.inference.predictions import Predictions
-from kbench.metrics.maps import image_counts
+from kbench.metrics.maps import image_counts, image_errors, truth_of
 from kbench.metrics.metric import Metric
 from kbench.submission.check import check_submission, id_problems
 from kbench.submission.formats.base import Format, id_column, refuse, row_keys, target_columns
 
+Maps = MaskSet | NumberSet
 
-def mask_counts(masks: MaskSet, truth: MaskSet) -> np.ndarray:
-    """Return [N, K, 3] int64 counts of the images of the truth; two masks are in memory at a time.
+
+def worth_of(maps: Maps, truth: Maps) -> np.ndarray:
+    """Return [N, K, 3] of the images of the truth, as a metric takes them; two images are in memory at a time.
+
+    They are int64 counts of pixels of masks, and float64 sums of errors of numbers (`metrics/maps.py`).
 
     Raises:
-        SubmissionError: an image is not predicted, or the classes differ.
+        SubmissionError: an image is not predicted, the classes or targets differ, or the size of an image does.
     """
-    missing = np.setdiff1d(truth.ids, masks.ids)
-    if len(missing) or masks.names != truth.names:
+    missing = np.setdiff1d(truth.ids, maps.ids)
+    if len(missing) or maps.names != truth.names:
         raise SubmissionError(
             f"{len(missing):,} images of the solution are not predicted: {first_names(missing.tolist())}"
             if len(missing)
-            else f"the classes {first_names(list(masks.names))} for a solution with {first_names(list(truth.names))}",
-            "masks of the solution's images and classes",
+            else f"{first_names(list(maps.names))} for a solution with {first_names(list(truth.names))}",
+            "predictions of the solution's images, and its classes or targets",
             "correct the solution file, or submission.format in the YAML",
         )
-    rows = np.searchsorted(masks.ids, truth.ids)
-    counts = np.empty((len(truth), len(truth.names), 3), dtype=np.int64)
-    for row, place in enumerate(rows.tolist()):
-        real = truth[row]
-        real = real[:, :, None] if real.ndim == 2 else real.transpose(1, 2, 0)
-        counts[row] = image_counts(masks[place], real, n_classes=len(truth.names))
-    return counts
+    rows = np.searchsorted(maps.ids, truth.ids)
+    return np.stack([_worth(maps[place], truth, row) for row, place in enumerate(rows.tolist())])
 
 
-def table_of(truth: MaskSet) -> Table:
-    """Return the rows of a solution's masks, for a metric."""
+def _worth(sent: np.ndarray, truth: Maps, row: int) -> np.ndarray:
+    real = truth[row]
+    if sent.shape != real.shape:
+        raise SubmissionError(
+            f"'{truth.ids[row]}' has {' x '.join(map(str, sent.shape))} pixels, and "
+            f"{' x '.join(map(str, real.shape))} in the solution",
+            "one size", "correct the solution file",
+        )  # fmt: skip
+    real = real[:, :, None] if real.ndim == 2 else real.transpose(1, 2, 0)
+    if isinstance(truth, NumberSet):
+        return image_errors(sent, real)
+    return image_counts(sent, real, n_classes=len(truth.names))
+
+
+def table_of(truth: Maps) -> Table:
+    """Return the rows of a solution's maps, for a metric."""
     return Table(truth.ids, Path(), ((),) * len(truth), truth.task, truth.names)
 
 
-def score_counts(metric: Metric, counts: np.ndarray, table: Table, rows: Iterable[bool]) -> float | None:
-    """Return the score of some rows of [N, K, 3] counts; None when there are none."""
+def score_worth(metric: Metric, worth: np.ndarray, table: Table, rows: Iterable[bool]) -> float | None:
+    """Return the score of some rows of [N, K, 3] counts or sums of errors; None when there are none."""
     chosen = np.fromiter(rows, dtype=bool, count=len(table))
     if not chosen.any():
         return None
-    return metric(counts[chosen, :, 0] + counts[chosen, :, 2], counts[chosen], table.select(chosen))
+    return metric(truth_of(worth[chosen], table.task), worth[chosen], table.select(chosen))
 
 
 _USAGES = ("public", "private", "ignored")
@@ -103,8 +111,8 @@ def grade(submission: Path, solution: Path, *, sample: pd.DataFrame, format: For
         DataError: the metric has no value on the solution's rows.
     """
     predictions = format.parse(check_submission(submission, sample, format=format), sample)
-    if isinstance(predictions, MaskSet):
-        return _grade_masks(predictions, solution, sample, format=format, metric=metric)
+    if isinstance(predictions, MaskSet | NumberSet):
+        return _grade_maps(predictions, solution, sample, format=format, metric=metric)
     table, usage = read_truth(solution, sample, format=format, predictions=predictions)
     parts = {part: _score(metric, table.select(usage == part), predictions) for part in ("public", "private")}
     whole = table.select(usage != "ignored")
@@ -138,7 +146,8 @@ def read_truth(
     return table, usage
 
 
-def _grade_masks(masks: MaskSet, solution: Path, sample: pd.DataFrame, *, format: Format, metric: Metric) -> Scores:
+def _grade_maps(maps: Maps, solution: Path, sample: pd.DataFrame, *, format: Format, metric: Metric) -> Scores:
+    format = replace(format, problems=format.truth_problems or format.problems)
     if format.decode is not None:
         answers = check_submission(solution, sample, format=format)
         usage = np.full(len(answers), "", dtype=object)
@@ -148,7 +157,7 @@ def _grade_masks(masks: MaskSet, solution: Path, sample: pd.DataFrame, *, format
             answers.columns = sample.columns
         refuse(f"the solution '{solution}'", format.problems(answers, sample), sample)
     truth = format.parse(answers, sample)
-    counts, table = mask_counts(masks, truth), table_of(truth)
+    worth, table = worth_of(maps, truth), table_of(truth)
     of_part = {part: format.parse(answers[usage == part], sample).ids for part in _USAGES if (usage == part).any()}
     split = [name for ids in of_part.values() for name in ids.tolist()]
     if len(set(split)) < len(split):
@@ -156,10 +165,10 @@ def _grade_masks(masks: MaskSet, solution: Path, sample: pd.DataFrame, *, format
             f"the solution '{solution}' has rows of one image in two parts", "one usage per image", "correct `Usage`"
         )
     parts = {
-        part: score_counts(metric, counts, table, np.isin(table.ids, of_part.get(part, [])).tolist())
+        part: score_worth(metric, worth, table, np.isin(table.ids, of_part.get(part, [])).tolist())
         for part in ("public", "private")
     }
-    whole = score_counts(metric, counts, table, (~np.isin(table.ids, of_part.get("ignored", []))).tolist())
+    whole = score_worth(metric, worth, table, (~np.isin(table.ids, of_part.get("ignored", []))).tolist())
     if whole is None:
         raise SubmissionError(f"the solution '{solution}' ignores every row", "rows that count", "correct `Usage`")
     return Scores(whole, **parts)

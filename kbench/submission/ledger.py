@@ -1,18 +1,25 @@
 """The ledger: what every submission was made of, where it is, and what it scored.
 
 Beside `<name>.csv` lies `<name>.lineage.json`; the ledger is all of them. A status is written before the deed it
-announces: an entry says `sending` before a byte leaves, so a crash can hide no submission.
+announces: an entry says `sending` before the one call that counts is made, so a crash can hide no submission.
 
-    written -> sending -> sent -> complete | error        written -> complete (graded on this machine)
-               sending -> unknown -> sent | complete | error | written (it turned out never to have arrived)
+    written -> uploading -> sending -> sent -> complete | error        written -> complete (graded on this machine)
+               may be repeated  sending -> unknown -> sent | complete | error | uploading (sent again on demand)
+
+Who sends or writes a submission holds a lock of its name, which the system frees when the process dies: a sender
+that lives is told from one that was killed. Every sending has a tag of its own; those before the last are kept.
 
 To record one more fact of a submission's making, add a field to `Lineage` with a default.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import itertools
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +28,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from kbench import files
-from kbench.errors import DataError, SubmissionError
+from kbench.errors import Busy, DataError, SubmissionError
 from kbench.metrics.metric import ranks
+from kbench.workspace import check_name
 
-Status = Literal["written", "sending", "sent", "complete", "error", "unknown"]
+Status = Literal["written", "uploading", "sending", "sent", "complete", "error", "unknown"]
 _MOVES: dict[str, tuple[str, ...]] = {
-    "written": ("sending", "complete"),
+    "written": ("uploading", "sending", "complete"),
+    "uploading": ("uploading", "sending", "written", "complete"),
     "sending": ("sent", "complete", "error", "unknown", "written"),
     "sent": ("sent", "complete", "error"),
-    "unknown": ("sent", "complete", "error", "written"),
-    "error": ("sending",),
+    "unknown": ("sent", "complete", "error", "written", "uploading"),
+    "error": ("error", "complete", "uploading", "sending"),
     "complete": ("complete",),
 }
+_KNOWN = {"sent": ("complete", "error"), "unknown": ("sent", "complete", "error")}  # said late, it changes nothing
+_REPEATABLE = ("written", "uploading")
 _SUFFIX = ".lineage.json"
 
 
@@ -92,27 +103,41 @@ class Entry:
         file: the submission's file.
         lineage: what it was made of.
         sha256: of the file.
-        created: when it was written, UTC, ISO 8601.
-        tag: unique text sent along, by which a submission whose answer was lost is found again.
+        created: when it was written, UTC, ISO 8601, by a clock that may be wrong.
+        tag: unique text sent along, by which a submission whose answer was lost is found again; empty before.
         status: where it is.
+        number: counts the entries of a folder in the order in which they were written; 0 in old records.
         sent: when the sending began, UTC; None before.
         ref: the service's id of the submission.
         public: public score.
         private: private score.
         message: what the service said.
+        earlier: what is known of sendings before the last: `tag`, `status`, `ref` and `message` of each.
     """
 
     file: Path
     lineage: Lineage
     sha256: str
     created: str
-    tag: str
+    tag: str = ""
     status: Status = "written"
+    number: int = 0
     sent: str | None = None
     ref: str | None = None
     public: float | None = None
     private: float | None = None
     message: str = ""
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether it can be sent without asking: nothing of it can have counted."""
+        return self.status in _REPEATABLE
+
+    @property
+    def order(self) -> tuple[int, str, str]:
+        """What entries are sorted by, the one written first first, whatever the clock said."""
+        return self.number, self.created, self.name
 
     @property
     def name(self) -> str:
@@ -130,33 +155,152 @@ def _name(file: Path) -> str:
 
 
 def free_name(folder: Path, name: str) -> str:
-    """Return `name`, or `name-2`, `name-3` ... : the first that no submission has that ever left this machine."""
-    taken = {entry.name for entry in read_ledger(folder) if entry.status != "written"}
-    candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(taken) + 2))
-    return next(candidate for candidate in candidates if candidate not in taken)
+    """Return `name`, or `name-2`, `name-3` ... : the first that `reserve` would take, were nobody else at it."""
+    return next(candidate for candidate in _candidates(name) if _is_free(folder, candidate))
+
+
+def _candidates(name: str) -> Iterator[str]:
+    return (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+
+
+def _is_free(folder: Path, name: str) -> bool:
+    """Return whether a name may be written to: nothing of it was ever sent, and no file without a record has it."""
+    record = folder / f"{name}{_SUFFIX}"
+    if record.exists():
+        entry = _read(record)
+        return entry.unsent and not entry.earlier
+    return not any(_name(path) == name for path in folder.glob(f"{glob.escape(name)}.*"))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A name of a submission that this process alone may write to (`reserve`).
+
+    Attributes:
+        folder: where submissions lie.
+        name: the submission's name.
+    """
+
+    folder: Path
+    name: str
+
+    def file(self, suffix: str) -> Path:
+        """Return the submission's file; `suffix` is the format's, such as `.csv`."""
+        return self.folder / f"{self.name}{suffix}"
+
+    def record(self, file: Path, lineage: Lineage) -> Entry:
+        """Record the file that was just written in this place."""
+        with _locked(file):
+            return _record(file, lineage)
+
+
+@contextlib.contextmanager
+def reserve(folder: Path, name: str) -> Iterator[Place]:
+    """Hold `name`, or `name-2`, `name-3` ...: the first that is free, for the block that writes it.
+
+    Free is a name nothing was ever sent under, that no file without a record has, and that no living process sends
+    or writes: of two processes at once each gets a name of its own. A killed one leaves nothing that is in the way.
+
+    Raises:
+        ConfigError: the name is not safe as a file's name.
+        DataError: the folder cannot be written, or a record in it is damaged.
+    """
+    check_name(name, of="a submission")
+    read_ledger(folder)  # what is damaged there is said before anything is written
+    for candidate in _candidates(name):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(files.lock(_lock(folder, candidate), waiting="wait"))
+            except Busy:
+                continue
+            if _is_free(folder, candidate):
+                yield Place(folder, candidate)
+                return
+
+
+@contextlib.contextmanager
+def hold(file: Path, *, wait: bool = False) -> Iterator[Entry]:
+    """Be the only process that sends, grades or writes a submission, for the block; yield its entry as it is now.
+
+    Args:
+        file: the submission's file.
+        wait: wait for the other process; it only grades.
+
+    Raises:
+        SubmissionError: another process is at it, or there is no such entry.
+    """
+    name = _name(file)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(files.lock(_lock(file.parent, name), waiting=None if wait else "wait"))
+        except Busy as error:
+            raise _busy(name, error.holder) from error
+        yield read_entry(file)
+
+
+def _busy(name: str, holder: int | None) -> SubmissionError:
+    who, end = (f"process {holder}", f", or end it (`kill {holder}`)") if holder else ("another process", "")
+    return SubmissionError(
+        f"'{name}' is being sent or written now by {who}",
+        "one process at a time: a second sending would spend a second slot",
+        f"wait until it has ended{end}; then the same command says where '{name}' is, or sends it",
+    )
 
 
 def new_entry(file: Path, lineage: Lineage) -> Entry:
     """Record a submission's file that was just written; an unsent one of the same name is replaced.
 
     Raises:
-        SubmissionError: a submission of this name was sent before; its record is kept.
+        SubmissionError: a submission of this name was sent before, and its record is kept, or it is being sent.
     """
-    with _locked(file):
-        path = lineage_path(file)
-        if path.exists() and _read(path).status != "written":
-            raise SubmissionError(
-                f"'{_name(file)}' is the name of a submission with the status '{_read(path).status}'",
-                "a name that was never sent",
-                f"choose another name, such as '{free_name(file.parent, _name(file))}'",
-            )
-        return _write(Entry(file, lineage, files.sha256(file), _now(), _new_tag()))
+    name = _name(file)
+    try:
+        with files.lock(_lock(file.parent, name), waiting="wait"), _locked(file):
+            path = lineage_path(file)
+            known = _read(path) if path.exists() else None
+            if known is not None and (not known.unsent or known.earlier):
+                other = free_name(file.parent, name)
+                raise SubmissionError(
+                    f"'{name}' is the name of a submission with the status '{known.status}'",
+                    "a name that was never sent",
+                    f"choose another name, such as '{other}'; `kbench ensemble --name {other}` writes to it",
+                )
+            return _record(file, lineage)
+    except Busy as error:
+        raise _busy(name, error.holder) from error
+
+
+def adopt(folder: Path, path: Path, lineage: Lineage) -> Entry:
+    """Return the entry of a file that was not written by kbench, a copy of which it keeps in `folder`.
+
+    A file whose content the ledger has already is that submission: the same rows are never sent twice unasked.
+
+    Raises:
+        ConfigError: its name is not safe.
+        DataError: it cannot be read or copied, or a record of the folder is damaged.
+    """
+    checksum, name = files.sha256(path), check_name(_name(path), of="a submission")
+    with _locked(folder / path.name):
+        known = [entry for entry in read_ledger(folder) if entry.sha256 == checksum]
+        if known:
+            return known[-1]
+        if path.parent.resolve() != folder.resolve() or lineage_path(path).exists():
+            with reserve(folder, name) as place:
+                return _record(files.copy(path, place.file(path.name.removeprefix(name))), lineage)
+    return new_entry(path, lineage)
+
+
+def _record(file: Path, lineage: Lineage) -> Entry:
+    """Write the record of a file, the last in the ledger so far; for who holds the folder's lock."""
+    number = max((entry.number for entry in read_ledger(file.parent)), default=0) + 1
+    return _write(Entry(file, lineage, files.sha256(file), _now(), number=number))
 
 
 def update_entry(
     file: Path,
     status: Status,
     *,
+    tag: str | None = None,
     ref: str | None = None,
     public: float | None = None,
     private: float | None = None,
@@ -164,9 +308,12 @@ def update_entry(
 ) -> Entry:
     """Write an entry's new status, before the deed it announces; what is None stays as it was.
 
+    What is known already is not taken back: a score that another process has written stays.
+
     Args:
         file: the submission's file.
         status: where the submission is now.
+        tag: the sending this was said of; of one before the last, `ref` alone is written down.
         ref: the service's id.
         public: public score.
         private: private score.
@@ -178,21 +325,35 @@ def update_entry(
     """
     with _locked(file):
         entry = read_entry(file)
+        if tag not in (None, entry.tag):
+            earlier = [{**one, "ref": ref} if one["tag"] == tag else one for one in entry.earlier]
+            return _write(replace(entry, earlier=earlier))
+        if entry.status in _KNOWN.get(status, ()):
+            return entry
         if status not in _MOVES[entry.status]:
             raise SubmissionError(
                 f"the submission '{entry.name}' is '{entry.status}' and cannot become '{status}'",
                 f"{' or '.join(_MOVES[entry.status])} after '{entry.status}'",
                 "`kbench leaderboard` shows where every submission is",
             )
-        if status == "sending":
-            verify_file(entry)
         facts = {"ref": ref, "public": public, "private": private, "message": message}
         changes: dict[str, Any] = {key: fact for key, fact in facts.items() if fact is not None}
-        if status in ("sending", "written"):
-            changes["sent"] = _now() if status == "sending" else None
-        if entry.status == "error":  # sent once more: it must not be taken for the one that failed
-            changes["tag"] = _new_tag()
+        if status in ("uploading", "sending"):
+            verify_file(entry)
+            changes |= _begin(entry)
+        if status == "sending":
+            changes |= {"tag": _new_tag(), "sent": _now()}
+        if status in _REPEATABLE:
+            changes["sent"] = None
         return _write(replace(entry, status=status, **changes))
+
+
+def _begin(entry: Entry) -> dict[str, Any]:
+    """Return what changes when a submission is sent once more: what is known of the sending before is put away."""
+    if entry.status not in ("error", "unknown"):
+        return {}
+    before = {"tag": entry.tag, "status": entry.status, "ref": entry.ref, "message": entry.message}
+    return {"earlier": [*entry.earlier, before], "tag": "", "ref": None, "message": ""}
 
 
 def verify_file(entry: Entry) -> None:
@@ -201,12 +362,20 @@ def verify_file(entry: Entry) -> None:
     Raises:
         SubmissionError: it is missing, or is not the file that was written.
     """
-    if not entry.file.is_file() or files.sha256(entry.file) != entry.sha256:
-        what = "is not what was written" if entry.file.is_file() else "is missing"
+    if not entry.file.is_file():
         raise SubmissionError(
-            f"'{entry.file}' {what}",
+            f"'{entry.file}' is missing",
             f"the file with the checksum {entry.sha256[:12]}... of '{lineage_path(entry.file).name}'",
-            "`kbench ensemble` writes it again; submit a changed file under a name of its own",
+            f"restore it, or `kbench ensemble -c {entry.lineage.competition}` writes a new one",
+        )
+    checksum = files.sha256(entry.file)
+    if checksum != entry.sha256:
+        where = f" -c {entry.lineage.competition}"
+        raise SubmissionError(
+            f"'{entry.file}' is not what was written: its checksum is {checksum[:12]}...",
+            f"the file of '{lineage_path(entry.file).name}', {entry.sha256[:12]}..., whose members and score it names",
+            f"`kbench submit --file {shlex.quote(str(entry.file))}{where}` sends the changed file as one of your own, "
+            f"without a score; `kbench ensemble{where}` writes the model's own again",
         )
 
 
@@ -215,29 +384,30 @@ def read_entry(file: Path) -> Entry:
 
     Raises:
         SubmissionError: it has none.
+        DataError: it is damaged.
     """
     path = lineage_path(file)
     if not path.is_file():
         raise SubmissionError(
-            f"'{file}' has no record '{path.name}' beside it", "a file written by kbench", "`kbench ensemble`"
+            f"'{file}' has no record '{path.name}' beside it",
+            "a file written by `kbench ensemble`, or one of your own with `--file`",
+            f"`kbench submit --file {shlex.quote(str(file))}` sends a file of your own",
         )
     return _read(path)
 
 
 def read_ledger(folder: Path) -> list[Entry]:
-    """Return all entries of a competition's submissions, oldest first; none when there is no such folder.
+    """Return all entries of a competition's submissions, the one written first first; none without such a folder.
 
     Raises:
         DataError: a lineage file is damaged.
     """
-    return sorted(
-        (_read(path) for path in folder.glob(f"[!.]*{_SUFFIX}")), key=lambda entry: (entry.created, entry.name)
-    )
+    return sorted((_read(path) for path in folder.glob(f"[!.]*{_SUFFIX}")), key=lambda entry: entry.order)
 
 
 def newest_unsent(folder: Path) -> Entry | None:
-    """Return the entry that was written last among those never sent."""
-    return next((entry for entry in reversed(read_ledger(folder)) if entry.status == "written"), None)
+    """Return the entry that was written last among those never sent; one whose upload was cut off is one of them."""
+    return next((entry for entry in reversed(read_ledger(folder)) if entry.unsent), None)
 
 
 def rank_correlation(entries: Sequence[Entry]) -> float | None:
@@ -246,7 +416,7 @@ def rank_correlation(entries: Sequence[Entry]) -> float | None:
     Only entries scored by the newest entry's metric count. None with fewer than three of them, or where all
     scores of a kind are equal.
     """
-    metric = max(entries, key=lambda entry: entry.created).lineage.metric if entries else ""
+    metric = max(entries, key=lambda entry: entry.order).lineage.metric if entries else ""
     pairs = [
         (entry.lineage.score, entry.public)
         for entry in entries
@@ -263,7 +433,7 @@ def leaderboard_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
     `gap` is public minus out-of-fold score. What is not known is None.
     """
-    return [_row(entry) for entry in sorted(entries, key=lambda entry: (entry.created, entry.name), reverse=True)]
+    return [_row(entry) for entry in sorted(entries, key=lambda entry: entry.order, reverse=True)]
 
 
 def _row(entry: Entry) -> dict[str, Any]:
@@ -296,7 +466,13 @@ def _new_tag() -> str:
 
 
 def _locked(file: Path) -> Any:
+    """Hold the ledger of a folder while one entry is read and written."""
     return files.lock(file.with_name(".lock"))
+
+
+def _lock(folder: Path, name: str) -> Path:
+    """Return the lock of who sends or writes a submission."""
+    return folder / f".{name}.lock"
 
 
 def _write(entry: Entry) -> Entry:
@@ -306,16 +482,18 @@ def _write(entry: Entry) -> Entry:
 
 
 def _read(path: Path) -> Entry:
-    content = files.read_json(path)
     try:
+        content = files.read_json(path)
         lineage = Lineage(**content["lineage"])
         entry = Entry(**{**content, "file": path.with_name(content["file"]), "lineage": lineage})
         if entry.status not in get_args(Status) or not isinstance(entry.created, str):
             raise ValueError(f"status '{entry.status}'")
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise DataError(
-            f"'{path}' is not a submission's record: {error}",
+    except (DataError, TypeError, ValueError, KeyError, AttributeError) as error:
+        aside = shlex.quote(f"{path}.damaged")
+        raise DataError(  # it may be the only record of what was sent: nothing may tell the user to delete it
+            f"'{path}' is not a submission's record: {error.what if isinstance(error, DataError) else error}",
             "a JSON file written by kbench",
-            "restore it from version control, or move it out of the folder",
+            f"correct it, restore it from version control, or put it aside (`mv {shlex.quote(str(path))} {aside}`): "
+            "it keeps what it says, and the submission's file is not written over",
         ) from error
     return entry

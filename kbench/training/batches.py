@@ -20,19 +20,19 @@ class Draws:
 
     Args:
         context: what a fold is made of; its `limit` cuts everything to a few batches.
-        stage: with its sampler and batch size.
+        plan: the stage, with its sampler and batch size.
 
     Attributes:
         rows: that train, as positions in the table.
         key: seed, fold and stage, which every random number of the stage is drawn with.
     """
 
-    def __init__(self, context: FoldContext, stage: StagePlan) -> None:
-        self._context, self._batch_size = context, stage.batch_size
-        self.rows = context.rows_of(stage)
-        self.key = (context.seed, context.number, stage.index)
+    def __init__(self, context: FoldContext, plan: StagePlan) -> None:
+        self._context, self._batch_size = context, plan.stage.batch_size
+        self.rows = context.rows_of(plan)
+        self.key = (context.seed, context.number, plan.index)
         targets = context.table.targets
-        self._order = stage.sampler(None if targets is None else targets[self.rows], len(self.rows))
+        self._order = plan.sampler(None if targets is None else targets[self.rows], len(self.rows))
 
     def epoch(self, epoch: int) -> Batches:
         """Return the training batches of an epoch."""

@@ -19,7 +19,7 @@ class Epoch:
         lr: rate of the last layer group at the last update.
         train_loss: mean over valid targets.
         valid_loss: mean over valid targets, or None without validation rows.
-        score: value of the monitored metric, or None.
+        score: value of the monitored metric; None without validation rows, or where it has no value on them.
         best: whether it is the best of the stage so far.
         images_per_s: training images per second.
         waiting: share of the time spent waiting for data.

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from kbench import files
+from kbench import console, files
 from kbench.data import seeds
 from kbench.errors import CheckpointError, Diverged
 from kbench.models.checkpoint import Tensors, read_body, read_tensors, write_tensors
 from kbench.models.layer_groups import HEAD, head_state, is_split
 from kbench.training.events import Event, Note
 from kbench.training.fold_context import FoldContext
-from kbench.training.resume import Progress, clear_resume, load_resume, part
+from kbench.training.resume import Progress, clear_resume, load_resume, lost_resume, part
 from kbench.training.stage import run_stage
 from kbench.training.stage_plan import StagePlan
 from kbench.workspace import FoldPaths
@@ -55,12 +55,12 @@ def train_fold(
         restore(model, progress, tensors, context.paths)
         yield Note(f"going on from stage {stages[progress.stage].name}, epoch {progress.epoch}, batch {progress.batch}")
     try:
-        for stage in stages[progress.stage :]:
+        for plan in stages[progress.stage :]:
             if tensors is None:
-                model = _start(context, stage, model, build)
-            yield from run_stage(context, stage, model, progress=progress, tensors=tensors)
+                model = _start(context, plan, model, build)
+            yield from run_stage(context, plan, model, progress=progress, tensors=tensors)
             tensors = None
-            _leave_end(context.paths, stage, stages, model)
+            _leave_end(context.paths, plan, stages, model)
             progress.next_stage()
     except Diverged as error:
         mark(context.paths, "failed", context.identity, error=error.what)
@@ -71,15 +71,15 @@ def train_fold(
     clear_resume(context.paths)
 
 
-def _leave_end(paths: FoldPaths, stage: StagePlan, stages: Sequence[StagePlan], model: nn.Module) -> None:
+def _leave_end(paths: FoldPaths, plan: StagePlan, plans: Sequence[StagePlan], model: nn.Module) -> None:
     """Write a stage's end: whole where a later stage starts from it; the head, if nothing else has learned so far.
 
     The head is for `kbench lr-find`, since the body of such a stage is the one the model is built with.
     """
-    if stage.name in {other.start for other in stages}:
-        write_tensors(paths.end(stage.name), model.state_dict())
-    elif all(one.groups == "head" for one in stages[: stage.index + 1]) and is_split(model):
-        write_tensors(paths.end(stage.name), head_state(model.get_submodule(HEAD.rstrip("."))))
+    if plan.name in {other.stage.start for other in plans}:
+        write_tensors(paths.end(plan.name), model.state_dict())
+    elif all(one.stage.groups == "head" for one in plans[: plan.index + 1]) and is_split(model):
+        write_tensors(paths.end(plan.name), head_state(model.get_submodule(HEAD.rstrip("."))))
 
 
 def load_end(model: nn.Module, paths: FoldPaths, stage: str) -> bool:
@@ -99,18 +99,19 @@ def restore(model: nn.Module, progress: Progress, tensors: Tensors, paths: FoldP
     model.load_state_dict(state)
 
 
-def _start(context: FoldContext, stage: StagePlan, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
-    if stage.start == "previous":
+def _start(context: FoldContext, plan: StagePlan, model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
+    start = plan.stage.start
+    if start == "previous":
         return model
-    if stage.start == "fresh":
-        if stage.index == 0:
+    if start == "fresh":
+        if plan.index == 0:
             return model
-        torch.manual_seed(seeds.number(seeds.MODEL, context.seed, context.number, stage.index))
+        torch.manual_seed(seeds.number(seeds.MODEL, context.seed, context.number, plan.index))
         return build()
-    end = context.paths.end(stage.start)
+    end = context.paths.end(start)
     if not end.is_file():
         raise CheckpointError(
-            f"stage {stage.name} starts from stage {stage.start}, and its end '{end}' is missing",
+            f"stage {plan.name} starts from stage {start}, and its end '{end}' is missing",
             "the weights that stage left",
             f"`kbench train --fold {context.fold} --force` trains the fold anew",
         )
@@ -126,6 +127,9 @@ def begin(paths: FoldPaths, *, training: str) -> tuple[Progress, Tensors] | None
     files.remove_temporaries(paths.root)
     resumed = load_resume(paths, training=training)
     if resumed is None:
+        lost = lost_resume(paths, training=training)
+        if lost:
+            console.warn(lost)
         clear_resume(paths)
     return resumed
 
@@ -145,8 +149,11 @@ def mark(paths: FoldPaths, state: str, identity: dict[str, str], *, error: str =
 def state_of(paths: FoldPaths, *, training: str) -> dict[str, Any]:
     """Return the fold's state under a training hash: `done`, `failed`, `started` or `none`."""
     if paths.status.is_file():
-        status = files.read_json(paths.status)
-        if status.get("training") == training:
-            return dict(status)
-    sealed = files.read_seal(paths.last, verify=False)
-    return {"state": "started" if sealed and sealed["training"] == training else "none"}
+        status = files.read_record(
+            paths.status, keys={"state": str, "training": str},
+            todo=f"delete '{paths.status}' and type the same again: the fold is trained from its last resume point",
+        )  # fmt: skip
+        if status["training"] == training:
+            return status
+    sealed = files.read_seal(paths.last, verify="size")
+    return {"state": "started" if sealed and sealed.get("training") == training else "none"}

@@ -17,10 +17,11 @@ from kbench.data.dataset import Show
 from kbench.data.images.cache import Images, Resize
 from kbench.data.images.normalise import Scale
 from kbench.data.table.table import Table
-from kbench.data.whole_images import class_pixels
+from kbench.data.whole_images import class_pixels, value_statistics
 from kbench.errors import ConfigError
 from kbench.inference.activations import Activations, Seen
 from kbench.inference.windows import Windows
+from kbench.models.outputs import Units
 from kbench.training.events import Epoch
 from kbench.training.lr_finder import LRCurve
 from kbench.training.stage_plan import StagePlan
@@ -36,6 +37,13 @@ def resize_before(show: Show) -> Resize:
     return Resize(show.crop.resize, *(show.size if show.crop.resize != "keep" else (0, 0)))
 
 
+_PLANNED: dict[str, type | tuple[type, ...]] = {
+    "lr": (int, float), "threads": int, "scale": dict, "units": dict, "precision": dict, "end": dict, "full": dict,
+    "pixels": list,
+}  # fmt: skip
+"""What a plan's values are, by what their names begin with."""
+
+
 class Plan:
     """Values found while training, in `plan.json`; once found, a value stays.
 
@@ -46,7 +54,12 @@ class Plan:
 
     def __init__(self, paths: FoldPaths, *, training: str) -> None:
         self._path = paths.plan
-        known = files.read_json(self._path) if self._path.is_file() else {}
+        known: dict[str, Any] = {}
+        if self._path.is_file():
+            todo = f"delete '{self._path}' and type the same again: the fold finds its plan anew"
+            known = files.read_record(self._path, keys={"training": str}, todo=todo)
+            kinds = {key: _PLANNED[key.partition("/")[0]] for key in known if key.partition("/")[0] in _PLANNED}
+            known = files.read_record(self._path, keys=kinds, todo=todo)
         self._values: dict[str, Any] = known if known.get("training") == training else {"training": training}
 
     def get(self, key: str) -> Any:
@@ -113,6 +126,7 @@ class FoldContext:
         masks: resizing -> masks of the table, of dense tasks.
         windows: what the network sees of a whole image at once, of dense tasks.
         activations: (model, how its body sees images) -> its features of all rows of the table.
+        standardise: whether a regression's targets are learned standardised.
         tell: called as `tell(what, done, total)` after each update of a range test or stage.
     """
 
@@ -137,6 +151,7 @@ class FoldContext:
     masks: Callable[[Resize], Images] | None = None
     windows: Windows | None = None
     activations: Callable[[nn.Module, Seen], Activations] | None = None
+    standardise: bool = False
     tell: Callable[[str, int, int], None] = lambda what, done, total: None
     _opened: dict[Resize, Images] = field(default_factory=dict)
 
@@ -147,9 +162,9 @@ class FoldContext:
             self._opened[resize] = self.images(resize)
         return self._opened[resize]
 
-    def rows_of(self, stage: StagePlan) -> np.ndarray:
+    def rows_of(self, plan: StagePlan) -> np.ndarray:
         """Return the rows a stage trains on."""
-        return np.arange(len(self.table)) if stage.subset == "full" else self.train_rows
+        return np.arange(len(self.table)) if plan.stage.subset == "full" else self.train_rows
 
     def scale_for(self, images: Images | None) -> dict[str, Any]:
         """Return `scale`, `mean` and `std`; found at the first stage and kept for the fold."""
@@ -161,6 +176,28 @@ class FoldContext:
                 "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
             )
         return dict(self.plan.get("scale"))
+
+    def units(self) -> Units | None:
+        """Return the units of a regression's targets, by the fold's training rows; found once and kept for the fold.
+
+        None where targets are learned as they are. A target that does not vary keeps its scale, one that is never known
+        its mean too.
+        """
+        if not self.standardise or "regression" not in self.table.task:
+            return None
+        if self.plan.get("units") is None:
+            mean, std = self._statistics()
+            self.plan.set("units", {
+                "mean": np.where(np.isfinite(mean), mean, 0).tolist(), "std": np.where(std > 0, std, 1).tolist(),
+            })  # fmt: skip
+        return Units.of_checkpoint({"units": self.plan.get("units")})
+
+    def _statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return [K] means and standard deviations of the known targets of the fold's training rows."""
+        if self.masks is not None:
+            return value_statistics(self.masks(KEEP), self._measured(self.train_rows))
+        assert self.table.targets is not None, "training rows have targets"
+        return value_statistics([self.table.targets[self.train_rows]], np.zeros(1, dtype=int))
 
     def _measured(self, rows: np.ndarray) -> np.ndarray:
         """Return the rows whose pixels are looked at: all of them, or those a smoke run has the time for."""
@@ -196,21 +233,22 @@ class FoldContext:
             return np.bincount(targets[rows], minlength=len(self.table.target_names))
         return np.asarray(np.nansum(targets[rows], axis=0))
 
-    def rate_found_elsewhere(self, stage: StagePlan) -> float | None:
+    def rate_found_elsewhere(self, plan: StagePlan) -> float | None:
         """Return the rate that an earlier stage or another fold found for a stage, or None where it looks for its own.
 
         Raises:
             ConfigError: that fold has not found it yet.
         """
+        stage = plan.stage
         if stage.lr_from_stage is not None:
             return float(self.plan.get(f"lr/{stage.lr_from_stage}"))
         fold = stage.lr_from_fold
         if fold is None or fold == self.fold:
             return None
-        found = self.plan_of(fold).get(f"lr/{stage.name}")
+        found = self.plan_of(fold).get(f"lr/{plan.name}")
         if found is None:
             raise ConfigError(
-                f"stages.{stage.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
+                f"stages.{plan.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
                 f"a fold {fold} that is trained",
                 f"`kbench train --fold {fold}` first, or remove `lr_from_fold`",
             )

@@ -1,7 +1,8 @@
-"""The training loop: generators without callbacks.
+"""The updates of an epoch: generators without callbacks.
 
-`train_epoch` makes the updates of one epoch and yields one `Update` each; `evaluate` judges the model. Who calls
-them (`stage.py`) logs, checkpoints, keeps snapshots and stops early, in visible order, between two yields.
+`train_epoch` makes the updates of one epoch and yields one `Update` each. Who calls it (`stage.py`) logs, judges
+(`validation.py`), checkpoints, keeps snapshots and stops early, in visible order, between two yields. What one update
+computes is in `update.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from kbench.data.dataset import Batch, Draw
 from kbench.errors import Diverged
 from kbench.models.device import Precision, autocast
 from kbench.models.layer_groups import train_mode
-from kbench.models.outputs import dense_target
-from kbench.tasks import is_dense
+from kbench.models.outputs import Units, dense_target
 from kbench.training.losses.per_target import LossSum
 from kbench.training.optimizers import apply_schedule
 from kbench.training.schedules import Schedule
@@ -129,6 +129,7 @@ class Feed:
         n_outputs: number of targets.
         task: the competition's task.
         body: what a frozen body makes of images where its head alone trains, or None.
+        units: of a regression's targets, where they are learned standardised.
     """
 
     load: Load
@@ -138,6 +139,11 @@ class Feed:
     n_outputs: int = 0
     task: str = "single_label"
     body: Callable[[torch.Tensor], torch.Tensor] | None = None
+    units: Units | None = None
+
+    def learned(self, target: torch.Tensor) -> torch.Tensor:
+        """Return targets as the loss compares them: those of a regression standardised."""
+        return target if self.units is None else self.units.standardised(target)
 
     def seen(self, images: torch.Tensor) -> torch.Tensor:
         """Return what is given to what trains: normalised images, or their features."""
@@ -148,8 +154,9 @@ class Feed:
         images = self.normalise(batch.images[0].to(self.device, non_blocking=True))
         assert batch.target is not None, "training rows have targets"
         target = batch.target.to(self.device, non_blocking=True)
-        if is_dense(self.task):
+        if target.ndim == 4:  # masks
             target = dense_target(target, self.task, self.n_outputs)
+        target = self.learned(target)
         if self.mix is not None:
             images, target = self.mix(images, target, seeds.generator(*key), self.n_outputs)
         return self.seen(images), target
@@ -184,6 +191,7 @@ def train_epoch(
         One record per update.
     """
     loaded = feed.load(batches)
+    train_mode(learner.model)
     for offset in range(0, len(batches), accumulate):
         started = time.perf_counter()
         step = first_step + offset // accumulate
@@ -193,7 +201,8 @@ def train_epoch(
             batch = next(loaded)
             waited += time.perf_counter() - asked
             ready.append(feed.ready(batch, (seeds.MIX, *key, step, position)))
-        train_mode(learner.model)  # the caller may have evaluated in between
+        if not learner.model.training:  # the caller has evaluated in between
+            train_mode(learner.model)
         apply_schedule(learner.optimizer, schedule, step, history)
         rate = float(learner.optimizer.param_groups[-1]["lr"])
         loss = update(learner, ready, rules=rules, seed=seeds.number(seeds.STEP, *key, step))

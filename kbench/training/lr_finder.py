@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from kbench.config.stage import RangeTest
 from kbench.data.dataset import Draw
 from kbench.errors import TrainingError, check_number
 from kbench.models.device import in_parts
 from kbench.models.layer_groups import Layers, layer_groups
 from kbench.training.loop import Feed, logits_in, train_epoch
 from kbench.training.schedules import Cycle, Schedule, keep_momentum
-from kbench.training.stage_plan import RangeTest
 from kbench.training.update import Learner, Rules
 
 BETA = 0.98
@@ -317,14 +317,6 @@ def _judged(model: nn.Module, pair: tuple[torch.Tensor, torch.Tensor], rules: Ru
     return float(rules.loss(logits.float(), target).mean())
 
 
-@contextmanager
-def untouched_random_state() -> Iterator[None]:
+def untouched_random_state() -> AbstractContextManager[None]:
     """Restore torch's random states, CPU and CUDA, after the block."""
-    cpu = torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if gpus:
-            torch.cuda.set_rng_state_all(gpus)
+    return torch.random.fork_rng(range(torch.cuda.device_count()))

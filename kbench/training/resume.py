@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kbench import files
+from kbench.errors import DataError
 from kbench.models.checkpoint import Tensors, read_tensors, write_tensors
 from kbench.training.update import Learner
 from kbench.workspace import FoldPaths
@@ -37,6 +39,8 @@ class Progress:
         averaged: states in the running mean of weights.
         best_loss: validation loss of the best epoch.
         body: digest of the frozen body, where the tensors hold the head alone.
+        by_loss: whether epochs of the stage are judged by the loss, because the metric has no value on the rows.
+        lone_said: whether batches of one image were spoken of.
     """
 
     stage: int = 0
@@ -52,6 +56,8 @@ class Progress:
     body: str = ""
     averaged: int = 0
     best_loss: float | None = None
+    by_loss: bool = False
+    lone_said: bool = False
 
     def next_stage(self) -> None:
         """Go to the beginning of the next stage."""
@@ -67,22 +73,67 @@ def save_resume(paths: FoldPaths, progress: Progress, tensors: Mapping[str, torc
         tensors: from `learner_tensors`.
         training: the training hash.
     """
-    before = files.read_seal(paths.last, verify=False)
+    before = files.read_seal(paths.last, verify="size")
     name = f"last-{progress.stage}-{progress.epoch}-{progress.batch}.safetensors"
     weights = paths.last.with_name(name)
     write_tensors(weights, tensors)
     files.seal(paths.last, {"training": training, "progress": asdict(progress)}, files={"tensors": weights})
-    if before and before["files"]["tensors"]["file"] != name:
-        files.remove(paths.last.with_name(before["files"]["tensors"]["file"]))
+    old = before["files"].get("tensors", {}).get("file") if before else None
+    if old and old != name:
+        files.remove(paths.last.with_name(old))
 
 
 def load_resume(paths: FoldPaths, *, training: str) -> tuple[Progress, Tensors] | None:
     """Return the resume point of this training hash, or None when there is none."""
     sealed = files.read_seal(paths.last)
-    if sealed is None or sealed["training"] != training:
+    progress = None if sealed is None or "tensors" not in sealed["files"] else _progress(sealed)
+    if sealed is None or progress is None or sealed.get("training") != training:
         return None
-    tensors = read_tensors(paths.last.with_name(sealed["files"]["tensors"]["file"]))
-    return Progress(**sealed["progress"]), tensors
+    return progress, read_tensors(paths.last.with_name(sealed["files"]["tensors"]["file"]))
+
+
+def lost_resume(paths: FoldPaths, *, training: str) -> str:
+    """Return what is lost where a fold's resume point is there but cannot be used; empty where none is, or it is whole.
+
+    Args:
+        paths: files of the fold.
+        training: the training hash; the resume point of another one is nobody's loss.
+    """
+    if not paths.last.is_file() or load_resume(paths, training=training) is not None:
+        return ""
+    known = read_loosely(paths.last)
+    if known.get("training", training) != training:
+        return ""
+    progress = _progress(known)
+    where = "its last resume point" if progress is None else (
+        f"stage {progress.stage + 1}, epoch {progress.epoch + 1}, batch {progress.batch}"
+    )  # fmt: skip
+    entries = known.get("files")
+    entry = entries.get("tensors") if isinstance(entries, dict) else None
+    named = paths.last.with_name(str(entry["file"])) if isinstance(entry, dict) and "file" in entry else None
+    if progress is None or named is None:
+        why = f"'{paths.last}' is damaged"
+    else:
+        why = f"its tensors '{named}' are {'damaged' if named.is_file() else 'missing'}"
+    return f"the resume point cannot be used: {why}; what was trained up to {where} is lost, and the fold begins anew"
+
+
+def read_loosely(path: Path) -> dict[str, Any]:
+    """Return a JSON object of whatever a file still holds; empty where it is none."""
+    try:
+        content = files.read_json(path)
+    except DataError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _progress(sealed: Mapping[str, Any]) -> Progress | None:
+    """Return the counters of a resume point, or None where they are damaged."""
+    default, known = vars(Progress()), sealed.get("progress")
+    if not isinstance(known, dict) or not set(known) <= set(default):
+        return None
+    counters = all(type(value) is type(default[key]) for key, value in known.items() if default[key] is not None)
+    return Progress(**known) if counters else None
 
 
 def clear_resume(paths: FoldPaths) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn, update_bn
 
+from kbench.errors import CheckpointError
 from kbench.models.checkpoint import (
     Tensors,
     keep_body,
@@ -31,6 +32,7 @@ from kbench.models.device import Precision, autocast
 from kbench.models.layer_groups import body_digest, body_state, head_state, train_mode, trains_head_alone
 from kbench.training.events import Epoch
 from kbench.training.fold_context import FoldContext
+from kbench.training.lone_image import lone_image
 from kbench.training.loop import diverged
 from kbench.training.resume import Progress, learner_tensors, part, restore_learner, save_resume
 from kbench.training.schedules import Schedule
@@ -77,7 +79,7 @@ def refit_batch_norm(
     """
 
     def forward(images: torch.Tensor) -> None:
-        with autocast(device, precision):
+        with autocast(device, precision), lone_image(model, images):
             model(images)
 
     train_mode(model)
@@ -92,7 +94,7 @@ class Keeper:
 
     Attributes:
         context: the fold.
-        stage: what is to be kept.
+        plan: the stage, with what is to be kept.
         schedule: whose cycles end in snapshots.
         model: the whole model.
         learner: what trains: the model, or its head.
@@ -107,7 +109,7 @@ class Keeper:
     """
 
     context: FoldContext
-    stage: StagePlan
+    plan: StagePlan
     schedule: Schedule
     model: nn.Module
     learner: Learner
@@ -120,30 +122,47 @@ class Keeper:
     refit_inputs: Callable[[], Iterator[torch.Tensor]]
     mean: AveragedModel | None
 
-    def keep(self, epoch: Epoch, *, done: bool) -> None:
-        """Write the snapshots that are due after an epoch; `done` says it is the stage's last."""
-        stage, progress, smoke = self.stage, self.progress, bool(self.context.limit)
+    def keep(self, epoch: Epoch, *, done: bool, constant: float | None = None) -> None:
+        """Write the snapshots that are due after an epoch.
+
+        Args:
+            epoch: what it brought.
+            done: whether it is the stage's last.
+            constant: loss of saying the mean of a regression's targets everywhere, which a member should not exceed.
+        """
+        plan, progress, smoke = self.plan, self.progress, bool(self.context.limit)
         ends = [cycle.index for cycle in self.schedule.cycles if cycle.last == progress.step - 1]
-        cycle = bool(ends) and "cycles" in stage.keep and not smoke
+        cycle = bool(ends) and "cycles" in plan.keep and not smoke
         if cycle:
             self._snapshot(str(ends[0]), epoch, kept=True)
-        if epoch.best and ("best" in stage.keep or stage.early_stop):
-            self._snapshot("best", epoch, kept="best" in stage.keep)
-        if done and "last" in stage.keep and not cycle:
+            self._hold_against(constant, epoch, str(ends[0]))
+        if epoch.best and ("best" in plan.keep or plan.stage.early_stop):
+            self._snapshot("best", epoch, kept="best" in plan.keep)
+        if done and "last" in plan.keep and not cycle:
             self._snapshot("last", epoch, kept=True)
+            self._hold_against(constant, epoch, "last")
         if self.mean is not None and not smoke:
             self._average(self.mean, ends, epoch, done=done)
-        if done and stage.keep and not smoke and not self._kept():
+        if done and plan.keep and not smoke and not self._kept():
             self._keep_end(epoch)
         if done:
             self.context.plan.set(
-                f"end/{stage.name}",
+                f"end/{plan.name}",
                 {"epochs": progress.epoch, "best_epoch": progress.best_epoch, "history": list(progress.history)},
+            )
+
+    def _hold_against(self, constant: float | None, epoch: Epoch, tag: str) -> None:
+        """Say of a snapshot that is kept when it is worse than a constant: the mean of an ensemble suffers from it."""
+        if constant is not None and epoch.valid_loss is not None and epoch.valid_loss > constant:
+            self.rules.said.append(
+                f"snapshot {self.plan.name}-{tag} is worse than the mean of the training rows' targets: its loss is "
+                f"{epoch.valid_loss:.3g}, the mean's {constant:.3g}; a lower `lr` or more epochs may help, and "
+                "`ensemble.members` leaves it out"
             )
 
     def _kept(self) -> bool:
         """Return whether the stage has a snapshot that is predicted with."""
-        keep, progress = self.stage.keep, self.progress
+        keep, progress = self.plan.keep, self.progress
         return (
             "last" in keep
             or ("best" in keep and progress.best_epoch is not None)
@@ -153,24 +172,24 @@ class Keeper:
 
     def _keep_end(self, epoch: Epoch) -> None:
         """Keep the stage's end, after an early stop its best epoch: it was over before what was to be kept came."""
-        path = self.context.paths.snapshot(self.stage.name, "best")
-        best = read_checkpoint(path) if self.stage.early_stop else None
+        path = self.context.paths.snapshot(self.plan.name, "best")
+        best = read_checkpoint(path) if self.plan.stage.early_stop else None
         if best is None:
             self._snapshot("last", epoch, kept=True)
         else:
             save_checkpoint(path, read_tensors(best.tensors), {**best.info, "kept": True})
         what = "end" if best is None else "best epoch"
-        wanted = " or ".join(sorted(self.stage.keep))
+        wanted = " or ".join(sorted(self.plan.keep))
         self.rules.said.append(
-            f"stage {self.stage.name} was over before there was a {wanted} to keep: its {what} is kept"
+            f"stage {self.plan.name} was over before there was a {wanted} to keep: its {what} is kept"
         )
 
     def _average(self, mean: AveragedModel, ends: list[int], epoch: Epoch, *, done: bool) -> None:
         """Count the weights at the end of an epoch or cycle; at the end of the stage keep their mean (F-18, F-20)."""
-        stage = self.stage
-        if stage.average_of == "epochs" or ends:
-            place = self.progress.epoch if stage.average_of == "epochs" else ends[0] + 1
-            if place >= stage.average_from:
+        average = self.plan.stage.average
+        if average.of == "epochs" or ends:
+            place = self.progress.epoch if average.of == "epochs" else ends[0] + 1
+            if place >= average.start:
                 mean.update_parameters(self.learner.judged)
         if not done or not mean.n_averaged:
             return
@@ -181,19 +200,23 @@ class Keeper:
         self._snapshot("average", replace(epoch, valid_loss=None, score=None), kept=True, of=model)
 
     def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool, of: nn.Module | None = None) -> None:
-        context, stage, table = self.context, self.stage, self.context.table
+        context, plan, table = self.context, self.plan, self.context.table
         weights, body = self._weights(self.learner.judged if of is None else of)
         if not all(bool(value.isfinite().all()) for value in weights.values()):
             raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
+        monitor = None if self.progress.by_loss else plan.monitor
         info: dict[str, Any] = {
-            "fold": context.fold, "stage": stage.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
-            "kept": kept, "subset": stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
-            "score": epoch.score, "monitor": stage.monitor.name if stage.monitor else "loss",
-            "size": list(stage.size), "crop": stage.valid_show.crop.resize, "scale": context.scale_for(None),
+            "fold": context.fold, "stage": plan.name, "tag": tag, "epoch": epoch.epoch, "step": epoch.step,
+            "kept": kept, "subset": plan.stage.subset, "train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss,
+            "score": epoch.score, "monitor": monitor.name if monitor else "loss",
+            "size": list(plan.size), "crop": plan.valid_show.crop.resize, "scale": context.scale_for(None),
             "precision": self.judged_in, "channels_last": self.channels_last, "task": table.task,
             "names": list(table.target_names), "body": body, "precomputed": self.precomputed, **context.identity,
         }  # fmt: skip
-        save_checkpoint(context.paths.snapshot(stage.name, tag), weights, info)
+        units = context.units()
+        if units is not None:
+            info["units"] = {"mean": list(units.mean), "std": list(units.std)}
+        save_checkpoint(context.paths.snapshot(plan.name, tag), weights, info)
 
     def _weights(self, judged: nn.Module) -> tuple[Tensors, str]:
         """Return what a snapshot holds: the whole model, or the head and the digest of its body, which is kept."""
@@ -213,7 +236,7 @@ class Keeper:
         """Write the resume point."""
         progress = self.progress
         progress.body = self._body if self.head_alone else ""
-        progress.micro_batch = self.learner.micro_batch
+        progress.micro_batch, progress.lone_said = self.learner.micro_batch, self.learner.lone_said
         progress.averaged = int(self.mean.n_averaged) if self.mean is not None else 0
         progress.log_lines = self.context.log.lines
         tensors = learner_tensors(self.learner)
@@ -224,16 +247,22 @@ class Keeper:
     def restore(self, tensors: Tensors) -> None:
         """Go on from a resume point."""
         restore_learner(self.learner, tensors)
-        self.learner.micro_batch = self.progress.micro_batch
+        self.learner.micro_batch, self.learner.lone_said = self.progress.micro_batch, self.progress.lone_said
         if self.mean is not None and self.progress.averaged:
             self.mean.module.load_state_dict(part(tensors, "mean/"))
             self.mean.n_averaged.fill_(self.progress.averaged)
 
     def hand_over(self) -> None:
         """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""
-        if self.stage.early_stop and self.progress.best_epoch is not None:
-            best = read_checkpoint(self.context.paths.snapshot(self.stage.name, "best"))
-            assert best is not None, "an epoch that was best wrote its snapshot"
+        if self.plan.stage.early_stop and self.progress.best_epoch is not None:
+            path = self.context.paths.snapshot(self.plan.name, "best")
+            best = read_checkpoint(path)
+            if best is None:
+                raise CheckpointError(
+                    f"the best epoch of stage {self.plan.name} was kept as '{path}', which is missing or damaged",
+                    "the snapshot that was written when the epoch ended",
+                    f"bring it back, or `kbench train --fold {self.context.fold} --force` trains the fold anew",
+                )
             self.model.load_state_dict(snapshot_tensors(best))
         elif self.learner.averaged is not None:
             self.learner.model.load_state_dict(self.learner.averaged.module.state_dict())

@@ -19,10 +19,10 @@ from torch import nn
 from kbench.data import seeds
 from kbench.data.dataset import ImageDataset, Loader, Normalise
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
+from kbench.metrics.metric import Undefined
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import Precision, choose_precision, free_memory, place, usable_precision
 from kbench.models.layer_groups import chosen, freeze_but, layer_groups, train_mode, trains_head_alone
-from kbench.tasks import is_dense
 from kbench.training.batches import REFIT_EPOCH, Draws
 from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold_context import FoldContext
@@ -34,7 +34,7 @@ from kbench.training.snapshots import Keeper, weight_mean
 from kbench.training.stage_notes import announce, loader_verdict
 from kbench.training.stage_plan import StagePlan
 from kbench.training.update import Learner, Rules, average_of
-from kbench.training.validation import Judging, evaluate, judge_maps
+from kbench.training.validation import Judged, Judging, evaluate, judge_maps
 
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
@@ -42,24 +42,24 @@ _EPOCHS_S = 10.0  # between resume points of a stage on activations, whose epoch
 
 
 def run_stage(
-    context: FoldContext, stage: StagePlan, model: nn.Module, *, progress: Progress, tensors: Tensors | None
+    context: FoldContext, plan: StagePlan, model: nn.Module, *, progress: Progress, tensors: Tensors | None
 ) -> Iterator[Event]:
     """Train one stage; the model is changed in place and ends in the state the next stage starts from.
 
     Args:
         context: what a fold is made of.
-        stage: what to do.
+        plan: what to do.
         model: on its device.
         progress: where the fold is; changed in place.
         tensors: of a resume point inside this stage, or None.
     """
     with ExitStack() as until_done:
-        runner = _Runner(context, stage, model, progress, until_done)
+        runner = _Runner(context, plan, model, progress, until_done)
         if tensors is not None:
             runner.keeper.restore(tensors)
         else:
             yield from announce(
-                context, stage, rows=len(runner.draws.rows), epochs=runner.epochs, steps=runner.schedule.steps,
+                context, plan, rows=len(runner.draws.rows), epochs=runner.epochs, steps=runner.schedule.steps,
                 lr=runner.lr, precision=runner.rules.precision, activations=runner.activations,
             )  # fmt: skip
         while progress.epoch < runner.epochs and not runner.stopped_early():
@@ -67,10 +67,10 @@ def run_stage(
         runner.keeper.hand_over()
 
 
-def range_test(context: FoldContext, stage: StagePlan, model: nn.Module, *, progress: Progress) -> LRCurve:
+def range_test(context: FoldContext, plan: StagePlan, model: nn.Module, *, progress: Progress) -> LRCurve:
     """Return the learning-rate range test of a stage, whatever its `lr`; the model is not changed."""
     with ExitStack() as until_done:
-        return _Runner(context, replace(stage, lr=0.0), model, progress, until_done).range_test()
+        return _Runner(context, plan.with_settings(lr=0.0), model, progress, until_done).range_test()
 
 
 class _Runner:
@@ -78,32 +78,35 @@ class _Runner:
 
     Args:
         context: what a fold is made of.
-        stage: what to do.
+        plan: what to do.
         model: on its device.
         progress: where the fold is; changed in place.
         until_done: ends loaders, and sets threads back, when the stage is left.
     """
 
     def __init__(
-        self, context: FoldContext, stage: StagePlan, model: nn.Module, progress: Progress, until_done: ExitStack
+        self, context: FoldContext, plan: StagePlan, model: nn.Module, progress: Progress, until_done: ExitStack
     ) -> None:
-        self.context, self.stage, self.model, self.progress = context, stage, model, progress
+        self.context, self.model, self.progress = context, model, progress
+        stage = plan.stage
+        self.plan, self.stage = plan, stage
         self.until_done = until_done
-        table = context.table
-        self.draws = Draws(context, stage)
+        self.draws = Draws(context, plan)
         self.judges = stage.subset != "full" and len(context.valid_rows) > 0
         self.channels_last = stage.channels_last is not False
         precision, self.judged_in = self._precisions()
         place(model, context.device, channels_last=self.channels_last)
-        train_images = context.images_for(stage.show)
-        self.normalise = Normalise(**context.scale_for(train_images)).to(context.device)
-        self.dense = is_dense(table.task)
+        train_images = context.images_for(plan.show)
+        self.scale = context.scale_for(train_images)
+        self.normalise = Normalise(**self.scale).to(context.device)
+        self.dense = context.masks is not None
+        self.units = context.units()
         precomputed = stage.precompute and not context.limit  # a smoke run looks at a few rows only
         self.activations = self._activations() if precomputed else None
         layers = layer_groups(model)
         freeze_but(model, layers, chosen(stage.groups, len(layers)))
         train_mode(model)
-        whole = self.dense or (stage.whole_step and self.activations is None)
+        whole = self.dense or (stage.step.name != "supervised" and self.activations is None)
         self.head_alone = trains_head_alone(model) and not whole
         self.learned: nn.Module = getattr(model, "head") if self.head_alone else model  # noqa: B009
         if self.activations is not None:
@@ -114,18 +117,18 @@ class _Runner:
                 torch.set_num_threads(1)
         else:
             body = FrozenBody(model, context.device, self.judged_in) if self.head_alone else None
-            self.feed = self._feed(train_images, stage.show, mix=stage.mix, body=body)
+            self.feed = self._feed(train_images, plan.show, mix=plan.mix, body=body)
             if not self.dense:  # judged on whole images, by `judge_maps`
-                images = context.images_for(stage.valid_show)
-                self.valid_feed = self._feed(images, stage.valid_show, mix=None, body=body)
-        self.schedule = stage.schedule_of(-(-len(self.draws.epoch(0)) // stage.accumulate))
-        self.epochs = min(stage.stop_after or self.schedule.epochs, self.schedule.epochs)
+                images = context.images_for(plan.valid_show)
+                self.valid_feed = self._feed(images, plan.valid_show, mix=None, body=body)
+        self.schedule = plan.schedule_of(-(-len(self.draws.epoch(0)) // stage.accumulate))
+        self.epochs = min(plan.stop_after or self.schedule.epochs, self.schedule.epochs)
         self.rules = Rules(
-            step=stage.step,
-            loss=stage.loss(*context.balance(self.draws.rows)),
+            step=plan.step,
+            loss=plan.loss(*context.balance(self.draws.rows)),
             device=context.device,
             precision=precision,
-            clip=stage.clip,
+            stage=stage,
         )
         self.n_groups = len(layers)
         self.lr = self._rates()
@@ -137,7 +140,7 @@ class _Runner:
             micro_batch=stage.batch_size + 1,  # a last batch may have one more
         )
         self.keeper = Keeper(
-            context, stage, self.schedule, model, self.learner, progress, self.rules, judged_in=self.judged_in,
+            context, plan, self.schedule, model, self.learner, progress, self.rules, judged_in=self.judged_in,
             channels_last=self.channels_last, head_alone=self.head_alone,
             precomputed=self.activations is not None, refit_inputs=self._refit_inputs,
             mean=weight_mean(self.learner.judged) if "average" in stage.keep else None,
@@ -147,21 +150,22 @@ class _Runner:
 
     def _activations(self, *, drawn: bool = False) -> Activations:
         """Return what the frozen body says about all rows as they are judged, or about augmented draws (F-22)."""
-        context, stage = self.context, self.stage
+        context, plan, stage = self.context, self.plan, self.stage
         assert context.activations is not None, "a fold is made with its activations"
-        seen = Seen(stage.valid_show, context.scale_for(None), self.judged_in, self.channels_last)
+        seen = Seen(plan.valid_show, context.scale_for(None), self.judged_in, self.channels_last)
         if drawn:
-            seen = replace(seen, show=stage.show, drawn=Drawn(stage.draws, context.seed, stage.shown_how))
+            how = [stage.crop.model_dump(), stage.augment.model_dump()]
+            seen = replace(seen, show=plan.show, drawn=Drawn(stage.draws, context.seed, how))
         return context.activations(self.model, seen)
 
     def _rows(self, activations: Activations, looks: int = 1) -> Feed:
         room = free_memory(torch.device("cpu"))
         rows = RowLoader(activations.values, self.context.table.targets, room=room, looks=looks)
-        return Feed(rows, nn.Identity(), self.context.device)
+        return Feed(rows, nn.Identity(), self.context.device, units=self.units)
 
     def _precisions(self) -> tuple[Precision, Precision]:
         """Return the precisions of training and judging; what a device type began with, it goes on with."""
-        plan, device, key = self.context.plan, self.context.device, f"precision/{self.stage.name}"
+        plan, device, key = self.context.plan, self.context.device, f"precision/{self.plan.name}"
         known = plan.get(key)
         if known is None or known["device"] != device.type:
             training, judging = (choose_precision(self.stage.precision, device, training=way) for way in (True, False))
@@ -171,11 +175,11 @@ class _Runner:
 
     def _feed(self, images: Any, show: Any, *, mix: Any, body: FrozenBody | None) -> Feed:
         context = self.context
-        dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show))
+        dataset = ImageDataset([images], [show], context.table.targets, context.masks_for(show), scale=self.scale)
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
         self.until_done.callback(loader.close)
         table = context.table
-        return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body)
+        return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body, self.units)
 
     def _refit_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
@@ -185,27 +189,28 @@ class _Runner:
 
     def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
         decays = per_group(self.stage.weight_decay, self.n_groups, what="weight_decay")
-        optimizer = self.stage.optimizer(layers, list(rates), decays[-len(layers) :])  # of the head alone, the last
+        optimizer = self.plan.optimizer(layers, list(rates), decays[-len(layers) :])  # of the head alone, the last
         return normalised(optimizer) if self.stage.normalise_decay else optimizer
 
     # -- learning rate ---------------------------------------------------------------------------------------
 
     def _rates(self) -> list[float]:
         """Return the highest rate of each layer group; one that is to be found is found, and kept in the plan."""
-        stage, context = self.stage, self.context
+        stage, context, name = self.stage, self.context, self.plan.name
         if stage.lr != "find":
             if isinstance(stage.lr, float | int):
                 return spread(float(stage.lr), stage.lr_decay, self.n_groups)
             return per_group(list(stage.lr), self.n_groups, what="lr")
-        found = context.plan.get(f"lr/{stage.name}")
+        found = context.plan.get(f"lr/{name}")
         if found is None:
-            found = _SMOKE_LR if context.limit else context.rate_found_elsewhere(stage) or self.range_test().suggestion
-            context.plan.set(f"lr/{stage.name}", found)
+            elsewhere = _SMOKE_LR if context.limit else context.rate_found_elsewhere(self.plan)
+            found = elsewhere or self.range_test().suggestion
+            context.plan.set(f"lr/{name}", found)
         return spread(float(found), stage.lr_decay, self.n_groups)
 
     def range_test(self) -> LRCurve:
         """Run the learning-rate range test on a copy of the model; write and return its curve."""
-        groups, what = len(layer_groups(self.learned)), f"range test of stage {self.stage.name}"
+        groups, what = len(layer_groups(self.learned)), f"range test of stage {self.plan.name}"
         curve = find_lr(
             self.learned,
             self.feed,
@@ -220,12 +225,12 @@ class _Runner:
             valid=self._held_out() if self.stage.range_test.valid and self.judges else None,
             tell=lambda done, total: self.context.tell(what, done, total),
         )
-        self.context.keep_curve(self.stage.name, curve)
+        self.context.keep_curve(self.plan.name, curve)
         return curve
 
     def _held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield batches of the rows held out, in an order of their own, over and over."""
-        images, show = self.context.images_for(self.stage.valid_show), self.stage.valid_show
+        images, show = self.context.images_for(self.plan.valid_show), self.plan.valid_show
         feed = self._feed(images, show, mix=None, body=None) if self.dense else self.valid_feed
         plan, key = self.draws.held_out(), (*self.draws.key, seeds.FIND)
         while True:
@@ -260,18 +265,18 @@ class _Runner:
                 saved = time.monotonic()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
         speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
-        valid_loss, score, better = self._judge(last_rate)
+        valid_loss, score, better, constant = self._judge(last_rate)
         verdict = None if self.slow or self.activations is not None else loader_verdict(waiting)
         self.slow |= verdict is not None
         made_epoch = Epoch(
-            self.stage.name, progress.epoch, self.epochs, progress.step, last_rate, meter.loss, valid_loss, score,
+            self.plan.name, progress.epoch, self.epochs, progress.step, last_rate, meter.loss, valid_loss, score,
             better, speed, waiting, time.perf_counter() - started, self.learner.loss_scale, verdict,
         )  # fmt: skip
         self.context.log.epoch(made_epoch)
         progress.epoch += 1
         progress.batch, progress.meter = 0, [0.0, 0.0, 0.0]
         done = progress.epoch >= self.epochs or self.stopped_early()
-        self.keeper.keep(made_epoch, done=done)
+        self.keeper.keep(made_epoch, done=done, constant=constant)
         yield from self._said()
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
         if done or time.monotonic() - self.saved >= pause:
@@ -287,48 +292,78 @@ class _Runner:
     def _tell(self, made: Update) -> None:
         """Say how far the stage is; it ends earlier where it stops early."""
         speed, epoch = made.images / max(made.seconds, 1e-9), f"{self.progress.epoch + 1}/{self.epochs}"
-        what = f"{self.stage.name} {epoch}  lr {made.rate:.1e}  {speed:.0f} images/s"
+        what = f"{self.plan.name} {epoch}  lr {made.rate:.1e}  {speed:.0f} images/s"
         self.context.tell(what, made.step + 1, self.schedule.steps // self.schedule.epochs * self.epochs)
 
     def _said(self) -> Iterator[Note]:
         while self.rules.said:
             text = self.rules.said.pop(0)
-            self.context.log.add({"event": "note", "stage": self.stage.name, "step": self.progress.step, "text": text})
+            self.context.log.add({"event": "note", "stage": self.plan.name, "step": self.progress.step, "text": text})
             yield Note(text)
 
-    def _judge(self, rate: float) -> tuple[float | None, float | None, bool]:
-        context, progress, stage = self.context, self.progress, self.stage
+    def _judge(self, rate: float) -> tuple[float | None, float | None, bool, float | None]:
+        progress = self.progress
         if not self.judges:
-            return None, None, False
-        valid_loss, targets, values = self._judged_rows()
+            return None, None, False, None
+        judged = self._judged_rows()
+        valid_loss = judged.loss
         if not math.isfinite(valid_loss):
             raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
-        if stage.monitor is None or context.limit:  # the few rows of a smoke run may lack what a metric needs
-            score = valid_loss
-            signed = -valid_loss
-        else:
-            score = stage.monitor(targets, values, context.table.select(context.valid_rows))
-            signed = score if stage.monitor.maximise else -score
-        better = progress.best is None or signed > progress.best + stage.min_delta
+        score, signed = self._score(judged)
+        better = progress.best is None or signed > progress.best + self.stage.min_delta
         better |= signed == progress.best and progress.best_loss is not None and valid_loss < progress.best_loss
         if better:
             progress.best, progress.best_epoch, progress.best_loss = signed, progress.epoch, valid_loss
         progress.history.append(signed)
-        return valid_loss, score, better
+        return valid_loss, score, better, judged.constant
 
-    def _judged_rows(self) -> tuple[float, np.ndarray | None, np.ndarray]:
+    def _score(self, judged: Judged) -> tuple[float | None, float]:
+        """Return the score of an epoch, None where the metric has no value, and what epochs are compared by.
+
+        A metric without a value in the first epoch leaves the stage to be judged by its loss; a later epoch without one
+        is as good as the one before.
+        """
+        monitor, progress = self.plan.monitor, self.progress
+        if monitor is None or self.context.limit:  # the few rows of a smoke run may lack what a metric needs
+            return judged.loss, -judged.loss
+        rows = self.context.table.select(self.context.valid_rows)
+        try:
+            score: float | None = monitor(judged.targets, judged.values, rows)
+        except Undefined as error:
+            score = None
+            if not progress.history:
+                progress.by_loss = True
+                self.rules.said.append(
+                    f"{error.what}: epochs are judged by their loss, and this fold's score is '-'; the score of all "
+                    "folds' rows together counts"
+                )
+        if progress.by_loss:
+            return score, -judged.loss
+        if score is None:
+            return None, progress.history[-1]
+        return score, score if monitor.maximise else -score
+
+    def _judged_rows(self) -> Judged:
         """Return the validation loss, and the targets and predictions a metric takes."""
         context = self.context
         size = context.valid_batch_size or 2 * self.stage.batch_size
         if self.dense:
-            judging = Judging(self.normalise, self.rules.loss, self.judged_in, size)
+            judging = Judging(self.normalise, self.rules.loss, self.judged_in, size, self.units)
             return judge_maps(context, self.learner.judged, judging)
         valid_loss, values = evaluate(
             self.learner.judged, self.valid_feed, self.draws.valid(size), loss=self.rules.loss,
             precision=self.judged_in, task=context.table.task,
         )  # fmt: skip
         targets = context.table.targets
-        return valid_loss, None if targets is None else targets[context.valid_rows], values
+        truth = None if targets is None else targets[context.valid_rows]
+        return Judged(valid_loss, truth, values, self._loss_of_constant(truth))
+
+    def _loss_of_constant(self, truth: np.ndarray | None) -> float | None:
+        """Return the loss of saying the training rows' mean of each target, where targets are standardised."""
+        if self.units is None or truth is None:
+            return None
+        target = self.units.standardised(torch.as_tensor(truth, device=self.context.device))
+        return float(self.rules.loss(torch.zeros_like(target), target).mean())
 
     def stopped_early(self) -> bool:
         """Return whether the score has not improved for `early_stop` epochs."""

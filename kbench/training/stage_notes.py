@@ -15,7 +15,7 @@ _WAITING = 0.3  # share of the time spent waiting for data, above which the load
 
 def announce(
     context: FoldContext,
-    stage: StagePlan,
+    plan: StagePlan,
     *,
     rows: int,
     epochs: int,
@@ -28,7 +28,7 @@ def announce(
 
     Args:
         context: the fold.
-        stage: what begins.
+        plan: the stage that begins.
         rows: training images.
         epochs: at most.
         steps: updates in the schedule.
@@ -37,12 +37,12 @@ def announce(
         activations: what the head trains on, or None where the stage sees images.
     """
     context.log.add(
-        {"event": "stage", "stage": stage.name, "rows": rows, "epochs": epochs, "steps": steps, "lr": list(lr),
-         "precision": precision, "size": list(stage.size)}
+        {"event": "stage", "stage": plan.name, "rows": rows, "epochs": epochs, "steps": steps, "lr": list(lr),
+         "precision": precision, "size": list(plan.size)}
     )  # fmt: skip
     if activations is not None:
         shape = activations.values.shape
-        context.log.add({"event": "activations", "stage": stage.name, "rows": shape[0], "features": shape[1],
+        context.log.add({"event": "activations", "stage": plan.name, "rows": shape[0], "features": shape[1],
                          "images_per_s": activations.images_per_s})  # fmt: skip
         yield Note(f"activations: {shape[0]:,} images x {shape[1]:,} features, made at "
                    f"{activations.images_per_s:.0f} images/s{'' if activations.fresh else ' before'}")  # fmt: skip
@@ -52,8 +52,8 @@ def announce(
             "set `precision: auto`"
         )
     shown = ", ".join(f"{rate:.3g}" for rate in lr)
-    found = "found" if stage.lr == "find" else "set"
-    yield Note(f"stage {stage.name}: {rows:,} images, {epochs} epochs, lr {shown} ({found}), {precision}")
+    found = "found" if plan.stage.lr == "find" else "set"
+    yield Note(f"stage {plan.name}: {rows:,} images, {epochs} epochs, lr {shown} ({found}), {precision}")
 
 
 def loader_verdict(waiting: float) -> str | None:

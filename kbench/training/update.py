@@ -3,12 +3,10 @@
 The gradient is that of sum(totals) / sum(counts) over the update's batches, however they are cut: accumulated
 batches, a last partial group, targets that do not count, or micro-batches halved because memory ran out.
 
-What one update computes: from a batch to a loss.
-
-A step is a registered factory; what it returns is called as `step(model, images, target, loss) -> LossSum`
-with normalised images [B, C, H, W]. To add one (distillation, auxiliary heads), write a factory here or in a
-plug-in with `@register("step")`; it is given the whole model, also in stages where the head alone learns, whose frozen
-body otherwise runs apart.
+What goes from a batch to a loss is a step, a registered factory; what it returns is called as
+`step(model, images, target, loss) -> LossSum` with normalised images [B, C, H, W]. To add one (distillation, auxiliary
+heads), write a factory here or in a plug-in with `@register("step")`; it is given the whole model, also in stages where
+the head alone learns, whose frozen body otherwise runs apart.
 """
 
 from __future__ import annotations
@@ -22,26 +20,16 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from kbench.config.stage import Stage
 from kbench.errors import TrainingError
 from kbench.models.device import Precision, autocast, out_of_memory
 from kbench.models.layer_groups import has_batch_norm
 from kbench.registry import register
+from kbench.training.lone_image import lone_image
 from kbench.training.losses.per_target import Loss, LossSum
 
-Step = Callable[[nn.Module, torch.Tensor, torch.Tensor, Loss], LossSum]
-
-
-@register("step")
-def supervised() -> Step:
-    """Compare the model's logits with the target."""
-
-    def step(model: nn.Module, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> LossSum:
-        return loss(model(images), target)
-
-    return step
-
-
 logger = logging.getLogger(__name__)
+Step = Callable[[nn.Module, torch.Tensor, torch.Tensor, Loss], LossSum]
 Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -55,6 +43,7 @@ class Learner:
         scaler: gradient scaler; disabled but for fp16.
         averaged: the exponential moving average of the model, or None.
         micro_batch: images per forward pass; halved when memory runs out.
+        lone_said: whether it was said that batch norm used its kept statistics for a batch of one image.
     """
 
     model: nn.Module
@@ -62,6 +51,27 @@ class Learner:
     scaler: torch.amp.GradScaler
     averaged: AveragedModel | None
     micro_batch: int
+    lone_said: bool = False
+    _buffers: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] | None = None
+
+    def remember_buffers(self) -> None:
+        """Copy the model's buffers to where `restore_buffers` finds them: one kernel per dtype, no walk, no allocation.
+
+        Modules change their buffers in place; they are looked for once.
+        """
+        if self._buffers is None:
+            self._buffers = {}
+            for buffer in self.model.buffers():
+                now, before = self._buffers.setdefault(buffer.dtype, ([], []))
+                now.append(buffer)
+                before.append(torch.empty_like(buffer))
+        for now, before in self._buffers.values():
+            torch._foreach_copy_(before, now)
+
+    def restore_buffers(self) -> None:
+        """Put back the buffers as they were when they were remembered."""
+        for now, before in (self._buffers or {}).values():
+            torch._foreach_copy_(now, before)
 
     @property
     def loss_scale(self) -> float | None:
@@ -83,15 +93,26 @@ class Rules:
         loss: compares logits with a target.
         device: where the model is.
         precision: of the forward pass.
-        clip: largest gradient norm, or None.
+        stage: settings of an update, such as `clip`.
+        said: what went otherwise than asked, to be told.
     """
 
     step: Step
     loss: Loss
     device: torch.device
     precision: Precision
-    clip: float | None = None
+    stage: Stage = field(default_factory=Stage)
     said: list[str] = field(default_factory=list)
+
+
+@register("step")
+def supervised() -> Step:
+    """Compare the model's logits with the target."""
+
+    def step(model: nn.Module, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> LossSum:
+        return loss(model(images), target)
+
+    return step
 
 
 def average_of(model: nn.Module, decay: float) -> AveragedModel:
@@ -128,25 +149,31 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
         Sums over valid targets, detached, on the device.
 
     Raises:
-        TrainingError: a single image does not fit into memory.
+        TrainingError: a single image does not fit into memory, or batch norm without statistics is given one value.
     """
     while True:
-        buffers = [buffer.clone() for buffer in learner.model.buffers()]
+        learner.remember_buffers()
         try:
             found = _gradients(learner, batches, rules=rules, seed=seed)
             break
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                f"batch norm cannot learn from one image: {error}",
+                "batches of two images or more, or batch norm that keeps statistics",
+                "set `batch_size: 2` or more, train on more rows, or take a model without such a layer",
+            ) from error
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
         # the error is gone, and with it the tensors its traceback held
         learner.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, old in zip(learner.model.buffers(), buffers, strict=True):
-                buffer.copy_(old)
+        learner.restore_buffers()
         _halve(learner, batches, rules, reason)
-    if rules.clip is not None:
-        torch.nn.utils.clip_grad_norm_(_trained(learner.optimizer), rules.clip)
+    if rules.stage.clip is not None:
+        torch.nn.utils.clip_grad_norm_(_trained(learner.optimizer), rules.stage.clip)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
@@ -162,8 +189,11 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
     for images, target in batches:
         parts = -(-len(images) // learner.micro_batch)  # of even size: batch norm needs two images
         for some, their in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True):
-            with autocast(rules.device, rules.precision):
+            with autocast(rules.device, rules.precision), lone_image(learner.model, some) as kept:
                 loss = rules.step(learner.model, some, their, rules.loss)
+            if kept and not learner.lone_said:
+                learner.lone_said = True
+                rules.said.append(_lone(kept))
             if nominal is None:  # about the update's count: keeps fp16 gradients in range, changes no result
                 nominal = (loss.count.detach() * (sum(len(rows) for rows, _ in batches) / len(some))).clamp_min(1)
             learner.scaler.scale(loss.total / nominal).backward()  # type: ignore[no-untyped-call]
@@ -176,6 +206,13 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
         factor = torch.where(count > 0, nominal / count.clamp_min(1e-12), torch.zeros_like(count))
         torch._foreach_mul_(gradients, factor)
     return LossSum(total, count)
+
+
+def _lone(norms: list[str]) -> str:
+    return (
+        f"a batch of one image: batch norm '{norms[0]}' sees one value per channel and uses its kept statistics, which "
+        "such batches do not change; a `batch_size` of 2 or more, or a head without batch norm, learns better"
+    )
 
 
 def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

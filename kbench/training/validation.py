@@ -1,12 +1,8 @@
-"""Judge a model of a dense task on whole images while it trains.
+"""Judge a model on the rows a fold validates, as it will predict: rows of logits, or maps of whole images.
 
-The maps are made as prediction makes them, plain view alone, through the competition's windows; memory is that of a
-batch, whatever the number of images.
-
-The training loop: generators without callbacks.
-
-`train_epoch` makes the updates of one epoch and yields one `Update` each; `evaluate` judges the model. Who calls
-them (`stage.py`) logs, checkpoints, keeps snapshots and stops early, in visible order, between two yields.
+`evaluate` holds all predictions of rows, since a metric may need them at once. `judge_maps` makes maps as prediction
+makes them, plain view alone, through the competition's windows; its memory is that of a batch, whatever the number of
+images. What an epoch is judged by besides the loss is the stage's monitor: to add one, add a metric.
 """
 
 from __future__ import annotations
@@ -26,7 +22,7 @@ from kbench.inference.views import View
 from kbench.metrics.maps import measured, truth_of
 from kbench.models.batchnorm_folding import PROBE, folded
 from kbench.models.device import Precision, in_parts
-from kbench.models.outputs import dense_target, logits_of, probabilities
+from kbench.models.outputs import Units, dense_target, logits_of, probabilities
 from kbench.training.fold_context import KEEP, FoldContext
 from kbench.training.loop import Feed, logits_in
 from kbench.training.losses.per_target import Loss
@@ -41,17 +37,36 @@ class Judging:
         loss: of training.
         precision: of the forward pass.
         most: images at once at most.
+        units: of a regression's targets, where they are learned standardised.
     """
 
     normalise: nn.Module
     loss: Loss
     precision: Precision
     most: int
+    units: Units | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the validation rows say.
+
+    Attributes:
+        loss: mean over valid targets, of a regression's standardised ones.
+        targets: what the metric takes as targets.
+        values: what it takes as predictions.
+        constant: loss of a model that says the training rows' mean everywhere, of standardised targets; else None.
+    """
+
+    loss: float
+    targets: np.ndarray | None
+    values: np.ndarray
+    constant: float | None = None
 
 
 @torch.no_grad()
-def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> tuple[float, np.ndarray, np.ndarray]:
-    """Return the mean loss of the validation rows, and what their metric takes as targets and predictions.
+def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> Judged:
+    """Judge a model on the whole images of the validation rows.
 
     The loss is that of the blended probabilities, so it means the same through any windows.
     """
@@ -63,12 +78,12 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> tupl
     make = MapMaker(context.windows, (View("plain"),), task, context.device)
     pixels = pixels_at_once(len(names))
     loader = Loader(
-        WholeImages(images, context.masks(KEEP)), workers=context.workers, pin=context.device.type == "cuda",
-        collate=partial(group, pixels=pixels),
+        WholeImages(images, context.masks(KEEP), scale=context.scale_for(images)),
+        workers=context.workers, pin=context.device.type == "cuda", collate=partial(group, pixels=pixels),
     )  # fmt: skip
     size = batch_size(images, pixels=pixels, most=judging.most)
     plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
-    total, count = 0.0, 0.0
+    total, count, constant = 0.0, 0.0, 0.0
     found: dict[int, np.ndarray] = {}
     for groups in loader(plan[: context.limit] if context.limit else plan):
         for some in groups:
@@ -78,11 +93,16 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> tupl
                 model = folded(model, shown[..., :PROBE, :PROBE])
             maps, _ = make(model, shown, judging.precision)
             target = dense_target(some.masks.to(context.device), task, len(names))
-            sums = judging.loss(logits_of(maps, task), target)
+            learned = target if judging.units is None else judging.units.standardised(target)
+            sums = judging.loss(logits_of(maps, task), learned)
             total, count = total + float(sums.total), count + float(sums.count)
+            if judging.units is not None:
+                constant += float(judging.loss(torch.zeros_like(maps), learned).total)
+                maps = judging.units.restored(maps)
             found.update(zip(some.rows, measured(maps, target, task).cpu().numpy(), strict=True))
     values = np.stack([found[row] for row in sorted(found)])
-    return (total / count if count else 0.0), truth_of(values, task), values
+    of_mean = None if judging.units is None or not count else constant / count
+    return Judged(total / count if count else 0.0, truth_of(values, task), values, of_mean)
 
 
 @torch.no_grad()
@@ -106,8 +126,9 @@ def evaluate(
             model = folded(model, images)
         assert batch.target is not None, "validation rows have targets"
         logits = in_parts(partial(logits_in, model, feed.device, precision), [images])
-        found = loss(logits.float(), batch.target.to(feed.device))
+        found = loss(logits.float(), feed.learned(batch.target.to(feed.device)))
         total += float(found.total)
         count += float(found.count)
-        parts.append(probabilities(logits, task).cpu().numpy())
+        values = probabilities(logits, task)
+        parts.append((values if feed.units is None else feed.units.restored(values)).cpu().numpy())
     return (total / count if count else 0.0), np.concatenate(parts)

@@ -300,7 +300,7 @@ def test_a_geometric_mean_is_that_of_runs_too_and_of_maps(bench: Bench) -> None:
     np.testing.assert_allclose(plain[:, :, 0].T, 0.25 * tests[0] + 0.75 * tests[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("text", ["prune: true", "combine: greedy", "decision: threshold"])
+@pytest.mark.parametrize("text", ["combine: rank", "decision: threshold"])
 def test_what_maps_cannot_have_is_a_problem_of_the_yaml(bench: Bench, text: str) -> None:
     bench.set("numbers", f"ensemble: {{mean: geometric, {text}}}")
     path = bench.root / "competitions" / "numbers.yaml"

@@ -417,4 +417,4 @@ def test_a_fold_trains_on_what_its_fold_file_lets_it(root: Path) -> None:
         assert context.valid_rows.tolist() == np.flatnonzero(setup.folds.valid(number)).tolist()
         assert len(context.train_rows) + len(context.valid_rows) < len(setup.train)
         stage = build_stages(setup.competition)[0]
-        assert context.rows_of(replace(stage, subset="full")).tolist() == list(range(len(setup.train)))
+        assert context.rows_of(stage.with_settings(subset="full")).tolist() == list(range(len(setup.train)))

@@ -235,14 +235,36 @@ def test_numbers_of_a_dense_regression_are_interpolated_as_the_image_is_and_clas
 
 
 @pytest.mark.parametrize("shrunk", [False, True])
-def test_what_mixes_with_an_unknown_number_is_unknown(shrunk: bool) -> None:
+def test_a_number_is_unknown_where_its_nearest_pixel_is_and_no_unknown_one_is_mixed_in(shrunk: bool) -> None:
     numbers = np.full((24, 24, 1), 5.0, dtype=np.float32)
     numbers[10:14, 10:14] = np.nan
-    window = centre() if not shrunk else squash()
-    size = (8, 8) if shrunk else (16, 16)
-    turned = Augmentation(lambda rng: Geometry(angle=13.0))
-    _, made = Show(size, window, turned)(np.zeros((24, 24, 3), np.uint8), np.random.default_rng(0), numbers)
+    size, window = ((8, 8), squash()) if shrunk else ((16, 16), centre())
+    show = Show(size, window, Augmentation(lambda rng: Geometry(angle=13.0)))
+    _, made = show(np.zeros((24, 24, 3), np.uint8), np.random.default_rng(0), numbers)
+    _, near = show(np.zeros((24, 24, 3), np.uint8), np.random.default_rng(0), np.isnan(numbers).astype(np.uint8))
     assert made is not None
+    assert near is not None
     unknown = np.isnan(made)
-    assert 0 < unknown.mean() < 0.4
-    np.testing.assert_allclose(made[~unknown], 5.0, rtol=1e-6)  # no share of what is unknown is left in
+    assert 0 < unknown.mean() < 0.2
+    np.testing.assert_array_equal(unknown, near == 1)
+    np.testing.assert_allclose(made[~unknown], 5.0, rtol=1e-6)
+
+
+def test_sparse_numbers_stay_as_dense_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    numbers = np.where(rng.random((64, 64, 2)) < 0.05, 7.0, np.nan).astype(np.float32)
+    for size, window in (((32, 32), squash()), ((48, 48), centre())):
+        show = Show(size, window, Augmentation(lambda rng: Geometry(angle=9.0)))
+        _, made = show(np.zeros((64, 64, 3), np.uint8), rng, numbers)
+        assert made is not None
+        known = ~np.isnan(made)
+        assert 0.03 < known.mean() < 0.07
+        np.testing.assert_allclose(made[known], 7.0, rtol=1e-5)
+
+
+def test_numbers_that_are_only_cut_and_turned_are_the_same_to_the_bit() -> None:
+    numbers = np.random.default_rng(0).normal(size=(20, 20, 1)).astype(np.float32)
+    numbers[::3, ::2] = np.nan
+    show = Show((20, 20), centre(), Augmentation(lambda rng: Geometry(flip=True, turns=1)))
+    _, made = show(np.zeros((20, 20, 3), np.uint8), np.random.default_rng(0), numbers)
+    np.testing.assert_array_equal(made, np.rot90(numbers[:, ::-1]))

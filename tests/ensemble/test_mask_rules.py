@@ -287,8 +287,8 @@ def test_every_class_has_its_own_number_where_classes_stand_alone() -> None:
     shared = tune(each(maps), lambda row: speckled(row, 2)[1], fold_of=THIRDS, metric=make_metric("mean_iou"),
                   table=rows(12, ("low", "high"), "multi_label_segmentation"),
                   params={"threshold": "tuned"})  # fmt: skip
-    assert shared.nested is not None
-    assert shared.nested < 1
+    assert shared.outcome.nested.value is not None
+    assert shared.outcome.nested.value < 1
 
 
 def test_rare_classes_are_raised_where_classes_exclude_one_another() -> None:

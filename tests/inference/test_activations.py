@@ -165,7 +165,7 @@ def test_another_body_never_meets_stale_activations(tmp_path: Path, change: str)
     assert activations(source(tmp_path), BODIES[change](network()), SEEN).fresh
 
 
-@pytest.mark.parametrize("damage", ["no json", "half the array", "half the json"])
+@pytest.mark.parametrize("damage", ["no json", "half the array", "half the json", "other numbers"])
 def test_half_written_ones_are_made_again(tmp_path: Path, damage: str) -> None:
     made = np.array(activations(source(tmp_path), network(), SEEN).values)
     (array,) = (tmp_path / "cache" / "activations").glob("*.npy")
@@ -173,6 +173,9 @@ def test_half_written_ones_are_made_again(tmp_path: Path, damage: str) -> None:
     if damage == "no json":
         description.unlink()
         array.write_bytes(b"\0" * array.stat().st_size)
+    elif damage == "other numbers":
+        path = next((tmp_path / "cache" / "activations").glob("*.npy"))
+        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
     elif damage == "half the array":
         array.write_bytes(array.read_bytes()[: array.stat().st_size // 2])
     else:

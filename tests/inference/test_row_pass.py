@@ -158,16 +158,6 @@ class Where(nn.Module):
         return images
 
 
-@pytest.mark.parametrize("name", ["none", "flip", "d4"])
-def test_predictions_that_are_images_are_turned_back_before_they_are_averaged(tmp_path: Path, name: str) -> None:
-    pictures = drawn(ROWS, size=(8, 10))
-    work = job(name, arrays=pictures, task="dense_regression")
-    (values,) = done(work, [member(tmp_path, load=Where, size=(8, 10))])
-    (expected,) = done(job(arrays=pictures, task="dense_regression"), [member(tmp_path, 1, load=Where, size=(8, 10))])
-    assert values.shape == (ROWS, 3, 8, 10)
-    np.testing.assert_allclose(values, expected, atol=1e-5)
-
-
 @pytest.mark.parametrize("shape", [(20, 20), (20, 31), (31, 20)])
 @pytest.mark.parametrize("resize", ["cover", "exact"])
 def test_five_crops_are_the_centre_and_the_corners_of_a_larger_image(tmp_path: Path, shape, resize) -> None:
@@ -334,7 +324,7 @@ def test_older_predictions_do_not_count_once_new_ones_are_begun(tmp_path: Path) 
     running = predict_members(job(), [member(tmp_path, load=lambda: network(9))])
     next(running)
     running.close()
-    assert files.read_seal(tmp_path / "m0.json", verify=False) is None
+    assert files.read_seal(tmp_path / "m0.json", verify="size") is None
     with pytest.raises(PredictionError):
         load(tmp_path / "m0.json")
 
@@ -352,7 +342,7 @@ def test_a_killed_prediction_leaves_nothing_that_counts(tmp_path: Path) -> None:
     os.waitpid(pid, os.WUNTRACED)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    assert files.read_seal(tmp_path / "m0.json", verify=False) is None
+    assert files.read_seal(tmp_path / "m0.json", verify="size") is None
     (values,) = done(job(), [member(tmp_path)])
     assert (values.sum(1) > 0.99).all()
 

@@ -15,11 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lookalikes
 import pytest
+from machines import SECRETS, YAML, Done, Machine, written
 from standin import StandIn, environment
 
+from kbench import cli
 from kbench.sources.kaggle.client import kaggle
 from kbench.sources.kaggle.competition import KaggleCompetition
+from kbench.submission.ledger import Entry
+from kbench.workspace import Workspace
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -71,6 +76,12 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 
 @pytest.fixture
+def machine_of_mine(tmp_path: Path, standin: StandIn) -> Machine:
+    """A workspace of its own and the processes that run in it."""
+    return Machine(tmp_path / "mine", tmp_path / "home", standin.url)
+
+
+@pytest.fixture
 def clock() -> SimpleNamespace:
     """Time that passes only by sleeping; `slept` lists how long."""
     state = SimpleNamespace(now=1_767_323_045.0, slept=[])
@@ -100,3 +111,44 @@ def fetch(source: KaggleCompetition, tmp_path: Path) -> Callable[..., Any]:
         return hasty.fetch(tmp_path / "data", files=files, force=force, progress=lambda *_: None)
 
     return run
+
+
+@pytest.fixture
+def kbench(
+    workspace: Workspace, standin: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Run a command in this process and return how it ended."""
+
+    def run(*words: str, code: int = 0) -> Done:
+        monkeypatch.setattr(sys, "argv", ["kbench", *words])
+        ended: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            ended = stop.code
+        captured = capsys.readouterr()
+        done = Done(int(ended or 0), captured.out, captured.err)
+        assert done.code == code, f"kbench {' '.join(words)} -> {done}"
+        assert "Traceback" not in done.err
+        for secret in SECRETS:
+            assert secret not in done.out + done.err
+        return done
+
+    return run
+
+
+@pytest.fixture
+def images(workspace: Workspace, standin: StandIn, kbench: Callable[..., Done]) -> Workspace:
+    """A workspace with a small competition of the stand-in, downloaded."""
+    standin.files, _ = lookalikes.digits(train=20, test=4)
+    standin.zip()
+    workspace.competition("tiny").write_text(YAML)
+    kbench("download", "tiny")
+    standin.seen.clear()
+    return workspace
+
+
+@pytest.fixture
+def entry(images: Workspace) -> Entry:
+    """One submission that was not sent."""
+    return written(images, "first")

@@ -33,6 +33,17 @@ SIGNATURE = "signed-0123456789"
 SUBMISSION = {"status": "PENDING", "publicScore": "", "privateScore": ""}
 
 
+class Gate:
+    """Holds a request back: `reached` is set when one has come, `open` lets it go on."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def wait(self) -> None:
+        self.reached.set()
+        self.open.wait(120)
+
+
 @dataclass
 class Fault:
     """How one answer goes wrong.
@@ -49,6 +60,7 @@ class Fault:
         gzip: compress the body and say so.
         chunked: send the body in chunks, without a length.
         done: do what was asked before going wrong.
+        gate: wait for it; with `done` after what was asked was done, else before.
     """
 
     status: int = 0
@@ -62,6 +74,7 @@ class Fault:
     gzip: bool = False
     chunked: bool = False
     done: bool = False
+    gate: Gate | None = None
 
 
 @dataclass(frozen=True)
@@ -290,6 +303,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.standin.stop_stalling.wait(20)
             self.close_connection = True
             return None
+        if fault.gate is not None and not fault.done:
+            fault.gate.wait()
         if fault.reset and not fault.done:
             return self._reset()
         if fault.status and not fault.done:
@@ -300,6 +315,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self.standin.answer(method, json.loads(body or b"{}"))
         except _Refusal as refusal:
             return self._json(refusal.status, {"code": refusal.status, "message": refusal.message})
+        if fault.gate is not None and fault.done:
+            fault.gate.wait()
         if fault.reset:
             return self._reset()
         if fault.status:
@@ -309,8 +326,10 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json(200, answer, fault.headers)
 
     def do_PUT(self) -> None:
-        body = self._see("PUT")
         fault = self.standin.next_fault("PUT")
+        if fault.gate is not None:  # the bytes are under way
+            fault.gate.wait()
+        body = self._see("PUT")
         if fault.reset:
             return self._reset()
         if fault.status:

@@ -1,4 +1,4 @@
-"""What kbench relies on in the real client: when a new version breaks one of these, `kaggle.py` must follow."""
+"""What kbench relies on in the real client: when a new version breaks one of these, `client.py` must follow."""
 
 from __future__ import annotations
 

@@ -4,128 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shlex
-import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import lookalikes
 import numpy as np
 import pandas as pd
-import processes
 import pytest
+from machines import YAML, Machine, ledger, written
 from places import ROOT
-from standin import KEY, SIGNATURE, TOKEN, Fault, StandIn, environment
+from standin import KEY, Fault, StandIn
 
-from kbench import cli
 from kbench.sources.service import send
-from kbench.submission.check import read_sample
-from kbench.submission.ledger import Entry, Lineage, new_entry, read_ledger, update_entry
+from kbench.submission.ledger import Entry, update_entry
 from kbench.workspace import Workspace
-
-SECRETS = (KEY, TOKEN, SIGNATURE, "wrong-token", "Basic ", "Bearer ")
-
-YAML = """
-title: Tiny Images
-task: single_label
-source: {name: kaggle, slug: tiny-images}
-data:
-  train: {csv: train.csv, images: train, suffix: .png}
-  test: {images: test, suffix: .png}
-  target: label
-folds: {strategy: stratified, n: 5, seed: 1}
-metric: log_loss
-submission: {format: probabilities}
-input: {size: 16, channels: 1}
-model: {backbone: resnet10t}
-train: {batch_size: 64, optimizer: adamw, lr: 3e-3, precision: fp32}
-stages:
-  cycle: {schedule: {name: sgdr, cycles: 1, cycle_len: 1}, keep: [cycles]}
-"""
-
-WATCH = """
-import os, socket
-connect = socket.socket.connect
-def recorded(self, address):
-    if self.family in (socket.AF_INET, socket.AF_INET6):
-        with open(os.environ["CONNECTIONS"], "a") as log:
-            log.write(f"{address[0]}\\n")
-    return connect(self, address)
-socket.socket.connect = recorded
-"""
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def kbench(
-    workspace: Workspace, standin: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., Done]:
-    """Run a command in this process and return how it ended."""
-
-    def run(*words: str, code: int = 0) -> Done:
-        monkeypatch.setattr(sys, "argv", ["kbench", *words])
-        ended: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            ended = stop.code
-        captured = capsys.readouterr()
-        done = Done(int(ended or 0), captured.out, captured.err)
-        assert done.code == code, f"kbench {' '.join(words)} -> {done}"
-        assert "Traceback" not in done.err
-        for secret in SECRETS:
-            assert secret not in done.out + done.err
-        return done
-
-    return run
-
-
-@pytest.fixture
-def images(workspace: Workspace, standin: StandIn, kbench: Callable[..., Done]) -> Workspace:
-    """A workspace with a small competition of the stand-in, downloaded."""
-    standin.files, _ = lookalikes.digits(train=20, test=4)
-    standin.zip()
-    workspace.competition("tiny").write_text(YAML)
-    kbench("download", "tiny")
-    standin.seen.clear()
-    return workspace
-
-
-def written(workspace: Workspace, name: str, *, shift: float = 0.0, cv: float = 0.5) -> Entry:
-    """Write a submission and its record as `kbench ensemble` does."""
-    frame = read_sample(workspace.data("tiny") / "sample_submission.csv")
-    frame["0"] += shift
-    frame["1"] -= shift
-    file = workspace.submissions("tiny") / f"{name}.csv"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    frame.to_csv(file, index=False)
-    lineage = Lineage("tiny", runs=["baseline-s0"], metric="log_loss", maximise=False, score=cv, low=0.4, high=0.6)
-    return new_entry(file, lineage)
-
-
-@pytest.fixture
-def entry(images: Workspace) -> Entry:
-    """One submission that was not sent."""
-    return written(images, "first")
-
-
-def ledger(workspace: Workspace) -> dict[str, Entry]:
-    return {entry.name: entry for entry in read_ledger(workspace.submissions("tiny"))}
 
 
 def scored(standin: StandIn, *, public: str = "0.55", private: str = "") -> None:
@@ -143,7 +33,7 @@ def test_a_submission_is_sent_with_its_run_and_cv_and_its_score_recorded(entry, 
     assert (found["status"], found["cv"], found["public"], found["left"]) == ("complete", 0.5, 0.55, 4)
     assert found["gap"] == pytest.approx(0.05)
     said = standin.calls("CreateSubmission")[0].json()["submissionDescription"]
-    assert said == f"baseline-s0, CV log_loss 0.50000 [{entry.tag}]"
+    assert said == f"baseline-s0, CV log_loss 0.50000 [{ledger(images)['first'].tag}]"
     assert list(standin.uploads.values()) == [entry.file.read_bytes()]
     assert ledger(images)["first"].ref == "4000"
 
@@ -204,8 +94,9 @@ def lost(entry, images, standin, kbench, monkeypatch) -> Entry:
     standin.plan("CreateSubmission", Fault(reset=True))
     done = kbench("submit", code=3)
     assert "whether it counted is not known" in done.err
-    assert ledger(images)["first"].status == "unknown"
-    return entry
+    found = ledger(images)["first"]
+    assert (found.status, found.tag != "") == ("unknown", True)
+    return found
 
 
 def test_an_unknown_outcome_is_looked_for_and_never_sent_twice(lost, images, standin, kbench):
@@ -228,7 +119,52 @@ def test_a_submission_that_turns_up_later_is_adopted(lost, images, standin, kben
 
 def test_one_the_user_did_not_find_either_is_sent_again_on_demand(lost, images, standin, kbench):
     assert kbench("submit", "first", "--resend", "--no-wait", "--json").json()["status"] == "sent"
-    assert [lost.tag in item["description"] for item in standin.submissions] == [True]
+    again = ledger(images)["first"]
+    assert [again.tag in item["description"] for item in standin.submissions] == [True]
+    assert again.tag != lost.tag
+    assert [(one["tag"], one["status"]) for one in again.earlier] == [(lost.tag, "unknown")]
+
+
+def test_two_sendings_of_one_file_are_never_taken_for_one(lost, images, standin, kbench):
+    """Trial submit-twice-at-once: the first sending turns up after the second; both are in the ledger."""
+    kbench("submit", "first", "--resend", "--no-wait")
+    described = {"ref": 4711, "date": "2026-01-02T03:04:05Z", "description": f"baseline [{lost.tag}]"}
+    standin.submissions.append({"publicScore": "0.6", "privateScore": "", "status": "COMPLETE", **described})
+    done = kbench("leaderboard", "--json")
+    assert "'first' was received twice: as 4711, too" in done.err
+    assert done.json()["rows"][0]["ref"] == "4000"
+    assert (ledger(images)["first"].status, ledger(images)["first"].earlier[0]["ref"]) == ("sent", "4711")
+    assert "received twice" not in kbench("leaderboard").err
+
+
+def test_a_list_that_cannot_be_read_does_not_keep_what_is_asked_for_again(lost, images, standin, kbench):
+    """Trial submit-limits-500: without the list nothing is sent twice unasked, and what is asked is done."""
+    standin.plan("ListSubmissions", *[Fault(400, {"code": 400, "message": "oops"}) for _ in range(2)])
+    done = kbench("submit", code=3)
+    assert "the service's list cannot be read now" in done.err
+    done = kbench("submit", "first", "--resend", "--no-wait")
+    assert "the service's list cannot be read now" in done.err
+    assert len(standin.submissions) == 1
+
+
+@pytest.mark.parametrize("route", ["GetSubmissionLimits", "GetCompetition"])
+def test_limits_nobody_knows_are_a_warning_and_the_submission_is_sent(route, entry, images, standin, kbench):
+    """Trial submit-limits-500."""
+    standin.plan(route, *[Fault(500, {"code": 500, "message": "oops"}) for _ in range(99)])
+    done = kbench("submit", "--no-wait")
+    assert "warning: " in done.err
+    assert "a problem of its own (500" in done.err
+    assert (len(standin.submissions), ledger(images)["first"].status) == (1, "sent")
+
+
+@pytest.mark.parametrize("status", [401, 404, 500])
+def test_a_score_nobody_can_be_asked_for_is_a_warning(status, entry, images, standin, kbench):
+    """Trial submit-limits-500: it was sent, and that is what counts."""
+    fault = Fault(status, {"code": status, "message": "no"})
+    standin.plan("GetSubmission", *[fault for _ in range(99)])
+    done = kbench("submit", "--wait-seconds", "0")
+    assert "`kbench leaderboard` asks again" in done.err
+    assert ledger(images)["first"].ref == "4000"
 
 
 def test_sending_again_looks_first(lost, images, standin, kbench):
@@ -261,8 +197,9 @@ def test_a_file_the_service_cannot_score_says_why_and_may_be_sent_again_under_a_
     kbench("submit", "first", "--no-wait")
     again = ledger(images)["first"]
     assert again.status == "sent"
-    assert again.tag != entry.tag
     assert again.tag in standin.submissions[1]["description"]
+    assert again.tag not in standin.submissions[0]["description"]
+    assert [(one["status"], one["ref"]) for one in again.earlier] == [("error", "4000")]
 
 
 def test_one_that_was_sent_waits_for_its_score_and_is_not_sent_twice(entry, images, standin, kbench):
@@ -270,7 +207,7 @@ def test_one_that_was_sent_waits_for_its_score_and_is_not_sent_twice(entry, imag
     standin.scores.append({"status": "COMPLETE", "publicScore": "0.55"})
     assert kbench("submit", "first", "--json").json()["public"] == 0.55
     assert len(standin.calls("CreateSubmission")) == 1
-    assert "cannot become 'sending'" in kbench("submit", "first", code=1).err
+    assert "'first' is sent and scored: 0.55" in kbench("submit", "first", code=1).err
 
 
 # leaderboard -----------------------------------------------------------------------------------------------------
@@ -402,60 +339,6 @@ def test_chosen_files_alone_are_fetched(workspace, offered, kbench):
 
 
 # doctor ----------------------------------------------------------------------------------------------------------
-
-
-class Machine:
-    """A workspace and the processes that run in it, as a user's shell would."""
-
-    def __init__(self, root: Path, home: Path, url: str) -> None:
-        self.root, self.home = root, home
-        (root / "competitions").mkdir(parents=True)
-        home.mkdir()
-        (home / "watch").mkdir()
-        (home / "watch" / "sitecustomize.py").write_text(WATCH)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("KBENCH_", "KAGGLE_"))}
-        self.variables = kept | environment(home) | {
-            "KBENCH_KAGGLE_URL": url, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(home / "watch"),
-            "CONNECTIONS": str(home / "connections"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "XDG_CACHE_HOME": str(home), "MPLCONFIGDIR": str(home),
-        }  # fmt: skip
-        del self.variables["KAGGLE_CONFIG_DIR"]
-
-    def run(self, line: str, code: int = 0, **more: str) -> Done:
-        """Run a line of the shell."""
-        return self._ended(
-            line, code, subprocess.run(
-                ["sh", "-ec", line], cwd=self.root, env=self.variables | more, capture_output=True, text=True,
-                check=False,
-            ),
-        )  # fmt: skip
-
-    def kbench(self, line: str) -> Done:
-        """Run the words of a command in a process that starts at once; connections are not recorded."""
-        return self._ended(line, 0, processes.kbench(*shlex.split(line), cwd=self.root, env=self.variables))
-
-    def _ended(self, line: str, code: int, ended: subprocess.CompletedProcess[str]) -> Done:
-        done = Done(ended.returncode, ended.stdout, ended.stderr)
-        assert done.code == code, f"{line} -> {done.code}\n{done.out}\n{done.err}"
-        assert "Traceback" not in done.err
-        for secret in SECRETS:
-            assert secret not in done.out + done.err
-        return done
-
-    def hosts(self) -> set[str]:
-        """Return the hosts its processes connected to."""
-        log = self.home / "connections"
-        return set(log.read_text().split()) if log.exists() else set()
-
-    def leaks(self) -> list[str]:
-        """Return the files of the workspace that hold a credential."""
-        files = [path for path in self.root.rglob("*") if path.is_file()]
-        return [str(path) for path in files if any(secret.encode() in path.read_bytes() for secret in SECRETS[:4])]
-
-
-@pytest.fixture
-def machine_of_mine(tmp_path: Path, standin: StandIn) -> Machine:
-    return Machine(tmp_path / "mine", tmp_path / "home", standin.url)
 
 
 def test_the_doctor_finds_a_rejected_token_that_hides_a_good_key_and_shows_no_secret(machine_of_mine):

@@ -10,7 +10,9 @@ from standin import Fault
 from kbench.errors import ConfigError, DataError, KbenchError, ServiceError, SourceError
 from kbench.sources import Fetched
 from kbench.sources.kaggle.client import kaggle
+from kbench.sources.service.fetch import _checked_names
 from kbench.sources.service.manifest import Manifest
+from kbench.sources.service.protocol import DataFile
 
 
 def zipped(**members: bytes) -> bytes:
@@ -194,9 +196,23 @@ def test_a_name_that_leads_outside_is_refused(name, standin, fetch, tmp_path):
 
 
 def test_two_names_that_are_one_file_to_a_file_system_are_refused(standin, fetch):
-    standin.files = {"A.csv": b"x", "a.csv": b"y", "large.bin": bytes(9_000_000)}
-    with pytest.raises(ServiceError, match=r"'A\.csv' and 'a\.csv'"):
+    standin.files = {"\u00e9.csv": b"x", "e\u0301.csv": b"y", "large.bin": bytes(9_000_000)}
+    with pytest.raises(ServiceError, match="would be one file here"):
         fetch("*.csv")
+
+
+def test_names_that_differ_by_case_are_two_files_where_the_disk_says_so(standin, fetch, tmp_path):
+    standin.files = {"A.csv": b"x", "a.csv": b"y", "B/c.csv": b"z", "large.bin": bytes(9_000_000)}
+    (tmp_path / "probe").touch()
+    if (tmp_path / "PROBE").exists():
+        with pytest.raises(ServiceError, match=r"'A\.csv' and 'a\.csv'"):
+            fetch("*.csv")
+    else:
+        assert fetch("*.csv").files == 3
+        assert (tmp_path / "data/A.csv").read_bytes() == b"x"
+        assert (tmp_path / "data/a.csv").read_bytes() == b"y"
+    with pytest.raises(ServiceError, match=r"'A\.csv' and 'a\.csv'"):
+        _checked_names([DataFile(name, 1) for name in standin.files], one_case=True)
 
 
 def test_a_damaged_bundle_nobody_vouched_for_is_fetched_anew(standin, fetch):

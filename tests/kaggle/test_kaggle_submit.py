@@ -22,7 +22,8 @@ def submission(tmp_path):
 
 @pytest.fixture
 def send(source, submission):
-    return lambda: source.send(submission, message="baseline", tag=TAG, progress=lambda *_: None)
+    """Upload and submit, as `kbench submit` does."""
+    return lambda: source.send(source.upload(submission, lambda *_: None), message="baseline", tag=TAG)
 
 
 def test_a_file_is_uploaded_and_created_once(standin, send, submission):
@@ -35,13 +36,13 @@ def test_a_file_is_uploaded_and_created_once(standin, send, submission):
 
 def test_progress_tells_the_bytes_sent(source, submission):
     told = []
-    source.send(submission, message="", tag=TAG, progress=lambda *row: told.append(row))
+    source.upload(submission, lambda *row: told.append(row))
     size = submission.stat().st_size
     assert told[-1] == ("upload submission.csv", size, size)
 
 
 def test_the_tag_survives_a_long_message(source, standin, submission):
-    source.send(submission, message="long\n" * 400, tag=TAG, progress=lambda *_: None)
+    source.send(source.upload(submission, lambda *_: None), message="long\n" * 400, tag=TAG)
     described = standin.calls("CreateSubmission")[0].json()["submissionDescription"]
     assert described.endswith(f"[{TAG}]")
     assert len(described) < 450
@@ -116,7 +117,7 @@ def test_an_answer_that_never_comes_is_an_unknown_outcome_too(standin, source, s
     hasty = replace(source, client=replace(source.client, timeouts=(5.0, 0.2)))
     standin.plan("CreateSubmission", Fault(stall=0))
     with pytest.raises(UnknownOutcome):
-        hasty.send(submission, message="", tag=TAG, progress=lambda *_: None)
+        hasty.send(hasty.upload(submission, lambda *_: None), message="", tag=TAG)
     assert len(standin.calls("CreateSubmission")) == 1
 
 
@@ -189,6 +190,46 @@ def test_limits_at_zero_refuse_before_anything_is_sent(limits, when, standin, so
 def test_a_service_that_does_not_tell_its_limits_does_not_stop_a_submission(standin, source):
     standin.plan("GetSubmissionLimits", Fault(404, {"code": 404, "message": "no limits"}))
     assert source.check_open() is None
+
+
+# what a call that only informs is answered -> what the warning says; submit-limits-500
+SILENT = {
+    "500": (Fault(500, {"code": 500, "message": "oops"}), "a problem of its own (500"),
+    "page": (Fault(503, b"<html>busy</html>"), "a problem of its own (503"),
+    "400": (Fault(400, {"code": 400, "message": "no"}), "rejected the request"),
+    "rate": (Fault(429, {"code": 429}, {"Retry-After": "600"}), "asks to wait 600 s"),
+    "reset": (Fault(reset=True), "the connection failed"),
+    "nonsense": (Fault(200, b"null", {"Content-Type": "application/json"}), "was not understood"),
+}
+
+
+@pytest.mark.parametrize("route", ["GetSubmissionLimits", "GetCompetition"])
+@pytest.mark.parametrize("row", SILENT.values(), ids=SILENT)
+def test_what_only_informs_warns_and_stops_nothing(row, route, standin, source, clock, capsys):
+    """Trial submit-limits-500: the service fails on a call, every time; nobody is kept waiting for it."""
+    fault, words = row
+    standin.plan(route, *[fault for _ in range(9)])
+    assert source.check_open() == (None if route == "GetSubmissionLimits" else 5)
+    said = capsys.readouterr().err
+    assert "warning: " in said
+    assert words in said
+    assert sum(clock.slept) <= 10
+
+
+@pytest.mark.parametrize("route", ["GetSubmissionLimits", "GetCompetition"])
+@pytest.mark.parametrize(("status", "kind"), [(401, "auth"), (403, "forbidden")])
+def test_a_clear_no_to_the_question_stops_the_submission(route, status, kind, standin, source):
+    """Trial submit-limits-500: what the account may not ask, it may not do."""
+    standin.plan(route, Fault(status, {"code": status, "message": "no"}))
+    with pytest.raises(ServiceError) as caught:
+        source.check_open()
+    assert caught.value.kind == kind
+
+
+def test_a_competition_that_does_not_exist_takes_no_submission(standin, source):
+    standin.plan("GetCompetition", Fault(404, {"code": 404, "message": "no such competition"}))
+    with pytest.raises(ServiceError, match="knows nothing of this name"):
+        source.check_open()
 
 
 def test_a_code_competition_is_told_apart(standin, source):

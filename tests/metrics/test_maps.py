@@ -14,7 +14,7 @@ from sklearn import metrics as reference
 from kbench.data.table.table import Table
 from kbench.ensemble.bootstrap import interval, paired
 from kbench.errors import ConfigError, DataError
-from kbench.metrics.maps import batch_counts, image_confusion, image_counts
+from kbench.metrics.maps import batch_counts, image_confusion, image_counts, image_errors, measured, truth_of
 from kbench.metrics.metric import make_metric
 from kbench.tasks import IGNORED
 
@@ -193,6 +193,14 @@ def test_a_class_nobody_knows_is_refused() -> None:
 # -- intervals --------------------------------------------------------------------------------------------------
 
 
+def test_the_dice_of_an_image_is_1_where_there_is_nothing_and_nothing_is_predicted() -> None:
+    counts = np.array([[[0, 0, 0]], [[0, 5, 0]], [[0, 0, 5]], [[3, 1, 1]]])
+    assert score("dice_per_image", counts, ("salt",)) == pytest.approx((1 + 0 + 0 + 6 / 8) / 4)
+    two = np.array([[[0, 0, 0], [3, 1, 1]]])
+    assert score("dice_per_image", two, ("a", "b")) == pytest.approx((1 + 6 / 8) / 2)
+    assert score("dice_per_image", two, ("a", "b"), classes=["b"]) == pytest.approx(6 / 8)
+
+
 @pytest.mark.parametrize("name", ["mean_iou", "iou_per_image", "tgs_iou"])
 def test_intervals_are_made_of_counts_as_of_any_predictions(name: str) -> None:
     pairs = [index_pair(seed) for seed in range(40)]
@@ -208,3 +216,47 @@ def test_intervals_are_made_of_counts_as_of_any_predictions(name: str) -> None:
     assert gain.value == pytest.approx(1 - found.value)
     groups = np.array([f"drive{row // 8}" for row in range(40)])
     assert interval(metric, truth, counts, table, groups=groups, draws=200).value == found.value
+
+
+# -- numbers per pixel ------------------------------------------------------------------------------------------
+
+
+def number_pair(seed: int, k: int = 2, size: tuple[int, int] = (7, 11)) -> tuple[np.ndarray, np.ndarray]:
+    """Return predicted and true [K, H, W] numbers, some of the truth unknown."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(20, 9, (k, *size)).astype(np.float32)
+    numbers = (truth + rng.normal(size=truth.shape)).astype(np.float32)
+    truth[rng.random(truth.shape) < 0.3] = np.nan
+    return numbers, truth
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_sums_of_errors_are_those_of_a_batch_and_of_scikit_learn(seed: int) -> None:
+    pairs = [number_pair(seed + image) for image in range(3)]
+    sums = np.stack([image_errors(numbers, truth.transpose(1, 2, 0)) for numbers, truth in pairs])
+    maps, target = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*pairs, strict=True))
+    np.testing.assert_allclose(measured(maps, target, "dense_regression").numpy(), sums, rtol=1e-12)
+    for (numbers, truth), image in zip(pairs, sums, strict=True):
+        for k in range(2):
+            known = ~np.isnan(truth[k])
+            said = (truth[k][known].astype(np.float64), numbers[k][known].astype(np.float64))
+            expected = [known.sum(), known.sum() * reference.mean_squared_error(*said),
+                        known.sum() * reference.mean_absolute_error(*said)]  # fmt: skip
+            np.testing.assert_allclose(image[k], expected)
+    np.testing.assert_array_equal(truth_of(sums, "dense_regression"), sums[..., 0])
+
+
+def test_an_unknown_image_does_not_count_and_pixels_of_all_images_are_pooled() -> None:
+    # two targets of three images: known pixels, sums of squared and of absolute errors
+    sums = np.array([[[4, 16, 8], [1, 9, 3]], [[0, 0, 0], [0, 0, 0]], [[12, 0, 0], [0, 0, 0]]], dtype=float)
+    names, task = ("height", "mass"), "dense_regression"
+    assert regression("rmse_per_image", sums, names, task) == pytest.approx(((2 + 3) / 2 + 0) / 2)
+    assert regression("mae_per_image", sums, names, task) == pytest.approx(((2 + 3) / 2 + 0) / 2)
+    assert regression("rmse_pixels", sums, names, task) == pytest.approx((np.sqrt(16 / 16) + 3) / 2)
+    assert make_metric("rmse_pixels").per_row is None
+    with pytest.raises(DataError, match="no known pixel of 'mass'"):
+        regression("rmse_pixels", sums[1:], names, task)
+
+
+def regression(name: str, sums: np.ndarray, names: tuple[str, ...], task: str) -> float:
+    return make_metric(name)(truth_of(sums, task), sums, rows(len(sums), names, task))

@@ -167,7 +167,7 @@ def test_an_unknown_data_set_gets_the_nearest_name() -> None:
 
 def test_it_has_no_service(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="has no service"):
-        embedded().send(tmp_path / "a.csv", message="", tag="", progress=quiet)
+        embedded().upload(tmp_path / "a.csv", quiet)
     with pytest.raises(SourceError, match="has no service"):
         embedded().status("1")
     with pytest.raises(SourceError, match="written whole"):

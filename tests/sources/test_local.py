@@ -173,7 +173,7 @@ def test_a_solution_that_does_not_exist_is_an_error(mine: Path, tmp_path: Path) 
 def test_sending_says_how_to_grade_instead(mine: Path, tmp_path: Path) -> None:
     source = local(path="mine", _root=tmp_path)
     with pytest.raises(SourceError, match=r"solution: FILE\.csv"):
-        source.send(tmp_path / "mine.csv", message="", tag="", progress=quiet)
+        source.upload(tmp_path / "mine.csv", quiet)
     with pytest.raises(SourceError):
         source.status("1")
 

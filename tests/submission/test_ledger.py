@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from kbench import files
-from kbench.errors import DataError, SubmissionError
+from kbench.errors import ConfigError, DataError, SubmissionError
 from kbench.submission import ledger
 from kbench.submission.ledger import (
     Entry,
     Lineage,
     free_name,
+    hold,
     leaderboard_rows,
     lineage_path,
     new_entry,
@@ -20,6 +25,7 @@ from kbench.submission.ledger import (
     rank_correlation,
     read_entry,
     read_ledger,
+    reserve,
     update_entry,
 )
 
@@ -74,9 +80,12 @@ def test_the_record_is_plain_json_without_paths_of_this_machine(tmp_path: Path) 
 
 def test_a_submission_goes_from_written_to_complete(tmp_path: Path) -> None:
     file = submission(tmp_path)
-    tag = new_entry(file, LINEAGE).tag
+    assert new_entry(file, LINEAGE).tag == ""
+    assert update_entry(file, "uploading").unsent
     sending = update_entry(file, "sending")
     assert sending.sent is not None
+    assert not sending.unsent
+    tag = sending.tag
     update_entry(file, "sent", ref="4711")
     update_entry(file, "complete", public=0.051)
     done = update_entry(file, "complete", private=0.049, message="ok")
@@ -188,6 +197,31 @@ def test_the_newest_unsent_submission_is_found(tmp_path: Path) -> None:
     assert found.name == "a"
 
 
+def test_a_clock_that_jumped_does_not_choose_an_older_submission(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        new_entry(submission(tmp_path, name), LINEAGE)
+    record = lineage_path(tmp_path / "a.csv")
+    record.write_text(record.read_text().replace('"created": "20', '"created": "21'))  # written in the year 21xx
+    newest = new_entry(submission(tmp_path, "c.csv"), LINEAGE)
+    assert [entry.name for entry in read_ledger(tmp_path)] == ["a", "b", "c"]
+    assert newest_unsent(tmp_path) == newest
+    again = new_entry(submission(tmp_path, "a.csv", "id,p\n1,0.7\n"), LINEAGE)
+    assert newest_unsent(tmp_path) == again
+    assert [row["name"] for row in leaderboard_rows(read_ledger(tmp_path))] == ["a", "c", "b"]
+
+
+def test_records_without_a_number_come_first_in_their_own_order(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", "c.csv"):
+        new_entry(submission(tmp_path, name), LINEAGE)
+        record = lineage_path(tmp_path / name)
+        content = json.loads(record.read_text())
+        del content["number"], content["earlier"]
+        record.write_text(json.dumps(content))
+    assert [entry.name for entry in read_ledger(tmp_path)] == ["b", "a", "c"]
+    assert new_entry(submission(tmp_path, "d.csv"), LINEAGE).number == 1
+    assert [entry.name for entry in read_ledger(tmp_path)] == ["b", "a", "c", "d"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"lineage": {}}', "null"])
 def test_a_damaged_record_is_named_and_not_skipped(tmp_path: Path, text: str) -> None:
     new_entry(submission(tmp_path), LINEAGE)
@@ -202,6 +236,109 @@ def test_a_record_of_an_unknown_status_is_damaged(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"written"', '"lost"'))
     with pytest.raises(DataError, match="status 'lost'"):
         read_ledger(tmp_path)
+
+
+# Names ---------------------------------------------------------------------------------------------------------
+
+WRITE = """
+import sys
+from pathlib import Path
+from kbench import files
+from kbench.submission.ledger import Lineage, reserve
+with reserve(Path(sys.argv[1]), "a") as place:
+    print(place.name, flush=True)
+    sys.stdin.readline()
+    file = files.write_text(place.file(".csv"), place.name)
+    place.record(file, Lineage("dogs"))
+"""
+
+
+def write(folder: Path) -> subprocess.Popen[str]:
+    """Start a process that takes the name `a`, says which it got, and writes when it is told to."""
+    words = [sys.executable, "-c", WRITE, str(folder)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_two_processes_at_once_write_two_files(tmp_path: Path) -> None:
+    both = [write(tmp_path), write(tmp_path)]
+    names = [process.stdout.readline().strip() for process in both if process.stdout]
+    assert sorted(names) == ["a", "a-2"]
+    for process in both:
+        process.communicate("\n")
+    assert [
+        (entry.name, entry.file.read_text()) for entry in sorted(read_ledger(tmp_path), key=lambda one: one.name)
+    ] == [
+        ("a", "a"),
+        ("a-2", "a-2"),
+    ]
+    assert sorted(entry.number for entry in read_ledger(tmp_path)) == [1, 2]
+
+
+def test_a_killed_writer_leaves_its_name_free(tmp_path: Path) -> None:
+    process = write(tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "a\n"
+    process.kill()
+    process.communicate()
+    with reserve(tmp_path, "a") as place:
+        assert place.name == "a"
+
+
+@pytest.mark.parametrize("status", ["sending", "sent", "unknown", "error", "complete", "resent"])
+def test_a_file_that_was_sent_is_never_written_over(tmp_path: Path, status: str) -> None:
+    file = submission(tmp_path)
+    new_entry(file, LINEAGE)
+    moves = {"sending": [], "resent": ["error", "uploading", "sending", "written"]}.get(status, [status])
+    for move in ["sending", *moves]:
+        update_entry(file, move)  # type: ignore[arg-type]
+    with reserve(tmp_path, "a") as place:
+        assert place.name == "a-2"
+    with pytest.raises(SubmissionError, match="'a' is the name of a submission"):
+        new_entry(file, LINEAGE)
+
+
+def test_a_file_without_a_record_is_somebodys_own(tmp_path: Path) -> None:
+    submission(tmp_path, "a.csv.gz")
+    submission(tmp_path, "a.b.csv")
+    with reserve(tmp_path, "a") as place:
+        assert place.name == "a-2"
+    assert free_name(tmp_path, "a") == "a-2"
+
+
+def test_an_unsent_one_gives_its_name(tmp_path: Path) -> None:
+    file = submission(tmp_path)
+    new_entry(file, LINEAGE)
+    update_entry(file, "uploading")
+    with reserve(tmp_path, "a") as place:
+        assert place.file(".csv") == file
+        entry = place.record(submission(tmp_path, content="id,p\n1,0.7\n"), LINEAGE)
+    assert (entry.status, entry.number) == ("written", 2)
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a b", ".a"])
+def test_a_name_that_is_no_files_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be the name of a submission"), reserve(tmp_path, name):
+        pass
+
+
+def test_a_damaged_ledger_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "b.lineage.json").write_text("{")
+    with pytest.raises(DataError, match=r"b\.lineage\.json"), reserve(tmp_path, "a"):
+        pass
+
+
+def test_a_living_sender_is_named_and_another_waits_where_it_may(tmp_path: Path) -> None:
+    file = submission(tmp_path)
+    entry = new_entry(file, LINEAGE)
+    with hold(file) as held:
+        assert held == entry
+        for refused in (lambda: hold(file).__enter__(), lambda: new_entry(file, LINEAGE)):
+            with pytest.raises(SubmissionError, match=f"now by process {os.getpid()}"):
+                refused()
+        with reserve(tmp_path, "a") as place:
+            assert place.name == "a-2"
+    with hold(file, wait=True) as held:
+        assert held == entry
 
 
 # Leaderboard -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import toy
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from kbench.config.stage import Average
 from kbench.models.checkpoint import read_checkpoint, snapshot_tensors
 from kbench.training.fold import begin, train_fold
 from kbench.training.optimizers import apply_schedule, normalised, sgd
@@ -92,7 +93,7 @@ CYCLES = {"schedule": ("sgdr", {"cycles": 3, "cycle_len": 1}), "keep": frozenset
 
 
 def test_a_stage_keeps_the_mean_of_its_cycles_with_statistics_of_its_own(tmp_path: Path) -> None:
-    trained(tmp_path / "fold-0", toy.stage(average_from=2, **CYCLES))
+    trained(tmp_path / "fold-0", toy.stage(average=Average(start=2), **CYCLES))
     mean = weights(tmp_path / "fold-0", "average")
     parts = [weights(tmp_path / "fold-0", tag) for tag in "12"]
     for name in ("conv.weight", "norm.weight", "fc.bias"):
@@ -103,7 +104,7 @@ def test_a_stage_keeps_the_mean_of_its_cycles_with_statistics_of_its_own(tmp_pat
 
 @pytest.mark.parametrize("of", ["epochs", "cycles"])
 def test_a_mean_stopped_again_and_again_is_the_same_to_the_bit(tmp_path: Path, of: Any) -> None:
-    stage = toy.stage(average_of=of, **CYCLES)
+    stage = toy.stage(average=Average(of=of), **CYCLES)
     trained(tmp_path / "whole", stage)
     while trained(tmp_path / "stopped", stage, events=5) == 5:
         pass

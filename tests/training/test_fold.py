@@ -25,7 +25,7 @@ from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold import begin, clear, mark, state_of, train_fold
 from kbench.training.fold_context import FoldContext, Plan
 from kbench.training.loop import Update
-from kbench.training.stage_plan import StagePlan, for_full, kept_without_scores, with_limit
+from kbench.training.stage_plan import StagePlan, for_full, with_limit
 from kbench.workspace import FoldPaths, RunPaths
 
 TRAINING = toy.IDENTITY["training"]
@@ -151,7 +151,7 @@ def test_a_snapshot_says_what_it_is(tmp_path: Path) -> None:
         "precision": "fp32",
     }  # fmt: skip
     assert {key: info[key] for key in toy.IDENTITY} == toy.IDENTITY
-    assert info["scale"] == {"scale": 1 / 255, "mean": [0.5] * 3, "std": [0.25] * 3}
+    assert info["scale"] == {"scale": 1 / 255, "mean": [0.5] * 3, "std": [0.25] * 3, "dtype": ""}
     assert info["names"] == ["left", "right"]
 
 
@@ -176,7 +176,7 @@ def test_a_stage_that_stops_early_hands_over_its_best_weights(tmp_path: Path, em
 
 
 def test_a_stage_may_run_to_its_end_and_still_hands_over_its_best_weights(tmp_path: Path) -> None:
-    fold = Trained(tmp_path, [replace(stopping(), early_stop=100), still("second", 1)])
+    fold = Trained(tmp_path, [stopping().with_settings(early_stop=100), still("second", 1)])
     assert len([epoch for epoch in fold.epochs if epoch.stage == "first"]) == 40
     assert_equal(fold.weights("second", "last"), fold.weights("first", "best"))
 
@@ -292,7 +292,9 @@ def test_a_run_of_all_rows_never_judges_either(tmp_path: Path) -> None:
 
 
 def test_without_scores_the_end_is_kept_in_place_of_the_best() -> None:
-    assert kept_without_scores(frozenset({"best", "cycles"})) == {"last", "cycles"}
+    kept = toy.stage(keep={"best", "cycles"})
+    assert kept.keep == {"best", "cycles"}
+    assert kept.with_settings(subset="full").keep == for_full(kept, {"lr": 0.1}).keep == {"last", "cycles"}
 
 
 def folds_found(root: Path, values: list[dict[str, Any]]) -> RunPaths:
@@ -306,8 +308,12 @@ def folds_found(root: Path, values: list[dict[str, Any]]) -> RunPaths:
 
 
 def full(run: RunPaths, stage: StagePlan, folds: int = 3) -> StagePlan:
-    setup: Any = SimpleNamespace(folds=SimpleNamespace(n=folds))
-    (made,) = full_stages(setup, run, Plan(run.fold("full"), training=TRAINING), [stage])
+    trained: Any = SimpleNamespace(
+        name="toy", experiment=SimpleNamespace(folds=SimpleNamespace(n=folds)),
+        state=lambda fold: state_of(run.fold(fold), training=TRAINING),
+        plan=lambda fold: Plan(run.fold(fold), training=TRAINING),
+    )  # fmt: skip
+    (made,) = full_stages(trained, Plan(run.fold("full"), training=TRAINING), [stage])
     return made
 
 
@@ -318,9 +324,9 @@ def end(best: int, history: list[float]) -> dict[str, Any]:
 def test_all_rows_take_the_geometric_mean_of_the_folds_rates(tmp_path: Path) -> None:
     run = folds_found(tmp_path, [{"lr/only": rate, "end/only": end(0, [1.0])} for rate in (0.01, 0.1, 1.0)])
     made = full(run, toy.stage(lr="find", lr_decay=3.0))
-    assert made.lr == pytest.approx(0.1)
-    assert made.lr_decay == 3.0
-    assert made.subset == "full"
+    assert made.stage.lr == pytest.approx(0.1)
+    assert made.stage.lr_decay == 3.0
+    assert made.stage.subset == "full"
 
 
 def test_differential_rates_are_those_of_the_folds(tmp_path: Path) -> None:
@@ -334,7 +340,7 @@ def test_all_rows_train_for_the_mean_best_epoch_of_folds_that_stopped_early(tmp_
     run = folds_found(tmp_path, [{"end/only": end(best, [0.0] * (best + 3))} for best in (3, 4, 6)])
     stage = full(run, toy.stage(schedule=("constant", {"epochs": 50}), early_stop=2))
     assert stage.stop_after == round((4 + 5 + 7) / 3)
-    assert stage.early_stop is None
+    assert stage.stage.early_stop is None
     fold = Trained(tmp_path / "full", [stage], fold="full", train_rows=np.arange(36), valid_rows=np.arange(0))
     assert len(fold.epochs) == 5
 
@@ -343,7 +349,7 @@ def test_a_plateaus_rate_follows_the_geometric_mean_of_the_folds(tmp_path: Path)
     histories = [[1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 3.0]]  # the first is lowered after each epoch but one
     run = folds_found(tmp_path, [{"end/only": end(0, history)} for history in histories])
     params = {"epochs": 4, "patience": 0, "factor": 0.25}
-    stage = full(run, toy.stage(schedule=("plateau", params), adaptive=True, lr=0.5), folds=2)
+    stage = full(run, toy.stage(schedule=("plateau", params), lr=0.5), folds=2)
     assert stage.rates == pytest.approx((1.0, 1.0, 0.5, 0.25), rel=1e-6)
     fold = Trained(tmp_path / "full", [stage], fold="full", train_rows=np.arange(36), valid_rows=np.arange(0))
     assert [epoch.lr for epoch in fold.epochs] == pytest.approx([0.5 * factor for factor in stage.rates])
@@ -352,22 +358,22 @@ def test_a_plateaus_rate_follows_the_geometric_mean_of_the_folds(tmp_path: Path)
 def test_only_folds_that_are_trained_count(tmp_path: Path) -> None:
     run = folds_found(tmp_path, [{"lr/only": rate, "end/only": end(0, [1.0])} for rate in (0.01, 0.04)])
     mark(run.fold(1), "failed", toy.IDENTITY, error="x")
-    assert full(run, toy.stage(lr="find")).lr == pytest.approx(0.01)
+    assert full(run, toy.stage(lr="find")).stage.lr == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("changes", [{"lr": "find"}, {"early_stop": 3}, {"adaptive": True}])
+@pytest.mark.parametrize("changes", [{"lr": "find"}, {"early_stop": 3}, {"schedule": ("plateau", {"epochs": 5})}])
 def test_without_a_trained_fold_there_is_no_plan_to_follow(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="no fold of"):
         full(RunPaths(tmp_path), toy.stage(**changes))
 
 
 def test_without_anything_to_find_no_fold_is_needed(tmp_path: Path) -> None:
-    assert full(RunPaths(tmp_path), toy.stage(lr=0.3)).lr == 0.3
+    assert full(RunPaths(tmp_path), toy.stage(lr=0.3)).stage.lr == 0.3
 
 
 def test_a_stage_that_was_of_all_rows_in_the_folds_has_no_best_epoch_to_follow(tmp_path: Path) -> None:
     run = folds_found(tmp_path, [{"end/only": {"epochs": 5, "best_epoch": None, "history": []}}] * 2)
-    searching = toy.stage(subset="full", early_stop=2, adaptive=True, schedule=("plateau", {"epochs": 5}))
+    searching = toy.stage(subset="full", early_stop=2, schedule=("plateau", {"epochs": 5}))
     stage = full(run, searching, folds=2)
     assert (stage.stop_after, stage.rates) == (None, None)
 
@@ -421,7 +427,7 @@ def test_an_error_that_may_pass_marks_nothing_and_the_same_command_goes_on(tmp_p
     stage = toy.stage(step=crowded, batch_size=9, keep=frozenset({"last"}))
     context = toy.context(tmp_path / "one")
     with pytest.raises(TrainingError, match="single image") as caught:
-        list(train_fold(context, [replace(stage, batch_size=1)], toy.build, resumed=None))
+        list(train_fold(context, [stage.with_settings(batch_size=1)], toy.build, resumed=None))
     assert not isinstance(caught.value, Diverged)
     assert state_of(context.paths, training=TRAINING)["state"] == "none"
     assert "run the same command again" in caught.value.todo
@@ -429,12 +435,12 @@ def test_an_error_that_may_pass_marks_nothing_and_the_same_command_goes_on(tmp_p
     tight = toy.context(tmp_path / "two", checkpoint_s=0.0)
     calls = iter(range(100))
     with pytest.raises(TrainingError):
-        list(train_fold(tight, [replace(stage, batch_size=2)], toy.build, resumed=None))
+        list(train_fold(tight, [stage.with_settings(batch_size=2)], toy.build, resumed=None))
     assert state_of(tight.paths, training=TRAINING)["state"] == "started"
     resumed = begin(tight.paths, training=TRAINING)
     assert resumed is not None
     tight = toy.context(tmp_path / "two", lines=resumed[0].log_lines)
-    list(train_fold(tight, [replace(stage, batch_size=2)], toy.build, resumed=resumed))
+    list(train_fold(tight, [stage.with_settings(batch_size=2)], toy.build, resumed=resumed))
     assert state_of(tight.paths, training=TRAINING)["state"] == "done"
 
 
@@ -552,7 +558,7 @@ def balance_seen(folder: Path, **changes: Any) -> tuple[FoldContext, list[tuple[
         seen.append((np.asarray(counts).tolist(), rows))
         return plain.loss(counts, rows)
 
-    fold = Trained(folder, [replace(plain, loss=loss, subset=subset)], **changes)
+    fold = Trained(folder, [replace(plain.with_settings(subset=subset), loss=loss)], **changes)
     return fold.context, seen
 
 

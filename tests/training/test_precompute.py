@@ -11,11 +11,13 @@ import pytest
 import torch
 import toy
 
+from kbench.config.section import Component
+from kbench.config.stage import RangeTest
 from kbench.models.checkpoint import read_checkpoint, read_tensors, snapshot_tensors
 from kbench.models.layer_groups import body_digest, body_state
 from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold import begin, train_fold
-from kbench.training.stage_plan import RangeTest, StagePlan
+from kbench.training.stage_plan import StagePlan
 from kbench.workspace import FoldPaths
 
 ROWS = 28
@@ -135,9 +137,9 @@ def test_after_a_stage_that_unfroze_the_body_its_activations_are_new(tmp_path: P
 
 
 RECIPES: dict[str, list[StagePlan]] = {
-    "head": [head(lr="find", range_test=RangeTest(40), ema=0.7)],
+    "head": [head(lr="find", range_test=RangeTest(steps=40), ema=0.7)],
     "early": [head(early_stop=1, keep=frozenset({"best", "last"}), accumulate=2, weight_decay=[0.0, 0.1])],
-    "drawn": [head(draws=3, augment=("side_on", {}), shown_how="side_on", lr="find", range_test=RangeTest(20))],
+    "drawn": [head(draws=3, augment=("side_on", {}), lr="find", range_test=RangeTest(steps=20))],
     "between": [body_learns(), head("second", start="all"), body_learns("third", lr_decay=3.0)],
 }
 
@@ -157,7 +159,7 @@ def test_a_fold_stopped_again_and_again_ends_as_if_it_had_not_been(tmp_path: Pat
 
 def test_a_head_learns_from_augmented_draws_and_is_judged_by_plain_looks(tmp_path: Path) -> None:
     seen: list[Any] = []
-    events = trained(tmp_path / "fold-0", [head(draws=3, augment=("side_on", {}), shown_how="side_on")], seen=seen)
+    events = trained(tmp_path / "fold-0", [head(draws=3, augment=("side_on", {}))], seen=seen)
     assert [len(one.values) for one in seen] == [ROWS, 3 * ROWS]
     once = trained(tmp_path / "fold-1", [head()])
     ours, theirs = ([event for event in one if isinstance(event, Epoch)] for one in (events, once))
@@ -216,8 +218,9 @@ def test_a_head_on_images_learns_what_it_learns_inside_the_model(tmp_path: Path)
 
     for number, whole in enumerate((False, True)):
         kinds.append(set())
-        stage = head(precompute=False, augment=("side_on", {}), ema=0.5)
-        trained(tmp_path / f"fold-{number}", [replace(stage, step=looking, whole_step=whole), body_learns()])
+        named = {} if not whole else {"step": Component(name="looking")}  # the registered one is given a head alone
+        stage = head(precompute=False, augment=("side_on", {}), ema=0.5).with_settings(**named)
+        trained(tmp_path / f"fold-{number}", [replace(stage, step=looking), body_learns()])
     assert kinds == [{"Sequential"}, {"SplitNet"}]
     ours, theirs = (
         snapshot_tensors(checkpoint)

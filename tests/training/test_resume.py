@@ -16,13 +16,14 @@ import torch
 import toy
 
 from kbench import files
+from kbench.config.stage import RangeTest
 from kbench.errors import KbenchError
 from kbench.models.checkpoint import read_checkpoint, read_tensors
 from kbench.training.events import Note
 from kbench.training.fold import begin, state_of, train_fold
 from kbench.training.fold_context import TIMES
 from kbench.training.resume import Progress, load_resume, save_resume
-from kbench.training.stage_plan import RangeTest, StagePlan
+from kbench.training.stage_plan import StagePlan
 from kbench.workspace import FoldPaths
 
 TRAINING = toy.IDENTITY["training"]
@@ -102,7 +103,7 @@ def everything(**changes: Any) -> list[StagePlan]:
 def adaptive() -> list[StagePlan]:
     """Stages whose course depends on scores: plateau, early stopping, a warm start by name, a fresh model."""
     first = toy.stage(
-        "first", schedule=("plateau", {"epochs": 6, "patience": 0, "factor": 0.5}), lr=0.3, adaptive=True, early_stop=2,
+        "first", schedule=("plateau", {"epochs": 6, "patience": 0, "factor": 0.5}), lr=0.3, early_stop=2,
         optimizer=("adamw", {}), batch_size=9, keep=frozenset({"best", "last"}),
     )  # fmt: skip
     second = toy.stage(
@@ -116,8 +117,8 @@ def adaptive() -> list[StagePlan]:
 def finding() -> list[StagePlan]:
     """A stage that finds its rate."""
     stage = toy.stage(
-        "found", lr="find", range_test=RangeTest(60), batch_size=8, augment=("basic", {}), keep=frozenset({"last"}),
-        schedule=("constant", {"epochs": 1}),
+        "found", lr="find", range_test=RangeTest(steps=60), batch_size=8, augment=("basic", {}),
+        keep=frozenset({"last"}), schedule=("constant", {"epochs": 1}),
     )  # fmt: skip
     return [stage]
 

@@ -14,6 +14,7 @@ from torch import nn
 from toy import CPU, TinyNet
 
 from kbench import registry
+from kbench.config.stage import Stage
 from kbench.errors import TrainingError
 from kbench.models.layer_groups import freeze_but, layer_groups, train_mode
 from kbench.training.update import Learner, Rules, average_of, update
@@ -42,7 +43,8 @@ def learner(model: nn.Module, *, name: str = "sgd", params: dict[str, Any] | Non
 
 def rules(loss: str = "cross_entropy", params: dict[str, Any] | None = None, *, step: Any = None, **more: Any) -> Rules:
     step = step or registry.build("step", "supervised", {})
-    return Rules(step=step, loss=registry.build("loss", loss, params or {}), device=CPU, precision="fp32", **more)
+    made = registry.build("loss", loss, params or {})
+    return Rules(step=step, loss=made, device=CPU, precision="fp32", stage=Stage(**more))
 
 
 def cut(pictures: torch.Tensor, target: torch.Tensor, sizes: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -351,7 +353,7 @@ def test_half_precision_trains_like_full_precision(precision) -> None:
     for name in ("fp32", precision):
         made = learner(net().to(device))
         made.scaler = torch.amp.GradScaler("cuda", enabled=name == "fp16")
-        how = Rules(step=rules().step, loss=rules().loss, device=device, precision=name, clip=1.0)
+        how = Rules(step=rules().step, loss=rules().loss, device=device, precision=name, stage=Stage(clip=1.0))
         for step in range(5):
             update(made, batches, rules=how, seed=step)
         found.append(weights(made.model))

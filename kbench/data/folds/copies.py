@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import cv2
 import numpy as np
 
-from kbench.data.images.readers import decode
+from kbench.data.images.decoding import decode
 from kbench.data.table.csv_files import UNKNOWN
 from kbench.data.table.table import Table
 from kbench.errors import DataError, counted, first_names

@@ -1,13 +1,9 @@
-"""Folds: which rows validate which model.
+"""Folds: which rows validate which model, and what must be true of them.
 
-`make_folds` cuts a table with a registered strategy (`fold_strategies.py`: to add one, write it there), and
-`fold_files.py` writes, reads and adopts fold files. Folds count from 0; -1 marks rows that every fold trains on
-and none validates, such as external or pseudo-labelled ones.
-
-What must be true of folds, and what is odd about them; on plain arrays.
-
-To add a check, write a function here and call it in `Folds` (errors) or `make_folds` (warnings, which end in the
-manifest).
+`make_folds` cuts a table with a registered strategy (to add one, see `strategies.py`); `files.py` writes, reads and
+adopts fold files. Folds count from 0; -1 marks rows that every fold trains on and none validates, such as external or
+pseudo-labelled ones. To add a check, write a function here and call it in `Folds` (errors) or `make_folds` (warnings,
+which end in the manifest).
 """
 
 from __future__ import annotations

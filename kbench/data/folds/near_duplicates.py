@@ -28,7 +28,7 @@ import numpy as np
 from kbench.data.folds.copies import equal_groups
 from kbench.data.folds.folds import Folds
 from kbench.data.images.cache import Progress, memoised
-from kbench.data.images.readers import decode
+from kbench.data.images.decoding import decode
 from kbench.data.table.table import Table
 from kbench.errors import DataError, first_names
 
@@ -292,18 +292,13 @@ def copies(table: Table, prints: Prints) -> list[list[int]]:
 
 def clusters(count: int, pairs: np.ndarray) -> np.ndarray:
     """Return [count] int64, the cluster of each row: the smallest row number among those linked to it."""
-    parent = list(range(count))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for one, other in pairs.tolist():
-        low, high = sorted((root(one), root(other)))
-        parent[high] = low
-    return np.array([root(row) for row in range(count)], dtype=np.int64)
+    linked = coo_array((np.ones(len(pairs), dtype=bool), pairs.T), shape=(count, count))
+    _, parts = connected_components(linked, directed=False)
+    _, first, part_of = np.unique(parts, return_index=True, return_inverse=True)
+    return np.asarray(first[part_of])
 
 
 def links(table: Table, prints: Prints) -> np.ndarray:

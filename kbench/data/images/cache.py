@@ -8,6 +8,7 @@ written last, so a half-built cache does not exist. `kbench cache` shows and cle
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +19,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from kbench import files
+from kbench import console, files
+from kbench.data.images.decoding import check_file, not_a_file, usable
+from kbench.data.images.quick import QuickReader
 from kbench.data.images.readers import Reader, resized
 from kbench.errors import DataError
 
-_VERSION = 1  # of the pixels a key stands for; raise it when resizing changes
+_VERSION = 2  # of the pixels a key stands for; raise it when resizing changes
 _SETTLED_NS = 2 * 10**9  # a file changed less than this ago may change again without a new time
-_DTYPES = ("uint8", "uint16", "int16", "float32", "float64")  # what OpenCV resizes and warps
 Rows = Sequence[tuple[Path, ...]]
 Progress = Callable[[int, int], None]
 
@@ -51,15 +53,24 @@ class Resize:
 
     def __call__(self, image: np.ndarray, *, nearest: bool = False) -> np.ndarray:
         """Resize [H, W, C]; area averaging downwards and bilinear upwards, or the nearest pixel (masks)."""
-        height, width = image.shape[:2]
         if self.how == "keep":
             return image
+        return resized(image, self.size(*image.shape[:2]), nearest=nearest)
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width an image of a size is brought to."""
+        if self.how == "keep":
+            return height, width
         if self.how == "exact":
-            new = (self.height, self.width)
-        else:
-            scale = max(self.height / height, self.width / width)
-            new = (max(self.height, round(height * scale)), max(self.width, round(width * scale)))
-        return resized(image, new, nearest=nearest)
+            return self.height, self.width
+        scale = max(self.height / height, self.width / width)
+        return max(self.height, round(height * scale)), max(self.width, round(width * scale))
+
+    def read(self, reader: Reader, paths: Sequence[Path]) -> np.ndarray:
+        """Return a row's image at the size, decoded whole only where the reader has no quicker way."""
+        if self.how != "keep" and isinstance(reader, QuickReader):
+            return reader.at_size(paths, self.size)
+        return self(usable(reader(paths), name=str(paths[0])))
 
 
 class RowPaths(Sequence[tuple[Path, ...]]):
@@ -89,57 +100,73 @@ class Images(Protocol):
         """Return [H, W, C] of one row; must not be written to."""
 
 
+def name_of(images: Images, row: int) -> str:
+    """Return what a row is called in messages: the path of its image, where images know it."""
+    name = getattr(images, "name", None)
+    return f"row {row}" if name is None else str(name(row))
+
+
 class DirectImages:
     """Images decoded each time they are asked for; for data larger than the disk's free space."""
 
     def __init__(self, rows: Rows, reader: Reader, resize: Resize) -> None:
         self._rows, self._reader, self._resize = rows, reader, resize
-        self._dtype = _checked_dtype(reader(rows[0]), rows[0]) if rows else None
+        self._dtype = usable(reader(rows[0]), name=str(rows[0][0])).dtype if rows else None
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def name(self, row: int) -> str:
+        """Return the path of a row's first image."""
+        return str(self._rows[row][0])
+
     def __getitem__(self, row: int) -> np.ndarray:
         paths = self._rows[row]
-        image = self._reader(paths)
+        image = self._resize.read(self._reader, paths)
         if image.dtype != self._dtype:
             raise DataError(
                 f"'{paths[0]}' has pixels of {image.dtype}, the first image {self._dtype}",
                 "images of one dtype",
                 "convert them, or read them with another `input.reader`",
             )
-        return self._resize(image)
-
-
-def _checked_dtype(image: np.ndarray, paths: tuple[Path, ...]) -> np.dtype:
-    if image.dtype.name not in _DTYPES:
-        raise DataError(
-            f"'{paths[0]}' has pixels of {image.dtype}",
-            f"pixels of {', '.join(_DTYPES)}",
-            "convert them, or read them with another `input.reader`",
-        )
-    return image.dtype
+        return image
 
 
 class CachedImages:
-    """Images of one memory-mapped file; opened on first use, so it travels to workers as two paths."""
+    """Images of one memory-mapped file; opened on first use, so it travels to workers as two paths.
 
-    def __init__(self, description: Path) -> None:
-        self._path = description
+    Args:
+        description: the JSON.
+        rows: the image paths of each row, for messages.
+    """
+
+    def __init__(self, description: Path, rows: Rows = ()) -> None:
+        self._path, self._rows = description, rows
         self._index: np.ndarray | None = None
         self._data: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_path": self._path, "_index": None, "_data": None}
+        return {"_path": self._path, "_rows": self._rows, "_index": None, "_data": None}
+
+    def name(self, row: int) -> str:
+        """Return the path of a row's first image."""
+        return str(self._rows[row][0]) if len(self._rows) else f"row {row}"
 
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
         if self._index is None or self._data is None:
-            description = files.read_json(self._path)
-            self._index = np.load(self._path.with_suffix(".npy"), allow_pickle=False)
             binary = self._path.with_suffix(".bin")
-            self._data = (
-                np.memmap(binary, dtype=description["dtype"], mode="r") if binary.stat().st_size else np.empty(0)
-            )
+            try:
+                description = files.read_json(self._path)
+                self._index = np.load(self._path.with_suffix(".npy"), allow_pickle=False)
+                self._data = (
+                    np.memmap(binary, dtype=description["dtype"], mode="r") if binary.stat().st_size else np.empty(0)
+                )
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"the cached images '{self._path}' cannot be read: {error}",
+                    "what was written there",
+                    "run the same command again, or `kbench cache --clear` before it",
+                ) from error
         return self._index, self._data
 
     def __len__(self) -> int:
@@ -176,8 +203,9 @@ def open_images(
         return DirectImages(rows, reader, resize)
     key = files.digest([_VERSION, content_key(rows, folder), reader_key, resize.key])
     return cached(
-        lambda: DirectImages(rows, reader, resize), key=key, resize=resize, folder=folder, mode=mode, progress=progress
-    )
+        lambda: DirectImages(rows, reader, resize), key=key, resize=resize, folder=folder, mode=mode, progress=progress,
+        rows=rows,
+    )  # fmt: skip
 
 
 def cached(
@@ -188,6 +216,7 @@ def cached(
     folder: Path,
     mode: Literal["auto", "on"],
     progress: Progress,
+    rows: Rows = (),
 ) -> Images:
     """Return images from the cache, built once; as they are where there is no room for it.
 
@@ -198,16 +227,42 @@ def cached(
         folder: the cache folder.
         mode: `auto` caches when the images need less than half of the free disk.
         progress: called as `progress(done, total)` while the cache is built.
+        rows: the image paths of each row, for messages.
     """
     description = folder / "images" / f"{key}.json"
-    if files.read_seal(description, verify=False) is None:
+    if read_whole(description, folder) is None:
         if mode == "auto" and not _has_room(direct := make(), folder):
             return direct
         with files.lock(folder / "images" / f"{key}.lock"):
-            if files.read_seal(description, verify=False) is None:
+            if read_whole(description, folder) is None:
+                say_if_damaged(description)
                 files.remove_temporaries(description.with_suffix(".bin"))
                 _build(description, make(), resize=resize, progress=progress)
-    return CachedImages(description)
+    return CachedImages(description, rows)
+
+
+def read_whole(path: Path, folder: Path) -> dict[str, Any] | None:
+    """Return what a sealed part of the cache says of itself, or None where it does not exist or is damaged.
+
+    Its files are read and held against their checksums once, and again as soon as their sizes or times are others: who
+    opens it later looks at those alone.
+
+    Args:
+        path: the JSON.
+        folder: the cache folder.
+    """
+    description = files.read_seal(path, verify="size")
+    if description is None or not {"rows", "resize", "made"} <= set(description):
+        return None
+    parts = [tuple(path.with_name(entry["file"]) for entry in description["files"].values())]
+    whole = memoised(folder, "whole", parts, lambda: files.read_seal(path) is not None, key=description["files"])
+    return description if whole else None
+
+
+def say_if_damaged(path: Path) -> None:
+    """Say that a part of the cache is made anew, where there is one that `read_whole` does not take."""
+    if path.is_file():
+        console.warn(f"'{path}' is damaged: it is made anew")
 
 
 def _has_room(images: Images, folder: Path) -> bool:
@@ -233,12 +288,14 @@ def stat_key(rows: Rows) -> tuple[str, bool]:
                 raise DataError(
                     f"'{path}' cannot be found", "every image of the table", "`kbench check` lists all"
                 ) from error
+            if not_a_file(stat.st_mode):
+                check_file(path)
             stats.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode())
             newest = max(newest, stat.st_ctime_ns)
     return stats.hexdigest()[:32], newest < now - _SETTLED_NS
 
 
-def memoised(folder: Path, what: str, rows: Rows, make: Callable[[], Any]) -> Any:
+def memoised(folder: Path, what: str, rows: Rows, make: Callable[[], Any], *, key: Any = None) -> Any:
     """Return JSON-like facts about some files, made once until one of them is touched.
 
     Args:
@@ -246,10 +303,14 @@ def memoised(folder: Path, what: str, rows: Rows, make: Callable[[], Any]) -> An
         what: name of the facts, a folder of their own.
         rows: the files.
         make: returns the facts.
+        key: JSON-like, what the facts depend on beside the files.
+
+    Raises:
+        DataError: one of the files is missing, or is none.
     """
-    key, settled = stat_key(rows)
-    memo = folder / what / f"{key}.json"
-    if memo.is_file():
+    stats, settled = stat_key(rows)
+    memo = folder / what / f"{stats if key is None else files.digest([stats, key])}.json"
+    with contextlib.suppress(DataError, KeyError, TypeError):  # missing or damaged: the facts are made again
         return files.read_json(memo)[what]
     facts = make()
     if settled:
@@ -257,14 +318,33 @@ def memoised(folder: Path, what: str, rows: Rows, make: Callable[[], Any]) -> An
     return facts
 
 
+def file_digests(rows: Rows, folder: Path) -> list[str]:
+    """Return the SHA-256 of all files, in order; memoised on paths, sizes and times of change."""
+
+    def make() -> list[str]:
+        return list(_ordered((path for paths in rows for path in paths), _checksum))
+
+    return list(memoised(folder, "digests", rows, make))
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError as error:
+        raise DataError(
+            f"cannot read '{path}': {error.strerror or error}",
+            "a file you may read",
+            "look at its permissions and at the disk, then run the same command again",
+        ) from error
+
+
 def content_key(rows: Rows, folder: Path) -> str:
     """Return a hash of the content of all files, in order; memoised on paths, sizes and times of change."""
 
     def make() -> str:
         content = hashlib.sha256()
-        flat = (path for paths in rows for path in paths)
-        for digest in _ordered(flat, lambda path: bytes.fromhex(files.sha256(path))):
-            content.update(digest)
+        for digest in file_digests(rows, folder):
+            content.update(bytes.fromhex(digest))
         shape = ",".join(str(len(paths)) for paths in rows)
         return hashlib.sha256(content.digest() + shape.encode()).hexdigest()
 
@@ -335,8 +415,8 @@ def cache_entries(folder: Path) -> list[CacheEntry]:
     """Return what the cache holds, oldest first."""
     entries = []
     for path in [*(folder / "images").glob("*.json"), *(folder / "activations").glob("*.json")]:
-        found = files.read_seal(path, verify=False)
-        if found:
+        found = files.read_seal(path, verify="size")
+        if found and {"rows", "resize", "made"} <= set(found):
             size = sum(entry["bytes"] for entry in found["files"].values())
             entries.append(CacheEntry(path.stem, path.parent.name, found["rows"], found["resize"], size, found["made"]))
     return sorted(entries, key=lambda entry: entry.made)

@@ -1,13 +1,10 @@
-"""Which part of an image a sample shows: crop types F-08, and one warp for crop, zoom, rotation and flips.
+"""Which part of an image a sample shows (F-08, row S-07), and one warp for crop, zoom, rotation and flips.
 
-A crop is a registered factory; it says how images are resized before (`cover`, `exact`, `keep`) and chooses a
-window. The window, the augmentation's rotation, zoom and flips become one affine warp, so every pixel is
-touched once; without rotation and zoom the warp is a slice and a flip, exact to the bit. To add a crop type,
-write a factory here with `@register("crop")`.
-
-Crops that keep an image's own resolution: a window of it, or all of it (row S-07; CropType.NOOP of F-08).
-
-A crop may look at the row's mask to show what is rare.
+A crop is a registered factory; it says how images are resized before (`cover`, `exact`, `keep`: an image's own
+resolution) and chooses a window, for which it may look at the row's mask to show what is rare. The window, the
+augmentation's rotation, zoom and flips become one affine warp, so every pixel is touched once; without rotation and
+zoom the warp is a slice and a flip, exact to the bit. To add a crop type, write a factory here with
+`@register("crop")`.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ from kbench.errors import ConfigError, check_number, nearest
 from kbench.registry import register
 
 Size = tuple[int, int]
+_STEP = 4  # every so many pixels of a mask are looked at first
 
 
 @dataclass(frozen=True)
@@ -168,6 +166,67 @@ def googlenet(
     return Crop("keep", window)
 
 
+@register("crop")
+def native(
+    *,
+    scale: tuple[float, float] = (1.0, 1.0),
+    classes: list[str] | None = None,
+    prefer: float = 0.5,
+    _names: Sequence[str] = (),
+) -> Crop:
+    """Show a window of the size at the image's own resolution, anywhere in it.
+
+    An image smaller than the window is shown whole in the centre, with its reflection around; one of the size as it
+    is, which is fast.ai's CropType.NOOP. A row is judged on the centre, at the middle of the scales.
+
+    Args:
+        scale: range of the factor the window is shown larger by.
+        classes: show these where the mask has them, each as often as the others.
+        prefer: probability that a window is chosen for a class of `classes`.
+        _names: the competition's classes.
+
+    Raises:
+        ConfigError: a value is out of range, or a class is not there.
+    """
+    check_range("scale", scale, "[0.01, 100]")
+    check_number("prefer", prefer, "[0, 1]")
+    strange = [name for name in classes or () if name not in _names]
+    if strange:
+        raise ConfigError(
+            f"the crop 'native' is to show the class '{strange[0]}'", "names of data.classes",
+            f"{nearest(strange[0], _names)} Correct `crop.classes`, or write data.classes",
+        )  # fmt: skip
+    wanted = [list(_names).index(name) for name in classes or ()]
+
+    def size_of(size: Size, rng: np.random.Generator) -> Size:
+        factor = rng.uniform(*scale) if scale[0] < scale[1] else scale[0]
+        return _shrunk(size, factor)
+
+    def window(image: Size, size: Size, rng: np.random.Generator) -> Window:
+        return _placed(image, size_of(size, rng), rng, None)
+
+    def masked(mask: np.ndarray, size: Size, rng: np.random.Generator) -> Window:
+        shown = size_of(size, rng)
+        point = None
+        if rng.random() < prefer:
+            point = _pixel_of(mask, wanted[int(rng.integers(len(wanted)))], len(_names), rng)
+        return _placed((mask.shape[0], mask.shape[1]), shown, rng, point)
+
+    middle = (scale[0] * scale[1]) ** 0.5
+    judged = Crop("keep", lambda image, size, rng: centred(image, _shrunk(size, middle)), name=f"native {middle:g}")
+    return Crop("keep", window, masked if wanted else None, judged)
+
+
+@register("crop")
+def whole() -> Crop:
+    """Show the whole image, squashed to the size from its own resolution, as rows are judged; one of the size as it is.
+
+    fast.ai's CropType.NO is `squash`, which shows the same from an image that is resized once. CropType.NOOP leaves
+    images as they are, which only those of one size can be in a batch: there it is this crop.
+    """
+    return Crop("keep", lambda image, size, rng: Window(0, 0, *image), judged="whole")
+
+
 def check_range(name: str, values: tuple[float, float], interval: str) -> None:
     """Hold the lower and the upper end of a parameter's range against an interval; see `check_number`."""
     for value in values:
@@ -247,70 +306,6 @@ def _averaged(image: np.ndarray, window: Window, shape: Size, zoom: float) -> tu
     down, across = size[0] / image.shape[0], size[1] / image.shape[1]
     scaled = Window(window.top * down, window.left * across, window.height * down, window.width * across)
     return resized(image, size), scaled
-
-
-_STEP = 4  # every so many pixels of a mask are looked at first
-
-
-@register("crop")
-def native(
-    *,
-    scale: tuple[float, float] = (1.0, 1.0),
-    classes: list[str] | None = None,
-    prefer: float = 0.5,
-    _names: Sequence[str] = (),
-) -> Crop:
-    """Show a window of the size at the image's own resolution, anywhere in it.
-
-    An image smaller than the window is shown whole in the centre, with its reflection around; one of the size as it
-    is, which is fast.ai's CropType.NOOP. A row is judged on the centre, at the middle of the scales.
-
-    Args:
-        scale: range of the factor the window is shown larger by.
-        classes: show these where the mask has them, each as often as the others.
-        prefer: probability that a window is chosen for a class of `classes`.
-        _names: the competition's classes.
-
-    Raises:
-        ConfigError: a value is out of range, or a class is not there.
-    """
-    check_range("scale", scale, "[0.01, 100]")
-    check_number("prefer", prefer, "[0, 1]")
-    strange = [name for name in classes or () if name not in _names]
-    if strange:
-        raise ConfigError(
-            f"the crop 'native' is to show the class '{strange[0]}'", "names of data.classes",
-            f"{nearest(strange[0], _names)} Correct `crop.classes`, or write data.classes",
-        )  # fmt: skip
-    wanted = [list(_names).index(name) for name in classes or ()]
-
-    def size_of(size: Size, rng: np.random.Generator) -> Size:
-        factor = rng.uniform(*scale) if scale[0] < scale[1] else scale[0]
-        return _shrunk(size, factor)
-
-    def window(image: Size, size: Size, rng: np.random.Generator) -> Window:
-        return _placed(image, size_of(size, rng), rng, None)
-
-    def masked(mask: np.ndarray, size: Size, rng: np.random.Generator) -> Window:
-        shown = size_of(size, rng)
-        point = None
-        if rng.random() < prefer:
-            point = _pixel_of(mask, wanted[int(rng.integers(len(wanted)))], len(_names), rng)
-        return _placed((mask.shape[0], mask.shape[1]), shown, rng, point)
-
-    middle = (scale[0] * scale[1]) ** 0.5
-    judged = Crop("keep", lambda image, size, rng: centred(image, _shrunk(size, middle)), name=f"native {middle:g}")
-    return Crop("keep", window, masked if wanted else None, judged)
-
-
-@register("crop")
-def whole() -> Crop:
-    """Show the whole image, squashed to the size from its own resolution, as rows are judged; one of the size as it is.
-
-    fast.ai's CropType.NO is `squash`, which shows the same from an image that is resized once. CropType.NOOP leaves
-    images as they are, which only those of one size can be in a batch: there it is this crop.
-    """
-    return Crop("keep", lambda image, size, rng: Window(0, 0, *image), judged="whole")
 
 
 def _shrunk(size: Size, factor: float) -> Size:

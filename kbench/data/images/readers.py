@@ -12,21 +12,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from kbench.data.images.decoding import PLAIN, Decoding, decode
+from kbench.data.images.quick import QuickReader
 from kbench.errors import DataError
 from kbench.registry import register
 
-cv2.setNumThreads(0)  # one row per thread or process; OpenCV's own threads only get in the way
 Reader = Callable[[Sequence[Path]], np.ndarray]
 
 
 @register("reader")
-def image(*, _channels: int = 3) -> Reader:
+def image(*, _channels: int = 3, _decoding: Decoding = PLAIN) -> Reader:
     """Read PNG, JPEG, TIFF, WebP and whatever else OpenCV decodes; 8 and 16 bits, RGB order.
 
     Several paths are stacked along the channels.
 
     Args:
         _channels: channels of the result: 1 (grey), 3 (RGB), or what the files hold together.
+        _decoding: orientation and limit, of `input`.
 
     Returns:
         A reader of [H, W, C] arrays.
@@ -35,9 +37,9 @@ def image(*, _channels: int = 3) -> Reader:
 
     def read(paths: Sequence[Path]) -> np.ndarray:
         if len(paths) == 1:
-            decoded = [decode(paths[0], flag.get(_channels, cv2.IMREAD_UNCHANGED))]
+            decoded = [decode(paths[0], flag.get(_channels, cv2.IMREAD_UNCHANGED), _decoding)]
         else:
-            decoded = [decode(path, cv2.IMREAD_UNCHANGED) for path in paths]
+            decoded = [decode(path, cv2.IMREAD_UNCHANGED, _decoding) for path in paths]
         if len({(part.shape[:2], part.dtype) for part in decoded}) > 1:
             raise DataError(
                 f"images of one row differ in size or dtype: {', '.join(path.name for path in paths)}",
@@ -53,46 +55,7 @@ def image(*, _channels: int = 3) -> Reader:
             )
         return stacked
 
-    return read
-
-
-def decode(path: Path, flags: int) -> np.ndarray:
-    """Decode one image file with OpenCV.
-
-    Returns:
-        [H, W, C] array of the file's dtype; colour is RGB(A).
-
-    Raises:
-        DataError: the file is missing, empty, truncated or no image.
-    """
-    try:
-        content = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(
-            f"cannot read '{path}': {error.strerror or error}",
-            "an image file",
-            "`kbench check` lists every missing image",
-        ) from error
-    try:
-        decoded = cv2.imdecode(content, flags) if content.size else None
-    except cv2.error as error:  # more pixels than OpenCV allows, a header that contradicts itself
-        raise _unreadable(path, content.size, f": {error.err}") from error
-    if decoded is None:
-        raise _unreadable(path, content.size)
-    if decoded.ndim == 2:
-        return decoded[:, :, None]
-    if flags == cv2.IMREAD_UNCHANGED and decoded.shape[2] in (3, 4):
-        order = [2, 1, 0, 3][: decoded.shape[2]]
-        decoded = decoded[:, :, order]
-    return decoded
-
-
-def _unreadable(path: Path, size: int, why: str = "") -> DataError:
-    return DataError(
-        f"'{path}' is not a readable image ({size:,} bytes){why}",
-        "a whole PNG, JPEG, TIFF or WebP file",
-        "`kbench check --images` lists every such file; fetch it again, or set `data: {on_problem: drop}`",
-    )
+    return QuickReader(read, channels=_channels, decoding=_decoding, resize=resized) if _decoding.quick else read
 
 
 def resized(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) -> np.ndarray:
@@ -109,7 +72,12 @@ def resized(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) 
 
 
 def remembering(reader: Reader) -> Reader:
-    """Return a reader that keeps its last image, read-only: a row shown at several sizes is decoded once."""
+    """Return a reader that keeps its last image, read-only: a row shown at several sizes is decoded once.
+
+    One that decodes for a size is left as it is.
+    """
+    if isinstance(reader, QuickReader):
+        return reader
     last: list[tuple[tuple[Path, ...], np.ndarray]] = []
 
     def read(paths: Sequence[Path]) -> np.ndarray:

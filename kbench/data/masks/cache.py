@@ -17,7 +17,9 @@ import numpy as np
 
 from kbench import files
 from kbench.data.images.cache import Images, Progress, Resize, cached, content_key
+from kbench.data.images.decoding import PLAIN, Decoding
 from kbench.data.images.readers import Reader
+from kbench.data.masks.shown import shown_mask
 from kbench.data.table.reading import MaskKind, Size
 from kbench.data.table.table import Table
 from kbench.data.table.verify import look
@@ -55,7 +57,7 @@ class DirectMasks:
                 f"the {size[0]} x {size[1]} pixels of its image",
                 "`kbench check` lists every such mask; correct data.masks in the YAML or the files",
             )
-        return self._resize(mask, nearest=mask.dtype.kind != "f")
+        return shown_mask(self._resize, mask)
 
 
 def open_masks(
@@ -82,7 +84,7 @@ def open_masks(
         progress: called as `progress(done, total)` while the cache is built.
 
     Returns:
-        Arrays as in `masks.py`, by row.
+        Arrays as in `kinds.py`, by row.
     """
 
     def make() -> DirectMasks:
@@ -103,18 +105,19 @@ def _sizes(table: Table, folder: Path) -> str:
     return content_key([tuple(table.root / name for name in paths[:1]) for paths in table.images], folder)
 
 
-def sizes_of(table: Table, reader: Reader | None) -> Callable[[int], Size]:
+def sizes_of(table: Table, reader: Reader | None, decoding: Decoding = PLAIN) -> Callable[[int], Size]:
     """Return row -> height and width of its image.
 
     Args:
         table: the rows.
         reader: decodes a row; None where the header of its first file tells.
+        decoding: whether that is the size of the turned image.
     """
 
     def size(row: int) -> Size:
         paths = tuple(table.root / name for name in table.images[row])
         if reader is None:
-            found = look(paths[0], deep=False)
+            found = look(paths[0], decoding=decoding)
             if isinstance(found, str):
                 raise DataError(
                     f"'{paths[0]}' is {found}, so the size of its mask is not known", "an image file",

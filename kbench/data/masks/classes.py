@@ -1,9 +1,8 @@
 """From what a competition's masks hold to the classes of a YAML: pixel values, colours or layers.
 
-`Lookup` says which class each source value is of (merging several into one is a list of them); `united` makes one
-array of a layer per class. To give a mask kind another way of naming classes, write it here.
-
-Colour-coded masks: from colours to class numbers and back, losslessly.
+`Lookup` says which class each source value is of (merging several into one is a list of them), `Codec` turns colours
+into class numbers and back without a loss, `united` makes one array of a layer per class. To give a mask kind another
+way of naming classes, write it here.
 
 Source: row S-01; the original decoded by comparing one colour after the other and lost what interpolation had mixed.
 """
@@ -107,7 +106,7 @@ def raise_masks(problems: Sequence[Problem]) -> None:
 def united(
     layers: Sequence[np.ndarray | None], *, task: str, background: int | None, size: tuple[int, int], of: str
 ) -> np.ndarray:
-    """Return one array of a layer per class, as in `masks.py`.
+    """Return one array of a layer per class, as in `kinds.py`.
 
     Args:
         layers: K layers [H, W] of 0 and 1, 255 where pixels are ignored; None where the class is nowhere.

@@ -8,21 +8,23 @@ array. Whatever the writing, the array of a row has the size of its image and is
     multi_label_segmentation            [H, W, K] uint8 0 or 1 per class, 255 where ignored
     dense_regression                    [H, W, K] float32 target units, NaN where unknown
 
-Here are the kinds of one file per image; `layers.py` has those of one file per class or object, `run_length_csv.py`
-those of run-length texts. To add a way masks are written, write a factory in one of them with `@register("mask")`.
+Here are the kinds of one file per image; `layers.py` has those of one file per class or object, and
+`run_length_csv.py` those of run-length texts. To add a way masks are written, write a factory in one of them with
+`@register("mask")`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
+from kbench.data.images.decoding import PLAIN, Decoding
+from kbench.data.images.headers import Damaged, read_header
 from kbench.data.masks.classes import (
     Codec,
     Lookup,
@@ -32,7 +34,7 @@ from kbench.data.masks.classes import (
     raise_masks,
 )
 from kbench.data.masks.mask_files import Place, shared_problems, stray_files
-from kbench.data.masks.pixels import ON, YesNo, as_grey, is_lossy, palette_numbers, stored, without_alpha, yes_no
+from kbench.data.masks.pixels import ON, YesNo, as_grey, is_lossy, shown, stored, without_alpha, yes_no
 from kbench.data.table.image_files import find_files, stem
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size, file_problems
 from kbench.errors import ConfigError, DataError, Problem, first_names, nearest
@@ -42,7 +44,6 @@ from kbench.tasks import IGNORED
 __all__ = ["MaskKind"]
 
 _OUTSIDE = 1 << 16  # stands for every pixel value that no YAML can name
-_NODATA = 42113  # GDAL's TIFF tag
 
 
 def one_file(request: Request, frame: pd.DataFrame, ids: np.ndarray, *, folder: str, suffix: str | None) -> MaskRows:
@@ -73,6 +74,7 @@ def index(
     rest: str | None = None,
     threshold: float | None = None,
     _classes: Sequence[str] = (),
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     """Read images whose pixel values are class numbers; of palette images, the numbers of the colours.
 
@@ -87,6 +89,7 @@ def index(
             class 0 stays what it is not, so that numbers of objects are `rest: CLASS`.
         threshold: pixels above it are the one class.
         _classes: `data.classes`; the names of `values` by default.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: classes and values do not fit.
@@ -94,7 +97,7 @@ def index(
     Source: rows S-01 and S-11.
     """
     names = tuple(_classes) or tuple(values or ())
-    rule = yes_no(threshold, ignore)
+    rule = yes_no(threshold, ignore, _decoding)
     if threshold is not None and (len(names) != 1 or values is not None or rest is not None):
         raise ConfigError(
             "data.masks.threshold beside several classes, `values` or `rest`", "one class, which pixels above it are",
@@ -115,7 +118,7 @@ def index(
         table[value], known[value] = number, True
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
-        pixels, scale = _numbers(root / cells[0], cells[0], alone=len(names) == 1)
+        pixels, scale = _numbers(root / cells[0], cells[0], alone=len(names) == 1, decoding=_decoding)
         _refuse_losses(root / cells[0], cells[0], "save the masks anew, or name `colour` with `codec: nearest`")
         if not known[_places(pixels)].all() and scale > 1 and known[_places(pixels * scale)].all():
             pixels = pixels * scale  # the YAML names the values that viewers show
@@ -155,7 +158,7 @@ def _yes_no(
     root: Path, cells: Cells, size: Callable[[], Size], *, rule: YesNo, name: str, rest: str | None
 ) -> np.ndarray:
     """Return a file's mask of one class; with `rest` any number but 0 is the class."""
-    pixels, _ = _numbers(root / cells[0], cells[0], alone=True)
+    pixels, _ = _numbers(root / cells[0], cells[0], alone=True, decoding=rule.decoding)
     if rest is not None:
         _refuse_losses(root / cells[0], cells[0], "write `threshold: 127` in data.masks instead of `rest`")
     if rule.threshold is not None or is_lossy(root / cells[0]):
@@ -197,17 +200,17 @@ def _listed(values: np.ndarray) -> str:
     return ", ".join(map(str, values[:8].tolist())) + (f" and {len(values) - 8:,} more" if len(values) > 8 else "")
 
 
-def _numbers(path: Path, cell: str, *, alone: bool) -> tuple[np.ndarray, int]:
+def _numbers(path: Path, cell: str, *, alone: bool, decoding: Decoding) -> tuple[np.ndarray, int]:
     """Return [H, W, 1] pixel values, of a palette image the numbers of its colours, and what viewers multiply them by.
 
     Args:
         path: the file.
         cell: its name, for messages.
         alone: whether it says only yes and no.
+        decoding: orientation and limit, of `input`.
     """
-    pixels, scale = stored(path)
-    palette = palette_numbers(path) if pixels.shape[2] in (3, 4) else None  # OpenCV shows a palette in its colours
-    pixels = without_alpha(pixels, of=cell, alone=alone) if palette is None else palette
+    pixels, scale = stored(path, decoding)
+    pixels = without_alpha(pixels, of=cell, alone=alone)
     grey = as_grey(pixels, lossy=is_lossy(path))
     pixels = pixels if grey is None else grey[:, :, None]
     if pixels.dtype.kind == "f" and np.isfinite(pixels).all() and (pixels == np.rint(pixels)).all():
@@ -233,6 +236,7 @@ def colour(
     rest: str | None = None,
     _classes: Sequence[str] = (),
     _root: Path = Path(),
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     """Read images whose colours are classes.
 
@@ -247,6 +251,7 @@ def colour(
             class alone stands against all other colours.
         _classes: `data.classes`; the names of `colours` without the ignored ones by default.
         _root: the data folder.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: classes and colours do not fit.
@@ -280,7 +285,7 @@ def colour(
     coder = Codec(np.array(list(table.values()), dtype=np.uint8), codec)
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
-        image = _shown_colours(root / cells[0], cells[0])
+        image = _shown_colours(root / cells[0], cells[0], _decoding)
         if image.shape[2] == 1:
             image = np.repeat(image, 3, axis=2)
         if image.dtype != np.uint8 or image.shape[2] != 3:
@@ -297,9 +302,9 @@ def colour(
     return MaskKind(found.names, partial(one_file, folder=folder, suffix=suffix), read, facts=facts)
 
 
-def _shown_colours(path: Path, cell: str) -> np.ndarray:
+def _shown_colours(path: Path, cell: str, decoding: Decoding) -> np.ndarray:
     """Return [H, W, 1 or 3] colours as a viewer shows them, without alpha."""
-    pixels, scale = stored(path)
+    pixels, scale = shown(path, decoding)
     return without_alpha(pixels * scale if scale > 1 else pixels, of=cell, alone=False)
 
 
@@ -311,6 +316,7 @@ def values(
     scale: float = 1.0,
     nodata: float | None = None,
     _classes: Sequence[str] = (),
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     """Read images whose pixels are the target: TIFF or GeoTIFF, PNG of 16 bits, `.npy`; one channel per target.
 
@@ -320,6 +326,7 @@ def values(
         scale: what pixels are multiplied by.
         nodata: pixel value that means unknown; by default what a GeoTIFF says itself. Infinite and NaN mean it too.
         _classes: `data.classes`: the names of the targets; `value` by default.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: names stand twice, or nothing is left of the values.
@@ -331,19 +338,20 @@ def values(
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         path = root / cells[0]
-        found, _ = stored(path)
+        found, _ = stored(path, _decoding)
         if found.shape[2] != len(names):
             raise DataError(
                 f"the target '{cells[0]}' has {found.shape[2]} channels", f"{len(names)}: {first_names(names)}",
                 "correct data.classes in the YAML, one name per channel",
             )  # fmt: skip
         unknown = nodata if nodata is not None else _own_nodata(path)
-        numbers = found.astype(np.float32)
-        wrong = ~np.isfinite(numbers)
-        if unknown is not None:
-            wrong |= numbers == np.float32(unknown)
-        numbers = numbers * np.float32(scale)
-        numbers[wrong] = np.nan
+        with np.errstate(over="ignore", invalid="ignore"):  # what no float32 holds is infinite, and so unknown
+            numbers = found.astype(np.float32)
+            wrong = ~np.isfinite(numbers)
+            if unknown is not None:
+                wrong |= (found == unknown) | (numbers == np.float32(unknown))
+            numbers = numbers * np.float32(scale)
+        numbers[wrong | ~np.isfinite(numbers)] = np.nan
         return numbers
 
     return MaskKind(names, partial(one_file, folder=folder, suffix=suffix), read)
@@ -351,15 +359,9 @@ def values(
 
 def _own_nodata(path: Path) -> float | None:
     """Return the value a GeoTIFF says is no data, or None."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return None
     try:
-        with Image.open(path) as image:
-            tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-            written = tags.get(_NODATA)
-    except UnidentifiedImageError:
-        return None  # a kind Pillow does not know, such as one of many bands; then only the YAML can say it
-    try:
-        return None if written is None else float(str(written).strip("\0 "))
-    except ValueError:
+        with open(path, "rb") as file:
+            header = read_header(file)
+        return float(header.nodata) if header is not None and header.nodata else None
+    except (Damaged, ValueError):
         return None

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from kbench.data.images.decoding import PLAIN, Decoding
 from kbench.data.masks.classes import background_of, names_problems, raise_masks, united, with_object
 from kbench.data.masks.mask_files import Place, elsewhere, shared_problems, stray_files
 from kbench.data.masks.pixels import YesNo, yes_no
@@ -34,6 +35,7 @@ def per_class(
     ignore: list[int] | None = None,
     _classes: Sequence[str] = (),
     _task: str = "multi_label_segmentation",
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     """Read one image per class, black where the class is not.
 
@@ -51,11 +53,12 @@ def per_class(
         ignore: pixel values that are neither trained on nor scored.
         _classes: `data.classes`.
         _task: the competition's task.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: classes, labels and places do not fit.
     """
-    names, called, rule = tuple(_classes), labels or {}, yes_no(threshold, ignore)
+    names, called, rule = tuple(_classes), labels or {}, yes_no(threshold, ignore, _decoding)
     problems = [*names_problems(names), *_label_problems(called, names)]
     if called and "{class}" not in folder + (suffix or ""):
         problems.append(Problem("data.masks.labels", "neither folder nor suffix has `{class}`", "remove `labels`"))
@@ -111,6 +114,7 @@ def instances(
     ignore: list[int] | None = None,
     _classes: Sequence[str] = (),
     _task: str = "multi_label_segmentation",
+    _decoding: Decoding = PLAIN,
 ) -> MaskKind:
     r"""Read one image per object, black where the object is not, and unite the objects of each class.
 
@@ -127,11 +131,12 @@ def instances(
         ignore: pixel values that are neither trained on nor scored.
         _classes: `data.classes`.
         _task: the competition's task.
+        _decoding: orientation and limit, of `input`.
 
     Raises:
         ConfigError: classes, labels and places do not fit.
     """
-    names, called, rule = tuple(_classes), labels or {}, yes_no(threshold, ignore)
+    names, called, rule = tuple(_classes), labels or {}, yes_no(threshold, ignore, _decoding)
     behind = background_of(background, names, _task) if names else None
     pattern, problems = _pattern(label)
     problems += [*names_problems(names), *_label_problems(called, names)]

@@ -13,29 +13,38 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from kbench.data.images.readers import decode
+from kbench.data.images.decoding import PLAIN, Decoding, check_file, decode, decode_numbers
+from kbench.data.images.headers import Damaged, read_header
 from kbench.errors import ConfigError, DataError, check_number
 from kbench.tasks import IGNORED
 
 ON = (1, 255, 65535)  # how masks of one class say yes
 _TINT = 16  # most difference between the channels of a grey picture that was stored with losses
-_BITS = 258  # TIFF's tag of the bits of a sample
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def stored(path: Path) -> tuple[np.ndarray, int]:
+def stored(path: Path, decoding: Decoding = PLAIN) -> tuple[np.ndarray, int]:
     """Return [H, W, C] numbers as a file stores them, and what its decoder multiplies them by to show them.
 
-    Grey of 1, 2 or 4 bits is shown as 0 to 255 by every decoder; here it is 0 to 1, 3 or 15.
+    Grey of 1, 2 or 4 bits is shown as 0 to 255 by every decoder; here it is 0 to 1, 3 or 15. Of a palette image the
+    numbers are those of its colours, [H, W, 1].
 
     Raises:
         DataError: it cannot be read, or an array has not the shape [H, W] or [H, W, C].
     """
     if path.suffix.lower() == ".npy":
         return array(path), 1
-    pixels = decode(path, cv2.IMREAD_UNCHANGED)
+    return _as_stored(decode_numbers(path, decoding), path)
+
+
+def shown(path: Path, decoding: Decoding = PLAIN) -> tuple[np.ndarray, int]:
+    """Return what `stored` does, but of a palette image its colours, [H, W, 3 or 4]."""
+    if path.suffix.lower() == ".npy":
+        return array(path), 1
+    return _as_stored(decode(path, cv2.IMREAD_UNCHANGED, decoding), path)
+
+
+def _as_stored(pixels: np.ndarray, path: Path) -> tuple[np.ndarray, int]:
     bits = _grey_bits(path) if pixels.shape[2] == 1 and pixels.dtype == np.uint8 else 8
     scale = 255 // ((1 << bits) - 1)
     return (pixels // scale if scale > 1 else pixels), scale
@@ -47,39 +56,29 @@ def array(path: Path) -> np.ndarray:
     Raises:
         DataError: it cannot be read, or has another shape.
     """
+    check_file(path)
     try:
         found: Any = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read '{path}': {error}", "an array", "fetch it again") from error
-    if found.ndim not in (2, 3):
-        raise DataError(f"'{path}' has the shape {list(found.shape)}", "[H, W] or [H, W, C]", "save it anew")
+    if found.ndim not in (2, 3) or found.dtype.kind not in "biuf":
+        raise DataError(
+            f"'{path}' has the shape {list(found.shape)} and the dtype {found.dtype}",
+            "numbers [height, width] or [height, width, channels]", "write the array anew, channels last",
+        )  # fmt: skip
     found = found.astype(np.uint8) if found.dtype == bool else found
     return np.asarray(found[:, :, None] if found.ndim == 2 else found)
 
 
 def _grey_bits(path: Path) -> int:
     """Return the bits of a sample of a grey PNG or TIFF, 8 where it has more or its file does not say."""
-    with open(path, "rb") as handle:
-        head = handle.read(26)
-    if head.startswith(_PNG):
-        return head[24] if head[25] == 0 and head[24] < 8 else 8
-    if head[:2] not in (b"II", b"MM"):
+    try:
+        with open(path, "rb") as handle:
+            header = read_header(handle)
+    except Damaged:
         return 8
-    try:
-        with Image.open(path) as image:
-            bits = getattr(image, "tag_v2", {}).get(_BITS, (8,))
-    except (UnidentifiedImageError, OSError):
-        return 8  # a kind OpenCV alone knows
-    return bits[0] if bits[0] in (1, 2, 4) else 8
-
-
-def palette_numbers(path: Path) -> np.ndarray | None:
-    """Return [H, W, 1] numbers of the colours of a palette image, or None where it has no palette."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)[:, :, None] if image.mode == "P" else None
-    except (UnidentifiedImageError, OSError):
-        return None  # a kind of file OpenCV alone knows has no palette
+    grey = header is not None and header.channels == 1 and not header.palette
+    return header.bits if header is not None and grey and header.bits in (1, 2, 4) else 8
 
 
 def is_lossy(path: Path) -> bool:
@@ -139,11 +138,13 @@ class YesNo:
     Attributes:
         threshold: pixels above it are yes, whatever the file; None: by the rule above.
         ignore: pixel values that are neither trained on nor scored.
+        decoding: orientation and limit, of `input`.
         on: value -> the first file that says yes by it; filled while files are read.
     """
 
     threshold: float | None = None
     ignore: tuple[int, ...] = ()
+    decoding: Decoding = PLAIN
     on: dict[int, str] = field(default_factory=dict, compare=False)
 
     def layer(self, root: Path, cell: str) -> np.ndarray:
@@ -152,7 +153,7 @@ class YesNo:
         Raises:
             DataError: the file cannot be read, or does not say which of its values are yes.
         """
-        pixels, _ = stored(root / cell)
+        pixels, _ = shown(root / cell, self.decoding)
         return self.of_pixels(pixels, root, cell)
 
     def of_pixels(self, pixels: np.ndarray, root: Path, cell: str) -> np.ndarray:
@@ -212,7 +213,7 @@ class YesNo:
         return np.asarray(grey > white / 2)
 
 
-def yes_no(threshold: float | None, ignore: Sequence[int] | None) -> YesNo:
+def yes_no(threshold: float | None, ignore: Sequence[int] | None, decoding: Decoding) -> YesNo:
     """Return the rule of two options of a mask kind.
 
     Raises:
@@ -222,7 +223,7 @@ def yes_no(threshold: float | None, ignore: Sequence[int] | None) -> YesNo:
         check_number("data.masks.threshold", threshold, "[0, inf)")
     if 0 in (ignore or ()):
         raise ConfigError("data.masks.ignore names 0", "values other than black", "correct data.masks.ignore")
-    return YesNo(threshold, tuple(ignore or ()))
+    return YesNo(threshold, tuple(ignore or ()), decoding)
 
 
 def as_grey(pixels: np.ndarray, *, lossy: bool) -> np.ndarray | None:

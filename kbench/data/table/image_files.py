@@ -6,6 +6,7 @@ one more known, add it to `IMAGE_SUFFIXES`.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
@@ -138,7 +139,9 @@ class Listing:
         """Return the names in a sub-folder; none when it does not exist."""
         if parent not in self._names:
             path = self.folder / parent
-            self._names[parent] = {name for name in os.listdir(path) if _visible(name)} if path.is_dir() else set()
+            with _listing(path):
+                there = os.listdir(path) if path.is_dir() else []
+            self._names[parent] = {name for name in there if _visible(name)}
         return self._names[parent]
 
     def example(self) -> str:
@@ -162,6 +165,19 @@ class Listing:
         return self._stems[parent]
 
 
+@contextlib.contextmanager
+def _listing(path: Path) -> Iterator[None]:
+    """Turn what keeps a folder from being listed into an error with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"the folder '{error.filename or path}' cannot be listed: {error.strerror or error}",
+            "a folder you may read",
+            f"look at its permissions (`ls -ld '{path}'`), or name another folder in the YAML",
+        ) from error
+
+
 def _visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
@@ -173,7 +189,9 @@ def folder_of(root: Path, folder: str) -> Path:
         DataError: it does not exist.
     """
     path = root / folder
-    if not path.is_dir():
+    with _listing(path):
+        there_is = path.is_dir()
+    if not there_is:
         raise _no_folder(root, folder)
     return path
 
@@ -197,9 +215,10 @@ def folders_of(root: Path, folder: str) -> list[str]:
     Raises:
         DataError: there is none.
     """
-    if (root / folder).is_dir():
-        return [folder]
-    found = list(dict.fromkeys(path for one in _without_braces(folder) for path in _fitting(root, one)))
+    with _listing(root / folder):
+        if (root / folder).is_dir():
+            return [folder]
+        found = list(dict.fromkeys(path for one in _without_braces(folder) for path in _fitting(root, one)))
     if not found:
         raise _no_folder(root, folder)
     return found
@@ -242,9 +261,9 @@ def _folders_below(folder: Path) -> list[str]:
 
 def list_folders(root: Path, folder: str) -> list[str]:
     """Return the sorted names of the visible folders in a folder below the root."""
-    return sorted(
-        entry.name for entry in os.scandir(folder_of(root, folder)) if entry.is_dir() and _visible(entry.name)
-    )
+    path = folder_of(root, folder)
+    with _listing(path):
+        return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and _visible(entry.name))
 
 
 def list_images(root: Path, folder: str, *, suffix: str | None) -> tuple[list[str], list[str], int]:
@@ -263,7 +282,9 @@ def list_images(root: Path, folder: str, *, suffix: str | None) -> tuple[list[st
     Raises:
         DataError: the folder does not exist.
     """
-    files = [(_prefix(one), file) for one in folders_of(root, folder) for file in _below(root / one)]
+    folders = folders_of(root, folder)
+    with _listing(root / folder):
+        files = [(_prefix(one), file) for one in folders for file in _below(root / one)]
     if suffix is not None:
         kept = [(file.removesuffix(suffix) if suffix else file, prefix + file) for prefix, file in files
                 if file.endswith(suffix)]  # fmt: skip
@@ -279,6 +300,10 @@ def _prefix(folder: str) -> str:
     return "" if clean == "." else f"{clean}/"
 
 
+def _raise(error: OSError) -> None:
+    raise error  # a folder that may not be read is not one without images
+
+
 def _below(folder: Path) -> Iterator[str]:
     base = len(os.path.join(folder, ""))
     for parent, names in _walk(folder):
@@ -290,7 +315,7 @@ def _below(folder: Path) -> Iterator[str]:
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield every visible folder from one down with the names of its files."""
     seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
             folders.clear()

@@ -35,7 +35,7 @@ class Request:
     Attributes:
         root: the competition's data folder.
         split: `train` or `test`; a test split has no targets.
-        task: a task of `config.Task`.
+        task: a task of `config.competition.Task`.
         csv: table of ids, below the root; None for a folder alone.
         images: image folders below the root; several are stacked along the channels.
         suffix: what the image files end with; None finds it.
@@ -83,7 +83,7 @@ class MaskRows:
 
 @dataclass(frozen=True)
 class MaskKind:
-    """How a competition writes its masks; see `masks.py`.
+    """How a competition writes its masks; see `masks/kinds.py`.
 
     Attributes:
         names: K class names (or names of dense targets) in the order of the outputs.

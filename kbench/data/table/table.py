@@ -24,7 +24,7 @@ class Table:
         ids: [N] text, unique and sorted.
         root: the folder image paths are relative to.
         images: N tuples of paths: one image, several whose channels are stacked, or one per band and date.
-        task: a task of `config.Task`.
+        task: a task of `config.competition.Task`.
         target_names: K names: classes, tags, or regression targets.
         targets: [N] int64 class index (`single_label`), [N, K] float32 (`multi_label`: 0 or 1; `regression`:
             target units; NaN where unknown), or None for rows without targets.

@@ -1,8 +1,8 @@
 """Look into every image of a table: can it be opened, and how large is it.
 
-The quick way reads headers only; the deep one decodes every file and so finds the truncated ones. Threads do
-the work, and only counts and the names of bad files are kept. To support another kind of file, add a branch to
-`look`.
+The quick way reads headers only; the deep one decodes every file as training will, with the competition's reader, and
+so finds the truncated ones and those a reader does not take. Threads do the work, and only counts and names of files
+are kept. Kinds of files are told in `kbench/data/images/headers.py`.
 """
 
 from __future__ import annotations
@@ -13,29 +13,46 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO
 
+import cv2
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from kbench.data.images.decoding import PLAIN, Decoding, decode, not_a_file
+from kbench.data.images.headers import Damaged, read_header
+from kbench.data.images.quiet import native_lines_muted
+from kbench.data.images.readers import Reader
 from kbench.data.table.reading import without
 from kbench.data.table.table import Table
-from kbench.errors import Problem, counted, first_names
+from kbench.errors import DataError, Problem, counted, first_names
 from kbench.machine import cores
 from kbench.sources import Progress
 
-_BATCH = 64  # files a thread takes at a time
-_MOST_PIXELS = 1 << 30  # OpenCV's own limit
-_ORIENTATION = 0x112
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BATCH = 64  # rows a thread takes at a time
+UNKNOWN = "of no known image format"
 Size = tuple[int, int, int]
 """Height, width and channels."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a competition opens its files.
+
+    Attributes:
+        decoding: orientation and limit of images and masks.
+        read: decodes the images of a row.
+        headers: whether the header of a file tells what `read` gives; not where the reader is a plug-in's.
+    """
+
+    decoding: Decoding = PLAIN
+    read: Reader | None = None
+    headers: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,22 +63,60 @@ class ImageReport:
         sizes: (height, width, channels) -> number of files.
         reasons: what is wrong -> paths, relative to the table's root.
         rows: row numbers with an unreadable image or mask.
+        dtypes: element type of pixels -> paths of images.
+        turned: paths of images that are turned upright while a mask of theirs is not.
     """
 
     sizes: Counter[Size] = field(default_factory=Counter)
     reasons: dict[str, list[str]] = field(default_factory=dict)
     rows: set[int] = field(default_factory=set)
+    dtypes: dict[str, list[str]] = field(default_factory=dict)
+    turned: list[str] = field(default_factory=list)
+
+    def problems(self) -> list[Problem]:
+        """Return one problem per kind of fault, with counts and the first names."""
+        found = [
+            Problem("images", f"{counted(len(paths), 'file')} {reason}: {first_names(paths)}")
+            for reason, paths in sorted(self.reasons.items())
+        ]
+        return [*found, *dtype_problems({"": self})]
+
+    def warnings(self) -> list[str]:
+        """Return what may be right and may be wrong, for the user to decide."""
+        if not self.turned:
+            return []
+        what = counted(len(self.turned), "image")
+        said = "is turned as its file says, and its mask is not" if len(self.turned) == 1 else (
+            "are turned as their files say, and their masks are not"
+        )  # fmt: skip
+        return [
+            f"{what} {said}: {first_names(self.turned)}; look at some (`kbench inspect`), and set "
+            "`input: {orientation: ignore}` if masks were drawn on the pixels as they are stored"
+        ]
+
+
+def dtype_problems(reports: Mapping[str, ImageReport]) -> list[Problem]:
+    """Return a problem where images have several element types, which no model takes together.
+
+    Args:
+        reports: name of a split -> its report; an empty name where there is only one.
+    """
+    found: dict[str, list[str]] = {}
+    for split, report in reports.items():
+        noun = f"{split} image" if split else "image"
+        for dtype, paths in report.dtypes.items():
+            found.setdefault(dtype, []).append(f"{counted(len(paths), noun)} such as '{paths[0]}'")
+    if len(found) < 2:
+        return []
+    several = "; ".join(f"{dtype}: {' and '.join(places)}" for dtype, places in sorted(found.items()))
+    return [Problem("images", f"pixels of {len(found)} element types: {several}", "convert them to one")]
 
 
 def unreadable_images(
     table: Table, *, progress: Progress, jobs: int | None = None, deep: bool = False
 ) -> list[Problem]:
     """Return one problem per kind of fault, with counts and the first names; see `look_at_images`."""
-    report = look_at_images(table, jobs=jobs, progress=progress, deep=deep)
-    return [
-        Problem("images", f"{counted(len(paths), 'file')} {reason}: {first_names(paths)}")
-        for reason, paths in sorted(report.reasons.items())
-    ]
+    return look_at_images(table, jobs=jobs, progress=progress, deep=deep).problems()
 
 
 def image_sizes(table: Table, *, progress: Progress, jobs: int | None = None) -> Counter[Size]:
@@ -69,23 +124,27 @@ def image_sizes(table: Table, *, progress: Progress, jobs: int | None = None) ->
     return look_at_images(table, jobs=jobs, progress=progress).sizes
 
 
-def look_at_images(table: Table, *, progress: Progress, jobs: int | None = None, deep: bool = False) -> ImageReport:
+def look_at_images(
+    table: Table, *, progress: Progress, jobs: int | None = None, deep: bool = False, opening: Opening | None = None
+) -> ImageReport:
     """Open every image and mask of a table once.
 
     Args:
         table: the rows.
         progress: called with what is done, files done and files in all.
         jobs: number of threads; one per core by default.
-        deep: decode the files too, which finds truncated ones.
+        deep: decode the files too, as training does.
+        opening: how the competition does; by default only headers and, where deep, whole files are looked at.
     """
-    report, shapes = ImageReport(), dict[int, Size]()
+    report, opening = ImageReport(), opening or Opening()
     total = sum(len(paths) for paths in [*table.images, *_mask_files(table)])
     done, work, jobs = 0, _batches(table), jobs or cores()
     with _quiet_pillow(), ThreadPoolExecutor(max_workers=jobs) as pool:
         while window := list(islice(work, jobs * 4)):  # so many batches are in memory, however many rows there are
-            for batch, looks in zip(window, pool.map(partial(_look_at, table.root, deep), window), strict=True):
-                _add(report, batch, looks, shapes)
-                done += len(batch)
+            for rows, looks in zip(window, pool.map(partial(_look_at, table.root, deep, opening), window), strict=True):
+                for row, found in zip(rows, looks, strict=True):
+                    _add(report, row, found, masked=table.masks is not None)
+                    done += len(found)
                 progress("check images", done, total)
     return report
 
@@ -104,108 +163,190 @@ def _mask_files(table: Table) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(filter(None, cells)) for cells in table.masks)
 
 
-def _batches(table: Table) -> Iterator[list[tuple[int, str, bool]]]:
-    """Yield lists of (row number, path, whether it is an image rather than a mask)."""
+@dataclass(frozen=True)
+class _Row:
+    """Paths of a row's images and masks, relative to the root."""
+
+    number: int
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+
+
+def _batches(table: Table) -> Iterator[list[_Row]]:
     masks = _mask_files(table) or ((),) * len(table)
-    files = (
-        item
-        for row, paths in enumerate(table.images)
-        for item in [*((row, path, True) for path in paths), *((row, path, False) for path in masks[row])]
-    )
-    while batch := list(islice(files, _BATCH)):
+    rows = (_Row(number, paths, masks[number]) for number, paths in enumerate(table.images))
+    while batch := list(islice(rows, _BATCH)):
         yield batch
 
 
-def _look_at(root: Path, deep: bool, batch: Sequence[tuple[int, str, bool]]) -> list[Size | str]:
-    return [look(root / path, deep=deep) for _, path, _ in batch]
+def _look_at(root: Path, deep: bool, opening: Opening, batch: Sequence[_Row]) -> list[list[Look | str]]:
+    return [_look_at_row(root, deep, opening, row) for row in batch]
 
 
-def _add(
-    report: ImageReport, batch: Sequence[tuple[int, str, bool]], looks: Sequence[Size | str], shapes: dict[int, Size]
-) -> None:
-    """Add what was found; `shapes` has the size of the last row's image, since a row's masks follow its images."""
-    for (row, path, is_image), found in zip(batch, looks, strict=True):
-        reason = found if isinstance(found, str) else ""
-        if isinstance(found, str):
-            pass
-        elif is_image:
-            report.sizes[found] += 1
-            if row not in shapes:
-                shapes.clear()
-                shapes[row] = found
-        elif row in shapes and found[:2] != shapes[row][:2]:
-            reason = "of another size than its image"
+def _look_at_row(root: Path, deep: bool, opening: Opening, row: _Row) -> list[Look | str]:
+    """Return what was found of a row's images, then of its masks."""
+    whole = deep and opening.read is None
+    images = [examined(root / path, deep=whole, decoding=opening.decoding) for path in row.images]
+    if not opening.headers:  # only what no reader can read is a fault of the file
+        images = [
+            Look((0, 0, 0)) if found in (UNKNOWN, "damaged") or isinstance(found, Look) else found for found in images
+        ]
+    if deep and opening.read is not None and not any(isinstance(found, str) for found in images):
+        images = _as_read(root, opening, row.images, [found for found in images if isinstance(found, Look)])
+    return [*images, *(_look_at_mask(root / path, deep, opening) for path in row.masks)]
+
+
+def _as_read(root: Path, opening: Opening, paths: Sequence[str], looks: list[Look]) -> list[Look | str]:
+    """Return what the competition's reader makes of a row; what is wrong stands at each of its images."""
+    assert opening.read is not None, "asked only where there is a reader"
+    try:
+        image = opening.read([root / path for path in paths])
+    except DataError as error:
+        reasons = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
+        if any(isinstance(reason, str) and reason != UNKNOWN for reason in reasons):
+            return list(reasons)
+        return [f"that the reader refuses ({error.expected})" for _ in paths]
+    height, width, channels = image.shape
+    if opening.headers and any(look.size[:2] != (height, width) for look in looks):
+        return [f"of another size than decoding gives, {height} x {width}" for _ in paths]
+    if opening.headers:
+        return list(looks)
+    return [Look((height, width, channels), image.dtype.name) for _ in paths]
+
+
+def _look_at_mask(path: Path, deep: bool, opening: Opening) -> Look | str:
+    found = examined(path, deep=deep and opening.read is None, decoding=opening.decoding)
+    if not deep or opening.read is None or isinstance(found, str) or path.suffix.lower() == ".npy":
+        return found
+    try:
+        decode(path, cv2.IMREAD_UNCHANGED, opening.decoding)
+    except DataError as error:
+        reason = examined(path, deep=True, decoding=opening.decoding)
+        return reason if isinstance(reason, str) else f"that cannot be decoded ({error.expected})"
+    return found
+
+
+def _add(report: ImageReport, row: _Row, found: Sequence[Look | str], *, masked: bool) -> None:
+    """Add what was found of a row: its images, then its masks, which have the size of its first image."""
+    images, masks = found[: len(row.images)], found[len(row.images) :]
+    first = next((look for look in images if isinstance(look, Look)), None)
+    for path, look in zip(row.images, images, strict=True):
+        if isinstance(look, Look):
+            report.sizes[look.size] += 1
+            if look.dtype:
+                report.dtypes.setdefault(look.dtype, []).append(path)
+    for place, (path, look) in enumerate(zip((*row.images, *row.masks), found, strict=True)):
+        reason = look if isinstance(look, str) else ""
+        if isinstance(look, Look) and place >= len(images) and first is not None and first.size[0]:
+            reason = _mask_fault(look, first)
         if reason:
             report.reasons.setdefault(reason, []).append(path)
-            report.rows.add(row)
+            report.rows.add(row.number)
+    as_stored = [look for look in masks if isinstance(look, Look) and look.orientation == 1]
+    if masked and first is not None and first.orientation > 1 and (as_stored or not row.masks):
+        report.turned.append(row.images[0])
 
 
-def look(path: Path, *, deep: bool) -> Size | str:
+def _mask_fault(mask: Look, image: Look) -> str:
+    """Return what is wrong with the size of a mask; empty where it is that of its image."""
+    if mask.size[:2] == image.size[:2]:
+        return ""
+    if image.orientation > 4 and mask.orientation == 1 and mask.size[:2] == image.size[1::-1]:
+        return (
+            f"of the size its image has as it is stored, and the image is turned (orientation {image.orientation}; "
+            "`input: {orientation: ignore}` takes it as stored)"
+        )
+    return "of another size than its image"
+
+
+def look(path: Path, *, deep: bool = False, decoding: Decoding = PLAIN) -> Size | str:
     """Return an image's height, width and channels, or in words what is wrong with the file.
 
-    Photographs go through Pillow, `.npy` through NumPy. TIFFs, which have kinds no one library knows, are held
-    against their own directory; `deep` compares the places of their strips or tiles with the file's length.
+    Headers are read, nothing is decoded: `.npy` through NumPy, the rest as `headers.py` knows them.
 
     Args:
         path: the file.
-        deep: decode it too.
+        deep: decode photographs too, and compare the places of a TIFF's pixels with the file's length.
+        decoding: whether the size is that of the turned image, and how many pixels it may have.
     """
+    found = examined(path, deep=deep, decoding=decoding)
+    return found if isinstance(found, str) else found.size
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a file says of itself.
+
+    Attributes:
+        size: height, width and channels, as decoding gives them.
+        dtype: of its pixels; empty where only decoding tells.
+        orientation: how decoding turns it, as EXIF counts; 1 for not at all.
+    """
+
+    size: Size
+    dtype: str = ""
+    orientation: int = 1
+
+
+def examined(path: Path, *, deep: bool = False, decoding: Decoding = PLAIN) -> Look | str:
+    """Return what `look` does, with the element type and whether the image is turned."""
     try:
-        if os.path.getsize(path) == 0:
+        status = os.stat(path)
+        if what := not_a_file(status.st_mode):
+            return f"that is {what}"
+        if status.st_size == 0:
             return "empty"
         if path.suffix.lower() == ".npy":
             return _look_at_array(path)
-        return _look_at_image(path, deep)
+        return _look_at_image(path, deep, decoding)
     except FileNotFoundError:
         return "missing"
-    except (OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error, zlib.error) as error:
+    except PermissionError:
+        return "that may not be read"
+    except (Damaged, OSError, SyntaxError, ValueError, EOFError, KeyError, struct.error, zlib.error) as error:
         reason = str(error).lower()
         cut = any(word in reason for word in ("truncated", "broken", "length is greater", "not enough"))
         return "truncated" if cut else "damaged"
 
 
-def _look_at_image(path: Path, deep: bool) -> Size | str:
+def _look_at_image(path: Path, deep: bool, decoding: Decoding) -> Look | str:
     with open(path, "rb") as handle:
-        if handle.read(4) in _TIFF:
-            return _look_at_tiff(handle, deep)
+        header = read_header(handle)
+        if header is None:
+            return UNKNOWN
+        if header.pixels > decoding.max_pixels:
+            return f"with more than {decoding.max_pixels:,} pixels (input.max_pixels)"
+        if deep and header.end > os.fstat(handle.fileno()).st_size:
+            return "truncated"
+    if deep and header.kind != "tiff" and (reason := _fault(path, decoding)):
+        return reason
+    orientation = header.orientation if decoding.turned(header) else 1
+    return Look((*decoding.size(header), header.channels), header.dtype, orientation)
+
+
+def _fault(path: Path, decoding: Decoding) -> str:
+    """Return in a word why a photograph cannot be decoded, which Pillow tells; empty where it can."""
     try:
-        with Image.open(path) as image:
-            if deep and image.height * image.width > _MOST_PIXELS:
-                return f"with more than {_MOST_PIXELS:,} pixels"
-            if deep:
-                image.load()
-            channels = 3 if image.mode == "P" else len(image.getbands())
-            lying = channels != 4 and image.getexif().get(_ORIENTATION, 1) > 4  # decoders turn it upright
-            return *((image.width, image.height) if lying else (image.height, image.width)), channels
-    except UnidentifiedImageError:
-        return "of no known image format"
+        decode(path, cv2.IMREAD_UNCHANGED, decoding)
+    except DataError:
+        known = contextlib.suppress(UnidentifiedImageError, Image.DecompressionBombError)
+        with native_lines_muted(), known, Image.open(path) as image:
+            image.load()
+        return "damaged"
+    return ""
 
 
-def _look_at_tiff(handle: IO[bytes], deep: bool) -> Size | str:
-    handle.seek(0)
-    head = handle.read(16)
-    directory = TiffImagePlugin.ImageFileDirectory_v2(head if 43 in head[2:4] else head[:8])
-    handle.seek(directory.next)
-    directory.load(handle)
-    offsets = directory.get(TiffImagePlugin.STRIPOFFSETS) or directory.get(TiffImagePlugin.TILEOFFSETS) or ()
-    counts = directory.get(TiffImagePlugin.STRIPBYTECOUNTS) or directory.get(TiffImagePlugin.TILEBYTECOUNTS) or ()
-    end = max((offset + count for offset, count in zip(offsets, counts, strict=True)), default=0)
-    if deep and end > os.fstat(handle.fileno()).st_size:
-        return "truncated"
-    height, width = directory[TiffImagePlugin.IMAGELENGTH], directory[TiffImagePlugin.IMAGEWIDTH]
-    return int(height), int(width), int(directory.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-
-
-def _look_at_array(path: Path) -> Size | str:
-    shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    if len(shape) not in (2, 3):
+def _look_at_array(path: Path) -> Look | str:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim not in (2, 3):
         return "of neither shape, [H, W] or [H, W, C]"
-    return int(shape[0]), int(shape[1]), int(shape[2]) if len(shape) == 3 else 1
+    height, width, channels = (*array.shape, 1)[:3]
+    return Look((int(height), int(width), int(channels)), array.dtype.name)
 
 
 @contextlib.contextmanager
 def _quiet_pillow() -> Iterator[None]:
-    """Let Pillow report by errors alone, and leave large images to `_MOST_PIXELS`; set and reset by one thread."""
+    """Let Pillow report by errors alone, and leave large images to `Decoding`; set and reset by one thread."""
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

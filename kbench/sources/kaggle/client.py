@@ -1,14 +1,10 @@
 """Competitions on Kaggle, through its own client (`kaggle>=2.2.4`); the only module that imports it.
 
-The client signs in, names the endpoint and makes the calls; the bytes of downloads and uploads are moved here
-(`transfer.py`, `upload.py`), since the client neither resumes safely nor checks what arrived. Importing the client
-signs in, prints and may call the service, so it happens on first use, quietly and with time limits. What the calls
-mean is in `competition.py`; to follow a new client, run `tests/kaggle/test_client_canaries.py` against it.
-
-How requests leave this machine: where to, and how long they may take.
-
-`limit` gives a `requests` session time limits, which the Kaggle client does not set, and what a resumed download
-needs. To change how storage is asked, change `Transport.send`.
+The client signs in, names the endpoint and makes the calls; the bytes of downloads (`service/download.py`) and uploads
+(`competition.py`) are moved without it, since it neither resumes safely nor checks what arrived. Importing it signs in,
+prints and may call the service, so that happens on first use, quietly and with time limits: `limit` gives them to a
+session, `Transport` says how storage is asked. What the calls mean is in `competition.py`; to follow a new client, run
+`tests/kaggle/test_client_canaries.py` against it.
 """
 
 from __future__ import annotations
@@ -158,7 +154,16 @@ class KaggleClient:
     clock: Callable[[], float] = time.time
     timeouts: tuple[float, float] = TIMEOUTS
 
-    def call(self, method: str, request: str, *, doing: str, tries: int = faults.TRIES, **fields: Any) -> Any:
+    def call(
+        self,
+        method: str,
+        request: str,
+        *,
+        doing: str,
+        tries: int = faults.TRIES,
+        longest: float = faults.LONGEST,
+        **fields: Any,
+    ) -> Any:
         """Make a call, repeated while it may succeed.
 
         Args:
@@ -166,13 +171,16 @@ class KaggleClient:
             request: class of its argument.
             doing: what is being done, for messages.
             tries: at most so many; 1 for what must not be repeated.
+            longest: seconds to wait for the next try, at most.
             fields: of the request.
 
         Raises:
             ServiceError: it failed.
         """
         with self._session() as once:
-            return faults.persist(lambda: once(method, request, fields, doing), sleep=self.sleep, tries=tries)
+            return faults.persist(
+                lambda: once(method, request, fields, doing), sleep=self.sleep, tries=tries, longest=longest
+            )
 
     def pages(self, method: str, request: str, *, doing: str, numbered: bool = False, **fields: Any) -> Iterator[Any]:
         """Yield every page of a listing, over one connection; an empty page is not the last one.
@@ -274,6 +282,8 @@ class KaggleClient:
                 fault = _explain(error, doing, str(fields.get("competition_name", "")), values)
                 raise fault from (error if fault.kind == "protocol" else None)  # other texts hold signed addresses
 
+            sdk.http_client()._init_session()  # here, where the variables are as the sign-in saw them
+
         with sdk:
             limit(sdk.http_client()._session, self.timeouts, headers or {})
             yield once
@@ -298,37 +308,43 @@ def _authenticate(api: Any) -> None:
 
 
 def _no_sign_in() -> ServiceError:
-    found = signin.found()
-    if found:
-        return ServiceError(
-            f"Kaggle refused the {found[0].kind} of {found[0].where}",
-            "a token or key that is valid now",
-            f"make a new one at {signin.SETTINGS}; `kbench doctor` says what else this machine has",
-            kind="auth",
-        )
+    reason, found = signin.why(), signin.found()
+    if reason is not None:
+        return ServiceError(reason.what, "a token, a key, or `kaggle auth login`", reason.todo, kind="auth")
     return ServiceError(
-        "no Kaggle sign-in on this machine",
-        "a token, a kaggle.json, or `kaggle auth login`",
-        f"make a token at {signin.SETTINGS} and {signin.HOW}",
+        f"Kaggle refused the {found[0].kind} of {found[0].where}",
+        "a token or key that is valid now",
+        f"make a new one at {signin.SETTINGS}; `kbench doctor` says what else this machine has",
         kind="auth",
     )
 
 
 def _explain(error: Exception, doing: str, slug: str, values: Mapping[str, str]) -> ServiceError:
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        if error.response.request.method == "GET":
-            return faults.from_storage(error.response, doing=doing)
-        found = signin.found()
-        hidden = "LEGACY" in values.get("auth_method", "") and found and found[0].kind == "token"
-        if error.response.status_code == 401 and hidden:
-            error.response.close()
-            return ServiceError(
-                f"{doing}: Kaggle refused the token of {found[0].where}, which hides the key of this machine",
-                "a valid token, or none, so that the key is used",
-                f"remove {found[0].where}, or put a new token there ({signin.SETTINGS})",
-                kind="auth",
-            )
-    return faults.explain(error, doing=doing, slug=slug, secrets=signin.secrets())
+    """Return what was raised as an error with a remedy; what `kbench doctor` says of the sign-in, where that is it.
+
+    Args:
+        error: raised by the client or `requests`.
+        doing: what was being done, for messages.
+        slug: the competition.
+        values: of the sign-in; none while it is being made.
+    """
+    if isinstance(error, requests.HTTPError) and error.response is not None and error.response.request.method == "GET":
+        return faults.from_storage(error.response, doing=doing)
+    fault = faults.explain(error, doing=doing, slug=slug, secrets=signin.secrets())
+    if fault.kind not in (("auth", "config") if values else ("auth", "config", "protocol")):
+        return fault
+    reason, found = signin.why(), signin.found()
+    if reason is not None:
+        what, expected = f"{doing}: {reason.what}", "a token or key as Kaggle gave it"
+        return ServiceError(what, expected, reason.todo, kind=fault.kind)
+    if fault.kind == "auth" and "LEGACY" in values.get("auth_method", "") and found and found[0].kind == "token":
+        return ServiceError(
+            f"{doing}: Kaggle refused the token of {found[0].where}, which hides the key of this machine",
+            "a valid token, or none, so that the key is used",
+            f"remove {found[0].where}, or put a new token there ({signin.SETTINGS})",
+            kind="auth",
+        )
+    return fault
 
 
 def _client() -> Any:
@@ -375,7 +391,8 @@ def _calm(timeouts: tuple[float, float]) -> Iterator[None]:
         if fresh:
             limit(self._session, timeouts, {})
 
-    changes = {"VERBOSE": None, "VERBOSE_OUTPUT": None, **({"KAGGLE_API_ENVIRONMENT": "LOCALHOST"} if url else {})}
+    changes: dict[str, str | None] = dict.fromkeys(["VERBOSE", "VERBOSE_OUTPUT", *signin.blanks(os.environ)])
+    changes |= {"KAGGLE_API_ENVIRONMENT": "LOCALHOST"} if url else {}
     try:
         for name, value in changes.items():
             _set_variable(name, value)

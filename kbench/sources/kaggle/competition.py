@@ -1,12 +1,9 @@
-"""One competition on Kaggle: what its answers mean, in plain values.
+"""One competition on Kaggle: what its answers mean, in plain values, and a file's bytes to its storage.
 
-Nothing here imports the client: calls go by name through `Client` (`kaggle.py`), so that a service that speaks the
-same messages can stand in. To offer one more call, add a method that returns plain values.
-
-A file's bytes to a service's storage, at an address that was signed for it.
-
-One call is one try: a repeat needs a new address, so the caller repeats both. To support storage that takes a
-file in pieces, add a function beside `put`.
+Nothing here imports the client: calls go by name through `Client` (`client.py`), so that a service that speaks the same
+messages can stand in. To offer one more call, add a method that returns plain values. `put` is one try at an address
+that was signed for the file: a repeat needs a new address, so the caller repeats both. To support storage that takes a
+file in pieces, add a function beside it.
 """
 
 from __future__ import annotations
@@ -86,6 +83,7 @@ class _Body:
         return chunk
 
 
+_BRIEF: dict[str, Any] = {"tries": 2, "longest": 10.0}  # for what only informs
 _SLUG = re.compile(r"^[a-z0-9][a-z0-9-]*$")
 
 
@@ -104,7 +102,16 @@ class Client(Protocol):
     def timeouts(self) -> tuple[float, float]:
         """Seconds to connect and between two packets."""
 
-    def call(self, method: str, request: str, *, doing: str, tries: int = faults.TRIES, **fields: Any) -> Any:
+    def call(
+        self,
+        method: str,
+        request: str,
+        *,
+        doing: str,
+        tries: int = faults.TRIES,
+        longest: float = faults.LONGEST,
+        **fields: Any,
+    ) -> Any:
         """Make a call, repeated while it may succeed; raise `ServiceError`."""
 
     def pages(self, method: str, request: str, *, doing: str, numbered: bool = False, **fields: Any) -> Iterator[Any]:
@@ -133,7 +140,7 @@ class KaggleCompetition:
     mounted: Path = Path("/kaggle/input")
 
     def fetch(self, target: Path, *, files: Sequence[str], force: bool, progress: Progress) -> Fetched:
-        """Bring the files into `target` (`fetching.fetch`)."""
+        """Bring the files into `target` (`fetch.fetch`)."""
         return fetch.fetch(
             self,
             target,
@@ -149,12 +156,12 @@ class KaggleCompetition:
         """Return None: Kaggle grades."""
         return None
 
-    def send(self, file: Path, *, message: str, tag: str, progress: Progress) -> Receipt:
-        """Submit a file, once (`sending.send`)."""
-        return send.send(self, file, message=message, tag=tag, progress=progress, sleep=self.client.sleep)
+    def send(self, upload: str, *, message: str, tag: str) -> Receipt:
+        """Submit an upload, once (`send.send`)."""
+        return send.send(self, upload, message=message, tag=tag, sleep=self.client.sleep)
 
     def check_open(self) -> int | None:
-        """Return the submissions left today, or raise when none can be made (`sending.check_open`)."""
+        """Return the submissions left today, or raise when none can be made (`send.check_open`)."""
         return send.check_open(self, now=self.client.clock())
 
     def find(self, tag: str) -> Receipt | None:
@@ -162,16 +169,17 @@ class KaggleCompetition:
         return send.find(self, tag)
 
     def find_all(self, tags: Collection[str]) -> dict[str, Receipt]:
-        """Return the submissions sent with these tags, by tag (`sending.find_all`)."""
+        """Return the submissions sent with these tags, by tag (`send.find_all`)."""
         return send.find_all(self, tags)
 
     def wait(self, ref: str, *, limit: float, progress: Progress) -> Receipt:
-        """Wait until a submission is scored, at most `limit` seconds (`sending.wait`)."""
+        """Wait until a submission is scored, at most `limit` seconds (`send.wait`)."""
         return send.wait(self, ref, limit=limit, progress=progress, sleep=self.client.sleep, clock=self.client.clock)
 
-    def about(self) -> About:
-        """Describe the competition."""
-        found = self._call("get_competition", "ApiGetCompetitionRequest", doing=f"ask about '{self.slug}'")
+    def about(self, *, patient: bool = True) -> About:
+        """Describe the competition; without patience, asked for ten seconds or so."""
+        doing = f"ask about '{self.slug}'"
+        found = self._call("get_competition", "ApiGetCompetitionRequest", doing=doing, **({} if patient else _BRIEF))
         return About(
             slug=self.slug,
             title=found.title or self.slug,
@@ -201,7 +209,7 @@ class KaggleCompetition:
         """Return how many submissions are allowed now; None when Kaggle does not say."""
         doing = f"ask how many submissions '{self.slug}' takes"
         try:
-            found = self._call("get_submission_limits", "ApiGetSubmissionLimitsRequest", doing=doing)
+            found = self._call("get_submission_limits", "ApiGetSubmissionLimitsRequest", doing=doing, **_BRIEF)
         except ServiceError as error:
             if error.kind == "not_found":
                 return None
@@ -234,7 +242,13 @@ class KaggleCompetition:
         return _submission(found).receipt()
 
     def upload(self, file: Path, progress: Progress) -> str:
-        """Upload a submission's bytes; return their token. A repeat starts over at a new address."""
+        """Upload a submission's bytes; return their token. A repeat starts over at a new address.
+
+        Raises:
+            SubmissionError: the file is missing or empty.
+            ServiceError: it cannot be uploaded; nothing was submitted.
+        """
+        send.check_file(file)
         what = f"upload {file.name}"
         fields = {
             "file_name": file.name,
@@ -278,8 +292,8 @@ class KaggleCompetition:
         doing = f"download '{name}' of '{self.slug}'"
         return self._open("download_data_file", "ApiDownloadDataFileRequest", doing=doing, file_name=name)
 
-    def _call(self, method: str, request: str, *, doing: str, tries: int = faults.TRIES, **fields: Any) -> Any:
-        return self.client.call(method, request, doing=doing, tries=tries, competition_name=self.slug, **fields)
+    def _call(self, method: str, request: str, *, doing: str, **fields: Any) -> Any:
+        return self.client.call(method, request, doing=doing, competition_name=self.slug, **fields)
 
     def _open(self, method: str, request: str, *, doing: str, **fields: Any) -> Connect:
         def connect(headers: Mapping[str, str]) -> AbstractContextManager[requests.Response]:

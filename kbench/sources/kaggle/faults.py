@@ -265,11 +265,13 @@ def pause(failures: int, error: ServiceError) -> float:
     return min(first * 2.0 ** (failures - 1), most)
 
 
-def persist(action: Callable[[], _T], *, sleep: Callable[[float], None], tries: int = TRIES) -> _T:
+def persist(
+    action: Callable[[], _T], *, sleep: Callable[[float], None], tries: int = TRIES, longest: float = LONGEST
+) -> _T:
     """Call `action` until it succeeds; repeat only what may succeed later, at most `tries` times in all.
 
     Raises:
-        ServiceError: it failed for good, too often, or is asked to wait longer than `LONGEST`.
+        ServiceError: it failed for good, too often, or is to be waited for longer than `longest` seconds.
     """
     failures = 0
     while True:
@@ -278,6 +280,6 @@ def persist(action: Callable[[], _T], *, sleep: Callable[[float], None], tries: 
         except ServiceError as error:
             failures += 1
             wait = pause(failures, error)
-            if not error.transient or failures >= tries or wait > LONGEST:
+            if not error.transient or failures >= tries or wait > longest:
                 raise
         sleep(wait)

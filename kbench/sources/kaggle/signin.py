@@ -1,7 +1,9 @@
 """Which Kaggle sign-in this machine has, found without the client, without the network, without showing a secret.
 
-`found` lists the sources in the order in which the client tries them (kaggle 2.2.4, `authenticate`); the first one
-is used. `diagnose` says what is wrong with them. To follow a client that looks elsewhere, add a row to `_LOOKUPS`.
+`found` lists the sources in the order in which the client tries them (kaggle 2.2.4 to 2.2.5, `authenticate`); the
+first one is used. Variables that are set to nothing count as not set, here and for the client. `check_places` says
+what is wrong; every command that needs Kaggle says the same when it is refused (`why`). To follow a client that looks
+elsewhere, add a row to `_LOOKUPS`; to tell one more mistake apart, a function to `_TROUBLES`.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,9 +63,20 @@ class SignIn:
 Environ = Mapping[str, str]
 
 
+def blanks(environ: Environ) -> list[str]:
+    """Return the variables of the client that are set to nothing, as an unset secret of a CI system is."""
+    return sorted(name for name, value in environ.items() if name.startswith("KAGGLE_") and not value.strip())
+
+
+def _given(environ: Environ | None) -> Environ:
+    """Return the variables without those that are set to nothing; the process's by default."""
+    environ = os.environ if environ is None else environ
+    return {name: value for name, value in environ.items() if name not in blanks(environ)}
+
+
 def found(environ: Environ | None = None) -> list[SignIn]:
     """Return every sign-in on this machine, the one the client uses first."""
-    environ = os.environ if environ is None else environ
+    environ = _given(environ)
     return [signin for lookup in _LOOKUPS if (signin := lookup(environ)) is not None]
 
 
@@ -72,7 +86,7 @@ def secrets(environ: Environ | None = None) -> list[str]:
 
 
 def diagnose(environ: Environ | None = None, *, python: str = sys.executable) -> list[Finding]:
-    """Say what sign-in is used and what is wrong with it, offline; `kaggle.probe` asks the service.
+    """Say what sign-in is used and what is wrong with it, offline; `KaggleClient.probe` asks the service.
 
     Args:
         environ: variables to look at; the process's by default.
@@ -82,10 +96,28 @@ def diagnose(environ: Environ | None = None, *, python: str = sys.executable) ->
     return [*check_client(environ, python=python), *check_places(environ)]
 
 
-def check_places(environ: Environ) -> list[Finding]:
+def check_places(environ: Environ | None = None) -> list[Finding]:
     """Say which sign-in is used, and what is wrong with the files and variables it could come from."""
+    environ = os.environ if environ is None else environ
     signins = found(environ)
-    return [*_used(signins), *_exposed(signins), *_broken(environ), *_odd(environ)]
+    troubles = [trouble for look in _TROUBLES for trouble in look(_given(environ), signins)]
+    unset = blanks(environ)
+    if unset:
+        words = f"{' and '.join(unset)} {'is' if len(unset) == 1 else 'are'} set to nothing: taken as not set"
+        troubles.append(Finding(_level(signins), words, f"`unset {' '.join(unset)}`, or set a value"))
+    if signins:
+        return [*_used(signins), *_exposed(signins), *troubles]
+    without = "no Kaggle sign-in on this machine"
+    reasons = [trouble for trouble in troubles if trouble.level == "error"]
+    others = [replace(trouble, level="warning") for trouble in troubles if trouble not in reasons[:1]]
+    if not reasons:
+        return [Finding("error", without, f"make a token at {SETTINGS}; {HOW}"), *others]
+    return [Finding("error", f"{without}: {reasons[0].what}", reasons[0].todo), *others]
+
+
+def why(environ: Environ | None = None) -> Finding | None:
+    """Return the first thing that keeps this machine from signing in, as far as this machine knows."""
+    return next((finding for finding in check_places(environ) if finding.level == "error"), None)
 
 
 def _home(environ: Environ) -> Path:
@@ -94,7 +126,7 @@ def _home(environ: Environ) -> Path:
 
 def config_file(environ: Environ | None = None) -> Path:
     """Return where the client looks for `kaggle.json`."""
-    environ = os.environ if environ is None else environ
+    environ = _given(environ)
     own = _home(environ) / ".kaggle"
     if environ.get("KAGGLE_CONFIG_DIR"):
         return Path(environ["KAGGLE_CONFIG_DIR"]) / "kaggle.json"
@@ -134,6 +166,8 @@ def _token_variable(environ: Environ) -> SignIn | None:
 
 
 def _token_file(environ: Environ) -> SignIn | None:
+    if environ.get("KAGGLE_API_TOKEN"):  # though it names an empty file, the client looks no further
+        return None
     for name in ("access_token", "access_token.txt"):
         path = _home(environ) / ".kaggle" / name
         if _text(path):
@@ -200,8 +234,6 @@ def version_tuple(version: str) -> tuple[int, ...]:
 
 
 def _used(signins: list[SignIn]) -> list[Finding]:
-    if not signins:
-        return [Finding("error", "no Kaggle sign-in on this machine", f"make a token at {SETTINGS}; {HOW}")]
     first, *rest = signins
     who = f" as '{first.user}'" if first.user else ""
     findings = [Finding("ok", f"Kaggle sign-in: the {first.kind} of {first.where}{who}")]
@@ -222,56 +254,130 @@ def _exposed(signins: list[SignIn]) -> list[Finding]:
     ]
 
 
-def _broken(environ: Environ) -> list[Finding]:
-    """Report files the client passes over without a word."""
+def _unsendable(environ: Environ, signins: list[SignIn]) -> list[Finding]:
+    """Report a sign-in that is used and cannot be right: quotes, spaces, a path that is no file."""
+    if not signins or signins[0].kind == "oauth":
+        return []
+    first = signins[0]
+    if first.where == "KAGGLE_API_TOKEN" and any(char in first.secret for char in "/\\"):
+        what = "KAGGLE_API_TOKEN is neither a token nor an existing file"
+        return [Finding("error", what, "set it to one of the two")]
+    variable = {"token": "KAGGLE_API_TOKEN", "key": "KAGGLE_KEY", "user name": "KAGGLE_USERNAME"}
+    for name, text in ((first.kind, first.secret), ("user name", first.user)):
+        wrong = _wrong(text)
+        if wrong and first.path:
+            todo = f"write the {name} {'alone into' if first.kind == 'token' else 'into'} '{first.path}', without them"
+            return [Finding("error", f"the {name} in '{first.path}' has {wrong}", todo)]
+        if wrong:
+            return [
+                Finding("error", f"{variable[name]} has {wrong}", "set it without them (docker's env files keep them)")
+            ]
+    return []
+
+
+def _wrong(text: str) -> str:
+    """Return what a token, key or name has that none ever has; empty when nothing."""
+    if text[:1] in _QUOTES or text[-1:] in _QUOTES:
+        return "quotes around it" if text else ""
+    if any(char.isspace() for char in text):
+        return "spaces or line breaks in it"
+    return "" if text.isascii() and text.isprintable() else "characters in it that are no plain letters"
+
+
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
+
+
+def _token_for_key(environ: Environ, signins: list[SignIn]) -> list[Finding]:
+    """Report a token where a key belongs: Kaggle takes it as a token alone."""
+    path, text = config_file(environ), _text(config_file(environ))
+    token = str(_home(environ) / ".kaggle" / "access_token")
+    if text.startswith(_TOKEN):
+        move = f"`mkdir -p {shlex.quote(str(Path(token).parent))} && mv {shlex.quote(str(path))} {shlex.quote(token)}`"
+        return [Finding(_level(signins), f"'{path}' holds a token, which belongs into '{token}'", move)]
+    names = [name for name, value in _json(path).items() if str(value).startswith(_TOKEN)]
+    used = bool(signins) and signins[0].kind == "key" and signins[0].secret.startswith(_TOKEN)
+    if used and signins[0].path is None:
+        todo = 'export KAGGLE_API_TOKEN="$KAGGLE_KEY"'
+        return [Finding("error", "KAGGLE_KEY holds a token (KGAT_...), and Kaggle takes it as no key", f"`{todo}`")]
+    if not names:
+        return []
+    read = f"import json; print(json.load(open({str(path)!r}))[{names[0]!r}])"
+    todo = (
+        f"`mkdir -p {shlex.quote(str(Path(token).parent))} && (umask 077; python3 -c {shlex.quote(read)} > "
+        f"{shlex.quote(token)})`"
+    )
+    what = f"'{names[0]}' in '{path}' is a token (KGAT_...), and Kaggle takes it as no key: it belongs into '{token}'"
+    return [Finding("error" if used else _level(signins), what, todo)]
+
+
+_TOKEN = "KGAT_"
+
+
+def _level(signins: list[SignIn]) -> Literal["warning", "error"]:
+    """Return how much a place that is passed over matters: nothing, while another one is used."""
+    return "warning" if signins else "error"
+
+
+def _broken(environ: Environ, signins: list[SignIn]) -> list[Finding]:
+    """Report files the client passes over without a word, or fails on."""
     findings = []
     folder = _home(environ) / ".kaggle"
     for path, keys in ((config_file(environ), ("username", "key")), (folder / "credentials.json", ("refresh_token",))):
-        if path.is_file():
-            missing = [key for key in keys if not _json(path).get(key)]
-            if missing:
-                words = " and ".join(f"'{key}'" for key in missing)
-                findings.append(
-                    Finding(
-                        "error",
-                        f"'{path}' is no JSON object with {words}: it is ignored",
-                        f"make it anew at {SETTINGS}",
-                    )
-                )
-    for path in (folder / "access_token", folder / "access_token.txt"):
-        if path.is_file() and not _text(path):
-            findings.append(Finding("warning", f"'{path}' is empty or cannot be read", "write the token into it"))
+        missing = [key for key in keys if path.is_file() and not _json(path).get(key)]
+        if missing:
+            words = " and ".join(f"'{key}'" for key in missing)
+            what = f"'{path}' is no JSON object with {words}: it is ignored"
+            findings.append(Finding(_level(signins), what, f"make it anew at {SETTINGS}"))
+    named = Path(environ.get("KAGGLE_API_TOKEN", "")[:4096])
+    for path in (named, folder / "access_token", folder / "access_token.txt"):
+        if path.exists() and path != Path() and not _text(path):
+            empty = path.is_file() and not path.stat().st_size
+            words = "is empty" if empty else "cannot be read as plain text (UTF-8)"
+            level = _level(signins) if empty else "error"
+            findings.append(Finding(level, f"'{path}' {words}", "write the token alone into it, or remove it"))
     return findings
 
 
-def _odd(environ: Environ) -> list[Finding]:
+def _misplaced(environ: Environ, signins: list[SignIn]) -> list[Finding]:
+    """Report a KAGGLE_CONFIG_DIR that has no `kaggle.json` in it."""
+    text = environ.get("KAGGLE_CONFIG_DIR", "")
+    folder, usual = Path(text), config_file({**environ, "KAGGLE_CONFIG_DIR": ""})
+    if not text or (folder / "kaggle.json").is_file():
+        return []
+    what = f"KAGGLE_CONFIG_DIR is '{text}', where no kaggle.json is"
+    if folder.is_file():
+        what = f"KAGGLE_CONFIG_DIR is the file '{text}', and has to be its folder"
+        return [
+            Finding(_level(signins), what, f"`export KAGGLE_CONFIG_DIR={shlex.quote(str(folder.absolute().parent))}`")
+        ]
+    whole = Path(text.replace("~", str(_home(environ)), 1)) if text.startswith("~") else folder
+    if (whole / "kaggle.json").is_file():
+        what = f"KAGGLE_CONFIG_DIR is '{text}', in which no shell has replaced the ~"
+        return [Finding(_level(signins), what, f"`export KAGGLE_CONFIG_DIR={shlex.quote(str(whole))}`")]
+    if usual.is_file():
+        return [Finding(_level(signins), f"{what}; '{usual}' is one", "`unset KAGGLE_CONFIG_DIR`")]
+    return [Finding(_level(signins), what, f"put kaggle.json there, or make a token at {SETTINGS} and {HOW}")]
+
+
+def _odd(environ: Environ, signins: list[SignIn]) -> list[Finding]:
     """Report variables that make the client do something else than people expect."""
     findings = []
-    token = environ.get("KAGGLE_API_TOKEN", "")
-    if (
-        token
-        and not Path(token[:4096]).is_file()
-        and (token != token.strip() or any(char in token for char in " \n/\\"))
-    ):
-        findings.append(
-            Finding("error", "KAGGLE_API_TOKEN is neither a token nor an existing file", "set it to one of the two")
-        )
     if ("KAGGLE_USERNAME" in environ) != ("KAGGLE_KEY" in environ):
-        findings.append(
-            Finding("warning", "only one of KAGGLE_USERNAME and KAGGLE_KEY is set", "set both, or unset both")
-        )
+        what = "only one of KAGGLE_USERNAME and KAGGLE_KEY is set"
+        findings.append(Finding(_level(signins), what, "set both, or unset both"))
     if environ.get("KAGGLE_TOKEN"):
-        findings.append(
-            Finding(
-                "warning",
-                "KAGGLE_TOKEN is set: the client sends it in place of every other sign-in",
-                "unset KAGGLE_TOKEN",
-            )
-        )
+        what = "KAGGLE_TOKEN is set: the client sends it in place of every other sign-in"
+        findings.append(Finding("warning", what, "unset KAGGLE_TOKEN"))
     if environ.get("KAGGLE_API_ENVIRONMENT", "PROD") != "PROD":
-        findings.append(
-            Finding(
-                "warning", "KAGGLE_API_ENVIRONMENT points the client away from Kaggle", "unset KAGGLE_API_ENVIRONMENT"
-            )
-        )
+        what = "KAGGLE_API_ENVIRONMENT points the client away from Kaggle"
+        findings.append(Finding("warning", what, "unset KAGGLE_API_ENVIRONMENT"))
     return findings
+
+
+_TROUBLES: tuple[Callable[[Environ, list[SignIn]], list[Finding]], ...] = (
+    _unsendable,
+    _token_for_key,
+    _misplaced,
+    _broken,
+    _odd,
+)

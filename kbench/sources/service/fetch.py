@@ -18,6 +18,7 @@ from pathlib import Path
 from kbench import files
 from kbench.errors import DataError, ServiceError, SourceError, nearest
 from kbench.sources import Fetched, Progress, archive
+from kbench.sources.names import one_place, tells_case
 from kbench.sources.service import download
 from kbench.sources.service.manifest import Manifest
 from kbench.sources.service.protocol import Connect, DataFile, Service
@@ -181,7 +182,7 @@ def _bring_files(
     service: Service, manifest: Manifest, chosen: list[DataFile], *, nested: bool, progress: Progress, sleep: Sleep
 ) -> str:
     total, before, checks = sum(file.bytes for file in chosen), 0, []
-    for file in _checked_names(chosen):
+    for file in _checked_names(chosen, one_case=not tells_case(files.make_folder(manifest.new))):
         staged, got = manifest.new / file.name, manifest.got / file.name
         checked = "nothing"  # known only of what is downloaded now
         if not staged.exists() and not got.exists():
@@ -216,8 +217,12 @@ def _own_folder(zipped: Path, name: str) -> str:
     return name.rpartition("/")[0] if tops == {zipped.stem} else name[: -len(".zip")]
 
 
-def _checked_names(chosen: list[DataFile]) -> list[DataFile]:
+def _checked_names(chosen: list[DataFile], *, one_case: bool) -> list[DataFile]:
     """Return the files when all names can be paths below the data folder.
+
+    Args:
+        chosen: the files.
+        one_case: names that differ by case alone would be one file.
 
     Raises:
         ServiceError: a name leads outside the folder, or two names are one to a file system.
@@ -225,15 +230,13 @@ def _checked_names(chosen: list[DataFile]) -> list[DataFile]:
     seen: dict[str, str] = {}
     for file in chosen:
         parts = file.name.split("/")
-        other = seen.setdefault(archive.one_place(file.name), file.name)
+        other = seen.setdefault(one_place(file.name, one_case=one_case), file.name)
         if any(part in ("", ".", "..") for part in parts) or parts[0] == ".download" or _UNSAFE.search(file.name):
             raise _bad_name(
                 f"the service lists a file named {file.name!r}", "a plain path inside the competition's data"
             )
         if other != file.name:
-            raise _bad_name(
-                f"'{other}' and '{file.name}' would be one file here", "names that differ by more than case"
-            )
+            raise _bad_name(f"'{other}' and '{file.name}' would be one file here", "names that this disk tells apart")
     return chosen
 
 

@@ -98,14 +98,14 @@ class Limits:
 
 
 class Service(Protocol):
-    """The calls `fetching.py` and `sending.py` need; every one raises `ServiceError`."""
+    """The calls `fetch.py` and `send.py` need; every one raises `ServiceError`."""
 
     @property
     def slug(self) -> str:
         """The competition's name in its address."""
 
-    def about(self) -> About:
-        """Describe the competition."""
+    def about(self, *, patient: bool = True) -> About:
+        """Describe the competition; without patience, a service that fails on it is not asked for long."""
 
     def files(self) -> list[DataFile]:
         """List every file, all pages."""
@@ -117,7 +117,7 @@ class Service(Protocol):
         """Return how to ask for one file."""
 
     def limits(self) -> Limits | None:
-        """Return how many submissions are allowed now, or None when the service does not say."""
+        """Return how many submissions are allowed now, None when the service does not say; asked without patience."""
 
     def submissions(self) -> Iterable[Submission]:
         """Yield the account's submissions, newest first, page by page."""

@@ -2,7 +2,8 @@
 
 The upload may be repeated, since it does not count; asking that it be scored happens once, with a tag of its own in
 the description. When the answer to that is lost, the tag is looked for; when it is not found, the outcome is
-unknown and said so. To support a service that scores otherwise, implement `Service.create` and `Service.status`.
+unknown and said so. What only informs (limits, the competition's state) warns when the service fails on it and stops
+nothing; its clear no does. To support a service that scores otherwise, implement `Service.create` and `Service.status`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
+from kbench import console
 from kbench.errors import ServiceError, SubmissionError, UnknownOutcome
 from kbench.sources import Progress, Receipt
 from kbench.sources.service.protocol import Service, Submission
@@ -20,7 +23,11 @@ LOOKS = (2.0, 5.0, 10.0, 20.0, 30.0)
 
 LONGEST_MESSAGE = 400
 
+PASSING = ("network", "timeout", "server", "protocol", "rate_limited", "rejected")
+"""Kinds of errors that say nothing about whether a submission would be taken."""
+
 Sleep = Callable[[float], None]
+_T = TypeVar("_T")
 
 
 def check_open(service: Service, *, now: float) -> int | None:
@@ -32,22 +39,22 @@ def check_open(service: Service, *, now: float) -> int | None:
 
     Raises:
         SubmissionError: a notebook must be submitted, submissions are switched off, or none is left.
-        ServiceError: the service could not be asked.
+        ServiceError: the service refuses this account, or knows no such competition.
     """
-    about = service.about()
-    if about.code_only:
+    about = _told(lambda: service.about(patient=False))
+    if about is not None and about.code_only:
         raise SubmissionError(
             f"'{service.slug}' takes notebooks, no files",
             "a Kaggle notebook that writes the submission when it runs there",
             f"run `kbench predict --data DIR` in a notebook (see {about.url}/code) and submit that; no slot was used",
         )
-    if about.closed:
+    if about is not None and about.closed:
         raise SubmissionError(
             f"'{service.slug}' takes no submissions now",
             "an open competition, or one with late submissions",
             f"see {about.url}; `kbench score` still gives the CV score",
         )
-    limits = service.limits()
+    limits = _told(service.limits)
     if limits is None:
         return None
     if limits.left <= 0:
@@ -63,25 +70,37 @@ def check_open(service: Service, *, now: float) -> int | None:
     return limits.left
 
 
-def send(service: Service, file: Path, *, message: str, tag: str, progress: Progress, sleep: Sleep) -> Receipt:
-    """Upload a file and ask, once, that it be scored.
+def _told(ask: Callable[[], _T]) -> _T | None:
+    """Return what a service says; a warning, and None, where it fails on saying it."""
+    try:
+        return ask()
+    except ServiceError as error:
+        if error.kind not in PASSING:
+            raise
+        console.warn(f"{error.what}; that is not known now, and nothing waits for it")
+        return None
+
+
+def check_file(file: Path) -> None:
+    """Refuse a submission's file that is missing or empty."""
+    if not file.is_file() or not file.stat().st_size:
+        raise SubmissionError(f"'{file}' is missing or empty", "a submission file", "`kbench ensemble` makes one")
+
+
+def send(service: Service, token: str, *, message: str, tag: str, sleep: Sleep) -> Receipt:
+    """Ask, once, that an upload be scored.
 
     Args:
         service: takes it.
-        file: the submission, not empty.
+        token: what `Service.upload` returned.
         message: what people read; cut to `LONGEST_MESSAGE` characters.
         tag: unique text by which this submission can be found again.
-        progress: told while the bytes are sent.
         sleep: waits seconds.
 
     Raises:
-        SubmissionError: the file is empty.
         ServiceError: it certainly was not submitted.
         UnknownOutcome: it was asked for, and neither an answer nor the list of submissions says whether it counted.
     """
-    if not file.is_file() or not file.stat().st_size:
-        raise SubmissionError(f"'{file}' is missing or empty", "a submission file", "`kbench ensemble` makes one")
-    token = service.upload(file, progress)
     receipt = service.create(token, describe(message, tag))
     if receipt.ref:
         return receipt
@@ -94,9 +113,9 @@ def send(service: Service, file: Path, *, message: str, tag: str, progress: Prog
         if found is not None:
             return found
     raise UnknownOutcome(
-        f"'{file.name}' was submitted to '{service.slug}', and whether it counted is not known: {receipt.message}",
+        f"it was submitted to '{service.slug}', and whether it counted is not known: {receipt.message}",
         f"a submission described with '[{tag}]' in the competition's list of submissions",
-        "`kbench leaderboard` looks for it; submit again only if it is not in the list on the web site",
+        "`kbench leaderboard` looks for it; if the web site does not list it, `kbench submit --resend` sends it again",
     )
 
 

@@ -2,12 +2,11 @@
 
 A format is a registered function that returns a `Format`. It may ask for the target names and the task by the
 keyword-only parameters `_names` and `_task`, which kbench fills in; other keyword-only parameters may be set in
-the YAML (`submission.format`). To add one, write a module beside this one and name it in `registry.MODULES`:
+the YAML (`submission.format`). The sample submission rules: its columns, its ids and their order are what is written.
+To add one, write a module beside this one and name it in `registry.MODULES`:
 
     @register("format")
     def mine(*, clip: float | None = None, _names: tuple[str, ...], _task: str) -> Format: ...
-
-The sample submission rules: its columns, its ids and their order are what is written.
 """
 
 from __future__ import annotations
@@ -41,12 +40,14 @@ class Format:
         encode: rows -> the file, in pieces; a CSV by default.
         decode: (file, sample) -> rows, in the order of the file; raises `SubmissionError`.
         image_of: id of a row -> id of its image, where there are several rows of one image or file names for ids.
+        truth_problems: `problems` of a solution, where it may hold what a submission may not, such as unknown numbers.
         own_sample: (ids of the test images, columns of a solution or of none) -> what a sample would ask for, where the
             user has none; None where a sample must say it.
         key: columns that tell rows of one id apart, such as one with the class.
         several: whether an id may have several rows, as many as its image has objects.
 
-    For segmentations `build` takes, and `parse` returns, a `MaskSet` instead of `Predictions`.
+    For segmentations `build` takes, and `parse` returns, a `MaskSet` instead of `Predictions`; for dense regressions a
+    `NumberSet`.
     """
 
     suffix: str
@@ -59,6 +60,7 @@ class Format:
     encode: Callable[[pd.DataFrame], Iterable[bytes]] | None = None
     decode: Callable[[Path, pd.DataFrame], pd.DataFrame] | None = None
     image_of: Callable[[str], str] = str
+    truth_problems: Callable[[pd.DataFrame, pd.DataFrame], list[Problem]] | None = None
     key: tuple[str, ...] = ()
     several: bool = False
     own_sample: Callable[[Sequence[str], Sequence[str]], pd.DataFrame] | None = None

@@ -1,14 +1,10 @@
-"""The tags of an image in one cell: `image_name,tags`, the tags divided by spaces.
+"""Formats with one answer per image: its tags in one cell, its class by name, or its regression targets.
 
-To add another format, see `formats.py`.
+    tags    image_name,tags      the tags divided by spaces
+    label   id,breed             the most probable class
+    value   id,age               target units, one column or several
 
-The most probable class by its name: `id,breed`.
-
-To add another format, see `formats.py`.
-
-Regression targets as they are: `id,age`, one column or several.
-
-To add another format, see `formats.py`.
+To add another format, see `base.py`.
 """
 
 from __future__ import annotations
@@ -94,19 +90,6 @@ def tags(
     return Format(".csv", build, parse, problems, text=True, own_sample=partial(asking, wanted=["tags"]))
 
 
-def _limits(threshold: float | list[float], names: tuple[str, ...]) -> np.ndarray:
-    """Return one threshold, or [K] of them."""
-    for value in threshold if isinstance(threshold, list) else [threshold]:
-        check_number("submission.format.threshold", value, "[0, 1]")
-    if isinstance(threshold, list) and len(threshold) != len(names):
-        raise ConfigError(
-            f"{len(threshold)} thresholds for {len(names)} tags",
-            "one threshold, or one per tag",
-            "correct submission.format.threshold in the YAML",
-        )
-    return np.asarray(threshold, dtype=np.float32)
-
-
 @register("format")
 def label(*, _names: tuple[str, ...], _task: str) -> Format:
     """Return the format with the name of the most probable class in the sample's one target column.
@@ -167,3 +150,16 @@ def value(*, _names: tuple[str, ...], _task: str) -> Format:
         return number_problems(frame, columns_of(sample))
 
     return Format(".csv", build, parse, problems, own_sample=partial(asking, wanted=_names))
+
+
+def _limits(threshold: float | list[float], names: tuple[str, ...]) -> np.ndarray:
+    """Return one threshold, or [K] of them."""
+    for value in threshold if isinstance(threshold, list) else [threshold]:
+        check_number("submission.format.threshold", value, "[0, 1]")
+    if isinstance(threshold, list) and len(threshold) != len(names):
+        raise ConfigError(
+            f"{len(threshold)} thresholds for {len(names)} tags",
+            "one threshold, or one per tag",
+            "correct submission.format.threshold in the YAML",
+        )
+    return np.asarray(threshold, dtype=np.float32)

@@ -1,20 +1,20 @@
 """What the formats of masks share: which rows a sample asks for, and that what is written is what was predicted.
 
-Their rows hold one encoded mask per cell, so that only one decoded mask is in memory. `build` decodes every cell it
-has made and compares it with the mask; `write_submission` reads the file back and compares the cells. To add such a
-format, see `formats.py`; `rle.py` is the shortest one.
-
-Files of many masks that are no CSV: a JSON object by image, a zip of images; read one image at a time.
-
-To read another kind of file, add a function here; `check.read_sample` says which endings it knows.
+Their rows hold one encoded mask per cell, so that only one decoded mask is in memory. `build_cells` decodes every cell
+it has made and compares it with the mask; who writes a submission reads the file back and compares the cells. To add
+such a format, see `base.py`; `run_lengths.py` is the shortest one. Files of many masks that are no CSV (a JSON object
+by image, a zip of images) are read one image at a time; to read another kind of file, add a function here;
+`check.read_sample` says which endings it knows.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pandas as pd
 
 from kbench.data.table.csv_files import texts
 from kbench.errors import ConfigError, Problem, SubmissionError, first_names, nearest, raise_all
-from kbench.inference.map_store import MaskSet
+from kbench.inference.map_store import MaskSet, NumberSet
 from kbench.submission.formats.base import framed, id_column, near_id
 from kbench.tasks import IGNORED, exclusive
 
@@ -57,8 +57,8 @@ def no_sizes(name: str) -> Size:
     )
 
 
-def lacking(ids: Sequence[str], masks: MaskSet, *, where: str) -> list[Problem]:
-    """Return a problem when some images have no mask."""
+def lacking(ids: Sequence[str], masks: MaskSet | NumberSet, *, where: str) -> list[Problem]:
+    """Return a problem when some images are not predicted."""
     missing = [name for name in ids if not len(masks) or not _has(masks.ids, name)]
     if not missing:
         return []
@@ -70,16 +70,16 @@ def _has(ids: np.ndarray, name: str) -> bool:
     return bool(ids[min(int(np.searchsorted(ids, name)), len(ids) - 1)] == name)
 
 
-def refuse_masks(problems: Sequence[Problem]) -> None:
-    """Raise one error that says all that keeps masks from being written; do nothing when there is nothing.
+def refuse_maps(problems: Sequence[Problem]) -> None:
+    """Raise one error that says all that keeps maps from being written; do nothing when there is nothing.
 
     Raises:
         SubmissionError: there are problems.
     """
     raise_all(
-        problems[:20], error=SubmissionError, subject="the masks do not cover the sample submission",
-        expected="a mask for every image, and a class for every row, that the sample asks for",
-        todo="`kbench predict` makes masks; data.classes and submission.format in the YAML say how they are written",
+        problems[:20], error=SubmissionError, subject="the predictions do not cover the sample submission",
+        expected="a prediction for every image, and a class or target for every row, that the sample asks for",
+        todo="`kbench predict` makes them; data.classes and submission.format in the YAML say how they are written",
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def build_cells(
     absent = [name for name in written if name not in masks.names]
     problems = lacking([image_of(name) for name in ids], masks, where=id_column(sample))
     problems += [Problem("classes", f"the masks have no class {first_names(absent)}")] if absent else []
-    refuse_masks(problems)
+    refuse_maps(problems)
     chosen = [masks.names.index(name) for name in written]
     cells = np.empty(len(ids), dtype=object)
     for row, name in enumerate(ids):
@@ -237,28 +237,94 @@ def keys_of(path: Path) -> list[str]:
     return [key for key, _ in members(path)]
 
 
+_TIME = (1980, 1, 1, 0, 0, 0)  # the same contents give the same bytes
+
+
+def zipped(parts: Iterable[tuple[str, bytes]], *, compress: bool = False) -> Iterator[bytes]:
+    """Yield a zip of names and contents in their order, piece by piece; one content is in memory at a time.
+
+    Args:
+        parts: names, each once, with contents.
+        compress: whether contents are; those of images are already.
+    """
+    window = _Window()
+    with zipfile.ZipFile(window, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:
+        for name, content in parts:
+            info = zipfile.ZipInfo(name, _TIME)
+            info.compress_type = archive.compression
+            archive.writestr(info, content)
+            yield window.passed()
+    yield window.passed()
+
+
+class _Window(io.BytesIO):
+    """The end of a file whose beginning was passed on: a zip returns to the head of what it is writing, no further."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start = 0
+
+    def tell(self) -> int:
+        return self._start + super().tell()
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        assert whence == io.SEEK_SET, "as a zip seeks"
+        return self._start + super().seek(place - self._start)
+
+    def passed(self) -> bytes:
+        """Return what was written since the last time."""
+        content = self.getvalue()
+        self._start += len(content)
+        super().seek(0)
+        self.truncate()
+        return content
+
+
+def opened_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
+    """Return the names of a zip's files and the function that reads one; the zip is open as long as that is there.
+
+    Raises:
+        SubmissionError: it is missing, damaged, or has a name twice; reading a damaged file raises it too.
+    """
+    names = names_in(path)
+    archive = zipfile.ZipFile(path)
+
+    def read(name: str) -> bytes:
+        with _readable(path):
+            return archive.read(name)
+
+    return names, read
+
+
 def files_in(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield names and contents of a zip's files.
 
     Raises:
         SubmissionError: it is missing, damaged, or has a name twice.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = _names(archive)
-            for name in names:
-                yield name, archive.read(name)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise _unreadable(path, str(error), "a zip with one file per mask") from error
+    names, read = opened_zip(path)
+    for name in names:
+        yield name, read(name)
 
 
 def names_in(path: Path) -> list[str]:
     """Return the names of a zip's files."""
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        return _names(archive)
+
+
+def names_below(path: Path) -> list[str]:
+    """Return the names of a folder's files, those of folders in it with their path, sorted."""
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say it where a zip cannot be read in the block."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _names(archive)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise _unreadable(path, str(error), "a zip with one file per mask") from error
+        yield
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise _unreadable(path, str(error), "a zip with one file per image") from error
 
 
 def _names(archive: zipfile.ZipFile) -> list[str]:

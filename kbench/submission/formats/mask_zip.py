@@ -1,13 +1,11 @@
 """Mask images in a zip: class numbers, colours, or one image per class.
 
-To add another format, see `formats.py`.
+To add another format, see `base.py`.
 """
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,10 +19,17 @@ from kbench.errors import ConfigError, Problem, SubmissionError, first_names
 from kbench.inference.map_store import MaskSet
 from kbench.registry import register
 from kbench.submission.formats.base import Format, asking, check_task, id_column
-from kbench.submission.formats.mask_cells import CELL, Sizes, build_cells, chosen_names, files_in, read_masks
+from kbench.submission.formats.mask_cells import (
+    CELL,
+    Sizes,
+    build_cells,
+    chosen_names,
+    files_in,
+    read_masks,
+    zipped,
+)
 from kbench.tasks import IGNORED, SEGMENTATION, exclusive
 
-_TIME = (1980, 1, 1, 0, 0, 0)  # the same masks give the same bytes
 _FIELDS = re.compile(r"\{(id|class)\}")
 _RGB = 3
 
@@ -99,16 +104,12 @@ def mask_zip(
         names = texts(frame, str(frame.columns[0])).tolist()
         pairs = zip(names, frame[CELL].tolist(), strict=True)
         parts = sorted(part for name, cell in pairs for part in zip(files_of(image_of(name)), cell, strict=True))
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
-            for name, content in parts:
-                archive.writestr(zipfile.ZipInfo(name, _TIME), content)
-        yield buffer.getvalue()
+        return zipped(parts)
 
     def decode(path: Path, sample: pd.DataFrame) -> pd.DataFrame:
         ids = texts(sample, id_column(sample)).tolist()
         parts = dict(files_in(path))
-        whole = [name for name in ids if set(files_of(image_of(name))) <= set(parts)]
+        whole = [name for name in ids if set(files_of(image_of(name))) <= parts.keys()]
         cells = [tuple(parts.pop(part) for part in files_of(image_of(name))) for name in whole]
         rest = sorted(parts)
         return pd.DataFrame(

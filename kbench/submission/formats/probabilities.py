@@ -1,10 +1,6 @@
-"""One column per target: `id,cat,dog`.
+"""Formats of probabilities: one column per target (`id,cat,dog`), or that of one class (`id,label`, label is P(dog)).
 
-To add another format, see `formats.py`.
-
-The probability of one class: `id,label` where label is P(dog).
-
-To add another format, see `formats.py`.
+To add another format, see `base.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Run-length texts: `id,rle_mask`, one row per image, or one per image and class.
 
-To add another format, see `formats.py`.
+To add another format, see `base.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kbench.submission.formats.mask_cells import (
     lacking,
     no_sizes,
     read_masks,
-    refuse_masks,
+    refuse_maps,
     shown,
 )
 from kbench.tasks import IGNORED, SEGMENTATION, exclusive
@@ -143,7 +143,7 @@ def rle(
         absent = [_names[k] for k in wanted.written() if _names[k] not in masks.names]
         problems = [*wanted.problems, *lacking(list(wanted.rows), masks, where=id_column(sample))]
         problems += [Problem("classes", f"the masks have no class {first_names(absent)}")] if absent else []
-        refuse_masks(problems)
+        refuse_maps(problems)
         cells: list[list[str]] = [[] for _ in range(len(sample))]
         for image, slots in sorted(wanted.rows.items()):
             order = sorted(slots)

@@ -1,6 +1,6 @@
 """Runs of each row of each class in one JSON: `{image.jpg: {category: {row: [[x1, x2], ...]}}}` (row S-14).
 
-To add another format, see `formats.py`.
+To add another format, see `base.py`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A loss takes logits and targets and returns a `LossSum`; the loss of an update i
 totals over the sum of their counts. Unknown targets (NaN, or `ignore_index`) add to neither. Everything is
 computed in float32, also under autocast.
 
-A loss that is no sum over targets but one value of a region (`region_losses.py`) or of several losses
-(`sum_loss.py`) counts images: its total is the mean times their number, and accumulated batches give the mean of
+A loss that is no sum over targets but one value of a region (`regions.py`) or of several losses (`sum` in
+`regression.py`) counts images: its total is the mean times their number, and accumulated batches give the mean of
 their values, weighted by images.
 
 To add one, write a factory here with `@register("loss")` whose keywords are what a YAML may set and which returns

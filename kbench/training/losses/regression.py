@@ -1,6 +1,7 @@
-"""Losses of numbers: targets [B, K, ...] in target units, NaN where unknown.
+"""Losses of numbers: targets [B, K, ...] in target units, NaN where unknown; and a weighted sum of any losses.
 
-A weighted sum of losses, written in the YAML.
+To add one of numbers, write a factory here with `@register("loss")` that gives `_regression` a function of predictions
+and targets.
 """
 
 from __future__ import annotations

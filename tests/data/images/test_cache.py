@@ -326,3 +326,75 @@ def test_resizing_covers_the_size_and_keeps_the_aspect() -> None:
 def test_an_image_that_fits_is_not_touched() -> None:
     pixels_ = drawn(1, size=(8, 8))[0]
     assert Resize("cover", 8, 8)(pixels_) is pixels_
+
+
+@pytest.mark.parametrize("part", [".bin", ".npy"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "emptied", "noise"])
+def test_damaged_pixels_and_indices_are_found_and_made_anew(
+    tmp_path: Path, part: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_images(tmp_path / "images", drawn(6))
+    expected = pixels(opened(rows, tmp_path / "cache"))
+    (file,) = (tmp_path / "cache" / "images").glob(f"*{part}")
+    content = bytearray(file.read_bytes())
+    times = file.stat()
+    if how == "flipped":
+        content[len(content) // 2] ^= 0x55
+    damaged = {"flipped": bytes(content), "cut": bytes(content[:-3]), "emptied": b"", "noise": bytes(len(content))}[how]
+    file.write_bytes(damaged)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    again = opened(rows, tmp_path / "cache")
+    for left, right in zip(pixels(again), expected, strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert "is damaged: it is made anew" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_whole_cache_is_read_through_once_and_then_known_by_its_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_images(tmp_path / "images", drawn(6))
+    opened(rows, tmp_path / "cache")
+    monkeypatch.setattr(cache, "_SETTLED_NS", 0)
+    opened(rows, tmp_path / "cache")
+    read: list[Path] = []
+    monkeypatch.setattr(files, "sha256", lambda path: read.append(path) or "")  # type: ignore[func-returns-value]
+    opened(rows, tmp_path / "cache")
+    assert read == []
+
+
+def test_a_description_without_what_it_should_say_counts_as_none(tmp_path: Path) -> None:
+    rows = write_images(tmp_path / "images", drawn(6))
+    expected = pixels(opened(rows, tmp_path / "cache"))
+    (path,) = (tmp_path / "cache" / "images").glob("*.json")
+    known = files.read_json(path)
+    files.write_json(path, {"files": known["files"]})
+    assert cache_entries(tmp_path / "cache") == []
+    for left, right in zip(pixels(opened(rows, tmp_path / "cache")), expected, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_an_index_that_breaks_after_it_was_checked_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    images = opened(write_images(tmp_path / "images", drawn(6)), tmp_path / "cache")
+    next((tmp_path / "cache" / "images").glob("*.npy")).write_bytes(b"junk")
+    with pytest.raises(DataError, match="kbench cache --clear"):
+        images[0]
+
+
+def test_a_damaged_memo_is_made_again(tmp_path: Path) -> None:
+    rows = write_images(tmp_path / "images", drawn(3))
+    time.sleep(2.1)  # younger files are not remembered
+    key = cache.content_key(rows, tmp_path / "cache")
+    for memo in (tmp_path / "cache").rglob("*.json"):
+        memo.write_text("{")
+    assert cache.content_key(rows, tmp_path / "cache") == key
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe"])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, what: str) -> None:
+    rows = write_images(tmp_path / "images", drawn(3))
+    rows[1][0].unlink()
+    rows[1][0].mkdir() if what == "folder" else os.mkfifo(rows[1][0])
+    with pytest.raises(DataError, match=f"it is a {what}"):
+        opened(rows, tmp_path / "cache")
+    with pytest.raises(DataError, match=f"it is a {what}"):
+        opened(rows, tmp_path / "cache", mode="off")[1]

@@ -168,6 +168,37 @@ def test_arrays_have_a_channel_per_target(tmp_path: Path) -> None:
         masks_of(tmp_path, values(folder="m"), task="dense_regression")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [(np.float64, -1.7976931348623157e308), (np.float64, np.nan), (np.float64, -9999.0), (np.float64, 0.1),
+     (np.float32, float(np.finfo(np.float32).min)), (np.float32, 0.1), (np.int32, -9999.0), (np.uint16, -9999.0)],
+)  # fmt: skip
+def test_no_data_of_any_size_is_unknown_without_a_warning(dtype: type, nodata: float, tmp_path: Path) -> None:
+    write_png(tmp_path / "i" / "a.png", np.zeros((1, 3, 3), dtype=np.uint8))
+    (tmp_path / "m").mkdir()
+    fits = dtype is not np.uint16
+    np.save(tmp_path / "m" / "a.npy", np.array([[1, nodata if fits else 2, 3]], dtype=dtype))
+    [mask] = masks_of(tmp_path, values(folder="m", nodata=nodata), task="dense_regression")
+    np.testing.assert_array_equal(mask.ravel(), [1, np.nan if fits else 2, 3])
+
+
+def test_a_scale_that_no_float32_holds_makes_a_number_unknown(tmp_path: Path) -> None:
+    write_png(tmp_path / "i" / "a.png", np.zeros((1, 2, 3), dtype=np.uint8))
+    (tmp_path / "m").mkdir()
+    np.save(tmp_path / "m" / "a.npy", np.array([[1, 1e30]], dtype=np.float32))
+    [mask] = masks_of(tmp_path, values(folder="m", scale=1e10), task="dense_regression")
+    np.testing.assert_array_equal(mask.ravel(), [np.float32(1e10), np.nan])
+
+
+@pytest.mark.parametrize("array", [np.zeros(6), np.zeros((1, 2, 3, 4)), np.array([["a", "b"]]), np.float32(3)])
+def test_an_array_that_is_no_map_is_refused(array: np.ndarray, tmp_path: Path) -> None:
+    write_png(tmp_path / "i" / "a.png", np.zeros((2, 3, 3), dtype=np.uint8))
+    (tmp_path / "m").mkdir()
+    np.save(tmp_path / "m" / "a.npy", array)
+    with pytest.raises(DataError, match="the shape"):
+        masks_of(tmp_path, values(folder="m"), task="dense_regression")
+
+
 # -- run-length texts -------------------------------------------------------------------------------------------
 
 

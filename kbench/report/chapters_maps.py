@@ -1,4 +1,4 @@
-"""The chapters of `kbench report` for segmentations: masks beside their truth, and where they err."""
+"""The chapters of `kbench report` for dense tasks: masks or numbers beside their truth, and where they err."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from kbench import files
 from kbench.data.images.cache import Images
 from kbench.ensemble.mask_rules import Rule
 from kbench.inference import map_store
-from kbench.inference.map_store import MaskSet, Writing
-from kbench.pictures import segments
+from kbench.inference.map_store import MaskSet, NumberSet, Writing
+from kbench.pictures import number_maps, segments
 from kbench.pictures.confusion import confused_pairs, draw_confusion
 from kbench.pictures.tables import slices_of
 from kbench.report.page import Grid, Picture, Section
@@ -19,8 +19,8 @@ from kbench.report.subject import Look, grader
 from kbench.runs import parts
 from kbench.runs.map_parts import table_part
 from kbench.runs.map_results import truth_masks
-from kbench.runs.results import Rows
-from kbench.tasks import exclusive
+from kbench.runs.results import Rows, Sendable
+from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
 
 _PANELS = 8  # images of a sheet
@@ -28,19 +28,16 @@ _PIXELS = 200  # images whose pixels a confusion matrix counts at most
 
 
 def sections(look: Look, found: dict[str, Any]) -> list[Section]:
-    """Return the chapters of a segmentation.
+    """Return the chapters of a dense task.
 
     Args:
         look: the run.
-        found: what the command returns; `growth`, `classes` and `slices` are added, and `test` with a solution.
+        found: what the command returns; `growth`, `classes` (of masks) or `targets` and `deciles` (of numbers) and
+            `slices` are added, and `test` with a solution.
     """
-    masks = cast(MaskSet, look.oof.sent())
-    return [
-        _growth(look, found),
-        _classes(look, masks, found),
-        _slices(look, found),
-        _panels(look, masks),
-    ]
+    sent = look.oof.sent()
+    where = _numbers(look, sent, found) if isinstance(sent, NumberSet) else _classes(look, cast(MaskSet, sent), found)
+    return [_growth(look, found), where, _slices(look, found), _panels(look, sent)]
 
 
 def _growth(look: Look, found: dict[str, Any]) -> Section:
@@ -64,10 +61,13 @@ def _graded(look: Look, rule: Rule) -> list[dict[str, Any]]:
     for count in range(1, len(look.folds) + 1):
         part = table_part(look.run, test, look.folds[:count])
         with files.scratch_folder() as folder:
-            names, source = look.experiment.train.target_names, part.source()
-            writing = Writing(folder / "masks.json", part.ids, names, look.run.competition.task, source, (), False,
-                              rule.apply)  # fmt: skip
-            graded = score(map_store.write(writing, part.rows_again()).masks())
+            names, task = look.experiment.train.target_names, look.run.competition.task
+            masks = task in SEGMENTATION
+            writing = Writing(folder / "maps.json", part.ids, names, task, part.source(), (), not masks,
+                              rule.apply if masks else None)  # fmt: skip
+            store = map_store.write(writing, part.rows_again())
+            numbers = NumberSet(store.ids, names, task, store.source, store.maps)
+            graded = score(store.masks() if masks else numbers)
         name = f"fold {look.folds[0]}" if count == 1 else f"{count} folds"
         records.append({"ensemble": name, "members": len(part.snapshots), "test": graded})
     return records
@@ -103,12 +103,22 @@ def _slices(look: Look, found: dict[str, Any]) -> Section:
     return Section("Slices", "A slice whose interval lies below the others is where to look first.", shown)
 
 
-def _panels(look: Look, masks: MaskSet) -> Section:
-    oof = look.oof
-    experiment = look.experiment
-    images: Images = parts.opened_images(
-        experiment.competition, experiment.train, experiment.workspace.cache(), what="training"
-    )(KEEP)
+def _numbers(look: Look, numbers: NumberSet, found: dict[str, Any]) -> Section:
+    oof, truth = look.oof, truth_masks(look.experiment, look.oof.table)
+    found["targets"] = number_maps.target_rows(oof.values, oof.table.target_names)
+    rows = segments.random_rows(len(oof.table), _PIXELS).tolist()
+    found["deciles"] = number_maps.decile_rows(numbers, truth, oof.table, rows)
+    shown: list[Picture | Grid] = [
+        look.grid(found["targets"], "targets.csv", "pixels of all images together"),
+        look.grid(found["deciles"], "deciles.csv", f"errors by tenth of the truth, of {len(rows)} images"),
+    ]
+    return Section("Numbers", "Where the bias changes its sign, large values are taken for smaller ones.", shown)
+
+
+def _panels(look: Look, sent: Sendable) -> Section:
+    oof, experiment = look.oof, look.experiment
+    cache = experiment.workspace.cache()
+    images: Images = parts.opened_images(experiment.competition, experiment.train, cache, what="training")(KEEP)
     places, truth = np.searchsorted(experiment.train.ids, oof.table.ids), truth_masks(experiment, oof.table)
     scores = segments.image_scores(look.metric, oof.values, oof.table)
     shown: list[Picture | Grid] = []
@@ -116,9 +126,14 @@ def _panels(look: Look, masks: MaskSet) -> Section:
         ("worst", segments.worst_rows(scores, _PANELS, maximise=look.metric.maximise)),
         ("random", segments.random_rows(len(oof.table), _PANELS)),
     ):
-        path = segments.draw_triplets(
+        draw: Any = segments.draw_triplets
+        what: dict[str, Any] = {"masks": sent, "title": f"{name} images: image, truth, prediction"}
+        if isinstance(sent, NumberSet):
+            draw = number_maps.draw_numbers
+            what = {"numbers": sent, "title": f"{name} images: image, truth, prediction, error"}
+        path = draw(
             rows.tolist(), look.place(f"{name}.png"), images=lambda row: images[int(places[row])], truth=truth,
-            masks=masks, table=oof.table, scores=scores, title=f"{name} images: image, truth, prediction",
+            table=oof.table, scores=scores, **what,
         )  # fmt: skip
         shown.append(look.picture(path, f"{name} images"))
-    return Section("Images", "Image, truth and prediction; grey is ignored.", shown)
+    return Section("Images", "Image, truth and prediction; grey is ignored or unknown.", shown)
