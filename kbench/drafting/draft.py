@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ _PRETRAINED = [
     "  all: {lr: find, lr_decay: 3, schedule: {name: sgdr, cycles: 2, cycle_mult: 2}, keep: [cycles]}",
     "tta: flip",
 ]
+_SCRATCH_FEW = [line.replace("lr: find", "lr: 1e-3") for line in _SCRATCH]
+_PRETRAINED_FEW = [
+    _PRETRAINED[0], _PRETRAINED[1], _PRETRAINED[2].replace("lr: find", "lr: 2e-3"),
+    _PRETRAINED[3].replace("lr: find", "lr: 5e-4"), _PRETRAINED[4],
+]  # fmt: skip
+_FEW = 200  # rows; a range test of fewer sees too little to find a rate
+_OWN = {"single_label": "label", "multi_label": "probabilities", "regression": "value"}
+"""Task -> the format of own data without a sample submission."""
 _METRICS = {
     "probabilities": "log_loss",
     "single_probability": "log_loss",
@@ -84,7 +93,7 @@ def draft(
     lines = [
         *_head(name, source, facts, title=title, code_only=code_only),
         *_data(facts),
-        *_contract(facts, metric),
+        *_contract(facts, metric, source),
         "",
         "# the baseline experiment",
         "seed: 0",
@@ -107,6 +116,11 @@ def _head(name: str, source: Mapping[str, Any], facts: Facts, *, title: str, cod
 
 def _data(facts: Facts) -> list[str]:
     lines = ["data:"]
+    if facts.archives:
+        packed = ", ".join(facts.archives[:5])
+        lines.append(f"  # {_TODO} unpack what holds images, then `kbench new --force`: {_comment(packed)}")
+    if facts.separator:
+        lines.append(f"  layout: {_value({'name': 'csv', 'separator': facts.separator})}")
     if facts.by_class:
         layout = {"name": "folders", **({"valid": facts.valid} if facts.valid else {})}
         lines.append(f"  layout: {_value(layout if facts.valid else 'folders')}")
@@ -118,9 +132,15 @@ def _data(facts: Facts) -> list[str]:
         f"  train: {_value(_train(facts))}" + ("" if facts.train else "  # TODO where the training images are")
     )
     lines.append(f"  test: {_value(_split(facts.test, facts.test_csv))}" + _test_comment(facts))
+    if facts.test_by_class and facts.test:
+        lines.append(
+            f"  # the folders of {_value(facts.test.folder)} are named like the classes: all its images are rows. To "
+            "grade here, write ids and these names into a CSV, and `solution:` under source"
+        )
     if not facts.by_class and facts.task != "segmentation":
         target: Any = list(facts.target) if len(facts.target) > 1 else (facts.target or (_TODO,))[0]
         lines.append(f"  target: {_value(target)}" + ("" if facts.target else "  # TODO the column to predict"))
+        lines += [f"  # {_comment(text)}" for text in facts.why]
     if facts.classes:
         lines.append(f"  # {len(facts.classes)} {'targets' if facts.task == 'regression' else 'classes'}")
     if facts.valid:
@@ -153,16 +173,26 @@ def _masks(masks: Images) -> dict[str, Any]:
     return {"name": "index", "folder": masks.folder, **({"suffix": masks.suffix} if masks.suffix else {})}
 
 
-def _contract(facts: Facts, words: str) -> list[str]:
+def _contract(facts: Facts, words: str, source: Mapping[str, Any]) -> list[str]:
     lines = [f"folds: {_value(_folds(facts))}"]
     if facts.group and not facts.valid:
         strategy = {"multi_label": "group", "segmentation": "group"}.get(facts.task or "", "stratified_group")
         grouped = {"strategy": strategy, "group": facts.group, "n": 5, "seed": 42}
         lines.append(f"# if images of one {facts.group} resemble each other, keep them in one fold:")
         lines.append(f"# folds: {_value(grouped)}")
+    own = _OWN.get(facts.task or "") if source.get("name") == "local" and not facts.sample else None
+    if own is not None:
+        facts = replace(facts, format=own)
+        lines.append(_metric(facts, words))
+        lines.append("# no sample submission was found: the file is written from the test ids, in this format")
+        return [*lines, f"submission: {_value({'format': own})}"]
     lines.append(_metric(facts, words))
-    lines.append(f"submission: {_value({'format': facts.format or _TODO, 'sample': facts.sample or _TODO})}")
-    if not facts.format:
+    format: Any = {"name": facts.format, **facts.format_params} if facts.format_params else facts.format or _TODO
+    lines.append(f"submission: {_value({'format': format, 'sample': facts.sample or _TODO})}")
+    if facts.format_params.get("target") == _TODO:
+        names = " or ".join(facts.classes)
+        lines[-1] += f"  # TODO whose probability the file's column holds: {_comment(names)}"
+    elif not facts.format:
         lines[-1] += "  # TODO what the file must look like; `kbench list format`"
     elif not facts.sample:
         lines[-1] += "  # TODO where the sample submission is"
@@ -215,7 +245,13 @@ def _experiment(facts: Facts) -> list[str]:
     else:
         model = "{backbone: resnet10t}" if side <= 64 else "{backbone: resnet34, pretrained: true}"
     lines.append(f"model: {model}")
-    train, *stages = _SCRATCH if side <= 64 else _PRETRAINED
+    few = facts.rows is not None and facts.rows < _FEW
+    if few:
+        lines.append(
+            f"# {facts.rows} rows are too few to find a rate on, so it is a plain one; `lr: find` looks for it"
+        )
+    scratch, pretrained = (_SCRATCH_FEW, _PRETRAINED_FEW) if few else (_SCRATCH, _PRETRAINED)
+    train, *stages = scratch if side <= 64 else pretrained
     lines += [train.format(batch=_batch(facts.rows, most=64 if side <= 64 else 32)), *stages]
     return [*lines, "ensemble: {decision: threshold}"] if facts.format == "tags" else lines
 
@@ -223,6 +259,11 @@ def _experiment(facts: Facts) -> list[str]:
 def _batch(rows: int | None, *, most: int) -> int:
     """Return a batch size, a power of two from 8 on, that makes some dozen updates of an epoch."""
     return next((size for size in (64, 32, 16) if size <= most and (rows is None or rows >= 20 * size)), 8)
+
+
+def _comment(text: str) -> str:
+    """Return a text that stays on its line."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _value(value: Any) -> str:

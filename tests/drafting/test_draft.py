@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,8 @@ def test_what_the_draft_leaves_open_is_an_error_of_the_yaml(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="task"):
         validated(tmp_path)
     write(tmp_path, train="id,label\na,x\nb,y\n", files="train/a.jpg train/b.jpg")
-    competition = validated(tmp_path)
+    content = parsed(tmp_path, {"name": "kaggle", "slug": "pets"})
+    competition = Competition.model_validate(with_stage_defaults(content))
     assert registry.bind("metric", competition.metric.name, {}, where="metric") != []
 
 
@@ -271,3 +273,130 @@ def test_real_competitions_are_recognised(name: str, expected: dict[str, Any]) -
 def test_drafts_of_real_competitions_validate(name: str) -> None:
     competition = validated(SHARED / name)
     assert competition.data.train.images != "TODO"
+
+
+# -- what the files say, and what they do not ---------------------------------------------------------------------
+
+
+def labelled(root: Path, labels: list[str], sample: str, *, places: str = "train", header: str = "label") -> None:
+    """Write rows with these labels, an image each, and a sample of two test images."""
+    names = [f"a{row:03d}" for row in range(len(labels))]
+    rows = "".join(f'{name},"{label}"\n' for name, label in zip(names, labels, strict=True))
+    folders = places.split()
+    files = [f"{folders[row % len(folders)]}/{name}.jpg" for row, name in enumerate(names)]
+    write(root, (24, 24), train=f"id,{header}\n{rows}", sample_submission=sample,
+          files=" ".join([*files, "test/t0.jpg", "test/t1.jpg"]))  # fmt: skip
+
+
+CROPS = ["Maize", "Sugar beet", "Common wheat", "Black-grass"]
+
+
+def test_names_of_several_words_are_classes(tmp_path: Path) -> None:
+    """The trial class-names-with-spaces."""
+    labelled(tmp_path, CROPS * 5, "id,label\nt0,Sugar beet\nt1,Maize\n")
+    competition = validated(tmp_path)
+    assert (competition.task, competition.submission.format.name) == ("single_label", "label")
+    assert sorted(discover(tmp_path).classes) == sorted(CROPS)
+
+
+def test_tags_stay_tags_whatever_divides_them(tmp_path: Path) -> None:
+    for sign in (" ", ",", "|"):
+        cells = [sign.join(cell) for cell in (("a", "b"), ("a", "c"), ("b",), ("c", "b", "a"))]
+        labelled(tmp_path, cells * 3, f'id,label\nt0,"{cells[0]}"\nt1,"{cells[1]}"\n')
+        facts = discover(tmp_path)
+        assert (facts.task, facts.classes, facts.separator) == ("multi_label", ("a", "b", "c"), sign.strip() or None)
+
+
+def test_words_that_may_be_names_or_tags_are_asked_about(tmp_path: Path) -> None:
+    labelled(tmp_path, ["red fox", "red deer", "grey seal"] * 4, "id,label\nt0,red fox\nt1,red deer\n")
+    assert discover(tmp_path).task is None
+    assert "TODO are its cells whole names" in draft(tmp_path, name="pets", source=LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("column", "target"),
+    [("abnormal", "abnormal"), ("Abnormal", "abnormal"), ("normal", "normal"), ("label", "TODO"), ("target", "TODO")],
+)
+def test_a_probability_of_one_class_is_that_of_the_column_s_name_or_asked_about(
+    tmp_path: Path, column: str, target: str
+) -> None:
+    """The trial positive-class-column."""
+    labelled(tmp_path, ["abnormal", "normal"] * 5, f"id,{column}\nt0,0.5\nt1,0.5\n")
+    assert discover(tmp_path).format_params == {"target": target}
+    assert ("TODO whose probability" in draft(tmp_path, name="pets", source=LOCAL)) == (target == "TODO")
+
+
+def test_images_of_a_table_are_found_in_all_their_folders(tmp_path: Path) -> None:
+    """The trial images-two-folders."""
+    labelled(tmp_path, ["x", "y"] * 10, "id,x,y\nt0,0.5,0.5\nt1,0.5,0.5\n", places="train_part_1 train_part_2")
+    images = discover(tmp_path).train
+    assert images is not None
+    assert (images.folder, images.suffix) == ("train_part_*", ".jpg")
+    assert discover(tmp_path).test is not None
+
+
+def test_images_of_a_table_are_found_in_folders_of_classes(tmp_path: Path) -> None:
+    labelled(tmp_path, ["x", "y"] * 10, "id,x,y\nt0,0.5,0.5\nt1,0.5,0.5\n", places="train/x train/y")
+    images = discover(tmp_path).train
+    assert images is not None
+    assert (images.folder, images.suffix) == ("train/**", ".jpg")
+
+
+@pytest.mark.parametrize(
+    ("files", "train", "test"),
+    [
+        ("train/f/1.jpg train/s/2.jpg test/f/3.jpg test/s/4.jpg", "train", "test"),
+        ("seg_train/seg_train/f/1.jpg seg_train/seg_train/s/2.jpg seg_test/seg_test/f/3.jpg seg_test/seg_test/s/4.jpg",
+         "seg_train/seg_train", "seg_test/seg_test"),
+        ("contest/train/f/1.jpg contest/train/s/2.jpg contest/test/f/3.jpg contest/test/s/3.jpg", "contest/train",
+         "contest/test"),
+        ("train/f/1.jpg train/s/2.jpg test/unknown/3.jpg test/unknown/4.jpg", "train", "test/unknown"),
+        ("contest/train/f/1.jpg contest/train/s/2.jpg", "contest/train", None),
+    ],
+)  # fmt: skip
+def test_a_test_tree_is_the_whole_tree(tmp_path: Path, files: str, train: str, test: str | None) -> None:
+    """The trial test-tree-by-class."""
+    write(tmp_path, files=files)
+    facts = discover(tmp_path)
+    assert facts.train is not None
+    assert facts.train.folder == train
+    assert (facts.test.folder if facts.test else None) == test
+    text = draft(tmp_path, name="pets", source=LOCAL)
+    assert ("named like the classes" in text) == ("f/3.jpg" in files)
+
+
+def test_own_data_without_a_sample_needs_no_more(tmp_path: Path) -> None:
+    """The trial own-data-no-sample."""
+    write(tmp_path, (24, 24), files="train/f/1.png train/s/2.png test/3.png")
+    text = draft(tmp_path, name="pets", source=LOCAL)
+    assert text.count("TODO") == 1  # the first line says what to look for
+    content = parse_yaml(text, name="pets.yaml")
+    assert isinstance(content, dict)
+    assert (content["metric"], content["submission"]) == ("accuracy", {"format": "label"})
+    kaggle = draft(tmp_path, name="pets", source={"name": "kaggle", "slug": "pets"})
+    assert "sample: TODO" in kaggle
+
+
+def test_separators_words_for_unknown_and_packed_tables_are_understood(tmp_path: Path) -> None:
+    """The trials csv-semicolon and nan-text-target."""
+    labelled(tmp_path, [f"{20 + row * 1.5:g}" if row != 3 else "NaN" for row in range(20)], "id,age\nt0,0\nt1,0\n",
+             header="age")  # fmt: skip
+    assert (discover(tmp_path).task, discover(tmp_path).format) == ("regression", "value")
+    text = (tmp_path / "train.csv").read_text().replace(",", ";").replace(".", ",")
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "train.csv.gz").write_bytes(gzip.compress(text.encode()))
+    facts = discover(tmp_path)
+    assert (facts.train_csv, facts.id, facts.target, facts.task) == ("train.csv.gz", "id", ("age",), "regression")
+
+
+def test_archives_in_place_of_images_are_named(tmp_path: Path) -> None:
+    write(tmp_path, train="id,label\na,x\nb,y\n")
+    (tmp_path / "train.zip").write_bytes(b"PK")
+    assert "TODO unpack what holds images" in draft(tmp_path, name="pets", source=LOCAL)
+
+
+@pytest.mark.parametrize(("rows", "rate"), [(40, 5e-4), (400, "find")])
+def test_few_rows_get_a_plain_rate(tmp_path: Path, rows: int, rate: Any) -> None:
+    lines = "".join(f"{row},{'ab'[row % 2]}\n" for row in range(rows))
+    write(tmp_path, (20, 20), train=f"id,label\n{lines}", files="train/0.jpg train/1.jpg test/c.jpg")
+    assert validated(tmp_path).stages["all"].lr == rate
