@@ -94,6 +94,7 @@ def seal(
     *,
     parts: dict[str, Path],
     sealed: dict[str, dict[str, Any]] | None = None,
+    timed: bool = True,
 ) -> Path:
     """Write the JSON that makes an artifact of several files exist.
 
@@ -102,10 +103,13 @@ def seal(
         description: what it says besides the checksums.
         parts: name -> file beside `path`; size, time of the last change and SHA-256 of each are recorded.
         sealed: name -> entry of files hashed while they were written (`write_chunks`).
+        timed: record times too; without them the same content gives the same JSON, and is read to be verified.
     """
     entries = dict(sealed or {})
     for name, file in parts.items():
         entries[name] = {"file": file.name, **_size_and_time(file), "sha256": files.sha256(file)}
+    if not timed:
+        entries = {name: {key: entry[key] for key in ("file", "bytes", "sha256")} for name, entry in entries.items()}
     return files.write_json(path, {**description, "files": entries})
 
 

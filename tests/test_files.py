@@ -92,7 +92,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from kbench import files
+        from kbench import files, records
         with files.replacing(Path(sys.argv[1])) as temporary:
             temporary.write_text("half")
             print("writing", flush=True)
@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path) -> None:
     code = """
         import resource, signal, sys
         from pathlib import Path
-        from kbench import files
+        from kbench import files, records
         from kbench.errors import DataError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))

@@ -172,7 +172,7 @@ def write_pseudo(
             written[f"{place}-masks"] = masks_file(path, place)
         counts[place] = _counts(kept, names, task)
     description = {"task": task, "names": list(names), "sure": asdict(sure), "places": counts, "origin": dict(origin)}
-    records.seal(path, description, parts=written)
+    records.seal(path, description, parts=written, timed=False)
     return description
 
 

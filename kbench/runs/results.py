@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +19,7 @@ import numpy as np
 from kbench import console, files, records, registry
 from kbench.config.section import Component
 from kbench.data.images.cache import Images, Resize
-from kbench.data.table.table import Table
+from kbench.data.table.table import Table, readable
 from kbench.ensemble.average import Stack
 from kbench.ensemble.bootstrap import Interval
 from kbench.ensemble.combiners import Combiner
@@ -62,6 +62,10 @@ class Rows:
     force: bool = False
     handed: Callable[[Resize], Images] | None = None
     folder: Path | None = None
+
+    def readable(self) -> Rows:
+        """Return those whose images can be read."""
+        return replace(self, table=readable(self.table))
 
 
 def whole(path: Path) -> dict[str, Any] | None:
