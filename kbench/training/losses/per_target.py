@@ -10,7 +10,9 @@ their values, weighted by images.
 
 To add one, write a factory here with `@register("loss")` whose keywords are what a YAML may set and which returns
 a function of logits [B, K, ...] and targets. Keywords with `_` in front are given by kbench when they are named:
-`_counts` ([K] training rows, or pixels, per class or tag), `_rows` (training rows, or known pixels) and `_task`.
+`_counts` ([K] training rows, or pixels, per class or tag), `_rows` (training rows, or known pixels) and `_task`; the
+counts are those of `FoldContext.balance`. A weight of classes that is found from them is a word of `ClassWeights` and a
+line of `class_weights_of`, which every loss with `class_weights` asks.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class LossSum(NamedTuple):
 
 
 Loss = Callable[[Tensor, Tensor], LossSum]
+ClassWeights = list[float] | Literal["balanced"] | None
 _UNKNOWN = -100  # class index that is not counted; what PyTorch takes it for
 
 
@@ -52,7 +55,7 @@ _UNKNOWN = -100  # class index that is not counted; what PyTorch takes it for
 def cross_entropy(
     *,
     label_smoothing: float = 0.0,
-    class_weights: list[float] | Literal["balanced"] | None = None,
+    class_weights: ClassWeights = None,
     ignore_index: int = -100,
     _counts: np.ndarray | None = None,
     _rows: int | None = None,
@@ -72,8 +75,7 @@ def cross_entropy(
     """
     check_number("label_smoothing", label_smoothing, "[0, 1)")
     check_number("ignore_index", ignore_index, "(-inf, inf)", whole=True)
-    if class_weights == "balanced":
-        class_weights = balanced_weights(_counts, _rows)
+    class_weights = class_weights_of(class_weights, _counts, _rows)
     weights_on = weights_on_device("class_weights", class_weights)
 
     def loss(logits: Tensor, target: Tensor) -> LossSum:
@@ -301,7 +303,21 @@ def weights_on_device(
     return on
 
 
-def balanced_weights(counts: np.ndarray | None, rows: int | None) -> list[float]:
+def class_weights_of(weights: ClassWeights, counts: np.ndarray | None, rows: int | None) -> list[float] | None:
+    """Return what a YAML says of the weights of classes as one number per class, or None.
+
+    Args:
+        weights: numbers, or how they are found.
+        counts: [K] training rows, or pixels, per class.
+        rows: training rows, or known pixels.
+
+    Raises:
+        ConfigError: they are to be found, and the counts are not known.
+    """
+    return _balanced_weights(counts, rows) if weights == "balanced" else weights
+
+
+def _balanced_weights(counts: np.ndarray | None, rows: int | None) -> list[float]:
     """Return a weight per class, so that all classes weigh the same; 1 for a class no training row has.
 
     Raises:

@@ -21,9 +21,10 @@ from torch import Tensor
 from kbench.errors import check_number
 from kbench.registry import register
 from kbench.training.losses.per_target import (
+    ClassWeights,
     Loss,
     LossSum,
-    balanced_weights,
+    class_weights_of,
     each_alone,
     ignored,
     per_tag,
@@ -32,7 +33,6 @@ from kbench.training.losses.per_target import (
 
 _EXACT = 2**24  # up to here float32 counts pixels without an error
 Classes = Literal["all", "present"]
-Weights = list[float] | Literal["balanced"] | None
 
 
 class _Regions(NamedTuple):
@@ -57,7 +57,7 @@ def jaccard(
     log: bool = True,
     smooth: float = 1e-15,
     classes: Classes = "all",
-    class_weights: Weights = None,
+    class_weights: ClassWeights = None,
     per_image: bool = False,
     multi_label: bool | None = None,
     ignore_index: int = -100,
@@ -95,7 +95,7 @@ def dice(
     log: bool = False,
     smooth: float = 1e-7,
     classes: Classes = "present",
-    class_weights: Weights = None,
+    class_weights: ClassWeights = None,
     per_image: bool = False,
     multi_label: bool | None = None,
     ignore_index: int = -100,
@@ -132,7 +132,7 @@ def tversky(
     gamma: float = 1.0,
     smooth: float = 1e-7,
     classes: Classes = "present",
-    class_weights: Weights = None,
+    class_weights: ClassWeights = None,
     per_image: bool = False,
     multi_label: bool | None = None,
     ignore_index: int = -100,
@@ -177,7 +177,7 @@ def lovasz(
     *,
     hinge: bool = True,
     classes: Classes | None = None,
-    class_weights: Weights = None,
+    class_weights: ClassWeights = None,
     per_image: bool = False,
     multi_label: bool | None = None,
     ignore_index: int = -100,
@@ -218,7 +218,7 @@ def lovasz(
 def _region_loss(
     value: Callable[[_Regions], Tensor],
     classes: Classes,
-    class_weights: Weights,
+    class_weights: ClassWeights,
     *,
     per_image: bool,
     multi_label: bool | None,
@@ -241,9 +241,7 @@ def _region_loss(
         raw: compare logits instead of probabilities.
     """
     check_number("ignore_index", ignore_index, "(-inf, inf)", whole=True)
-    weights_on = weights_on_device(
-        "class_weights", balanced_weights(*known) if class_weights == "balanced" else class_weights
-    )
+    weights_on = weights_on_device("class_weights", class_weights_of(class_weights, *known))
 
     def loss(logits: Tensor, target: Tensor) -> LossSum:
         alone = each_alone(multi_label, task, logits.shape[1])
