@@ -135,6 +135,11 @@ class Entry:
         return self.status in _REPEATABLE
 
     @property
+    def kept(self) -> bool:
+        """Whether its file and record are never replaced: it may have reached the service, now or earlier."""
+        return not self.unsent or bool(self.earlier)
+
+    @property
     def order(self) -> tuple[int, str, str]:
         """What entries are sorted by, the one written first first, whatever the clock said."""
         return self.number, self.created, self.name
@@ -163,13 +168,18 @@ def _candidates(name: str) -> Iterator[str]:
     return (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
 
 
-def _is_free(folder: Path, name: str) -> bool:
-    """Return whether a name may be written to: nothing of it was ever sent, and no file without a record has it."""
+def _is_free(folder: Path, name: str, *, replace: bool = True) -> bool:
+    """Return whether a name may be written to: nothing of it was ever sent, and no file of the user's has it."""
     record = folder / f"{name}{_SUFFIX}"
     if record.exists():
         entry = _read(record)
-        return entry.unsent and not entry.earlier
+        return replace and not entry.kept and (_is_whole(entry) or not entry.file.exists())
     return not any(_name(path) == name for path in folder.glob(f"{glob.escape(name)}.*"))
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Return whether a submission's file is what was written."""
+    return entry.file.is_file() and files.sha256(entry.file) == entry.sha256
 
 
 @dataclass(frozen=True)
@@ -195,11 +205,16 @@ class Place:
 
 
 @contextlib.contextmanager
-def reserve(folder: Path, name: str) -> Iterator[Place]:
+def reserve(folder: Path, name: str, *, replace: bool = True) -> Iterator[Place]:
     """Hold `name`, or `name-2`, `name-3` ...: the first that is free, for the block that writes it.
 
-    Free is a name nothing was ever sent under, that no file without a record has, and that no living process sends
-    or writes: of two processes at once each gets a name of its own. A killed one leaves nothing that is in the way.
+    Free is a name nothing was ever sent under, that no file without a record or edited since has, and that no living
+    process sends or writes: of two at once each gets a name of its own. A killed one leaves nothing that is in the way.
+
+    Args:
+        folder: where submissions lie.
+        name: the name wished for.
+        replace: an unsent submission gives its name to the new one.
 
     Raises:
         ConfigError: the name is not safe as a file's name.
@@ -213,7 +228,7 @@ def reserve(folder: Path, name: str) -> Iterator[Place]:
                 held.enter_context(files.lock(_lock(folder, candidate), waiting="wait"))
             except Busy:
                 continue
-            if _is_free(folder, candidate):
+            if _is_free(folder, candidate, replace=replace):
                 yield Place(folder, candidate)
                 return
 
@@ -229,21 +244,19 @@ def hold(file: Path, *, wait: bool = False) -> Iterator[Entry]:
     Raises:
         SubmissionError: another process is at it, or there is no such entry.
     """
-    name = _name(file)
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(files.lock(_lock(file.parent, name), waiting=None if wait else "wait"))
+            held.enter_context(files.lock(_lock(file.parent, _name(file)), waiting=None if wait else "wait"))
         except Busy as error:
-            raise _busy(name, error.holder) from error
+            raise _busy(_name(file), error.holder) from error
         yield read_entry(file)
 
 
 def _busy(name: str, holder: int | None) -> SubmissionError:
-    who, end = (f"process {holder}", f", or end it (`kill {holder}`)") if holder else ("another process", "")
     return SubmissionError(
-        f"'{name}' is being sent or written now by {who}",
+        f"'{name}' is being sent or written now by process {holder or '(number unknown)'}",
         "one process at a time: a second sending would spend a second slot",
-        f"wait until it has ended{end}; then the same command says where '{name}' is, or sends it",
+        f"wait until it has ended, or end it (`kill {holder or 'NUMBER'}`); then type the same command again",
     )
 
 
@@ -257,13 +270,12 @@ def new_entry(file: Path, lineage: Lineage) -> Entry:
     try:
         with files.lock(_lock(file.parent, name), waiting="wait"), _locked(file):
             path = lineage_path(file)
-            known = _read(path) if path.exists() else None
-            if known is not None and (not known.unsent or known.earlier):
+            if path.exists() and _read(path).kept:
                 other = free_name(file.parent, name)
                 raise SubmissionError(
-                    f"'{name}' is the name of a submission with the status '{known.status}'",
+                    f"'{name}' is the name of a submission with the status '{_read(path).status}'",
                     "a name that was never sent",
-                    f"choose another name, such as '{other}'; `kbench ensemble --name {other}` writes to it",
+                    f"choose another name, such as '{other}': `kbench ensemble --name {other}`",
                 )
             return _record(file, lineage)
     except Busy as error:
@@ -281,11 +293,12 @@ def adopt(folder: Path, path: Path, lineage: Lineage) -> Entry:
     """
     checksum, name = files.sha256(path), check_name(_name(path), of="a submission")
     with _locked(folder / path.name):
-        known = [entry for entry in read_ledger(folder) if entry.sha256 == checksum]
+        same = [entry for entry in read_ledger(folder) if entry.sha256 == checksum]
+        known = [entry for entry in same if entry.kept or _is_whole(entry)]
         if known:
             return known[-1]
         if path.parent.resolve() != folder.resolve() or lineage_path(path).exists():
-            with reserve(folder, name) as place:
+            with reserve(folder, name, replace=False) as place:
                 return _record(files.copy(path, place.file(path.name.removeprefix(name))), lineage)
     return new_entry(path, lineage)
 
@@ -326,8 +339,8 @@ def update_entry(
     with _locked(file):
         entry = read_entry(file)
         if tag not in (None, entry.tag):
-            earlier = [{**one, "ref": ref} if one["tag"] == tag else one for one in entry.earlier]
-            return _write(replace(entry, earlier=earlier))
+            known = [{**one, "ref": ref} if one["tag"] == tag else one for one in entry.earlier]
+            return _write(replace(entry, earlier=known))
         if entry.status in _KNOWN.get(status, ()):
             return entry
         if status not in _MOVES[entry.status]:
@@ -341,10 +354,8 @@ def update_entry(
         if status in ("uploading", "sending"):
             verify_file(entry)
             changes |= _begin(entry)
-        if status == "sending":
-            changes |= {"tag": _new_tag(), "sent": _now()}
-        if status in _REPEATABLE:
-            changes["sent"] = None
+        if status in ("sending", *_REPEATABLE):
+            changes |= {"tag": _new_tag(), "sent": _now()} if status == "sending" else {"sent": None}
         return _write(replace(entry, status=status, **changes))
 
 
@@ -362,30 +373,23 @@ def verify_file(entry: Entry) -> None:
     Raises:
         SubmissionError: it is missing, or is not the file that was written.
     """
+    if _is_whole(entry):
+        return
+    where, record = f" -c {entry.lineage.competition}", lineage_path(entry.file).name
+    expected = f"the file of '{record}' with the checksum {entry.sha256[:12]}..., whose members and score it names"
+    todo = f"restore it, or `kbench ensemble{where}` writes a new one"
     if not entry.file.is_file():
-        raise SubmissionError(
-            f"'{entry.file}' is missing",
-            f"the file with the checksum {entry.sha256[:12]}... of '{lineage_path(entry.file).name}'",
-            f"restore it, or `kbench ensemble -c {entry.lineage.competition}` writes a new one",
-        )
-    checksum = files.sha256(entry.file)
-    if checksum != entry.sha256:
-        where = f" -c {entry.lineage.competition}"
-        raise SubmissionError(
-            f"'{entry.file}' is not what was written: its checksum is {checksum[:12]}...",
-            f"the file of '{lineage_path(entry.file).name}', {entry.sha256[:12]}..., whose members and score it names",
-            f"`kbench submit --file {shlex.quote(str(entry.file))}{where}` sends the changed file as one of your own, "
-            f"without a score; `kbench ensemble{where}` writes the model's own again",
-        )
+        raise SubmissionError(f"'{entry.file}' is missing", expected, todo)
+    raise SubmissionError(
+        f"'{entry.file}' is not what was written: its checksum is {files.sha256(entry.file)[:12]}...",
+        expected,
+        f"`kbench submit --file {shlex.quote(str(entry.file))}{where}` sends the changed file as one of your own, "
+        f"without a score; or {todo}",
+    )
 
 
 def read_entry(file: Path) -> Entry:
-    """Return the entry of a submission's file.
-
-    Raises:
-        SubmissionError: it has none.
-        DataError: it is damaged.
-    """
+    """Return the entry of a submission's file; none is a `SubmissionError`, a damaged one a `DataError`."""
     path = lineage_path(file)
     if not path.is_file():
         raise SubmissionError(
@@ -397,11 +401,7 @@ def read_entry(file: Path) -> Entry:
 
 
 def read_ledger(folder: Path) -> list[Entry]:
-    """Return all entries of a competition's submissions, the one written first first; none without such a folder.
-
-    Raises:
-        DataError: a lineage file is damaged.
-    """
+    """Return all entries of a folder, the one written first first; a damaged one is a `DataError`."""
     return sorted((_read(path) for path in folder.glob(f"[!.]*{_SUFFIX}")), key=lambda entry: entry.order)
 
 
@@ -465,19 +465,16 @@ def _new_tag() -> str:
     return f"kbench-{os.urandom(4).hex()}"
 
 
-def _locked(file: Path) -> Any:
-    """Hold the ledger of a folder while one entry is read and written."""
+def _locked(file: Path) -> Any:  # the ledger, while one entry is read and written
     return files.lock(file.with_name(".lock"))
 
 
-def _lock(folder: Path, name: str) -> Path:
-    """Return the lock of who sends or writes a submission."""
+def _lock(folder: Path, name: str) -> Path:  # of who sends or writes a submission
     return folder / f".{name}.lock"
 
 
 def _write(entry: Entry) -> Entry:
-    content = {**asdict(entry), "file": entry.file.name}
-    files.write_json(lineage_path(entry.file), content)
+    files.write_json(lineage_path(entry.file), {**asdict(entry), "file": entry.file.name})
     return entry
 
 

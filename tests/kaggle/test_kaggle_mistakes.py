@@ -109,7 +109,7 @@ MISTAKES = {
         remedy=f"echo {TOKEN} > HOME/token.txt",
     ),
     "a folder for a token": Mistake(
-        "cannot be read as plain text",
+        "KAGGLE_API_TOKEN is neither a token nor an existing file",
         variables={"KAGGLE_API_TOKEN": "HOME"},
         remedy=f"export KAGGLE_API_TOKEN={TOKEN}",
     ),

@@ -16,6 +16,7 @@ from kbench.submission import ledger
 from kbench.submission.ledger import (
     Entry,
     Lineage,
+    adopt,
     free_name,
     hold,
     leaderboard_rows,
@@ -303,6 +304,29 @@ def test_a_file_without_a_record_is_somebodys_own(tmp_path: Path) -> None:
     with reserve(tmp_path, "a") as place:
         assert place.name == "a-2"
     assert free_name(tmp_path, "a") == "a-2"
+
+
+def test_an_edited_file_is_not_written_over(tmp_path: Path) -> None:
+    file = submission(tmp_path)
+    new_entry(file, LINEAGE)
+    file.write_text("id,p\n1,0.6\n")
+    with reserve(tmp_path, "a") as place:
+        assert place.name == "a-2"
+    file.unlink()
+    with reserve(tmp_path, "a") as place:
+        assert place.name == "a"
+
+
+def test_a_file_of_ones_own_is_known_by_its_content(tmp_path: Path) -> None:
+    folder, mine = tmp_path / "tiny", submission(tmp_path, "mine.csv")
+    first = adopt(folder, mine, LINEAGE)
+    assert (first.name, adopt(folder, submission(tmp_path, "copy.csv"), LINEAGE)) == ("mine", first)
+    first.file.write_text("edited")
+    again = adopt(folder, mine, LINEAGE)
+    assert (again.name, again.file.read_bytes()) == ("mine-2", mine.read_bytes())
+    update_entry(again.file, "sending")
+    again.file.write_text("edited")
+    assert adopt(folder, mine, LINEAGE).status == "sending"
 
 
 def test_an_unsent_one_gives_its_name(tmp_path: Path) -> None:

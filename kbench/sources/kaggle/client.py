@@ -247,11 +247,12 @@ class KaggleClient:
 
     def _sign_in(self) -> dict[str, str]:
         """Return the client's configuration once it is signed in: `username`, `key` or `token`, `auth_method`."""
+        environ = dict(os.environ)  # as the user set them, for what is said of them
         with _calm(self.timeouts):
             api = _client()
             if "auth_method" not in api.config_values:
                 api.args = ["--local"] if _is_local() else []  # without --verbose, which prints tokens
-                faults.persist(functools.partial(_authenticate, api), sleep=self.sleep)
+                faults.persist(functools.partial(_authenticate, api, environ), sleep=self.sleep)
             return dict(api.config_values)
 
     @contextlib.contextmanager
@@ -270,6 +271,7 @@ class KaggleClient:
                 api_token=values.get("token"),
                 user_agent=f"kbench/{__version__}",
             )
+            sdk.http_client()._init_session()  # here, where the variables are as the sign-in saw them
 
         def once(method: str, request: str, fields: Mapping[str, Any], doing: str) -> Any:
             message = getattr(types, request)()
@@ -279,10 +281,8 @@ class KaggleClient:
                 with contextlib.redirect_stdout(io.StringIO()):
                     return getattr(sdk.competitions.competition_api_client, method)(message)
             except Exception as error:  # the SDK lets everything through: KeyError, TypeError, ValueError
-                fault = _explain(error, doing, str(fields.get("competition_name", "")), values)
+                fault = _explain(error, doing, str(fields.get("competition_name", "")), values, os.environ)
                 raise fault from (error if fault.kind == "protocol" else None)  # other texts hold signed addresses
-
-            sdk.http_client()._init_session()  # here, where the variables are as the sign-in saw them
 
         with sdk:
             limit(sdk.http_client()._session, self.timeouts, headers or {})
@@ -297,18 +297,18 @@ def _is_local() -> bool:
     return endpoint() is not None or os.environ.get("KAGGLE_API_ENVIRONMENT") == "LOCALHOST"
 
 
-def _authenticate(api: Any) -> None:
+def _authenticate(api: Any, environ: Mapping[str, str]) -> None:
     try:
         api.authenticate()
     except SystemExit:
-        raise _no_sign_in() from None
+        raise _no_sign_in(environ) from None
     except Exception as error:  # a damaged file of credentials can fail in any way
-        fault = _explain(error, "sign in to Kaggle", "", {})
+        fault = _explain(error, "sign in to Kaggle", "", {}, environ)
         raise fault from (error if fault.kind == "protocol" else None)
 
 
-def _no_sign_in() -> ServiceError:
-    reason, found = signin.why(), signin.found()
+def _no_sign_in(environ: Mapping[str, str]) -> ServiceError:
+    reason, found = signin.why(environ), signin.found(environ)
     if reason is not None:
         return ServiceError(reason.what, "a token, a key, or `kaggle auth login`", reason.todo, kind="auth")
     return ServiceError(
@@ -319,7 +319,9 @@ def _no_sign_in() -> ServiceError:
     )
 
 
-def _explain(error: Exception, doing: str, slug: str, values: Mapping[str, str]) -> ServiceError:
+def _explain(
+    error: Exception, doing: str, slug: str, values: Mapping[str, str], environ: Mapping[str, str]
+) -> ServiceError:
     """Return what was raised as an error with a remedy; what `kbench doctor` says of the sign-in, where that is it.
 
     Args:
@@ -327,13 +329,14 @@ def _explain(error: Exception, doing: str, slug: str, values: Mapping[str, str])
         doing: what was being done, for messages.
         slug: the competition.
         values: of the sign-in; none while it is being made.
+        environ: the variables as the user set them.
     """
     if isinstance(error, requests.HTTPError) and error.response is not None and error.response.request.method == "GET":
         return faults.from_storage(error.response, doing=doing)
-    fault = faults.explain(error, doing=doing, slug=slug, secrets=signin.secrets())
+    fault = faults.explain(error, doing=doing, slug=slug, secrets=signin.secrets(environ))
     if fault.kind not in (("auth", "config") if values else ("auth", "config", "protocol")):
         return fault
-    reason, found = signin.why(), signin.found()
+    reason, found = signin.why(environ), signin.found(environ)
     if reason is not None:
         what, expected = f"{doing}: {reason.what}", "a token or key as Kaggle gave it"
         return ServiceError(what, expected, reason.todo, kind=fault.kind)
