@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kbench import files
+from kbench import files, records
 from kbench.errors import DataError, KbenchError
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
@@ -92,7 +92,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        from kbench import files
+        from kbench import files, records
         with files.replacing(Path(sys.argv[1])) as temporary:
             temporary.write_text("half")
             print("writing", flush=True)
@@ -111,14 +111,14 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path: Path) -> None:
     code = """
         import resource, signal, sys
         from pathlib import Path
-        from kbench import files
+        from kbench import files, records
         from kbench.errors import DataError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         path = Path(sys.argv[1])
         for write in (
             lambda: files.write_bytes(path, bytes(20_000)),
-            lambda: files.write_chunks(path, [bytes(9_000), bytes(9_000)]),
+            lambda: records.write_chunks(path, [bytes(9_000), bytes(9_000)]),
             lambda: files.append_line(path, "x" * 20_000),
             lambda: files.create_npy(path.with_name("b.npy"), (20_000,), "uint8"),
         ):
@@ -367,11 +367,11 @@ def test_free_space_is_that_of_the_nearest_folder_that_exists(tmp_path: Path) ->
 def sealed(tmp_path: Path) -> Path:
     """A sealed artifact of two files."""
     weights, index = files.write_bytes(tmp_path / "w.bin", bytes(100)), files.write_text(tmp_path / "i.txt", "one\n")
-    return files.seal(tmp_path / "a.json", {"score": 0.5}, files={"weights": weights, "index": index})
+    return records.seal(tmp_path / "a.json", {"score": 0.5}, parts={"weights": weights, "index": index})
 
 
 def test_a_sealed_artifact_is_read_back(sealed: Path) -> None:
-    description = files.read_seal(sealed)
+    description = records.read_seal(sealed)
     assert description is not None
     assert description["score"] == 0.5
     assert description["files"]["index"] == {
@@ -386,34 +386,34 @@ def test_an_artifact_is_found_where_its_folder_was_moved_to(sealed: Path, tmp_pa
     files.move(sealed.parent / "a.json", tmp_path / "other" / "a.json")
     files.move(sealed.parent / "w.bin", tmp_path / "other" / "w.bin")
     files.move(sealed.parent / "i.txt", tmp_path / "other" / "i.txt")
-    assert files.read_seal(tmp_path / "other" / "a.json") is not None
+    assert records.read_seal(tmp_path / "other" / "a.json") is not None
 
 
 @pytest.mark.parametrize("verify", ["size", "time", "content"])
 def test_an_artifact_with_a_truncated_or_missing_file_does_not_exist(sealed: Path, verify: Any) -> None:
     sealed.with_name("w.bin").write_bytes(bytes(99))
-    assert files.read_seal(sealed, verify=verify) is None
+    assert records.read_seal(sealed, verify=verify) is None
     sealed.with_name("w.bin").unlink()
-    assert files.read_seal(sealed, verify=verify) is None
+    assert records.read_seal(sealed, verify=verify) is None
 
 
 def test_an_edited_file_of_the_same_size_is_found_by_its_checksum(sealed: Path) -> None:
     sealed.with_name("w.bin").write_bytes(bytes(99) + b"x")
-    assert files.read_seal(sealed) is None
-    assert files.read_seal(sealed, verify="time") is None
-    assert files.read_seal(sealed, verify="size") is not None
+    assert records.read_seal(sealed) is None
+    assert records.read_seal(sealed, verify="time") is None
+    assert records.read_seal(sealed, verify="size") is not None
 
 
 def test_a_copied_artifact_is_compared_by_its_content_and_counts(sealed: Path) -> None:
     os.utime(sealed.with_name("w.bin"), ns=(1, 1))
-    assert files.read_seal(sealed, verify="time") is not None
+    assert records.read_seal(sealed, verify="time") is not None
 
 
 def test_what_was_not_changed_since_it_was_sealed_is_not_read_again(
     sealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"reads {path}"))
-    assert files.read_seal(sealed, verify="time") is not None
+    assert records.read_seal(sealed, verify="time") is not None
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_what_was_not_changed_since_it_was_sealed_is_not_read_again(
     ids=range(13),
 )  # fmt: skip
 def test_a_seal_that_was_not_written_by_kbench_does_not_exist(tmp_path: Path, text: str) -> None:
-    assert files.read_seal(files.write_text(tmp_path / "a.json", text)) is None
+    assert records.read_seal(files.write_text(tmp_path / "a.json", text)) is None
 
 
 @given(position=st.integers(0, 400), length=st.integers(0, 400))
@@ -433,16 +433,16 @@ def test_a_seal_with_any_missing_piece_never_raises(
     position: int, length: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
-    whole = files.seal(folder / "cut.json", {"a": 1}, files={"w": files.write_text(folder / "w", "x")}).read_text()
+    whole = records.seal(folder / "cut.json", {"a": 1}, parts={"w": files.write_text(folder / "w", "x")}).read_text()
     files.write_text(folder / "cut.json", whole[:position] + whole[position + length :])
-    found = files.read_seal(folder / "cut.json")
+    found = records.read_seal(folder / "cut.json")
     assert found is None or found["files"] == json.loads(whole)["files"]
 
 
 def test_files_hashed_while_written_are_sealed_without_reading_them_again(tmp_path: Path) -> None:
-    entry = files.write_chunks(tmp_path / "a.bin", [b"one", b"", b"two"])
-    path = files.seal(tmp_path / "a.json", {}, files={}, sealed={"data": entry})
-    assert files.read_seal(path) == {"files": {"data": entry}}
+    entry = records.write_chunks(tmp_path / "a.bin", [b"one", b"", b"two"])
+    path = records.seal(tmp_path / "a.json", {}, parts={}, sealed={"data": entry})
+    assert records.read_seal(path) == {"files": {"data": entry}}
     assert (tmp_path / "a.bin").read_bytes() == b"onetwo"
 
 

@@ -15,7 +15,7 @@ from kbench.data.masks.cache import images_with_text, look_at_masks, sizes_of
 from kbench.data.table.csv_files import texts
 from kbench.data.table.image_files import list_images
 from kbench.data.table.reading import MaskKind
-from kbench.data.table.table import Table
+from kbench.data.table.table import Table, readable
 from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
 from kbench.errors import (
     ConfigError,
@@ -124,7 +124,7 @@ def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> di
         if setup.competition.data.test is not None:
             found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
             if found["test"]:
-                reports["test"] = _looked_at(setup, setup.test, deep, advance)
+                reports["test"] = _looked_at(setup, readable(setup.test), deep, advance)
                 problems += reports["test"].problems() or dtype_problems(reports)
         if found["rows"] and found.get("test", 1):
             for text in _gather(problems, "images", lambda: setup.doubtful_rows(deep=deep)) or ():

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from kbench import files
-from kbench.errors import ConfigError
+from kbench.errors import ConfigError, counted
 from kbench.runs.blend import MIXED, Blend, EnsembleOptions, blend
 from kbench.runs.opening import commit, open_run
 from kbench.runs.results import Result, Rows
@@ -78,6 +78,9 @@ def _notes(combined: Blend, options: EnsembleOptions) -> list[str]:
     ]
     if options.full:
         notes.append("trained on all rows: what is sent is not what was scored")
+    gone = combined.experiment.test.unreadable
+    if gone is not None and gone.any():
+        notes.append(f"{counted(int(gone.sum()), 'test row')} without a readable image: the training rows' share")
     clip = combined.experiment.competition.submission.format.params.get("clip")
     if clip:
         notes.append(f"the file's probabilities are clipped to {clip:g}..{1 - clip:g}; the score is of those before")

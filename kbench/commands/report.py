@@ -26,7 +26,8 @@ from kbench.runs.experiment import Experiment
 from kbench.runs.opening import open_run
 from kbench.runs.rates import found_rates
 from kbench.runs.results import Rows, Share, decision_of
-from kbench.runs.row_results import member_predictions, out_of_fold_members
+from kbench.runs.row_parts import member_predictions
+from kbench.runs.row_results import out_of_fold_members
 from kbench.workspace import Choice
 
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from kbench import files
+from kbench import files, records
 from kbench.data.images.cache import Images, name_of
 from kbench.data.table.csv_files import numbers, read_frame, texts
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size
@@ -75,7 +75,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         DataError: there are none, or their files are damaged.
     """
-    description = files.read_seal(path, verify="time")
+    description = records.read_seal(path, verify="time")
     if description is None:
         raise DataError(
             f"there are no pseudo-labels at '{path}', or they are damaged", "files that match their JSON",

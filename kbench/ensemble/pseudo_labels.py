@@ -21,7 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kbench import files
+from kbench import files, records
 from kbench.data.pseudo_rows import ZIP_TIME, label_columns, labels_file, masks_file, stacked
 from kbench.errors import ConfigError, DataError, check_number
 from kbench.inference.predictions import Predictions
@@ -172,7 +172,7 @@ def write_pseudo(
             written[f"{place}-masks"] = masks_file(path, place)
         counts[place] = _counts(kept, names, task)
     description = {"task": task, "names": list(names), "sure": asdict(sure), "places": counts, "origin": dict(origin)}
-    files.seal(path, description, files=written)
+    records.seal(path, description, parts=written, timed=False)
     return description
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kbench import files
+from kbench import files, records
 from kbench.data import seeds
 from kbench.data.dataset import Batch, Draw, ImageDataset, Loader, Normalise, Show, cut
 from kbench.data.images.cache import Images, Progress, Resize, Rows, content_key, read_whole, say_if_damaged
@@ -184,7 +184,7 @@ def _build(source: Source, model: nn.Module, seen: Seen, path: Path) -> dict[str
         "rows": len(array), "features": array.shape[1], "resize": [seen.show.crop.resize, *seen.show.size],
         "images_per_s": round(done / (time.perf_counter() - started), 1), "made": time.time(),
     }  # fmt: skip
-    files.seal(path, description, files={"values": path.with_suffix(".npy")})
+    records.seal(path, description, parts={"values": path.with_suffix(".npy")})
     return description
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kbench import files
+from kbench import files, records
 from kbench.errors import PredictionError
 from kbench.tasks import SEGMENTATION, exclusive
 
@@ -201,7 +201,7 @@ def write(writing: Writing, rows: Iterator[Row]) -> MapStore:
                 place += len(content)
                 yield content
 
-    binary = files.write_chunks(path.with_suffix(".bin"), chunks())
+    binary = records.write_chunks(path.with_suffix(".bin"), chunks())
     arrays = {"index": (path.with_suffix(".npy"), index)}
     if worth:
         arrays["worth"] = (path.with_name(f"{path.stem}-worth.npy"), np.stack(worth, axis=1))
@@ -209,13 +209,13 @@ def write(writing: Writing, rows: Iterator[Row]) -> MapStore:
         with files.replacing(file) as temporary:
             np.save(temporary, values)
     ids = files.write_text(path.with_suffix(".ids"), "".join(f"{name}\n" for name in writing.ids))
-    files.seal(
+    records.seal(
         path,
         {
             "task": writing.task, "names": list(writing.names), "source": writing.source,
             "readings": list(writing.readings), "kept": writing.keep,
         },
-        files={"ids": ids, **{name: file for name, (file, _) in arrays.items()}},
+        parts={"ids": ids, **{name: file for name, (file, _) in arrays.items()}},
         sealed={"maps": binary},
     )  # fmt: skip
     return load(path)
@@ -238,7 +238,7 @@ def load(path: Path) -> MapStore:
     Raises:
         PredictionError: it does not exist, or is damaged.
     """
-    description = files.read_seal(path, verify="time")
+    description = records.read_seal(path, verify="time")
     if description is None:
         raise PredictionError(
             f"there are no predicted maps at '{path}', or they are damaged", "files that match their JSON",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kbench import files
+from kbench import files, records
 from kbench.errors import PredictionError, first_names
 
 _BLOCK = 1 << 24  # values checked or copied at a time: 64 MB of float32
@@ -120,7 +120,7 @@ def save(path: Path, predictions: Predictions) -> Path:
             np.save(temporary, np.ascontiguousarray(predictions.values, dtype=np.float32))
     ids = files.write_text(path.with_suffix(".ids"), "".join(f"{name}\n" for name in predictions.ids))
     description = {"task": predictions.task, "names": list(predictions.names), "source": predictions.source}
-    return files.seal(path, description, files={"values": array, "ids": ids})
+    return records.seal(path, description, parts={"values": array, "ids": ids})
 
 
 def load(path: Path) -> Predictions:
@@ -129,7 +129,7 @@ def load(path: Path) -> Predictions:
     Raises:
         PredictionError: they do not exist, or are damaged.
     """
-    description = files.read_seal(path, verify="time")
+    description = records.read_seal(path, verify="time")
     if description is None:
         raise PredictionError(
             f"there are no predictions at '{path}', or they are damaged",

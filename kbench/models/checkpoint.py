@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kbench import files
+from kbench import files, records
 from kbench.errors import CheckpointError, first_names
 from kbench.workspace import FoldPaths
 
@@ -60,7 +60,7 @@ class Checkpoint:
 
 def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint | None:
     """Return a snapshot, or None when it does not exist or is damaged."""
-    info = files.read_seal(path, verify="content" if verify else "size")
+    info = records.read_seal(path, verify="content" if verify else "size")
     return None if info is None or "weights" not in info["files"] else Checkpoint(path, info)
 
 
@@ -74,7 +74,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], info: dict[
     """
     weights = path.with_suffix(".safetensors")
     write_tensors(weights, tensors)
-    files.seal(path, info, files={"weights": weights})
+    records.seal(path, info, parts={"weights": weights})
     return Checkpoint(path, files.read_json(path))
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from kbench import files
+from kbench import records
 from kbench.data.table.table import Table
 from kbench.ensemble.average import aligned, average, concat
 from kbench.ensemble.bootstrap import interval, paired
@@ -227,7 +227,7 @@ def read_epochs(paths: FoldPaths) -> list[dict[str, Any]]:
     keys: dict[str, type | tuple[type, ...]] = {
         "stage": str, "epoch": int, "lr": number, "train_loss": number, "valid_loss": maybe, "score": maybe,
     }  # fmt: skip
-    return files.read_records(paths.log, keys=keys, only={"event": "epoch"})
+    return records.read_records(paths.log, keys=keys, only={"event": "epoch"})
 
 
 def draw_training(folds: Mapping[str, Epochs], path: Path, *, metric: str) -> Path:

@@ -25,7 +25,7 @@ from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, marked, without
-from kbench.data.table.table import Table
+from kbench.data.table.table import Table, readable
 from kbench.data.table.verify import Opening, look, look_at_images
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
@@ -208,10 +208,11 @@ class Experiment:
             warnings.append(f"near-duplicates of {counted(len(unseen), 'image')} cannot be looked for: {names}")
         warnings += contradictions(self.train, copies(self.train, prints))
         if self.competition.data.test is not None:
-            pairs = same_files(self.train, self.test)
+            test = readable(self.test)
+            pairs = same_files(self.train, test)
             if deep:
-                pairs += same_pixels(self.train, self.test, (prints.pixels, self._prints(self.test).pixels))
-            warnings += leaked(self.train, self.test, pairs)
+                pairs += same_pixels(self.train, test, (prints.pixels, self._prints(test).pixels))
+            warnings += leaked(self.train, test, pairs)
         return warnings + unknown_groups(self.train, self.competition.folds.group)
 
     def leaking(self, folds: Folds) -> list[str]:

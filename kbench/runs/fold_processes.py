@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kbench import files
+from kbench import files, records
 from kbench.errors import DataError
 from kbench.machine import cores
 from kbench.workspace import RunPaths
@@ -170,7 +170,7 @@ def last_epoch(paths: RunPaths, fold: int | str) -> list[str]:
         "images_per_s": number,
     }  # fmt: skip
     try:
-        epochs = files.read_records(paths.fold(fold).log, keys=keys, only={"event": "epoch"})
+        epochs = records.read_records(paths.fold(fold).log, keys=keys, only={"event": "epoch"})
     except DataError:  # whoever draws its curves says what is damaged
         epochs = []
     if not epochs:

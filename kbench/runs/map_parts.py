@@ -15,7 +15,7 @@ from kbench.data.dataset import auto_workers
 from kbench.data.images.cache import Images
 from kbench.ensemble import mask_rules
 from kbench.ensemble.mask_rules import Rule
-from kbench.errors import PredictionError
+from kbench.errors import PredictionError, counted, first_names
 from kbench.inference import map_store
 from kbench.inference.map_pass import MapJob, MapMember, readings, stream
 from kbench.inference.map_store import MapStore, Row, Writing
@@ -181,6 +181,21 @@ class MapPart:
 def _member(checkpoint: Checkpoint, weight: float) -> dict[str, Any]:
     record = record_of(checkpoint)
     return {**record, "training": checkpoint.info["training"], "share": weight}
+
+
+def require_readable(rows: Rows) -> None:
+    """Refuse rows whose images cannot be read: nobody knows how large their masks would be.
+
+    Raises:
+        PredictionError: there are such rows.
+    """
+    gone = rows.table.unreadable
+    if gone is not None and gone.any():
+        raise PredictionError(
+            f"{counted(int(gone.sum()), 'image')} cannot be read: {first_names(rows.table.ids[gone].tolist())}",
+            "images of every row; only rows of numbers can be filled (`on_problem: fill`)",
+            "fetch the files again (`kbench download --force`)",
+        )
 
 
 def fold_part(

@@ -30,7 +30,15 @@ from kbench.metrics.maps import image_counts, image_errors, pixel_worth, truth_o
 from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
-from kbench.runs.map_parts import MapPart, MapResult, fold_part, of_folds, records_of, table_part
+from kbench.runs.map_parts import (
+    MapPart,
+    MapResult,
+    fold_part,
+    of_folds,
+    records_of,
+    require_readable,
+    table_part,
+)
 from kbench.runs.results import Judged, Rows, Share, Weighed, fold_of, metric_of
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
@@ -63,6 +71,7 @@ def predict(
     ranks: bool = False,
 ) -> MapResult:
     """Return rows as runs in their shares, or members with weights of their own, predict them; see `Results`."""
+    require_readable(rows)
     parts_of, numbers = [], []
     for share in shares:
         own = None

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from typing import Any
 
-from kbench import console, files
+from kbench import console, files, records
 from kbench.config.reading import read_document, read_yaml, validate, with_stage_defaults
 from kbench.config.yaml12 import dump_yaml
 from kbench.data.pseudo_rows import describe
@@ -143,7 +143,7 @@ def read_manifest(paths: RunPaths) -> dict[str, Any]:
         f"bring '{paths.manifest}' back, or remove the run's folder '{paths.root}' and type `kbench train`; without it "
         "nothing says how the weights were trained"
     )
-    return files.read_record(paths.manifest, keys=keys, todo=todo)
+    return records.read_record(paths.manifest, keys=keys, todo=todo)
 
 
 def _trained_otherwise(experiment: Experiment, paths: RunPaths, before: dict[str, Any]) -> ConfigError:

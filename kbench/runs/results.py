@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kbench import console, files, registry
+from kbench import console, files, records, registry
 from kbench.config.section import Component
 from kbench.data.images.cache import Images, Resize
-from kbench.data.table.table import Table
+from kbench.data.table.table import Table, readable
 from kbench.ensemble.average import Stack
 from kbench.ensemble.bootstrap import Interval
 from kbench.ensemble.combiners import Combiner
@@ -63,10 +63,14 @@ class Rows:
     handed: Callable[[Resize], Images] | None = None
     folder: Path | None = None
 
+    def readable(self) -> Rows:
+        """Return those whose images can be read."""
+        return replace(self, table=readable(self.table))
+
 
 def whole(path: Path) -> dict[str, Any] | None:
     """Return what predictions say of themselves, or None where they have to be made; damaged ones are named."""
-    description = files.read_seal(path, verify="time")
+    description = records.read_seal(path, verify="time")
     if description is None and path.is_file():
         console.warn(f"'{path}' is damaged: its rows are predicted anew")
     return description

@@ -5,39 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kbench import console, files, registry
-from kbench.data.dataset import auto_workers
-from kbench.data.images.cache import Images, Resize
-from kbench.data.table.table import Table
+from kbench import files
+from kbench.data.table.table import Table, training_share
 from kbench.ensemble.average import Stack, aligned, average, concat, ensemble_run, ranked, stack_members
 from kbench.ensemble.combiners import mean as plain_mean
 from kbench.ensemble.nested import Recipe, decided_by_part, evaluate
 from kbench.ensemble.pseudo_labels import Chosen, Sure, chosen_rows
 from kbench.errors import PredictionError, first_names
-from kbench.inference.activations import Seen
-from kbench.inference.mean import MeanKind, mean_of_task
+from kbench.inference.mean import MeanKind
 from kbench.inference.predictions import Predictions, load
-from kbench.inference.row_pass import Job, Member, predict_members
-from kbench.machine import keep_freed_memory
+from kbench.inference.row_pass import predict_members
 from kbench.models.checkpoint import Checkpoint
-from kbench.models.device import choose_device
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
-from kbench.runs.members import checkpoints, member_of, needed_checkpoints
-from kbench.runs.results import Judged, Rows, Share, Weighed, decision_of, fold_of, metric_of, predicting, whole
+from kbench.runs.members import checkpoints, member_of
+from kbench.runs.results import Judged, Rows, Share, Weighed, decision_of, fold_of, metric_of
+from kbench.runs.row_parts import Members, job_of, member_predictions
 
 if TYPE_CHECKING:
     from kbench.config.section import Component
     from kbench.runs.run import Run
 
 TAKES_IMAGES = True
-Members = Mapping[int | str, Mapping[str, Predictions]]
-"""fold, or `full` -> `stage-cycle` -> predictions."""
 
 
 @dataclass(frozen=True)
@@ -65,148 +58,6 @@ class RowResult:
     def names(self) -> tuple[str, ...]:
         """K target names."""
         return self.predictions.names
-
-
-# -- predicting ------------------------------------------------------------------------------------------------------
-
-
-def member_predictions(
-    run: Run,
-    rows: Rows,
-    places: Sequence[int | str],
-    *,
-    chosen: np.ndarray | None = None,
-    subset: str = "fold",
-    only: Sequence[str] | None = None,
-    views: Component | None = None,
-) -> Members:
-    """Return what the snapshots of some folds say of rows; what is not predicted yet is, every image decoded once.
-
-    Args:
-        run: the run.
-        rows: which.
-        places: folds, or `full`, whose snapshots predict.
-        chosen: [n] of the table's rows; all by default.
-        subset: `fold` or `full`, as in `checkpoints`.
-        only: names of stages or snapshots that count; those of `ensemble.members` by default.
-        views: other views than those of `tta:`.
-    """
-    if run.foreign:
-        return {0: {run.name: load(run.paths.predictions(rows.part))}}
-    chosen = np.arange(len(rows.table)) if chosen is None else chosen
-    wanted = [
-        (place, checkpoint, _file(run, rows, place, checkpoint))
-        for place in places
-        for checkpoint in needed_checkpoints(run, place, subset=subset, only=only)
-    ]
-    _predict_missing(run, rows, chosen, [(checkpoint, out) for _, checkpoint, out in wanted], views)
-    members: dict[int | str, dict[str, Predictions]] = {place: {} for place in places}
-    for place, checkpoint, out in wanted:
-        members[place][checkpoint.member] = load(out)
-    return members
-
-
-def _file(run: Run, rows: Rows, place: int | str, checkpoint: Checkpoint) -> Path:
-    """Return the JSON of a snapshot's predictions."""
-    if rows.folder is not None:
-        return rows.folder / f"{place}-{checkpoint.member}.json"
-    return run.paths.fold(place).predictions(rows.part, checkpoint.member)
-
-
-def _predict_missing(
-    run: Run, rows: Rows, chosen: np.ndarray, wanted: Sequence[tuple[Checkpoint, Path]], views: Component | None
-) -> None:
-    competition, table, cache = run.competition, rows.table, run.experiment.workspace.cache()
-    images = rows.handed or parts.opened_images(competition, table, cache, what=rows.part)
-    job = job_of(run, table.ids[chosen], chosen, images, rows.device, views=views)
-    if rows.handed is not None:  # what is handed over lies in this process
-        job = replace(job, workers=0)
-    if rows.limit:
-        few = job.batch_size if len(job.views) == 1 else rows.limit * job.batch_size
-        job = replace(job, ids=job.ids[:few], rows=job.rows[:few])
-    stages = {stage.name: stage for stage in parts.build_stages(competition)}
-    content = "" if rows.handed is not None else parts.content_of(competition, table, cache)
-
-    def missing() -> list[tuple[Checkpoint, Member]]:
-        members = []
-        for checkpoint, out in wanted:
-            source = {**source_of(run, checkpoint, job.ids, views), "content": content}
-            known = None if rows.force else whole(out)
-            if known is None or known["source"] != source:
-                member = member_of(run, checkpoint, out=out, source=source, stages=stages, device=job.device)
-                members.append((checkpoint, member))
-        return members
-
-    if not missing():
-        return
-    with predicting([out for _, out in wanted]):
-        live = rows.limit or rows.handed is not None
-        todo = [
-            member if live else _with_activations(run, table, job, member, checkpoint)
-            for checkpoint, member in missing()  # another command may have predicted them meanwhile
-        ]
-        if not todo:
-            return
-        what = f"{rows.part}: {len(todo)} models x {len(job.views)} views"
-        with console.bar(f"predicting {what}") as advance:
-            for done in predict_members(job, todo):
-                advance(done, len(job.rows))
-
-
-def job_of(
-    run: Run,
-    ids: np.ndarray,
-    rows: np.ndarray,
-    images: Callable[[Resize], Images],
-    device: str,
-    *,
-    views: Component | None = None,
-) -> Job:
-    """Return what is predicted of rows, as a run predicts them.
-
-    Args:
-        run: the run.
-        ids: [N] text.
-        rows: [N] rows of the images.
-        images: resizing -> images.
-        device: where the models run.
-        views: other views than those of `tta:`.
-    """
-    competition, chosen, names = run.competition, choose_device(device), run.experiment.train.target_names
-    if chosen.type == "cpu":
-        keep_freed_memory()
-    return Job(
-        ids=ids, rows=rows, images=images, names=names, task=competition.task,
-        views=parts.build_views(competition) if views is None else registry.build("views", views.name, views.params),
-        mean=mean_of_task(competition.ensemble.mean, competition.task, len(names)), device=chosen,
-        batch_size=competition.loader.valid_batch_size or 64,
-        workers=auto_workers(competition.loader.workers, device=chosen.type), seed=competition.seed,
-    )  # fmt: skip
-
-
-def source_of(run: Run, checkpoint: Checkpoint, ids: np.ndarray, views: Component | None = None) -> dict[str, Any]:
-    """Return what a member's predictions depend on."""
-    info = checkpoint.info
-    return {
-        "fold": info["fold"], "stage": info["stage"], "tag": info["tag"], "training": info["training"],
-        "folds": info["folds"], "weights": checkpoint.checksum, "body": checkpoint.body,
-        "views": (views or run.competition.tta).model_dump(), "mean": run.competition.ensemble.mean,
-        "ids": files.digest([str(name) for name in ids]),
-    }  # fmt: skip
-
-
-def _with_activations(run: Run, table: Table, job: Job, member: Member, checkpoint: Checkpoint) -> Member:
-    """Return a member that looks up the plain view where its head was trained on precomputed activations."""
-    info = checkpoint.info
-    if not info.get("precomputed"):
-        return member
-    stage = next(stage for stage in parts.build_stages(run.competition) if stage.name == info["stage"])
-    seen = Seen(stage.valid_show, info["scale"], member.precision, info["channels_last"])
-    features = parts.activations_of(
-        run.competition, table, run.experiment.workspace.cache(), job.images, device=job.device,
-        plugins=run.experiment.plugin_files(),
-    )  # fmt: skip
-    return replace(member, precomputed=lambda model: features(model, seen).values)
 
 
 def out_of_fold_members(
@@ -261,9 +112,32 @@ def predict(
     weights: Mapping[str, float] | None = None,
     ranks: bool = False,
 ) -> RowResult:
-    """Return rows as the members that have a weight predict them, combined as they were scored; see `Results`."""
+    """Return rows as the members that have a weight predict them, combined as they were scored; see `Results`.
+
+    What cannot be read and is to be filled (`on_problem: fill`) is the training rows' share of each target.
+    """
+    readable = rows.readable()
     if weights is None:
-        return _plain_mean(shares, rows, mean)
+        result = _plain_mean(shares, readable, mean)
+    else:
+        result = _weighed_mean(shares, readable, mean, weights, ranks=ranks)
+    gone = rows.table.unreadable
+    if gone is None or not gone.any():
+        return result
+    share = training_share(shares[0].run.experiment.train).astype(np.float32)
+    return replace(result, predictions=_filled(result.predictions, rows.table.ids[gone], share))
+
+
+def _filled(predictions: Predictions, ids: np.ndarray, values: np.ndarray) -> Predictions:
+    every = np.concatenate([predictions.ids, ids])
+    order = np.argsort(every)
+    rows = np.concatenate([np.asarray(predictions.values), np.broadcast_to(values, (len(ids), len(values)))])
+    return replace(predictions, ids=every[order], values=rows[order])
+
+
+def _weighed_mean(
+    shares: Sequence[Share], rows: Rows, mean: MeanKind, weights: Mapping[str, float], *, ranks: bool
+) -> RowResult:
     total = sum(weights.values())
     averaged: list[Predictions] = []
     used: list[float] = []
@@ -344,9 +218,6 @@ def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray
             pass
         values = np.ascontiguousarray(np.moveaxis(load(out).values, -1, 0))  # [1 + n, N, K]
     return lambda row: values[:, row]
-
-
-# -- scoring ---------------------------------------------------------------------------------------------------------
 
 
 def plain(result: RowResult, table: Table) -> tuple[np.ndarray, np.ndarray]:
@@ -464,9 +335,6 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     outcome = evaluate(stack, recipe)
     weights = {name: float(weight) for name, weight in zip(stack.names, outcome.fit.weights, strict=True)}
     return Weighed(_judged(experiment, outcome, table), outcome, weights)
-
-
-# -- what a score says of the members of a run -----------------------------------------------------------------------
 
 
 def details(run: Run, result: RowResult, judged: Judged, table: Table) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kbench import console, files
+from kbench import console, files, records
 from kbench.data import seeds
 from kbench.errors import CheckpointError, Diverged
 from kbench.models.checkpoint import Tensors, read_body, read_tensors, write_tensors
@@ -149,11 +149,11 @@ def mark(paths: FoldPaths, state: str, identity: dict[str, str], *, error: str =
 def state_of(paths: FoldPaths, *, training: str) -> dict[str, Any]:
     """Return the fold's state under a training hash: `done`, `failed`, `started` or `none`."""
     if paths.status.is_file():
-        status = files.read_record(
+        status = records.read_record(
             paths.status, keys={"state": str, "training": str},
             todo=f"delete '{paths.status}' and type the same again: the fold is trained from its last resume point",
         )  # fmt: skip
         if status["training"] == training:
             return status
-    sealed = files.read_seal(paths.last, verify="size")
+    sealed = records.read_seal(paths.last, verify="size")
     return {"state": "started" if sealed and sealed.get("training") == training else "none"}

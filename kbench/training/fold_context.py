@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from kbench import files
+from kbench import files, records
 from kbench.data.dataset import Show
 from kbench.data.images.cache import Images, Resize
 from kbench.data.images.normalise import Scale
@@ -57,9 +57,9 @@ class Plan:
         known: dict[str, Any] = {}
         if self._path.is_file():
             todo = f"delete '{self._path}' and type the same again: the fold finds its plan anew"
-            known = files.read_record(self._path, keys={"training": str}, todo=todo)
+            known = records.read_record(self._path, keys={"training": str}, todo=todo)
             kinds = {key: _PLANNED[key.partition("/")[0]] for key in known if key.partition("/")[0] in _PLANNED}
-            known = files.read_record(self._path, keys=kinds, todo=todo)
+            known = records.read_record(self._path, keys=kinds, todo=todo)
         self._values: dict[str, Any] = known if known.get("training") == training else {"training": training}
 
     def get(self, key: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from kbench import files
+from kbench import files, records
 from kbench.errors import DataError
 from kbench.models.checkpoint import Tensors, read_tensors, write_tensors
 from kbench.training.update import Learner
@@ -73,11 +73,11 @@ def save_resume(paths: FoldPaths, progress: Progress, tensors: Mapping[str, torc
         tensors: from `learner_tensors`.
         training: the training hash.
     """
-    before = files.read_seal(paths.last, verify="size")
+    before = records.read_seal(paths.last, verify="size")
     name = f"last-{progress.stage}-{progress.epoch}-{progress.batch}.safetensors"
     weights = paths.last.with_name(name)
     write_tensors(weights, tensors)
-    files.seal(paths.last, {"training": training, "progress": asdict(progress)}, files={"tensors": weights})
+    records.seal(paths.last, {"training": training, "progress": asdict(progress)}, parts={"tensors": weights})
     old = before["files"].get("tensors", {}).get("file") if before else None
     if old and old != name:
         files.remove(paths.last.with_name(old))
@@ -85,7 +85,7 @@ def save_resume(paths: FoldPaths, progress: Progress, tensors: Mapping[str, torc
 
 def load_resume(paths: FoldPaths, *, training: str) -> tuple[Progress, Tensors] | None:
     """Return the resume point of this training hash, or None when there is none."""
-    sealed = files.read_seal(paths.last)
+    sealed = records.read_seal(paths.last)
     progress = None if sealed is None or "tensors" not in sealed["files"] else _progress(sealed)
     if sealed is None or progress is None or sealed.get("training") != training:
         return None

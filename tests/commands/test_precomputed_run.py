@@ -20,7 +20,7 @@ from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.runs.opening import open_run
 from kbench.runs.results import Rows
-from kbench.runs.row_results import member_predictions
+from kbench.runs.row_parts import member_predictions
 from kbench.workspace import Choice
 
 STAGES = (

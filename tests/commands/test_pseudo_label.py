@@ -23,7 +23,7 @@ from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions, prepare_fold
 from kbench.runs.opening import run_of, run_paths
 from kbench.runs.results import Rows
-from kbench.runs.row_results import member_predictions
+from kbench.runs.row_parts import member_predictions
 from kbench.workspace import Choice
 
 CPU = TrainOptions(device="cpu")

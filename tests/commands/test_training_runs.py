@@ -24,7 +24,8 @@ from kbench.runs.members import checkpoints
 from kbench.runs.opening import run_of, run_paths
 from kbench.runs.parts import build_stages
 from kbench.runs.results import Rows
-from kbench.runs.row_results import Members, member_predictions, out_of_fold_members
+from kbench.runs.row_parts import Members, member_predictions
+from kbench.runs.row_results import out_of_fold_members
 from kbench.training.fold import state_of
 from kbench.workspace import Choice, FoldPaths
 

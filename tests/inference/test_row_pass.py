@@ -13,7 +13,7 @@ import toy
 from drawn_images import ArrayImages, drawn, write_images
 from torch import nn
 
-from kbench import files, registry
+from kbench import records, registry
 from kbench.data import seeds
 from kbench.data.dataset import Normalise, Show
 from kbench.data.images.augment import NO_AUGMENTATION
@@ -324,7 +324,7 @@ def test_older_predictions_do_not_count_once_new_ones_are_begun(tmp_path: Path) 
     running = predict_members(job(), [member(tmp_path, load=lambda: network(9))])
     next(running)
     running.close()
-    assert files.read_seal(tmp_path / "m0.json", verify="size") is None
+    assert records.read_seal(tmp_path / "m0.json", verify="size") is None
     with pytest.raises(PredictionError):
         load(tmp_path / "m0.json")
 
@@ -342,7 +342,7 @@ def test_a_killed_prediction_leaves_nothing_that_counts(tmp_path: Path) -> None:
     os.waitpid(pid, os.WUNTRACED)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    assert files.read_seal(tmp_path / "m0.json", verify="size") is None
+    assert records.read_seal(tmp_path / "m0.json", verify="size") is None
     (values,) = done(job(), [member(tmp_path)])
     assert (values.sum(1) > 0.99).all()
 

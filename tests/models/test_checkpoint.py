@@ -93,6 +93,7 @@ def test_a_full_disk_is_an_error_and_the_older_weights_stay(tmp_path: Path) -> N
     write_tensors(path, {"w": torch.ones(10)})
     pid = os.fork()
     if pid == 0:
+        torch.set_num_threads(1)  # a forked process has none of the others
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         try:
             write_tensors(path, {"w": torch.zeros(100_000)})

@@ -15,7 +15,7 @@ import pytest
 import torch
 import toy
 
-from kbench import files
+from kbench import records
 from kbench.config.stage import RangeTest
 from kbench.errors import KbenchError
 from kbench.models.checkpoint import read_checkpoint, read_tensors
@@ -361,4 +361,4 @@ def test_a_finished_fold_leaves_no_resume_point(tmp_path: Path) -> None:
     session(tmp_path, finding())
     assert state_of(FoldPaths(tmp_path), training=TRAINING)["state"] == "done"
     assert state_of(FoldPaths(tmp_path), training="other")["state"] == "none"
-    assert not files.read_seal(FoldPaths(tmp_path).last)
+    assert not records.read_seal(FoldPaths(tmp_path).last)

@@ -29,7 +29,7 @@ from kbench.runs.members import kept_snapshots
 from kbench.runs.opening import run_of, run_paths
 from kbench.runs.out_of_fold import score_of_fold
 from kbench.runs.results import Rows
-from kbench.runs.row_results import member_predictions
+from kbench.runs.row_parts import member_predictions
 from kbench.training.events import Epoch, Note
 from kbench.training.fold import train_fold
 from kbench.workspace import Choice

@@ -41,7 +41,7 @@ def events(folder: Path, **changes: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("changes", [
-    {"keep": frozenset({"best"})}, {"early_stop": 1}, {"schedule": ("plateau", {"epochs": 3}), "adaptive": True},
+    {"keep": frozenset({"best"})}, {"early_stop": 1}, {"schedule": ("plateau", {"epochs": 3})},
     {"min_delta": 0.01},
 ], ids=str)  # fmt: skip
 def test_a_fold_without_a_class_is_judged_by_its_loss_and_says_so(tmp_path: Path, changes: dict[str, Any]) -> None:

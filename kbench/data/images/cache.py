@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from kbench import console, files
+from kbench import console, files, records
 from kbench.data.images.decoding import check_file, not_a_file, usable
 from kbench.data.images.quick import QuickReader
 from kbench.data.images.readers import Reader, resized
@@ -251,11 +251,11 @@ def read_whole(path: Path, folder: Path) -> dict[str, Any] | None:
         path: the JSON.
         folder: the cache folder.
     """
-    description = files.read_seal(path, verify="size")
+    description = records.read_seal(path, verify="size")
     if description is None or not {"rows", "resize", "made"} <= set(description):
         return None
     parts = [tuple(path.with_name(entry["file"]) for entry in description["files"].values())]
-    whole = memoised(folder, "whole", parts, lambda: files.read_seal(path) is not None, key=description["files"])
+    whole = memoised(folder, "whole", parts, lambda: records.read_seal(path) is not None, key=description["files"])
     return description if whole else None
 
 
@@ -374,10 +374,10 @@ def _build(description: Path, images: Images, *, resize: Resize, progress: Progr
             progress(row + 1, len(images))
             yield np.ascontiguousarray(image).tobytes()
 
-    binary = files.write_chunks(description.with_suffix(".bin"), chunks())
+    binary = records.write_chunks(description.with_suffix(".bin"), chunks())
     with files.replacing(description.with_suffix(".npy")) as temporary:
         np.save(temporary, index)
-    files.seal(
+    records.seal(
         description,
         {
             "dtype": images[0].dtype.str,
@@ -385,7 +385,7 @@ def _build(description: Path, images: Images, *, resize: Resize, progress: Progr
             "resize": resize.key,
             "made": time.time(),
         },
-        files={"index": description.with_suffix(".npy")},
+        parts={"index": description.with_suffix(".npy")},
         sealed={"data": binary},
     )
 
@@ -415,7 +415,7 @@ def cache_entries(folder: Path) -> list[CacheEntry]:
     """Return what the cache holds, oldest first."""
     entries = []
     for path in [*(folder / "images").glob("*.json"), *(folder / "activations").glob("*.json")]:
-        found = files.read_seal(path, verify="size")
+        found = records.read_seal(path, verify="size")
         if found and {"rows", "resize", "made"} <= set(found):
             size = sum(entry["bytes"] for entry in found["files"].values())
             entries.append(CacheEntry(path.stem, path.parent.name, found["rows"], found["resize"], size, found["made"]))

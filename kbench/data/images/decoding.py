@@ -224,7 +224,8 @@ def unreadable(path: Path, size: int, why: str = "") -> DataError:
     return DataError(
         f"'{path}' is not a readable image ({size:,} bytes){why}",
         "a whole PNG, JPEG, TIFF or WebP file",
-        "`kbench check --images` lists every such file; fetch it again, or set `data: {on_problem: drop}`",
+        "`kbench check --images` lists every such file; fetch it again, or set `data: {on_problem: drop}`, "
+        "or `fill` for a test set",
     )
 
 

@@ -264,8 +264,10 @@ def file_problems(request: Request, found: Sequence[Found], ids: np.ndarray) -> 
             problems.append(Problem("data.images", what, hint))
         if part.missing and request.on_problem == "error":
             paths = [part.paths[row] for row in part.missing]
+            way = "fill" if request.split == "test" else "drop"
+            hint = f"{part.example}; `data: {{on_problem: {way}}}` goes on without them"
             problems.append(
-                Problem("data.images", f"{counted(len(paths), 'missing file')}: {first_names(paths)}", part.example)
+                Problem("data.images", f"{counted(len(paths), 'missing file')}: {first_names(paths)}", hint)
             )
     return lacking, problems
 

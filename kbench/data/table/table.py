@@ -117,6 +117,12 @@ class Table:
         return state.hexdigest()[:16]
 
 
+def readable(table: Table) -> Table:
+    """Return the rows of a table whose images can be read."""
+    gone = table.unreadable
+    return table if gone is None or not gone.any() else table.select(~gone)
+
+
 def training_share(table: Table) -> np.ndarray:
     """Return [K] float64, what is known of a row without its image: shares of classes or tags, means of numbers.
 

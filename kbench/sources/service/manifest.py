@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kbench import files
+from kbench import files, records
 from kbench.errors import DataError, first_names
 from kbench.sources import Fetched, Progress, archive
 
@@ -70,7 +70,7 @@ class Manifest:
 
     def read(self, kind: str = "manifest") -> dict[str, Any] | None:
         """Return the description of what was fetched (`manifest`) or staged (`pending`), None when there is none."""
-        return files.read_seal(self._seal(kind))
+        return records.read_seal(self._seal(kind))
 
     def rows(self, kind: str = "manifest") -> Iterator[Row]:
         """Yield the files of a list that counts."""
@@ -120,9 +120,9 @@ class Manifest:
             source: where it comes from.
             progress: told the bytes hashed.
         """
-        found = files.write_chunks(self._list("pending"), self._hashed(progress))
+        found = records.write_chunks(self._list("pending"), self._hashed(progress))
         description = {"source": source, "checked": checked, "whole": not asked, "asked": sorted(asked)}
-        files.seal(self._seal("pending"), description, files={}, sealed={"list": found})
+        records.seal(self._seal("pending"), description, parts={}, sealed={"list": found})
 
     def _hashed(self, progress: Progress) -> Iterator[bytes]:
         total, done = sum(size for _, size in archive.walk(self.new)), 0
@@ -145,12 +145,12 @@ class Manifest:
         if self.new.exists():
             new = archive.merge(self.new, self.folder, replace=replace, origin=pending["source"])
         adds = before is not None and not pending["whole"]  # else the list replaces the old one
-        found = files.write_chunks(self._list("manifest"), list(self._kept()) if adds else self._adopted())
+        found = records.write_chunks(self._list("manifest"), list(self._kept()) if adds else self._adopted())
         if adds and before is not None:
             pending["whole"] = before["whole"]
             pending["asked"] = sorted({*pending["asked"], *before["asked"]})
         del pending["files"]
-        files.seal(self._seal("manifest"), pending, files={}, sealed={"list": found})
+        records.seal(self._seal("manifest"), pending, parts={}, sealed={"list": found})
         self.clear()
         return new
 
