@@ -317,7 +317,8 @@ def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> 
     try:
         return look()
     except KbenchError as error:
-        problems += as_problems(where, error)
+        said = {(problem.what, problem.hint) for problem in problems}  # the sample may be made of the rows
+        problems += [one for one in as_problems(where, error) if (one.what, one.hint) not in said]
         return None
 
 
