@@ -60,8 +60,8 @@ class Data(Section):
     metadata: list[str] = Field(default_factory=list, description="columns kept for folds, groups and reports")
     on_problem: Literal["error", "drop", "fill"] = Field(
         "error",
-        description="rows with a missing or unreadable image: an error, left out, or left out of training and kept in "
-        "the test set, where they get the training share",
+        description="training rows with a missing or unreadable image or a wrong target are an error, or left out; "
+        "such test rows get the training rows' share (of dense tasks `drop` leaves them out)",
     )
 
 

@@ -24,7 +24,7 @@ from kbench.data.images.readers import Reader
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
-from kbench.data.table.reading import MaskKind, Request, marked, without
+from kbench.data.table.reading import MaskKind, Request, is_filled, marked, without
 from kbench.data.table.table import Table, readable
 from kbench.data.table.verify import Opening, look, look_at_images
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
@@ -127,7 +127,7 @@ class Experiment:
     def _readable(self, table: Table, split: str) -> Table:
         """Leave out rows whose images or masks cannot be decoded; every file is looked at once until it changes.
 
-        With `on_problem: fill` such rows of a test set stay, marked.
+        Such rows of a test set that are filled stay, marked.
         """
         known = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
         whole, table = table, table.select(~known)  # a file that is missing is known already
@@ -146,7 +146,7 @@ class Experiment:
 
         bad = np.zeros(len(table), dtype=bool)
         bad[memoised(self.workspace.cache(), "unreadable", rows, look, key=how)] = True
-        if split == "test" and self.competition.data.on_problem == "fill":
+        if is_filled(split, self.competition.data.on_problem, self.competition.task):
             unreadable = np.zeros(len(whole), dtype=bool)
             unreadable[np.flatnonzero(~known)[bad]] = True
             return marked(whole, unreadable, "with an unreadable image")

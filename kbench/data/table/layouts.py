@@ -24,6 +24,7 @@ from kbench.data.table.reading import (
     Rows,
     file_problems,
     id_problems,
+    is_filled,
     marked,
     metadata,
     metadata_notes,
@@ -127,7 +128,7 @@ def csv(
         notes=(*rows.notes, *targets.notes, *masks.notes, *metadata_notes(request, frame)),
     )
     why = "without an image or a mask" if masks.cells else "without an image"
-    if request.split == "test" and request.on_problem == "fill":
+    if is_filled(request.split, request.on_problem, request.task):
         return marked(table, lacking, why)
     kept = without(table, blank & ~lacking, "without a target")
     return without(kept, (lacking | masks.lacking)[lacking | ~blank], why)

@@ -22,6 +22,7 @@ from kbench.data.table.joins import other_columns
 from kbench.data.table.spellings import counts_of, spelling_note
 from kbench.data.table.table import Table
 from kbench.errors import DataError, Problem, counted, first_names, nearest, raise_all
+from kbench.tasks import is_dense
 
 Size = tuple[int, int]
 Cells = tuple[str, ...]
@@ -45,8 +46,8 @@ class Request:
         classes: class names in the order of the outputs; the sorted labels by default.
         mask: how the masks of a dense task are written; it names the classes.
         metadata: columns kept as text; in a test split those of them it has.
-        on_problem: whether rows without an image or a target are an error or dropped (and noted); `fill` drops them in
-            training, and marks them in a test split.
+        on_problem: whether rows without an image or a target are an error or dropped (and noted); what a test
+            split needs is marked instead, see `is_filled`.
     """
 
     root: Path
@@ -102,6 +103,14 @@ class MaskKind:
     facts: Any = None
     background: int | None = None
     on: dict[int, str] = field(default_factory=dict, compare=False)
+
+
+def is_filled(split: str, on_problem: str, task: str) -> bool:
+    """Return whether rows without a readable image stay, marked: a submission needs every row of its test set.
+
+    Of dense tasks only with `fill`, which says so where it cannot be done.
+    """
+    return split == "test" and (on_problem == "fill" or (on_problem == "drop" and not is_dense(task)))
 
 
 def raise_problems(request: Request, problems: Sequence[Problem]) -> None:

@@ -54,9 +54,10 @@ def opened(workspace: Workspace, *, problem: str, masks: bool = False) -> Experi
     return open_experiment(Choice(competition="mine"))
 
 
-def test_a_test_row_that_cannot_be_read_stays_and_is_marked(workspace: Workspace) -> None:
+@pytest.mark.parametrize("problem", ["fill", "drop"])
+def test_a_test_row_that_cannot_be_read_stays_and_is_marked(workspace: Workspace, problem: str) -> None:
     """The trial broken-test-image, its data."""
-    experiment = opened(workspace, problem="fill")
+    experiment = opened(workspace, problem=problem)
     test = experiment.test
     assert test.ids.tolist() == ["t0", "t1", "t2"]
     assert test.unreadable is not None
@@ -67,8 +68,8 @@ def test_a_test_row_that_cannot_be_read_stays_and_is_marked(workspace: Workspace
     assert training_share(experiment.train).tolist() == [0.75, 0.25]
 
 
-def test_drop_leaves_them_out_as_before(workspace: Workspace) -> None:
-    test = opened(workspace, problem="drop").test
+def test_of_dense_tasks_drop_leaves_them_out(workspace: Workspace) -> None:
+    test = opened(workspace, problem="drop", masks=True).test
     assert (test.ids.tolist(), test.unreadable) == (["t0"], None)
 
 
