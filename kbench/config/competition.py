@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from kbench.config.section import LATER, Component, Finite, Kind, Positive, Section, Size
+from kbench.config.section import Component, Finite, Kind, Positive, Section, Size
 from kbench.config.stage import Stage
 from kbench.files import digest, sha256
 
@@ -25,6 +25,9 @@ Task = Literal[
 ]
 StageName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=60)]
 PluginFile = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.py$", max_length=100)]
+
+SCHEMA = 2
+"""Raised where the same settings train otherwise, or are hashed otherwise, than before: runs of before end there."""
 
 
 class Split(Section):
@@ -105,10 +108,10 @@ class Input(Section):
     )
     std: list[Positive] | None = Field(None, description="per channel, like mean")
     cache: Literal["auto", "on", "off"] = Field("auto", description="keep decoded images in one memory-mapped array")
-    orientation: Annotated[Literal["apply", "ignore"], LATER] = Field(
+    orientation: Literal["apply", "ignore"] = Field(
         "apply", description="turn images and masks as their files say (EXIF, TIFF tag 274), or take them as stored"
     )
-    decode: Annotated[Literal["auto", "exact"], LATER] = Field(
+    decode: Literal["auto", "exact"] = Field(
         "exact", description="decode and resize every pixel, or photographs as quickly as their size on screen allows"
     )
     max_pixels: int = Field(1 << 30, ge=1, description="height x width of the largest image or mask that is decoded")
@@ -200,9 +203,11 @@ class Competition(Section):
 
     def contract_view(self) -> dict[str, Any]:
         """Return what makes targets and folds what they are."""
+        data = self.data.view()
+        del data["on_problem"]  # which rows are there is in the table's fingerprint
         return {
             "task": self.task,
-            "data": self.data.view(),
+            "data": data,
             "folds": self.folds.view(),
         }
 
@@ -213,21 +218,15 @@ class Competition(Section):
             for stage in self.stages.values()
         )
         return {
+            "schema": SCHEMA,
             "contract": self.contract_view(),
             "seed": self.seed,
             "input": {key: value for key, value in self.input.view().items() if key not in ("cache", "max_pixels")},
-            "model": self._model_view(),
+            "model": self.model.view(),
             "stages": [[name, stage.view()] for name, stage in self.stages.items()],
             "monitored": self.metric.model_dump(mode="json") if selects else None,
             "windows": self.maps.windows.model_dump(mode="json") if selects else None,
         }
-
-    def _model_view(self) -> dict[str, Any]:
-        """Return the model's section; that targets are standardised only where they are, so that older runs go on."""
-        view = self.model.view()
-        if not (self.model.standardise and "regression" in self.task):
-            del view["standardise"]
-        return view
 
     def hashes(self, *, plugins: list[Path], weights: Path | None, pseudo: Path | None = None) -> dict[str, str]:
         """Return `contract` and `training`, 16 hexadecimal digits each.

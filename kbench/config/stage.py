@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from kbench.config.section import (
-    LATER,
     Component,
     Decay,
     Finite,
@@ -37,10 +36,8 @@ class RangeTest(Section):
     start: Rate = Field(1e-5, description="first rate of the last layer group")
     end: Rate = Field(10.0, description="last rate")
     linear: bool = Field(False, description="raise the rate by equal steps instead of equal factors")
-    valid: Annotated[bool, LATER] = Field(
-        False, description="judge a batch of held-out rows after each update; its loss is what counts"
-    )
-    stop: Annotated[bool, LATER] = Field(True, description="end the test where the loss diverges")
+    valid: bool = Field(False, description="judge a batch of held-out rows after each update; its loss is what counts")
+    stop: bool = Field(True, description="end the test where the loss diverges")
 
 
 class Average(Section):
@@ -76,9 +73,7 @@ class Stage(Section):
     precompute: bool = Field(
         False, description="run the frozen body once over all rows and train the head on what it said"
     )
-    draws: Annotated[int, LATER] = Field(
-        1, ge=1, description="augmented draws of each image that `precompute` runs the body over"
-    )
+    draws: int = Field(1, ge=1, description="augmented draws of each image that `precompute` runs the body over")
     size: Size | None = Field(None, description="image size of this stage; `input.size` by default")
     batch_size: int = Field(64, ge=1, description="images per batch")
     accumulate: int = Field(1, ge=1, description="batches per update")

@@ -7,6 +7,7 @@ import subprocess
 from typing import Any
 
 from kbench import console, files, records
+from kbench.config.competition import SCHEMA
 from kbench.config.reading import read_document, read_yaml, validate, with_stage_defaults
 from kbench.config.yaml12 import dump_yaml
 from kbench.data.pseudo_rows import describe
@@ -54,10 +55,7 @@ def identity(experiment: Experiment) -> dict[str, str]:
     competition = experiment.competition
     plugins = [experiment.plugins / name for name in competition.plugins]
     hashes = competition.hashes(plugins=plugins, weights=experiment.weights(), pseudo=experiment.pseudo())
-    known = [hashes["training"], experiment.folds.hash, experiment.train.fingerprint()]
-    if experiment.folds.avoid is not None:  # earlier versions trained on what folds avoid
-        known.append("avoided rows left out")
-    training = files.digest(known)
+    training = files.digest([hashes["training"], experiment.folds.hash, experiment.train.fingerprint()])
     return {"training": training, "contract": hashes["contract"], "folds": experiment.folds.hash}
 
 
@@ -148,6 +146,14 @@ def read_manifest(paths: RunPaths) -> dict[str, Any]:
 
 def _trained_otherwise(experiment: Experiment, paths: RunPaths, before: dict[str, Any]) -> ConfigError:
     old, new = before.get("view", {}), _view(experiment)
+    if old.get("schema", 1) != SCHEMA:
+        return ConfigError(
+            f"the run '{paths.name}' was trained by {'an earlier' if old.get('schema', 1) < SCHEMA else 'a later'} "
+            f"version of kbench, which says otherwise how a model is trained",
+            f"a run of this version (schema {SCHEMA}); this one can be scored, sent and averaged with others",
+            f"train what it lacks as a run of its own with `--run {paths.name}-{SCHEMA}`, or all folds anew with "
+            "`kbench train --force`",
+        )
     lines = [
         f"  {key}: {old.get(key, 'not set')!r} -> {new.get(key, 'not set')!r}"
         for key in sorted(set(old) | set(new))
@@ -157,7 +163,7 @@ def _trained_otherwise(experiment: Experiment, paths: RunPaths, before: dict[str
         f"the run '{paths.name}' was trained otherwise:\n" + "\n".join(lines or ["  (another version of kbench)"]),
         "one run, one way of training",
         f"write the change as an experiment, '{experiment.workspace.own(experiment.competition.name)}/NAME.yaml', "
-        "and train it with `-e NAME`; or give it a name with `--run NAME`; or train this run anew with `--force`",
+        "and train it with `-e NAME`; or give it a name with `--run NAME`; or train all its folds anew with `kbench train --force`",
     )
 
 

@@ -173,7 +173,7 @@ def test_every_setting_of_the_recipe_is_in_the_training_view(section: type[Secti
     view = made().training_view()
     seen = {Stage: view["stages"][0][1], Input: view["input"], ModelSection: view["model"]}[section]
     later = {key for key, field in section.model_fields.items() if LATER in field.metadata}  # seen where they are used
-    unseen = {Input: {"cache", "max_pixels"}, ModelSection: {"standardise"}}.get(section, set())
+    unseen = {Input: {"cache", "max_pixels"}}.get(section, set())
     assert set(section.model_fields) - set(seen) == later | unseen
 
 

@@ -736,11 +736,3 @@ def test_what_a_run_was_trained_with_is_read_again_whatever_it_does_not_use() ->
     assert again.training_view() == made.training_view()
     with pytest.raises(ConfigError, match="stands beside a rate of its own"):
         check(record)
-
-
-def test_settings_that_came_later_leave_the_hash_of_older_runs_as_it_was() -> None:
-    plain = check(staged({}, only=KEPT))
-    assert set(plain.training_view()["stages"][0][1]["range_test"]) == {"steps", "start", "end", "linear"}
-    for change in ({"valid": True}, {"stop": False}):
-        changed = check(staged({}, only={**KEPT, "range_test": change}))
-        assert changed.training_view()["stages"][0][1]["range_test"].items() > change.items()

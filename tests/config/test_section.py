@@ -16,7 +16,7 @@ from kbench import registry
 from kbench.config import reading
 from kbench.config.competition import Competition
 from kbench.config.reading import merge, validate, with_stage_defaults
-from kbench.config.section import UNFIT, Component, Kind, Section, Surroundings
+from kbench.config.section import LATER, UNFIT, Component, Kind, Section, Surroundings
 from kbench.config.stage import Stage
 from kbench.errors import ConfigError, check_number
 from kbench.registry import register
@@ -183,3 +183,12 @@ def test_a_reader_is_tried_before_anything_is_read(monkeypatch: pytest.MonkeyPat
 
     competition = made({"input": {"reader": {"name": "banded", "bands": 7}}})
     assert [problem.where for problem in part_problems(competition, None)] == ["input.reader"]
+
+
+def test_a_setting_that_came_later_is_hashed_only_where_it_is_used() -> None:
+    class Later(Section):
+        steps: int = Field(3, description="there from the start")
+        stop: Annotated[bool, LATER] = Field(True, description="came later")
+
+    assert Later().view() == {"steps": 3}
+    assert Later(stop=False).view() == {"steps": 3, "stop": False}

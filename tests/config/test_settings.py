@@ -46,14 +46,14 @@ def test_a_setting_is_known_where_it_is_read_and_where_it_is_used(setting: str, 
     assert files_of(setting) - other == {"kbench/config/stage.py", f"kbench/training/{used}.py"}
 
 
-def hunks(text: str) -> dict[str, tuple[str, str]]:
-    """Return the changes of a recipe: file -> the line that is there, and those that are put below it."""
-    found = {}
+def hunks(text: str) -> list[tuple[str, str, str]]:
+    """Return the changes of a recipe: file, the line that is there, and those that are put below it."""
+    changes = []
     for block in re.findall(r"```diff\n(.*?)```", text, re.S):
         name, line, *added = block.splitlines()
         assert all(text.startswith("+") for text in added)
-        found[name.removeprefix("+++ ")] = (line[1:], "\n".join(text[1:] for text in added))
-    return found
+        changes.append((name.removeprefix("+++ "), line[1:], "\n".join(text[1:] for text in added)))
+    return changes
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tree")
     for folder in ("kbench", "competitions"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name, (line, added) in hunks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")).items():
+    for name, line, added in hunks((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")):
         path = root / name
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         assert lines.count(f"{line}\n") == 1, f"CONTRIBUTING.md names a line of {name} that is not there"
