@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -58,9 +58,9 @@ class Checkpoint:
         return f"{self.info['stage']}-{self.info['tag']}"
 
 
-def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint | None:
-    """Return a snapshot, or None when it does not exist or is damaged."""
-    info = records.read_seal(path, verify="content" if verify else "size")
+def read_checkpoint(path: Path, *, verify: Literal["size", "time", "content"] = "content") -> Checkpoint | None:
+    """Return a snapshot, or None when it does not exist or is damaged; `verify` as in `records.read_seal`."""
+    info = records.read_seal(path, verify=verify)
     return None if info is None or "weights" not in info["files"] else Checkpoint(path, info)
 
 
@@ -81,7 +81,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, torch.Tensor], info: dict[
 def keep_body(paths: FoldPaths, digest: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write a frozen body where the run's snapshots look for it, unless it is there."""
     path = paths.body(digest)
-    if read_checkpoint(path, verify=False) is None:
+    if read_checkpoint(path, verify="size") is None:
         save_checkpoint(path, tensors, {"body": digest})
 
 
@@ -108,6 +108,11 @@ def snapshot_tensors(checkpoint: Checkpoint) -> Tensors:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
+    if read_checkpoint(checkpoint.path) is None:
+        raise CheckpointError(
+            f"the weights '{checkpoint.tensors}' are missing or damaged", "the file that was written with its JSON",
+            "bring it back, or train its fold again with `--force`",
+        )  # fmt: skip
     tensors = read_tensors(checkpoint.tensors)
     return {**read_body(FoldPaths(checkpoint.path.parent), checkpoint.body), **tensors} if checkpoint.body else tensors
 

@@ -13,7 +13,7 @@ import torch
 from kbench import files
 from kbench.config.competition import Competition
 from kbench.config.reading import read_yaml, validate
-from kbench.errors import PredictionError
+from kbench.errors import CheckpointError, PredictionError
 from kbench.inference.row_pass import Member
 from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors, snapshot_tensors
 from kbench.models.device import place, usable_precision
@@ -34,16 +34,34 @@ def kept_snapshots(run: Run, fold: int | str, *, subset: str = "fold") -> list[C
         run: the run; snapshots of another training do not count.
         fold: which.
         subset: `fold` for models that did not see the fold's rows, `full` for those that saw all.
+
+    Raises:
+        CheckpointError: the fold is trained, and one of its snapshots is gone, damaged or unreadable.
     """
+    paths, state = run.paths.fold(fold), run.state(fold)
+    there = paths.snapshots()
+    known = {paths.root / name for name in state.get("snapshots", ())}
     snapshots = []
-    for path in run.paths.fold(fold).snapshots():
-        checkpoint = read_checkpoint(path)
+    for path in sorted({*there, *known}):
+        checkpoint = read_checkpoint(path, verify="time")
+        if checkpoint is None and state["state"] == "done":
+            raise _lost(run, fold, path)
         if checkpoint is None or checkpoint.info["training"] != run.trained_as["training"]:
             continue
         if checkpoint.info["kept"] and checkpoint.info["subset"] == subset:
             snapshots.append(checkpoint)
     order = {name: index for index, name in enumerate(run.competition.stages)}
     return sorted(snapshots, key=lambda one: (order.get(one.info["stage"], 0), one.info["epoch"], one.info["tag"]))
+
+
+def _lost(run: Run, fold: int | str, path: Path) -> CheckpointError:
+    option = "--full" if fold == "full" else f"--fold {fold}"
+    return CheckpointError(
+        f"fold {fold} of '{run.name}' is trained, and its snapshot '{path}' or the weights beside it are "
+        f"{'damaged' if path.is_file() else 'gone'}",
+        "every snapshot that was kept, as it was written",
+        f"bring its files back, or train it again with `kbench train {option} --force`",
+    )
 
 
 def checkpoints(

@@ -142,8 +142,11 @@ def clear(paths: FoldPaths) -> None:
 
 
 def mark(paths: FoldPaths, state: str, identity: dict[str, str], *, error: str = "") -> None:
-    """Write the fold's state: `done` or `failed`."""
-    files.write_json(paths.status, {"state": state, **identity, **({"error": error} if error else {})})
+    """Write the fold's state: `done` or `failed`; of one that is done, the snapshots it has."""
+    more: dict[str, Any] = {"error": error} if error else {}
+    if state == "done":
+        more["snapshots"] = [path.name for path in paths.snapshots()]
+    files.write_json(paths.status, {"state": state, **identity, **more})
 
 
 def state_of(paths: FoldPaths, *, training: str) -> dict[str, Any]:

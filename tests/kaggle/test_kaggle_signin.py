@@ -204,6 +204,27 @@ def test_variables_that_do_something_else_than_expected_are_named(variables):
     assert "KAGGLE_API_ENVIRONMENT points the client away" in words
 
 
+def test_a_token_longer_than_a_files_name_is_a_token(variables):
+    long = TOKEN + "0" * 5000
+    (found,) = signin.found(variables | {"KAGGLE_API_TOKEN": long})
+    assert found.secret == long
+    assert "error" not in said(variables | {"KAGGLE_API_TOKEN": long})
+
+
+def test_a_damaged_file_that_is_not_looked_at_is_no_error(home, variables):
+    (home / ".kaggle/access_token").write_bytes(TOKEN.encode("utf-16"))
+    assert "error" in said(variables)
+    assert "error" not in said(variables | {"KAGGLE_API_TOKEN": TOKEN})
+
+
+def test_an_empty_file_named_by_the_variable_hides_the_token_file(home, variables):
+    """The client looks no further, and takes the key."""
+    store(home, "access_token", TOKEN)
+    more = {"KAGGLE_API_TOKEN": str(store(home, "mine", "\n")), "KAGGLE_USERNAME": "tester", "KAGGLE_KEY": KEY}
+    assert find(variables | more) == ["key KAGGLE_USERNAME and KAGGLE_KEY"]
+    assert f"warning '{home}/.kaggle/mine' is empty" in said(variables | more)
+
+
 def test_the_config_folder_is_the_one_the_client_uses(home, variables, tmp_path):
     store(home, "kaggle.json", {"username": "tester", "key": KEY})
     assert signin.config_file(variables) == home / ".kaggle/kaggle.json"

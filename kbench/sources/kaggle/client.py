@@ -29,8 +29,9 @@ from requests.adapters import HTTPAdapter
 from kbench import __version__
 from kbench.errors import ConfigError, ServiceError
 from kbench.registry import register
-from kbench.sources.kaggle import faults, signin
+from kbench.sources.kaggle import signin
 from kbench.sources.kaggle.competition import KaggleCompetition, slug_of
+from kbench.sources.service import faults
 
 TIMEOUTS = (10.0, 60.0)
 """Seconds to connect, and between two arriving packets."""

@@ -21,8 +21,7 @@ import requests
 
 from kbench.errors import ConfigError, ServiceError
 from kbench.sources import Fetched, Progress, Receipt
-from kbench.sources.kaggle import faults
-from kbench.sources.service import fetch, send
+from kbench.sources.service import faults, fetch, send
 from kbench.sources.service.protocol import About, Connect, DataFile, Limits, Submission
 
 CHUNK = 1 << 16

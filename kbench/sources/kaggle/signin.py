@@ -71,7 +71,8 @@ def blanks(environ: Environ) -> list[str]:
 def _given(environ: Environ | None) -> Environ:
     """Return the variables without those that are set to nothing; the process's by default."""
     environ = os.environ if environ is None else environ
-    return {name: value for name, value in environ.items() if name not in blanks(environ)}
+    empty = set(blanks(environ))
+    return {name: value for name, value in environ.items() if name not in empty}
 
 
 def found(environ: Environ | None = None) -> list[SignIn]:
@@ -159,8 +160,8 @@ def _notebook_token(environ: Environ) -> SignIn | None:
 
 def _token_variable(environ: Environ) -> SignIn | None:
     value = environ.get("KAGGLE_API_TOKEN", "")
-    path = Path(value)
-    if value and len(value) < 4096 and path.is_file():
+    if os.path.isfile(value):  # where `Path` would fail on a token longer than a name may be
+        path = Path(value)
         return SignIn("token", f"KAGGLE_API_TOKEN ({path})", path, secret=_text(path)) if _text(path) else None
     return SignIn("token", "KAGGLE_API_TOKEN", secret=value) if value else None
 
@@ -328,14 +329,21 @@ def _broken(environ: Environ, signins: list[SignIn]) -> list[Finding]:
             words = " and ".join(f"'{key}'" for key in missing)
             what = f"'{path}' is no JSON object with {words}: it is ignored"
             findings.append(Finding(_level(signins), what, f"make it anew at {SETTINGS}"))
-    named = Path(environ.get("KAGGLE_API_TOKEN", "")[:4096])
-    for path in (named, folder / "access_token", folder / "access_token.txt"):
-        if path.exists() and path != Path() and not _text(path):
-            empty = path.is_file() and not path.stat().st_size
+    named = environ.get("KAGGLE_API_TOKEN", "")  # the client looks into no other file then
+    for path in [Path(named)] if named else [folder / "access_token", folder / "access_token.txt"]:
+        if os.path.exists(path) and not _text(path):
+            empty = _is_empty(path)
             words = "is empty" if empty else "cannot be read as plain text (UTF-8)"
             level = _level(signins) if empty else "error"
             findings.append(Finding(level, f"'{path}' {words}", "write the token alone into it, or remove it"))
     return findings
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return not path.read_bytes().strip()
+    except OSError:
+        return False  # a folder, or a file of somebody else's
 
 
 def _misplaced(environ: Environ, signins: list[SignIn]) -> list[Finding]:

@@ -24,7 +24,7 @@ import requests
 from kbench import files
 from kbench.errors import DataError, ServiceError
 from kbench.sources import archive
-from kbench.sources.kaggle import faults
+from kbench.sources.service import faults
 from kbench.sources.service.protocol import Connect
 
 CHUNK = 1 << 20
