@@ -83,6 +83,10 @@ class FoldPaths:
         """The JSON files of all snapshots, sorted by name."""
         return sorted(self.root.glob("snapshot-*.json"))
 
+    def snapshot_named(self, name: str) -> Path:
+        """The JSON file of a snapshot, by the name it has in the fold's state."""
+        return self.root / name
+
     def end(self, stage: str) -> Path:
         """The weights a stage left, where a later one starts from them."""
         return self.root / f"end-{stage}.safetensors"

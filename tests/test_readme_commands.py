@@ -24,9 +24,9 @@ BLOCKS = [
     for block in re.findall(r"```\n(kbench .*?)```", README, re.DOTALL)
 ]
 ELSEWHERE = {  # a line, and the test that runs one like it
-    "import": "test_pipeline.py::test_imported_predictions_score_and_join",
+    "import": "cli/test_pipeline.py::test_imported_predictions_score_and_join",
     "sweep experiment=crop,full maps.windows.name=full,overlap":
-        "test_segmentation_pipeline.py::test_ways_of_training_against_ways_of_predicting_are_one_table",
+        "cli/test_segmentation_pipeline.py::test_ways_of_training_against_ways_of_predicting_are_one_table",
 }  # fmt: skip
 SENTENCES = {  # a line inside a sentence, and how it is typed here
     "list KIND": "list loss",

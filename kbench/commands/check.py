@@ -67,7 +67,9 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     else:
         console.warn(f"no data yet: `kbench download {name}`")
         found["data"] = None
-    problems += part_problems(setup.competition, setup.train if found.get("rows") else None)
+    wrong = part_problems(setup.competition, setup.train if found.get("rows") else None)
+    told = {(problem.what, problem.hint) for problem in wrong}  # under the setting's own name
+    problems = [one for one in problems if (one.what, one.hint) not in told] + wrong
     for text in batch_warnings(setup):
         console.warn(text)
     _gather(problems, "source.solution", lambda: setup.source().solution(setup.data))

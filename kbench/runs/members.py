@@ -40,7 +40,7 @@ def kept_snapshots(run: Run, fold: int | str, *, subset: str = "fold") -> list[C
     """
     paths, state = run.paths.fold(fold), run.state(fold)
     there = paths.snapshots()
-    known = {paths.root / name for name in state.get("snapshots", ())}
+    known = {paths.snapshot_named(name) for name in state.get("snapshots", ())}
     snapshots = []
     for path in sorted({*there, *known}):
         checkpoint = read_checkpoint(path, verify="time")

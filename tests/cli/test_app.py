@@ -187,8 +187,10 @@ def test_a_traceback_ends_in_the_exit_code_of_an_error(small: Workspace) -> None
     assert "did you mean" in err or "known:" in err
 
 
-def test_a_failure_nobody_foresaw_is_a_message_too(kbench: Kbench, small: Workspace) -> None:
-    files.write_text(small.run("classes", "baseline-s0").manifest, "{}")
+def test_a_failure_nobody_foresaw_is_a_message_too(
+    kbench: Kbench, small: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kbench.commands.score.score", lambda *words, **options: {}["nowhere"])
     result = kbench("score")
     what, _, todo = result.parts
     assert result.code == 1

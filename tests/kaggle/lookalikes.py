@@ -66,7 +66,9 @@ def dogs_vs_cats(rows: int = 15, test: int = 8) -> dict[str, bytes]:
     """Return the layout of dogs-vs-cats-redux-kernels-edition: the label is in the name, zips lie in the bundle."""
     colours = {"cat": (40, 90, 160), "dog": (160, 90, 40)}
     train = {f"train/{name}.{row}.jpg": picture(colours[name], row) for name in colours for row in range(rows)}
-    unseen = {f"test/{row}.jpg": picture(colours["dog" if row % 2 else "cat"], row) for row in range(1, test + 1)}
+    unseen = {
+        f"test/{row}.jpg": picture(colours["dog" if row % 2 else "cat"], 1000 + row) for row in range(1, test + 1)
+    }
     sample = table(["id", "label"], [(row, 0.5) for row in range(1, test + 1)])
     return {"train.zip": zipped(**train), "test.zip": zipped(**unseen), "sample_submission.csv": sample}
 
@@ -78,7 +80,7 @@ def dog_breeds(rows: int = 5, test: int = 8) -> dict[str, bytes]:
     files = {f"train/{name}.jpg": picture((2 * number, 200 - number, 90), number) for name, number in ids}
     files["labels.csv"] = table(["id", "breed"], [(name, breeds[number]) for name, number in ids])
     unseen = [f"{900_000 + row:032x}" for row in range(test)]
-    files |= {f"test/{name}.jpg": picture((2 * row, 200 - row, 90), row) for row, name in enumerate(unseen)}
+    files |= {f"test/{name}.jpg": picture((2 * row, 200 - row, 90), 1000 + row) for row, name in enumerate(unseen)}
     files["sample_submission.csv"] = table(["id", *breeds], [(name, *[1 / BREEDS] * BREEDS) for name in unseen])
     return files
 
