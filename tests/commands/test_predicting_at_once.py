@@ -20,9 +20,10 @@ from kbench.runs.opening import open_run
 from kbench.runs.results import whole
 from kbench.workspace import Choice
 
+# The first batch that a process predicts takes long where its environment asks for that.
 SLOW = small_runs.MODEL.replace(
     "        return self.fc(",
-    '        if "SLOW" in os.environ and not self.training:\n            time.sleep(0.2)\n        return self.fc(',
+    '        if not self.training:\n            time.sleep(float(os.environ.pop("SLOW", "0")))\n        return self.fc(',
 ).replace("import torch\n", "import os\nimport time\n\nimport torch\n", 1)
 
 
@@ -33,8 +34,8 @@ def test_the_second_of_two_ensembles_waits_and_sends_the_same(tmp_path: Path) ->
     train(open_experiment(choice), "all", TrainOptions(device="cpu"))
     folder = open_run(choice).paths.fold(0).predictions("test", "all-1").parent
 
-    first = _ensemble(tmp_path, "first")
-    _until(lambda: folder.is_dir() and any(folder.glob(".tmp-*")), first)
+    first = _ensemble(tmp_path, "first", slow=5)
+    _until(lambda: _holder(folder / ".lock") == first.pid, first)
     first.send_signal(signal.SIGSTOP)
     second = _ensemble(tmp_path, "second")
     _until(lambda: "waiting for it" in (tmp_path / "second.err").read_text(), second)
@@ -66,12 +67,12 @@ def test_damaged_predictions_are_named_and_made_anew(tmp_path: Path, capsys: pyt
     assert whole(out) is not None
 
 
-def _ensemble(workspace: Path, name: str) -> subprocess.Popen[bytes]:
+def _ensemble(workspace: Path, name: str, slow: float = 0) -> subprocess.Popen[bytes]:
     words = ["ensemble", "-c", "classes", "--name", name, "--device", "cpu"]
     with open(workspace / f"{name}.err", "wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "kbench", *words], cwd=workspace, stdout=log, stderr=log,
-            env={**os.environ, "SLOW": "1", "NO_COLOR": "1", "COLUMNS": "400"},
+            env={**os.environ, "SLOW": str(slow), "NO_COLOR": "1", "COLUMNS": "400"},
         )  # fmt: skip
 
 
@@ -81,6 +82,11 @@ def _until(holds: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, "it ended before"
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def _holder(lock: Path) -> int | None:
+    text = lock.read_text().strip() if lock.is_file() else ""
+    return int(text) if text else None
 
 
 def _submission(workspace: Path, name: str) -> Path:
