@@ -163,7 +163,8 @@ def _trained_otherwise(experiment: Experiment, paths: RunPaths, before: dict[str
         f"the run '{paths.name}' was trained otherwise:\n" + "\n".join(lines or ["  (another version of kbench)"]),
         "one run, one way of training",
         f"write the change as an experiment, '{experiment.workspace.own(experiment.competition.name)}/NAME.yaml', "
-        "and train it with `-e NAME`; or give it a name with `--run NAME`; or train all its folds anew with `kbench train --force`",
+        "and train it with `-e NAME`; or give it a name with `--run NAME`; or train all its folds anew with "
+        "`kbench train --force`",
     )
 
 

@@ -23,7 +23,8 @@ from kbench.workspace import Choice
 # The first batch that a process predicts takes long where its environment asks for that.
 SLOW = small_runs.MODEL.replace(
     "        return self.fc(",
-    '        if not self.training:\n            time.sleep(float(os.environ.pop("SLOW", "0")))\n        return self.fc(',
+    '        if not self.training:\n            time.sleep(float(os.environ.pop("SLOW", "0")))\n'
+    "        return self.fc(",
 ).replace("import torch\n", "import os\nimport time\n\nimport torch\n", 1)
 
 

@@ -269,10 +269,11 @@ def competition(task: str, **model: Any) -> Competition:
     return validate(content, file="x.yaml", folder=Path(), name="x", experiment="baseline")
 
 
-def test_only_what_is_standardised_has_another_training_hash_than_before() -> None:
-    assert "standardise" not in competition("single_label").training_view()["model"]
-    assert "standardise" not in competition("regression", standardise=False).training_view()["model"]
-    assert competition("regression").training_view()["model"]["standardise"] is True
+def test_standardised_targets_are_part_of_the_training_hash() -> None:
+    said, silent, off = (
+        competition("regression", **how) for how in ({"standardise": True}, {}, {"standardise": False})
+    )
+    assert said.training_view() == silent.training_view() != off.training_view()
 
 
 def test_standardising_what_is_no_number_is_refused() -> None:
