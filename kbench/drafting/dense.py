@@ -96,7 +96,9 @@ def _masks_asked(
         return True
     others = [str(name) for name in frame.columns if columns is None or name not in columns.texts]
     values = [set(frame[name]) for name in others]
-    return not (set(asked) & set(others[1:])) - {others[0]} and not any(set(asked) <= cells for cells in values)
+    taken = set(asked) & set(others)
+    other = taken == set(asked) or (bool(taken) and columns is None)
+    return not (other or any(set(asked) <= cells for cells in values))
 
 
 def size_reader(root: Path, train: Images) -> Callable[[str], tuple[int, int] | None]:
