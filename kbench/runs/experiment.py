@@ -26,7 +26,7 @@ from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, is_filled, marked, without
 from kbench.data.table.table import Table, readable
-from kbench.data.table.verify import Opening, look, look_at_images
+from kbench.data.table.verify import Opening, look, look_at_images, stand_in_size
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
 from kbench.submission.check import read_sample
@@ -285,6 +285,9 @@ class Experiment:
             if known:
                 path = self.test.root / self.test.images[row][0]
                 found = look(path, decoding=decoding_of(self.competition))
+            gone = self.test.unreadable
+            if isinstance(found, str) and known and gone is not None and gone[row]:
+                found = stand_in_size(self.test, row, decoding_of(self.competition))
             if isinstance(found, str):
                 raise DataError(
                     f"the image of '{name}' is {found}", "an image of every test row", "`kbench check --images`"
