@@ -3,7 +3,7 @@
     python benchmarks/fuzz.py [--yaml 200] [--csv 200] [--images 100] [--seed 0] [--seconds 600]
 
 Every case starts from a small competition that passes, makes one to three changes, and runs in this process. A defect,
-an exception that is no error of kbench, an error that lacks a part, and a case that takes a minute are failures; each
+an exception that is no error of kbench, an error that lacks a part, and a case that takes five minutes are failures; each
 is printed with its seed. The suite runs some seconds of it (`tests/test_fuzz.py`).
 """
 
@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from kbench.cli.app import app
 from kbench.errors import KbenchError
 
-HANG = 60  # seconds of one case
+HANG = 300  # seconds of one case, most of which other work may take
 ROWS, TEST = 16, 4
 YAML = """title: Halves
 task: single_label
@@ -226,8 +226,8 @@ KINDS = {
 
 
 def fuzz(name: str, *, count: int, seed: int, seconds: float) -> Result:
-    """Try cases of a kind until they or the seconds are over."""
-    kind, result, started = KINDS[name], Result(), time.monotonic()
+    """Try cases of a kind until they or the seconds (of CPU) are over."""
+    kind, result, started = KINDS[name], Result(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         plain = written(Path(folder) / "plain")
         with contextlib.chdir(plain):
@@ -236,7 +236,7 @@ def fuzz(name: str, *, count: int, seed: int, seconds: float) -> Result:
             raise SystemExit(f"what nobody changed does not pass: {sound}")
         shutil.rmtree(plain / "folds", ignore_errors=True)
         for number in range(count):
-            if time.monotonic() - started > seconds:
+            if time.process_time() - started > seconds:
                 break
             one = _case(plain, Path(folder) / f"{name}-{number}", kind, random.Random(f"{name} {seed} {number}"))
             if isinstance(one, str):
@@ -297,7 +297,7 @@ def main() -> None:
     for name, count in (("yaml", 200), ("csv", 200), ("images", 100)):
         parser.add_argument(f"--{name}", type=int, default=count, help="cases")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=600, help="of each kind, at most")
+    parser.add_argument("--seconds", type=float, default=600, help="of CPU for each kind, at most")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     failed = 0
