@@ -274,6 +274,32 @@ def test_a_rate_may_be_that_of_another_fold(tmp_path: Path) -> None:
 # -- all rows ------------------------------------------------------------------------------------------------------
 
 
+def test_a_rate_another_fold_read_off_a_level_stretch_is_said(tmp_path: Path) -> None:
+    plan = Plan(FoldPaths(tmp_path / "fold-0"), training=TRAINING)
+    plan.set("lr/only", 0.0625)
+    plan.set("level/only", True)
+    stage = toy.stage(lr="find", lr_from_fold=0)
+    fold = Trained(tmp_path / "fold-1", [stage], fold=1, plan_of=lambda number: plan)
+    said = [event.text for event in fold.events if isinstance(event, Note) and "clearly fall" in event.text]
+    assert len(said) == 1
+    assert "0.0625" in said[0]
+    assert fold.context.plan.get("level/only") is True
+
+
+def test_a_level_range_test_is_said_when_its_fold_trains(tmp_path: Path) -> None:
+    def learned() -> toy.TinyNet:  # nothing left to learn: dropout alone makes the loss noisy
+        model = toy.build()
+        torch.nn.init.zeros_(model.fc.weight)
+        return model
+
+    stage = toy.stage(lr="find", groups="head", range_test=RangeTest(steps=60, start=1e-4, end=1e4))
+    labels = np.random.default_rng(0).integers(0, 2, 36)
+    context = toy.context(tmp_path, table=toy.table(36, targets=labels))
+    events = list(train_fold(context, [stage], learned, resumed=None))
+    said = [event.text for event in events if isinstance(event, Note) and "clearly fall" in event.text]
+    assert len(said) == int(bool(context.plan.get("level/only")))
+
+
 def test_a_stage_of_all_rows_trains_on_them_and_never_judges(tmp_path: Path) -> None:
     full_stage = toy.stage("full", index=1, subset="full", early_stop=1, monitor=make_metric("accuracy"))
     fold = Trained(tmp_path, [toy.stage("fold"), full_stage])
