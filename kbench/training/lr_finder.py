@@ -37,6 +37,9 @@ SETTLE = 10
 FEWEST = 8
 """A curve of fewer finite losses says nothing."""
 
+TENTH = 10.0
+"""How many times below the minimum the lesson's rate is (F-15)."""
+
 
 def ramp(step: int, steps: int, start: float, end: float, linear: bool = False) -> float:
     """Return the rate of one iteration of the range test (Smith 2015; F-14, oracle 6.2).
@@ -137,14 +140,14 @@ def suggest(lrs: Sequence[float], losses: Sequence[float]) -> float:
     return judge(lrs, losses).rate
 
 
-def judge(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:
+def judge(lrs: Sequence[float], losses: Sequence[float], *, divide: float = TENTH) -> Suggestion:
     """Return the rate one order of magnitude before the minimum, where the loss still falls (F-15; Smith 2015).
 
     The rule, on the smoothed losses up to the first that is not finite:
 
     1. The minimum is the lowest point but for the first 10 and the last 6. The loss falls clearly if it drops, before
        the minimum, by more than 1 % of it and by more than three standard deviations of what noise does to the drop.
-       Then the suggestion is a tenth of the minimum's rate.
+       Then the suggestion is a tenth of the minimum's rate, or what `divide` makes of it.
     2. Where it stays level and then rises as clearly (a network that is nearly trained, or noise as large as the fall),
        the suggestion is a tenth of the last rate at which it was level, if that rate was tested. That rate is where
        the sum of what the raw losses have above the level, and half of their noise, is lowest: it needs no smoothing.
@@ -154,6 +157,7 @@ def judge(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:
     Args:
         lrs: [N] rates in rising order.
         losses: [N] raw losses.
+        divide: how many times below the minimum the suggestion is, 1 or more.
 
     Raises:
         TrainingError: no rate can be read off: the loss rises at once, does neither, or too few iterations were run.
@@ -170,13 +174,13 @@ def judge(lrs: Sequence[float], losses: Sequence[float]) -> Suggestion:
     top = points.start + int(np.argmax((level - _SURE * noise)[before]))
     clear = max(0.01 * abs(float(level[lowest])), _SURE * math.hypot(noise[lowest], noise[top]))
     if level[top] - level[lowest] > clear:
-        return Suggestion(float(rates[lowest] / 10), level=False)
+        return Suggestion(float(rates[lowest] / divide), level=False)
     if level[lowest:].max() - level[lowest] <= clear:
         raise _no_rate("the loss neither falls nor rises clearly above its noise at any learning rate")
     edge = _edge(raw, lowest=lowest, last=int(np.flatnonzero(level <= level[lowest] + clear)[-1]))
-    if rates[edge] / 10 < rates[0]:
+    if rates[edge] / divide < rates[0]:
         raise _no_rate("the loss rises from the lowest learning rate on")
-    return Suggestion(float(rates[edge] / 10), level=True)
+    return Suggestion(float(rates[edge] / divide), level=True)
 
 
 _SHORT, _LONG = 8, 5  # a mean is over the points divided by these
@@ -249,11 +253,13 @@ class LRCurve:
         lrs: rate of each iteration, of the last layer group.
         losses: raw loss of each iteration; the last one may not be finite.
         valid: loss of a validation batch after each iteration, or empty; where there is one, it is what counts.
+        divide: how many times below the minimum the suggestion is.
     """
 
     lrs: tuple[float, ...]
     losses: tuple[float, ...]
     valid: tuple[float, ...] = ()
+    divide: float = TENTH
 
     @property
     def followed(self) -> tuple[float, ...]:
@@ -272,7 +278,7 @@ class LRCurve:
         Raises:
             TrainingError: no rate helps.
         """
-        return judge(self.lrs, self.followed)
+        return judge(self.lrs, self.followed, divide=self.divide)
 
     @property
     def suggestion(self) -> float:
@@ -292,13 +298,18 @@ class LRCurve:
             return None
 
     def rows(self) -> list[dict[str, float]]:
-        """Return one dict per iteration, the rows of the CSV: `step`, `lr`, `loss`, `smoothed`, any `valid_loss`."""
+        """Return one dict per iteration, the rows of the CSV: `step`, `lr`, `loss`, `smoothed`, any `valid_loss`.
+
+        Where the suggestion is not a tenth of the minimum's rate, `divide` stands beside them.
+        """
         columns = zip(self.lrs, self.losses, self.smoothed, strict=True)
         rows = [
             {"step": step, "lr": lr, "loss": loss, "smoothed": float(level)}
             for step, (lr, loss, level) in enumerate(columns)
         ]
-        return [row | {"valid_loss": loss} for row, loss in zip(rows, self.valid, strict=True)] if self.valid else rows
+        if self.valid:
+            rows = [row | {"valid_loss": loss} for row, loss in zip(rows, self.valid, strict=True)]
+        return rows if self.divide == TENTH else [row | {"divide": self.divide} for row in rows]
 
 
 def level_note(stage: str, rate: float) -> str:
@@ -345,7 +356,8 @@ def find_lr(
         micro_batch: images per forward pass.
         accumulate: batches per step.
         key: (seed, fold, stage) of the random numbers.
-        rise: first and last rate of the last group, how it rises, and whether it ends where the loss diverges.
+        rise: first and last rate of the last group, how it rises, whether it ends where the loss diverges, and how
+            far below the minimum the suggestion is.
         valid: normalised images and targets, on the device; after each update the next one is judged.
         tell: called as `tell(done, total)` after each step.
     """
@@ -388,7 +400,7 @@ def find_lr(
             if not math.isfinite(smoothed) or (rise.stop and should_stop(smoothed, best, made.step)):
                 break
             best = track_best(smoothed, best, made.step)
-    return LRCurve(tuple(rates), tuple(losses), tuple(judged))
+    return LRCurve(tuple(rates), tuple(losses), tuple(judged), rise.divide)
 
 
 @torch.no_grad()
