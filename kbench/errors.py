@@ -172,9 +172,9 @@ def raise_all(
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        made = error(f"{subject}: {count}\n{lines}", expected, todo)
-        made.problems = tuple(problems)
-        raise made
+        gathered = error(f"{subject}: {count}\n{lines}", expected, todo)
+        gathered.problems = tuple(problems)
+        raise gathered
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -254,8 +254,8 @@ class Workspace:
 
     def run_names(self, competition: str) -> list[str]:
         """The names of a competition's runs, sorted."""
-        found = (RunPaths(path) for path in self.runs(competition).glob("*"))
-        return sorted(paths.name for paths in found if paths.manifest.is_file())
+        runs = (RunPaths(path) for path in self.runs(competition).glob("*"))
+        return sorted(paths.name for paths in runs if paths.manifest.is_file())
 
     def own_file(self, text: str) -> Path:
         """A file of the user's own, relative to the workspace; `~` is the home folder."""
@@ -332,9 +332,9 @@ class Choice:
         return self.experiment is not None or any(one.startswith("data.target=") for one in self.assignments)
 
 
-def current(workspace: Workspace, given: str | None) -> str | None:
+def current(workspace: Workspace, name: str | None) -> str | None:
     """Return the competition given, named by `KBENCH_COMPETITION`, or chosen by `kbench use`; else None."""
-    return given or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
+    return name or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
 
 
 def choose(workspace: Workspace, given: str | None) -> str:

@@ -146,16 +146,16 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
     return add
 
 
-def refuse_together(given: Mapping[str, object]) -> None:
+def refuse_together(options: Mapping[str, object]) -> None:
     """Refuse options that exclude each other.
 
     Raises:
         ConfigError: more than one is given.
     """
-    if sum(map(bool, given.values())) > 1:
+    if sum(map(bool, options.values())) > 1:
         from kbench.errors import ConfigError
 
-        raise ConfigError(f"{' with '.join(given)}", "one of the two", "remove one of them")
+        raise ConfigError(f"{' with '.join(options)}", "one of the two", "remove one of them")
 
 
 def next_of(run: str, choice: Choice, *, full: bool = False) -> str:

@@ -51,20 +51,20 @@ def train(
     refuse_together({"--full": full, "--fold": fold is not None})
     refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
     if smoke:
-        found = smoke_command.smoke(choice, device=device)
+        result = smoke_command.smoke(choice, device=device)
     else:
         options = TrainOptions(force=force, jobs=jobs, device=device)
-        found = run_training(open_experiment(choice), "full" if full else fold, options)
+        result = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
-        console.show_json(found)
+        console.show_json(result)
     elif smoke:
-        stages, rows = len(found["stages"]), found["rows"]
-        console.result(f"every step works: {stages} stages, {rows} rows checked in {found['file']}")
+        stages, rows = len(result["stages"]), result["rows"]
+        console.result(f"every step works: {stages} stages, {rows} rows checked in {result['file']}")
         console.next_command("kbench train")
     else:
-        console.next_command(next_of(found["run"], choice, full=full))
-    if found.get("failed"):
-        console.warn(f"folds {', '.join(map(str, found['failed']))} failed")
+        console.next_command(next_of(result["run"], choice, full=full))
+    if result.get("failed"):
+        console.warn(f"folds {', '.join(map(str, result['failed']))} failed")
         raise typer.Exit(4)
 
 
@@ -82,13 +82,13 @@ def lr_find(
     from kbench import console
     from kbench.commands.lr_find import lr_find as run_lr_find
 
-    found = run_lr_find(choose(competition, experiment, None, assign), fold=fold, stage=stage, device=device)
+    result = run_lr_find(choose(competition, experiment, None, assign), fold=fold, stage=stage, device=device)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.result(f"stage {found['stage']}: suggested learning rate {found['suggestion']:.3g}")
-    console.wrote(found["csv"])
-    console.wrote(found["picture"])
+    console.result(f"stage {result['stage']}: suggested learning rate {result['suggestion']:.3g}")
+    console.wrote(result["csv"])
+    console.wrote(result["picture"])
     console.next_command("kbench train")
 
 
@@ -109,12 +109,12 @@ def sweep(
     from kbench.runs.fold_job import TrainOptions
 
     choice = choose(competition, experiment, None, assign)
-    found = run_sweep(choice, grid, fold, TrainOptions(jobs=jobs, device=device))
+    result = run_sweep(choice, grid, fold, TrainOptions(jobs=jobs, device=device))
     if json:
-        console.show_json(found)
+        console.show_json(result)
     else:
-        console.show_table(found["rows"], title=f"{found['metric']}; gain is the difference to the first combination")
+        console.show_table(result["rows"], title=f"{result['metric']}; gain is the difference to the first combination")
         console.next_command("kbench ensemble RUN, or write the best as an experiment")
-    if found["failed"]:
-        console.warn(f"failed: {'; '.join(found['failed'])}")
+    if result["failed"]:
+        console.warn(f"failed: {'; '.join(result['failed'])}")
         raise typer.Exit(4)

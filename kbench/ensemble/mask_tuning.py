@@ -48,11 +48,11 @@ def area(truth: Callable[[int], np.ndarray], n_rows: int) -> int:
 
 def alike(candidates: Sequence[Params], table: Table) -> list[Alike]:
     """Return the rules of candidates, those that pick alike together."""
-    found: dict[str, dict[str, list[int]]] = {}
+    picks: dict[str, dict[str, list[int]]] = {}
     for number, one in enumerate(candidates):
         picking = repr([one.get(key) for key in PICKING])
-        found.setdefault(picking, {}).setdefault(repr(one), []).append(number)
-    return [[(_rule(candidates[numbers[0]], table), numbers) for numbers in rules.values()] for rules in found.values()]
+        picks.setdefault(picking, {}).setdefault(repr(one), []).append(number)
+    return [[(_rule(candidates[numbers[0]], table), numbers) for numbers in rules.values()] for rules in picks.values()]
 
 
 def count(
@@ -263,34 +263,34 @@ def _turned(metric: Metric) -> Metric:
 
 def _candidates(params: Mapping[str, Any], names: Sequence[str], *, apart: bool) -> _Search:
     wanted = tunes(params)
-    given = params.get("grid") or {}
+    grid = params.get("grid") or {}
     fixed = neutral(params)
-    idle = [key for key in given if key not in wanted]
+    idle = [key for key in grid if key not in wanted]
     if idle:
         raise ConfigError(
             f"maps.postprocess.grid for {first_names(idle)}", f"parameters that are tuned: {first_names(list(wanted))}",
             f"write `{idle[0]}: tuned`, or remove it from the grid",
         )  # fmt: skip
-    grids = {key: [NEUTRAL[key], *(v for v in given.get(key, GRID[key]) if v != NEUTRAL[key])] for key in wanted}
+    grids = {key: [NEUTRAL[key], *(v for v in grid.get(key, GRID[key]) if v != NEUTRAL[key])] for key in wanted}
     alone = [key for key, how in wanted.items() if how == "tuned_per_class" and apart]
     shared = [key for key in wanted if key not in alone]
-    found: list[Params] = []
+    candidates: list[Params] = []
     blocks: list[tuple[int, list[tuple[int, Any, int]]]] = []
     for values in itertools.product(*(grids[key] for key in shared)):
         base = {**fixed, **dict(zip(shared, values, strict=True))}
-        found.append(base)
+        candidates.append(base)
         deviations: list[tuple[int, Any, int]] = []
-        blocks.append((len(found) - 1, deviations))
+        blocks.append((len(candidates) - 1, deviations))
         for key in alone:
             for k, value in itertools.product(range(len(names)), grids[key][1:]):
-                deviations.append((k, (key, value), len(found)))
-                found.append({**base, key: {names[k]: value}})
-    if len(found) > _MOST:
+                deviations.append((k, (key, value), len(candidates)))
+                candidates.append({**base, key: {names[k]: value}})
+    if len(candidates) > _MOST:
         raise ConfigError(
-            f"{len(found):,} candidates for maps.postprocess with {', '.join(wanted)} tuned",
+            f"{len(candidates):,} candidates for maps.postprocess with {', '.join(wanted)} tuned",
             f"at most {_MOST}", "tune fewer parameters at once, or name fewer values in maps.postprocess.grid",
         )  # fmt: skip
-    return _Search(found, blocks)
+    return _Search(candidates, blocks)
 
 
 def _some(fold_of: np.ndarray, most: int) -> np.ndarray:
@@ -355,7 +355,7 @@ def _sets_of_changes(
     Changes of such classes do not add up: to raise one class is to lower the others. So they are joined one by one, in
     the order of what each gains alone, and every set is to be counted.
     """
-    found: list[tuple[float, Params, list[tuple[float, str, int, Any]]]] = []
+    starts: list[tuple[float, Params, list[tuple[float, str, int, Any]]]] = []
     for base, deviations in search.blocks:
         start = score(counts[base])
         gains: dict[tuple[str, int], tuple[float, Any]] = {}
@@ -365,8 +365,8 @@ def _sets_of_changes(
                 gains[key, k] = gain, value
         changes = sorted(((gain, key, k, value) for (key, k), (gain, value) in gains.items()),
                          key=lambda change: (-change[0], change[1:3]))  # fmt: skip
-        found.append((start + (changes[0][0] if changes else 0.0), search.params[base], changes))
-    _, chosen, changes = max(found, key=lambda one: one[0])
+        starts.append((start + (changes[0][0] if changes else 0.0), search.params[base], changes))
+    _, chosen, changes = max(starts, key=lambda one: one[0])
     sets = [chosen]
     for _, key, k, value in changes:
         before = sets[-1].get(key)

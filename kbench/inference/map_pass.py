@@ -73,10 +73,10 @@ def readings(job: MapJob, members: Sequence[MapMember]) -> list[tuple[str, int |
     """Return what is measured: (name, member or None for the mean, plain view or all views); the mean comes last."""
     ways = [True, False] if len(job.make.views) > 1 else [False]
     single = [(place, way) for way in ways for place in range(len(members))] if len(members) > 1 else []
-    found: list[tuple[str, int | None, bool]] = [
+    single_readings: list[tuple[str, int | None, bool]] = [
         (f"{members[place].name}{', plain view' if way and len(ways) > 1 else ''}", place, way) for place, way in single
     ]
-    return [*found, *((f"mean{', plain view' if way and len(ways) > 1 else ''}", None, way) for way in ways)]
+    return [*single_readings, *((f"mean{', plain view' if way and len(ways) > 1 else ''}", None, way) for way in ways)]
 
 
 def stream(job: MapJob, members: Sequence[MapMember]) -> Iterator[Row]:
@@ -128,8 +128,8 @@ def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, R
     means = {way: make.mean.back(total) for way, total in totals.items()}
     if target is not None:
         worth.update({(None, way): measured(mean, target, make.task) for way, mean in means.items()})
-    found = [worth[place, way] for _, place, way in readings(job, shelf.members)] if worth else []
-    stacked = torch.stack(found, dim=1).cpu().numpy() if found else None  # [b, R, K, 3]
+    counts = [worth[place, way] for _, place, way in readings(job, shelf.members)] if worth else []
+    stacked = torch.stack(counts, dim=1).cpu().numpy() if counts else None  # [b, R, K, 3]
     maps_here = means[False].cpu().numpy()
     for position, row in enumerate(some.rows):
         yield row, Row(maps_here[position], None if stacked is None else stacked[position])

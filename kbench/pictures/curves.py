@@ -160,9 +160,9 @@ def growing(judge: Judge, members: Members) -> list[dict[str, Any]]:
     records = []
     for what, chosen in steps:
         values = judge.values(stacked(members, chosen, mean=judge.mean))
-        made = interval(judge.metric, targets, values, judge.table, groups=judge.groups)
-        records.append({"ensemble": what, "members": len(chosen), "score": made.value, "low": made.low,
-                        "high": made.high})  # fmt: skip
+        score = interval(judge.metric, targets, values, judge.table, groups=judge.groups)
+        records.append({"ensemble": what, "members": len(chosen), "score": score.value, "low": score.low,
+                        "high": score.high})  # fmt: skip
     return records
 
 

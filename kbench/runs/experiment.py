@@ -78,15 +78,15 @@ class Experiment:
 
     def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
-        made = replace(self)
-        made.train = table
-        return made
+        other = replace(self)
+        other.train = table
+        return other
 
     def with_test(self, table: Table) -> Experiment:
         """Return the same with other rows for the test set."""
-        made = replace(self, _sizes={})
-        made.test = table
-        return made
+        other = replace(self, _sizes={})
+        other.test = table
+        return other
 
     def table(self, split: Literal["train", "test"], *, data: Path | None = None) -> Table:
         """Read a split's table.
@@ -224,15 +224,15 @@ class Experiment:
 
         `auto`: a value near-duplicates share (`group: auto`); `coverage`: how much the class covers (`by: [coverage]`).
         """
-        table, made = self.train, dict[str, np.ndarray]()
+        table, columns = self.train, dict[str, np.ndarray]()
         known: list[str] = [] if table.meta is None else list(table.meta.columns)
         if self.competition.folds.group == AUTO and AUTO not in known:
-            made[AUTO] = table.ids[clusters(len(table), self._links)]
+            columns[AUTO] = table.ids[clusters(len(table), self._links)]
         kind = mask_kind(self.competition, self.data)
         if kind is not None and COVERAGE in self.competition.folds.by and COVERAGE not in known:
-            made[COVERAGE] = np.full(len(table), "00") if self.trial else self._coverage(kind)
+            columns[COVERAGE] = np.full(len(table), "00") if self.trial else self._coverage(kind)
         meta = pd.DataFrame(index=range(len(table))) if table.meta is None else table.meta
-        return replace(table, meta=meta.assign(**made)) if made else table
+        return replace(table, meta=meta.assign(**columns)) if columns else table
 
     def _coverage(self, kind: MaskKind) -> np.ndarray:
         with console.bar("measuring masks") as advance:
@@ -261,12 +261,12 @@ class Experiment:
     def format(self) -> Format:
         """The submission format."""
         part = self.competition.submission.format
-        made: Format = registry.build(
+        format: Format = registry.build(
             "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
             _sizes=self.test_size, _images=lambda: self._test_ids,
             _threshold=label_threshold(self.competition, default=0.2),
         )  # fmt: skip
-        return made
+        return format
 
     @cached_property
     def _test_ids(self) -> frozenset[str]:
@@ -281,15 +281,15 @@ class Experiment:
         if name not in self._sizes:
             row = int(np.searchsorted(self.test.ids, name))
             known = row < len(self.test) and self.test.ids[row] == name
-            found: Any = "not in the test set"
+            header: Any = "not in the test set"
             if known:
                 path = self.test.root / self.test.images[row][0]
-                found = look(path, decoding=decoding_of(self.competition))
-            if isinstance(found, str):
+                header = look(path, decoding=decoding_of(self.competition))
+            if isinstance(header, str):
                 raise DataError(
-                    f"the image of '{name}' is {found}", "an image of every test row", "`kbench check --images`"
+                    f"the image of '{name}' is {header}", "an image of every test row", "`kbench check --images`"
                 )
-            self._sizes[name] = found[:2]
+            self._sizes[name] = header[:2]
         return self._sizes[name]
 
     @property
@@ -330,8 +330,8 @@ class Experiment:
 
     def weights(self) -> Path | None:
         """Return the file of `model.weights`."""
-        given = self.competition.model.weights
-        return None if given is None else self.workspace.own_file(given)
+        path = self.competition.model.weights
+        return None if path is None else self.workspace.own_file(path)
 
     def plugin_files(self) -> list[Path]:
         """Return the files of the plug-ins."""
@@ -343,14 +343,14 @@ class Experiment:
         Raises:
             ConfigError: it does not exist.
         """
-        given = self.competition.pseudo
-        if given is None:
+        pseudo = self.competition.pseudo
+        if pseudo is None:
             return None
-        run, _, name = given.partition("/")
+        run, _, name = pseudo.partition("/")
         path = self.workspace.run(self.competition.name, run).pseudo(name or PSEUDO)
         if not path.is_file():
             raise ConfigError(
-                f"`pseudo: {given}` in the YAML, and there is no '{path}'", "pseudo-labels of a run",
+                f"`pseudo: {pseudo}` in the YAML, and there is no '{path}'", "pseudo-labels of a run",
                 f"`kbench pseudo-label {run}{f' --name {name}' if name else ''}`",
             )  # fmt: skip
         return path
@@ -418,9 +418,9 @@ def opening_of(competition: Competition) -> Opening:
 
 def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
     """Return the metric's threshold of labels, one or one per label; the default where it has none."""
-    given = competition.metric.params.get("threshold")
-    if given is not None:
-        return given
+    threshold = competition.metric.params.get("threshold")
+    if threshold is not None:
+        return threshold
     parameter = registry.get("metric", competition.metric.name).parameters().get("threshold")
     return default if parameter is None or parameter.default is parameter.empty else parameter.default
 

@@ -129,13 +129,13 @@ def sent(experiment: Experiment, result: MapResult, fit: Rule) -> MaskSet | Numb
         if not part.keeps():
             return part.ruled(fit).masks()
     stores = list(result.stores.values())
-    made = MaskSet if result.task in SEGMENTATION else NumberSet
+    kind = MaskSet if result.task in SEGMENTATION else NumberSet
 
     def read(row: int) -> np.ndarray:
         (_, maps), *_ = result.read(np.array([row]))
         return fit.apply(maps)
 
-    return made(result.ids, result.names, result.task, stores[0].source, read)
+    return kind(result.ids, result.names, result.task, stores[0].source, read)
 
 
 def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -253,8 +253,8 @@ def _worth_after(experiment: Experiment, result: MapResult, rule: Rule, table: T
     numbers = result.task not in SEGMENTATION
     worth = np.zeros((len(table), k, 3), dtype=np.float64 if numbers else np.int64)
     for row, maps in result.read(np.arange(len(table))):
-        made = rule.apply(maps)
-        worth[row] = image_errors(made, truth(row)) if numbers else image_counts(made, truth(row), n_classes=k)
+        decided = rule.apply(maps)
+        worth[row] = image_errors(decided, truth(row)) if numbers else image_counts(decided, truth(row), n_classes=k)
     return worth
 
 
@@ -282,8 +282,8 @@ def scored(experiment: Experiment, result: MapResult, judged: Judged) -> MaskSet
         own = of_fold[int(numbers[row])]
         return own[int(np.searchsorted(own.ids, result.ids[row]))]
 
-    made = MaskSet if result.task in SEGMENTATION else NumberSet
-    return made(result.ids, result.names, result.task, {"run": next(iter(result.parts.values())).run.name}, read)
+    kind = MaskSet if result.task in SEGMENTATION else NumberSet
+    return kind(result.ids, result.names, result.task, {"run": next(iter(result.parts.values())).run.name}, read)
 
 
 def _reader(part: MapPart) -> Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]:

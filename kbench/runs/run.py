@@ -283,8 +283,8 @@ class Run:
             return pd.DataFrame(columns=columns, dtype=np.float32)
         for fold in folds or ():
             self._snapshots(fold)
-        made = predict_images(self, handed, folds=folds, device=device)
-        values = made.decided if decided and made.decided is not None else made.values
+        predictions = predict_images(self, handed, folds=folds, device=device)
+        values = predictions.decided if decided and predictions.decided is not None else predictions.values
         names = [place if isinstance(item, np.ndarray) else item[0].name for place, item in enumerate(handed)]
         return pd.DataFrame(values, index=pd.Index(names), columns=columns)
 

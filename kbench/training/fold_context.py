@@ -168,12 +168,12 @@ class FoldContext:
 
     def scale_for(self, images: Images | None) -> dict[str, Any]:
         """Return `scale`, `mean` and `std`; found at the first stage and kept for the fold."""
-        found = self.plan.get("scale")
-        if found is None:
+        scale = self.plan.get("scale")
+        if scale is None:
             assert images is not None, "the first stage brings its images"
-            found = asdict(self.scale(images, self._measured(self.train_rows)))
+            scale = asdict(self.scale(images, self._measured(self.train_rows)))
             self.plan.set(
-                "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+                "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in scale.items()}
             )
         return dict(self.plan.get("scale"))
 
@@ -219,10 +219,10 @@ class FoldContext:
         rows = self._measured(rows)
         key = f"pixels/{len(rows)}"
         if self.plan.get(key) is None:
-            found, total = class_pixels(self.masks(KEEP), rows, len(self.table.target_names), self.table.task)
-            self.plan.set(key, [found.tolist(), total])
-        found, total = self.plan.get(key)
-        return np.asarray(found), total
+            pixels, total = class_pixels(self.masks(KEEP), rows, len(self.table.target_names), self.table.task)
+            self.plan.set(key, [pixels.tolist(), total])
+        pixels, total = self.plan.get(key)
+        return np.asarray(pixels), total
 
     def counts(self, rows: np.ndarray) -> np.ndarray | None:
         """Return [K] positives per target among some rows, or None for regression."""

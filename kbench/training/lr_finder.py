@@ -380,7 +380,7 @@ def find_lr(
         )
         smoother, best = Smoother(), float("inf")
         rates, losses, judged = [], [], []
-        for made in train_epoch(
+        for update in train_epoch(
             learner,
             feed,
             batches,
@@ -391,15 +391,15 @@ def find_lr(
             accumulate=accumulate,
             key=key,
         ):
-            rates.append(schedule.rate(made.step, 1.0, ()))  # of the last layer group, even if it is frozen
-            losses.append(float(made.loss.mean()))
+            rates.append(schedule.rate(update.step, 1.0, ()))  # of the last layer group, even if it is frozen
+            losses.append(float(update.loss.mean()))
             if valid is not None:
                 judged.append(_judged(learned, next(valid), rules))
             smoothed = smoother.add((judged or losses)[-1])
-            tell(made.step + 1, steps)
-            if not math.isfinite(smoothed) or (rise.stop and should_stop(smoothed, best, made.step)):
+            tell(update.step + 1, steps)
+            if not math.isfinite(smoothed) or (rise.stop and should_stop(smoothed, best, update.step)):
                 break
-            best = track_best(smoothed, best, made.step)
+            best = track_best(smoothed, best, update.step)
     return LRCurve(tuple(rates), tuple(losses), tuple(judged), rise.divide)
 
 

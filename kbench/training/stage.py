@@ -258,17 +258,17 @@ class _Runner:
         resumed_images = int(images)
         batches = self.draws.epoch(progress.epoch)
         saved, last_rate = time.monotonic(), 0.0
-        for made in train_epoch(
+        for update in train_epoch(
             self.learner, self.feed, batches[progress.batch :], rules=self.rules, schedule=self.schedule,
             history=progress.history, first_step=progress.step, accumulate=self.stage.accumulate, key=self.draws.key,
         ):  # fmt: skip
-            meter.add(made)
-            last_rate = made.rate
-            progress.step = made.step + 1
+            meter.add(update)
+            last_rate = update.rate
+            progress.step = update.step + 1
             progress.batch = min(progress.batch + self.stage.accumulate, len(batches))
             yield from self._said()
-            self._tell(made)
-            yield made
+            self._tell(update)
+            yield update
             if time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches):
                 meter.flush()
                 progress.meter = [meter.total, meter.count, meter.images]
@@ -300,11 +300,11 @@ class _Runner:
         if verdict is not None:
             yield Note(verdict)
 
-    def _tell(self, made: Update) -> None:
+    def _tell(self, update: Update) -> None:
         """Say how far the stage is; it ends earlier where it stops early."""
-        speed, epoch = made.images / max(made.seconds, 1e-9), f"{self.progress.epoch + 1}/{self.epochs}"
-        what = f"{self.plan.name} {epoch}  lr {made.rate:.1e}  {speed:.0f} images/s"
-        self.context.tell(what, made.step + 1, self.schedule.steps // self.schedule.epochs * self.epochs)
+        speed, epoch = update.images / max(update.seconds, 1e-9), f"{self.progress.epoch + 1}/{self.epochs}"
+        what = f"{self.plan.name} {epoch}  lr {update.rate:.1e}  {speed:.0f} images/s"
+        self.context.tell(what, update.step + 1, self.schedule.steps // self.schedule.epochs * self.epochs)
 
     def _said(self) -> Iterator[Note]:
         while self.rules.said:

@@ -40,7 +40,7 @@ def equal_groups(table: Table, known: Mapping[int, str]) -> list[list[int]]:
 
 def _pixels(table: Table, row: int) -> tuple[str, ...]:
     """Return what tells the pixels of a row's images from others; nothing where one cannot be read."""
-    found = []
+    digests = []
     for name in table.images[row]:
         try:
             pixels = decode(table.root / name, cv2.IMREAD_UNCHANGED)
@@ -48,8 +48,8 @@ def _pixels(table: Table, row: int) -> tuple[str, ...]:
             return ()
         state = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=16)
         state.update(np.ascontiguousarray(pixels).tobytes())
-        found.append(state.hexdigest())
-    return tuple(found)
+        digests.append(state.hexdigest())
+    return tuple(digests)
 
 
 def contradictions(table: Table, groups: Iterable[list[int]]) -> list[str]:
@@ -121,12 +121,12 @@ def same_pixels(train: Table, test: Table, pixels: tuple[Sequence[str], Sequence
 
 
 def _by_size(table: Table) -> dict[tuple[int, ...], list[int]]:
-    found: dict[tuple[int, ...], list[int]] = {}
+    rows_of_size: dict[tuple[int, ...], list[int]] = {}
     for row, names in enumerate(table.images):
         paths = [table.root / name for name in names]
         if names and all(path.is_file() for path in paths):
-            found.setdefault(tuple(path.stat().st_size for path in paths), []).append(row)
-    return found
+            rows_of_size.setdefault(tuple(path.stat().st_size for path in paths), []).append(row)
+    return rows_of_size
 
 
 def leaked(train: Table, test: Table, pairs: Iterable[tuple[int, int]]) -> list[str]:

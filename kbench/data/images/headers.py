@@ -98,10 +98,10 @@ class Bytes:
         Raises:
             Damaged: the file ends before.
         """
-        found = self.some(offset, count)
-        if len(found) < count:
+        content = self.some(offset, count)
+        if len(content) < count:
             raise Damaged("truncated")
-        return found
+        return content
 
     def some(self, offset: int, count: int) -> bytes:
         """Return up to `count` bytes, fewer at the end."""
@@ -252,10 +252,10 @@ def _element(bits: int, format: int) -> str:
 def _jp2(data: Bytes) -> Header:
     place = 0
     if data.at(0, 4) != b"\xff\x4f\xff\x51":
-        found = data.some(0, 1 << 12).find(b"ihdr")
-        if found < 0:
+        place_of_box = data.some(0, 1 << 12).find(b"ihdr")
+        if place_of_box < 0:
             raise Damaged("damaged")
-        height, width, channels, bits = struct.unpack(">IIHB", data.at(found + 4, 11))
+        height, width, channels, bits = struct.unpack(">IIHB", data.at(place_of_box + 4, 11))
         if bits != 0xFF:
             return Header("jp2", height, width, channels, "uint8" if (bits & 0x7F) < 8 else "uint16")
         place = data.some(0, 1 << 16).find(b"\xff\x4f\xff\x51")
@@ -268,9 +268,9 @@ def _pnm(data: Bytes) -> Header:
     text = data.some(0, 1 << 12)
     kind = text[1:2]
     if kind == b"7":
-        found = {key: int(value) for key, value in re.findall(rb"(?m)^(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d+)", text)}
-        dtype = "uint8" if found.get(b"MAXVAL", 255) < 256 else "uint16"
-        return Header("pnm", found.get(b"HEIGHT", 0), found.get(b"WIDTH", 0), found.get(b"DEPTH", 1), dtype)
+        fields = {key: int(value) for key, value in re.findall(rb"(?m)^(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d+)", text)}
+        dtype = "uint8" if fields.get(b"MAXVAL", 255) < 256 else "uint16"
+        return Header("pnm", fields.get(b"HEIGHT", 0), fields.get(b"WIDTH", 0), fields.get(b"DEPTH", 1), dtype)
     words = re.sub(rb"#[^\n]*", b"", text[2:]).split(None, 3)
     channels = 3 if kind in b"36F" else 1
     if kind in b"Ff":
@@ -281,16 +281,16 @@ def _pnm(data: Bytes) -> Header:
 
 def _avif(data: Bytes) -> Header:
     text = data.some(0, 1 << 16)
-    sizes = [struct.unpack(">II", text[found.end() + 4 : found.end() + 12]) for found in re.finditer(rb"ispe", text)]
+    sizes = [struct.unpack(">II", text[match.end() + 4 : match.end() + 12]) for match in re.finditer(rb"ispe", text)]
     width, height = max(sizes, key=lambda size: int(size[0]) * int(size[1]))
     return Header("avif", height, width, 3, "")  # what it holds beside, only decoding tells
 
 
 def _hdr(data: Bytes) -> Header:
-    found = re.search(rb"[-+]Y (\d+) [-+]X (\d+)", data.some(0, 1 << 12))
-    if found is None:
+    sizes = re.search(rb"[-+]Y (\d+) [-+]X (\d+)", data.some(0, 1 << 12))
+    if sizes is None:
         raise Damaged("damaged")
-    return Header("hdr", int(found[1]), int(found[2]), 3, "")
+    return Header("hdr", int(sizes[1]), int(sizes[2]), 3, "")
 
 
 def _sun(data: Bytes) -> Header:

@@ -112,7 +112,7 @@ def _delimiter(path: Path) -> str:
 
 def _with_points(frame: pd.DataFrame, *, text: bool) -> bool:
     """Write columns of numbers with decimal commas with points, in place; return whether there was one."""
-    found = False
+    any_commas = False
     for name in frame.columns[1:]:
         if pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_bool_dtype(frame[name]):
             continue
@@ -122,10 +122,10 @@ def _with_points(frame: pd.DataFrame, *, text: bool) -> bool:
         commas = known[~plain]
         if not len(commas) or not commas.str.fullmatch(_DECIMAL.pattern).all():
             continue
-        found = True
+        any_commas = True
         points = cells.where(~cells.index.isin(commas.index), cells.str.replace(",", "."))
         frame[name] = points if text or len(known) < len(cells) else pd.to_numeric(points)
-    return found
+    return any_commas
 
 
 def _read(path: Path, **options: object) -> pd.DataFrame:

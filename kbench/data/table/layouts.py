@@ -101,7 +101,7 @@ def csv(
     ids = np.array(frame[id_column].tolist(), dtype=str)
     problems = id_problems(id_column, ids)
     targets, masks = _without_targets(request), _find_masks(request, frame, ids)
-    found = [
+    per_folder = [
         find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images or ("",)
     ]
     if request.split == "train" and not is_dense(request.task):
@@ -111,14 +111,14 @@ def csv(
                 frame, target, task=request.task, ids=ids, classes=request.classes,
                 separator=separator, empty_tags=empty_tags,
             )  # fmt: skip
-    lacking, missing = file_problems(request, found, ids)
+    lacking, missing = file_problems(request, per_folder, ids)
     blank = _blank(targets, len(ids))
     problems += _lacking(request, targets)
     raise_problems(request, [*problems, *targets.problems, *masks.problems, *missing])
     table = Table(
         ids=ids,
         root=request.root,
-        images=tuple(zip(*(part.paths for part in found), strict=True)),
+        images=tuple(zip(*(part.paths for part in per_folder), strict=True)),
         task=request.task,
         target_names=targets.names,
         targets=targets.values,
@@ -168,8 +168,8 @@ def _find_masks(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskR
         hint = "say how they are written: `data: {masks: {name: index, folder: FOLDER}}`, see `kbench list mask`"
         nothing.problems.append(Problem("data.masks", f"'{request.task}' needs masks", hint))
         return nothing
-    found = request.mask.find(request, frame, ids)
-    return replace(found, problems=[*nothing.problems, *found.problems])
+    mask_rows = request.mask.find(request, frame, ids)
+    return replace(mask_rows, problems=[*nothing.problems, *mask_rows.problems])
 
 
 def _target_problems(request: Request, target: Sequence[str]) -> list[Problem]:
@@ -204,14 +204,16 @@ def _images_alone(request: Request, *, join: Sequence[str] = (), annotations: st
         if request.split == "train" and name not in frame.columns
     ]
     masks = _find_masks(request, frame, ids)
-    found = [find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images[1:]]
-    lacking, missing = file_problems(request, found, ids)
+    per_folder = [
+        find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images[1:]
+    ]
+    lacking, missing = file_problems(request, per_folder, ids)
     raise_problems(request, [*problems, *masks.problems, *missing])
     note = f"left out {counted(others, 'file')} in '{request.images[0]}', no image by name"
     table = Table(
         ids=ids,
         root=request.root,
-        images=tuple(zip(*columns, *(part.paths for part in found), strict=True)),
+        images=tuple(zip(*columns, *(part.paths for part in per_folder), strict=True)),
         task=request.task,
         target_names=_without_targets(request).names,
         masks=masks.cells or None,

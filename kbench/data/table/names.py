@@ -34,8 +34,8 @@ class Names:
 
     def row(self, name: str) -> int | None:
         """Return the row a name is of, None for none, -2 for several that only their endings tell apart."""
-        found = self.whole.get(name)
-        return self.stems.get(stem(name)) if found is None else found
+        whole = self.whole.get(name)
+        return self.stems.get(stem(name)) if whole is None else whole
 
     def shared(self) -> list[str]:
         """Return the ids that only their endings tell apart."""
@@ -75,7 +75,7 @@ def cuts(template: str, text: str, words: Mapping[str, Iterable[str]]) -> list[d
         words: field -> what it may be; a field that is not here may be anything but empty.
     """
     pieces = _FIELD.split(template)
-    found: list[dict[str, str]] = []
+    readings: list[dict[str, str]] = []
 
     def cut(piece: int, place: int, fields: dict[str, str]) -> None:
         literal = pieces[piece]
@@ -84,7 +84,7 @@ def cuts(template: str, text: str, words: Mapping[str, Iterable[str]]) -> list[d
         place += len(literal)
         if piece == len(pieces) - 1:
             if place == len(text):
-                found.append(fields)
+                readings.append(fields)
             return
         name = pieces[piece + 1]
         if name in words:
@@ -95,4 +95,4 @@ def cuts(template: str, text: str, words: Mapping[str, Iterable[str]]) -> list[d
             cut(piece + 2, end, {**fields, name: text[place:end]})
 
     cut(0, 0, {})
-    return found
+    return readings

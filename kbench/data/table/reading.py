@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.table.csv_files import DELIMITERS, Dialect, dialect_of, read_frame
-from kbench.data.table.image_files import Found, clean
+from kbench.data.table.image_files import MatchedFiles, clean
 from kbench.data.table.joins import other_columns
 from kbench.data.table.spellings import counts_of, spelling_note
 from kbench.data.table.table import Table
@@ -257,14 +257,16 @@ def id_problems(where: str, ids: np.ndarray) -> list[Problem]:
     return problems
 
 
-def file_problems(request: Request, found: Sequence[Found], ids: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
+def file_problems(
+    request: Request, per_folder: Sequence[MatchedFiles], ids: np.ndarray
+) -> tuple[np.ndarray, list[Problem]]:
     """Return [N] bool, which rows lack a file, and what to report of them.
 
     Rows with two files for one id are always a problem; rows without one only where they are not dropped.
     """
     lacking = np.zeros(len(ids), dtype=bool)
     problems = []
-    for part in found:
+    for part in per_folder:
         lacking[part.missing] = True
         if part.several:
             names = [str(ids[row]) for row in part.several]

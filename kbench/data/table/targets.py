@@ -75,16 +75,16 @@ def read_targets(
 
 
 def _labels(column: pd.Series, ids: np.ndarray, classes: Sequence[str] | None) -> Targets:
-    codes, found = pd.factorize(column.to_numpy(dtype=object))
-    name, none = str(column.name), unknown_words(found, classes or ())
-    names = tuple(classes) if classes else tuple(sorted_labels(label for label in found if label not in none))
+    codes, classes_here = pd.factorize(column.to_numpy(dtype=object))
+    name, none = str(column.name), unknown_words(classes_here, classes or ())
+    names = tuple(classes) if classes else tuple(sorted_labels(label for label in classes_here if label not in none))
     index = {label: position for position, label in enumerate(names)}
-    values = np.array([index.get(label, -1) for label in found], dtype=np.int64)[codes]
-    empty = np.array([label in none for label in found], dtype=bool)[codes]
+    values = np.array([index.get(label, -1) for label in classes_here], dtype=np.int64)[codes]
+    empty = np.array([label in none for label in classes_here], dtype=bool)[codes]
     problems = _unknown_problem(name, names, column[(values < 0) & ~empty])
     if len(names) == 1 and not classes:
         problems.append(Problem(name, f"every row has the label '{names[0]}'", "two classes or more"))
-    lacking = _blank_problem(name, ids, empty, f"without a label{_words(found, none)}")
+    lacking = _blank_problem(name, ids, empty, f"without a label{_words(classes_here, none)}")
     note = spelling_note(name, counts_of(column))
     return Targets(names, values, tuple(problems), (note,) if note else (), empty, lacking)
 
@@ -151,8 +151,8 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], ids: np.ndarray) -> Ta
             name, ids, wrong, f"without a finite number ({first_names(cells, 3)})" if cells else ""
         )
     blank = np.asarray(empty.all(axis=1))
-    found = {cell for name in columns for cell in frame[name][blank].unique()}
-    lacking = _blank_problem(", ".join(columns), ids, blank, f"without a target{_words(found, found)}")
+    words = {cell for name in columns for cell in frame[name][blank].unique()}
+    lacking = _blank_problem(", ".join(columns), ids, blank, f"without a target{_words(words, words)}")
     unknown, every = int(empty[~blank].sum()), int(empty[~blank].size)
     notes = (f"{unknown:,} of {every:,} targets are unknown",) if unknown and not problems else ()
     return Targets(tuple(columns), values, tuple(problems), notes, blank, lacking)
@@ -163,20 +163,20 @@ def is_unknown(column: pd.Series) -> np.ndarray:
     return np.asarray(column.str.strip().str.lower().isin(UNKNOWN).to_numpy(dtype=bool))
 
 
-def unknown_words(found: Iterable[str], classes: Sequence[str]) -> set[str]:
+def unknown_words(cells: Iterable[str], classes: Sequence[str]) -> set[str]:
     """Return the labels that say there is none: blanks, and beside numbers words such as `NaN`.
 
     In a column of words `None` is a class, and so is whatever `data.classes` names.
     """
-    blank = {label for label in found if not label.strip()} - set(classes)
-    words = {label for label in found if label.strip().lower() in UNKNOWN} - blank - set(classes)
-    rest = [label for label in found if label not in blank | words]
+    blank = {label for label in cells if not label.strip()} - set(classes)
+    words = {label for label in cells if label.strip().lower() in UNKNOWN} - blank - set(classes)
+    rest = [label for label in cells if label not in blank | words]
     return blank | words if rest and all(_NUMBER.fullmatch(label.strip()) for label in rest) else blank
 
 
-def _words(found: Iterable[str], none: Iterable[str]) -> str:
+def _words(cells: Iterable[str], none: Iterable[str]) -> str:
     """Return which words say that there is no target, in brackets, or nothing where cells are empty."""
-    words = sorted({label for label in found if label in set(none) and label.strip()})
+    words = sorted({label for label in cells if label in set(none) and label.strip()})
     return f" ({first_names(words, 3)})" if words else ""
 
 
@@ -197,8 +197,8 @@ def _rows_problem(where: str, ids: np.ndarray, rows: np.ndarray, what: str, hint
     ]
 
 
-def _unknown_problem(where: str, names: Sequence[str], found: Iterable[str]) -> list[Problem]:
-    counts = pd.Series(list(found), dtype=object).value_counts()
+def _unknown_problem(where: str, names: Sequence[str], words: Iterable[str]) -> list[Problem]:
+    counts = pd.Series(list(words), dtype=object).value_counts()
     if counts.empty:
         return []
     labels = first_names([str(label) for label in counts.index])

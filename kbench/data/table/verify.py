@@ -75,11 +75,11 @@ class ImageReport:
 
     def problems(self) -> list[Problem]:
         """Return one problem per kind of fault, with counts and the first names."""
-        found = [
+        problems = [
             Problem("images", f"{counted(len(paths), 'file')} {reason}: {first_names(paths)}")
             for reason, paths in sorted(self.reasons.items())
         ]
-        return [*found, *dtype_problems({"": self})]
+        return [*problems, *dtype_problems({"": self})]
 
     def warnings(self) -> list[str]:
         """Return what may be right and may be wrong, for the user to decide."""
@@ -101,15 +101,15 @@ def dtype_problems(reports: Mapping[str, ImageReport]) -> list[Problem]:
     Args:
         reports: name of a split -> its report; an empty name where there is only one.
     """
-    found: dict[str, list[str]] = {}
+    by_dtype: dict[str, list[str]] = {}
     for split, report in reports.items():
         noun = f"{split} image" if split else "image"
         for dtype, paths in report.dtypes.items():
-            found.setdefault(dtype, []).append(f"{counted(len(paths), noun)} such as '{paths[0]}'")
-    if len(found) < 2:
+            by_dtype.setdefault(dtype, []).append(f"{counted(len(paths), noun)} such as '{paths[0]}'")
+    if len(by_dtype) < 2:
         return []
-    several = "; ".join(f"{dtype}: {' and '.join(places)}" for dtype, places in sorted(found.items()))
-    return [Problem("images", f"pixels of {len(found)} element types: {several}", "convert them to one")]
+    several = "; ".join(f"{dtype}: {' and '.join(places)}" for dtype, places in sorted(by_dtype.items()))
+    return [Problem("images", f"pixels of {len(by_dtype)} element types: {several}", "convert them to one")]
 
 
 def unreadable_images(
@@ -142,9 +142,9 @@ def look_at_images(
     with _quiet_pillow(), ThreadPoolExecutor(max_workers=jobs) as pool:
         while window := list(islice(work, jobs * 4)):  # so many batches are in memory, however many rows there are
             for rows, looks in zip(window, pool.map(partial(_look_at, table.root, deep, opening), window), strict=True):
-                for row, found in zip(rows, looks, strict=True):
-                    _add(report, row, found, masked=table.masks is not None)
-                    done += len(found)
+                for row, looks_of_row in zip(rows, looks, strict=True):
+                    _add(report, row, looks_of_row, masked=table.masks is not None)
+                    done += len(looks_of_row)
                 progress("check images", done, total)
     return report
 
@@ -189,10 +189,10 @@ def _look_at_row(root: Path, deep: bool, opening: Opening, row: _Row) -> list[Lo
     images = [examined(root / path, deep=whole, decoding=opening.decoding) for path in row.images]
     if not opening.headers:  # only what no reader can read is a fault of the file
         images = [
-            Look((0, 0, 0)) if found in (UNKNOWN, "damaged") or isinstance(found, Look) else found for found in images
+            Look((0, 0, 0)) if look in (UNKNOWN, "damaged") or isinstance(look, Look) else look for look in images
         ]
-    if deep and opening.read is not None and not any(isinstance(found, str) for found in images):
-        images = _as_read(root, opening, row.images, [found for found in images if isinstance(found, Look)])
+    if deep and opening.read is not None and not any(isinstance(look, str) for look in images):
+        images = _as_read(root, opening, row.images, [look for look in images if isinstance(look, Look)])
     return [*images, *(_look_at_mask(root / path, deep, opening) for path in row.masks)]
 
 
@@ -215,27 +215,27 @@ def _as_read(root: Path, opening: Opening, paths: Sequence[str], looks: list[Loo
 
 
 def _look_at_mask(path: Path, deep: bool, opening: Opening) -> Look | str:
-    found = examined(path, deep=deep and opening.read is None, decoding=opening.decoding)
-    if not deep or opening.read is None or isinstance(found, str) or path.suffix.lower() == ".npy":
-        return found
+    look = examined(path, deep=deep and opening.read is None, decoding=opening.decoding)
+    if not deep or opening.read is None or isinstance(look, str) or path.suffix.lower() == ".npy":
+        return look
     try:
         decode(path, cv2.IMREAD_UNCHANGED, opening.decoding)
     except DataError as error:
         reason = examined(path, deep=True, decoding=opening.decoding)
         return reason if isinstance(reason, str) else f"that cannot be decoded ({error.expected})"
-    return found
+    return look
 
 
-def _add(report: ImageReport, row: _Row, found: Sequence[Look | str], *, masked: bool) -> None:
+def _add(report: ImageReport, row: _Row, looks: Sequence[Look | str], *, masked: bool) -> None:
     """Add what was found of a row: its images, then its masks, which have the size of its first image."""
-    images, masks = found[: len(row.images)], found[len(row.images) :]
+    images, masks = looks[: len(row.images)], looks[len(row.images) :]
     first = next((look for look in images if isinstance(look, Look)), None)
     for path, look in zip(row.images, images, strict=True):
         if isinstance(look, Look):
             report.sizes[look.size] += 1
             if look.dtype:
                 report.dtypes.setdefault(look.dtype, []).append(path)
-    for place, (path, look) in enumerate(zip((*row.images, *row.masks), found, strict=True)):
+    for place, (path, look) in enumerate(zip((*row.images, *row.masks), looks, strict=True)):
         reason = look if isinstance(look, str) else ""
         if isinstance(look, Look) and place >= len(images) and first is not None and first.size[0]:
             reason = _mask_fault(look, first)
@@ -269,8 +269,8 @@ def look(path: Path, *, deep: bool = False, decoding: Decoding = PLAIN) -> Size 
         deep: decode photographs too, and compare the places of a TIFF's pixels with the file's length.
         decoding: whether the size is that of the turned image, and how many pixels it may have.
     """
-    found = examined(path, deep=deep, decoding=decoding)
-    return found if isinstance(found, str) else found.size
+    look = examined(path, deep=deep, decoding=decoding)
+    return look if isinstance(look, str) else look.size
 
 
 @dataclass(frozen=True)
