@@ -25,6 +25,7 @@ from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold import begin, clear, mark, state_of, train_fold
 from kbench.training.fold_context import FoldContext, Plan
 from kbench.training.loop import Update
+from kbench.training.lr_finder import LRCurve
 from kbench.training.stage_plan import StagePlan, for_full, with_limit
 from kbench.workspace import FoldPaths, RunPaths
 
@@ -286,18 +287,16 @@ def test_a_rate_another_fold_read_off_a_level_stretch_is_said(tmp_path: Path) ->
     assert fold.context.plan.get("level/only") is True
 
 
-def test_a_level_range_test_is_said_when_its_fold_trains(tmp_path: Path) -> None:
-    def learned() -> toy.TinyNet:  # nothing left to learn: dropout alone makes the loss noisy
-        model = toy.build()
-        torch.nn.init.zeros_(model.fc.weight)
-        return model
-
-    stage = toy.stage(lr="find", groups="head", range_test=RangeTest(steps=60, start=1e-4, end=1e4))
-    labels = np.random.default_rng(0).integers(0, 2, 36)
-    context = toy.context(tmp_path, table=toy.table(36, targets=labels))
-    events = list(train_fold(context, [stage], learned, resumed=None))
-    said = [event.text for event in events if isinstance(event, Note) and "clearly fall" in event.text]
-    assert len(said) == int(bool(context.plan.get("level/only")))
+def test_a_level_range_test_is_said_when_its_fold_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lrs = np.geomspace(1e-5, 10, 60)
+    losses = 0.05 + 0.1 * np.maximum(lrs / 0.1 - 1, 0)  # of a trained network: level up to 0.1
+    curve = LRCurve(tuple(lrs), tuple(losses))
+    monkeypatch.setattr("kbench.training.stage.find_lr", lambda *given, **named: curve)
+    fold = Trained(tmp_path, [toy.stage(lr="find")])
+    (said,) = [event.text for event in fold.events if isinstance(event, Note) and "clearly fall" in event.text]
+    assert f"{curve.suggestion:.3g}" in said
+    assert fold.context.plan.get("level/only") is True
+    assert 0.005 < curve.suggestion < 0.02
 
 
 def test_a_stage_of_all_rows_trains_on_them_and_never_judges(tmp_path: Path) -> None:
