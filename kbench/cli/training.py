@@ -113,7 +113,9 @@ def sweep(
     if json:
         console.show_json(result)
     else:
-        console.show_table(result["rows"], title=f"{result['metric']}; gain is the difference to the first combination")
+        title = f"{result['metric']}; gain is the difference to the first combination"
+        nested = "; nested: what was found on other rows" if any("optimism" in row for row in result["rows"]) else ""
+        console.show_table(result["rows"], title=title + nested)
         console.next_command("kbench ensemble RUN, or write the best as an experiment")
     if result["failed"]:
         console.warn(f"failed: {'; '.join(result['failed'])}")

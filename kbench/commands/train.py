@@ -181,7 +181,8 @@ def _finish(run: Run, fold: int | str, options: TrainOptions) -> None:
     use_threads(run.plan(fold), options)
     score = score_of_fold(run, int(fold), device=options.device, limit=options.limit)
     if options.limit is None:
-        console.note(f"fold {fold}: {run.competition.metric.name} {shown(score)} out of fold")
+        how = ", nested: each fifth of its rows with what was found on the others" if score.nested else ""
+        console.note(f"fold {fold}: {run.competition.metric.name} {shown(score.value)} out of fold{how}")
 
 
 def shown(score: float | None) -> str:

@@ -226,6 +226,19 @@ def fold_part(
     return MapPart(run, rows, chosen, shared, run.paths.fold(fold).predictions("oof", name))
 
 
+def narrowed(part: MapPart, fold: int, number: int, ids: np.ndarray) -> MapPart:
+    """Return a numbered part of a fold's rows, with files of its own.
+
+    Args:
+        part: the fold's rows.
+        fold: which.
+        number: of the part.
+        ids: [n] of its rows.
+    """
+    path = part.run.paths.fold(fold).predictions(f"oof-{number}", part.path.stem)
+    return replace(part, chosen=part.chosen[np.isin(part.ids, ids)], path=path)
+
+
 def table_part(
     run: Run,
     rows: Rows,
