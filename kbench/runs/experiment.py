@@ -244,7 +244,7 @@ class Experiment:
     def cut_folds(self) -> Folds:
         """Cut folds as the YAML says and write them; those of a trial are only as a real run would shape them."""
         section = self.competition.folds
-        cut = Cut(section.n, section.seed, tuple(section.by), section.group)
+        cut = Cut(section.n, section.seed, tuple(section.by), section.group, "n" not in section.model_fields_set)
         folds = make_folds(self.to_cut(), section.strategy, cut, section.options)
         folds.manifest["table"] = self.train.fingerprint()
         self._folds = folds
