@@ -14,6 +14,7 @@ import numpy as np
 
 from kbench.data.images.decoding import decode
 from kbench.data.table.csv_files import UNKNOWN
+from kbench.data.table.spellings import plain
 from kbench.data.table.table import Table
 from kbench.errors import DataError, counted, first_names
 from kbench.files import sha256
@@ -155,7 +156,7 @@ def unknown_groups(table: Table, column: str | None) -> list[str]:
     if column is None or table.meta is None or column not in table.meta.columns:
         return []
     cells = table.column(column)
-    rows = np.array([str(cell).strip().lower() in UNKNOWN for cell in cells], dtype=bool)
+    rows = np.array([plain(str(cell)) in UNKNOWN for cell in cells], dtype=bool)
     if not rows.any():
         return []
     words = sorted({str(cell) for cell in cells[rows]})

@@ -65,6 +65,7 @@ class ImageReport:
         rows: row numbers with an unreadable image or mask.
         dtypes: element type of pixels -> paths of images.
         turned: paths of images that are turned upright while a mask of theirs is not.
+        paged: paths of files with pages or frames beyond the one that is read.
     """
 
     sizes: Counter[Size] = field(default_factory=Counter)
@@ -72,6 +73,7 @@ class ImageReport:
     rows: set[int] = field(default_factory=set)
     dtypes: dict[str, list[str]] = field(default_factory=dict)
     turned: list[str] = field(default_factory=list)
+    paged: list[str] = field(default_factory=list)
 
     def problems(self) -> list[Problem]:
         """Return one problem per kind of fault, with counts and the first names."""
@@ -83,6 +85,18 @@ class ImageReport:
 
     def warnings(self) -> list[str]:
         """Return what may be right and may be wrong, for the user to decide."""
+        return [*self._of_pages(), *self._of_turned()]
+
+    def _of_pages(self) -> list[str]:
+        if not self.paged:
+            return []
+        what, have = counted(len(self.paged), "file"), "has" if len(self.paged) == 1 else "have"
+        return [
+            f"{what} {have} several pages or frames, of which the first alone is read: {first_names(self.paged)}; write "
+            "the others as files of their own if they count"
+        ]
+
+    def _of_turned(self) -> list[str]:
         if not self.turned:
             return []
         what = counted(len(self.turned), "image")
@@ -110,6 +124,23 @@ def dtype_problems(reports: Mapping[str, ImageReport]) -> list[Problem]:
         return []
     several = "; ".join(f"{dtype}: {' and '.join(places)}" for dtype, places in sorted(by_dtype.items()))
     return [Problem("images", f"pixels of {len(by_dtype)} element types: {several}", "convert them to one")]
+
+
+def channel_warnings(train: ImageReport, test: ImageReport) -> list[str]:
+    """Return a warning where all images of one split are grey and all of the other have colours."""
+    splits = {"training": _channels(train), "test": _channels(test)}
+    grey = [name for name, channels in splits.items() if channels and max(channels) == 1]
+    colours = [name for name, channels in splits.items() if channels and min(channels) >= 3]
+    if len(grey) != 1 or len(colours) != 1:
+        return []
+    return [
+        f"all {colours[0]} images have colours, and all {grey[0]} images are grey: a network that looks at colours is "
+        "lost on the others; `input: {channels: 1}` shows both in grey"
+    ]
+
+
+def _channels(report: ImageReport) -> set[int]:
+    return {channels for _, _, channels in report.sizes if channels}
 
 
 def unreadable_images(
@@ -237,6 +268,8 @@ def _add(report: ImageReport, row: _Row, looks: Sequence[Look | str], *, masked:
                 report.dtypes.setdefault(look.dtype, []).append(path)
     for place, (path, look) in enumerate(zip((*row.images, *row.masks), looks, strict=True)):
         reason = look if isinstance(look, str) else ""
+        if isinstance(look, Look) and look.pages:
+            report.paged.append(path)
         if isinstance(look, Look) and place >= len(images) and first is not None and first.size[0]:
             reason = _mask_fault(look, first)
         if reason:
@@ -281,11 +314,13 @@ class Look:
         size: height, width and channels, as decoding gives them.
         dtype: of its pixels; empty where only decoding tells.
         orientation: how decoding turns it, as EXIF counts; 1 for not at all.
+        pages: whether the file has more than the one that is read.
     """
 
     size: Size
     dtype: str = ""
     orientation: int = 1
+    pages: bool = False
 
 
 def examined(path: Path, *, deep: bool = False, decoding: Decoding = PLAIN) -> Look | str:
@@ -321,7 +356,7 @@ def _look_at_image(path: Path, deep: bool, decoding: Decoding) -> Look | str:
     if deep and header.kind != "tiff" and (reason := _fault(path, decoding)):
         return reason
     orientation = header.orientation if decoding.turned(header) else 1
-    return Look((*decoding.size(header), header.channels), header.dtype, orientation)
+    return Look((*decoding.size(header), header.channels), header.dtype, orientation, header.pages)
 
 
 def _fault(path: Path, decoding: Decoding) -> str:
