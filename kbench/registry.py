@@ -42,7 +42,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "crop": ("kbench.data.images.crops",),
     "sampler": ("kbench.data.samplers",),
     "metric": ("kbench.metrics",),
-    "model": ("kbench.models.classifier", "kbench.models.segmenter", "kbench.models.signate_unet"),
+    "model": (
+        "kbench.models.classifier",
+        "kbench.models.segmenter",
+        "kbench.models.signate_unet",
+        "kbench.models.plain_unets",
+    ),
     "schedule": ("kbench.training.schedules",),
     "optimizer": ("kbench.training.optimizers",),
     "loss": (

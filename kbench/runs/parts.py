@@ -133,7 +133,7 @@ def build_model(
     model: nn.Module = section.build(
         "name", n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
-        _several=len(set(sizes)) > 1,
+        _several=len(set(sizes)) > 1, _task=competition.task,
     )  # fmt: skip
     if weights is not None:
         load_pretrained(getattr(model, "body", model), read_tensors(weights), file=str(weights))
