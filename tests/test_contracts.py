@@ -43,6 +43,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
     ("mask", "per_class"): {"folder": "masks/{class}"},
     ("mask", "instances"): {"folder": "masks/{id}", "label": r"(?P<label>.)\.png"},
     ("loss", "sum"): {"parts": [{"name": "cross_entropy", "weight": 0.5}, "dice"]},
+    ("loss", "ssim"): {"range": 1.0},
     ("windows", "resized"): {"scale": 0.5},  # one of two, so neither has to be given
     ("recipe", "progressive"): {"sizes": [64, 128]},
     ("augmentation", "pipeline"): {"transforms": ["HorizontalFlip"]},
