@@ -70,6 +70,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.submission.formats.runs_json",
         "kbench.submission.formats.mask_zip",
         "kbench.submission.formats.number_zip",
+        "kbench.submission.formats.raster_zip",
     ),
 }
 
