@@ -36,7 +36,12 @@ MODULES: dict[str, tuple[str, ...]] = {
     "source": ("kbench.sources.embedded", "kbench.sources.local", "kbench.sources.kaggle.client"),
     "layout": ("kbench.data.table.layouts",),
     "reader": ("kbench.data.images.readers",),
-    "mask": ("kbench.data.masks.kinds", "kbench.data.masks.layers", "kbench.data.masks.run_length_csv"),
+    "mask": (
+        "kbench.data.masks.kinds",
+        "kbench.data.masks.layers",
+        "kbench.data.masks.run_length_csv",
+        "kbench.data.masks.polygons",
+    ),
     "fold strategy": ("kbench.data.folds.strategies", "kbench.data.folds.video_blocks"),
     "augmentation": ("kbench.data.images.augment",),
     "crop": ("kbench.data.images.crops",),
@@ -71,6 +76,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.submission.formats.mask_zip",
         "kbench.submission.formats.number_zip",
         "kbench.submission.formats.raster_zip",
+        "kbench.submission.formats.wkt",
     ),
 }
 

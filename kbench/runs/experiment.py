@@ -265,6 +265,7 @@ class Experiment:
         made: Format = registry.build(
             "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
             _sizes=self.test_size, _places=self.test_place, _images=lambda: self._test_ids,
+            _root=self.data,
             _threshold=label_threshold(self.competition, default=0.2),
         )  # fmt: skip
         return made

@@ -75,9 +75,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
     )  # fmt: skip
 
 
-def build_loss(
-    stage: Stage, task: str, counts: np.ndarray | None, rows: int, units: Units | None = None
-) -> Loss:
+def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int, units: Units | None = None) -> Loss:
     """Return the loss of a stage, that of the task where it names none.
 
     Args:

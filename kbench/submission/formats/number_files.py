@@ -57,6 +57,7 @@ def zip_of_numbers(naming: Naming, pixels: Pixels, *, task: str, sizes: Sizes | 
         sizes: image id -> its height and width; None where images are not at hand.
         own_sample: as `Format` has it.
     """
+
     def image_of(row: str) -> str:
         return naming.split(row)[0]
 
