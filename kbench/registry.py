@@ -52,6 +52,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.models.segmenter",
         "kbench.models.signate_unet",
         "kbench.models.plain_unets",
+        "kbench.models.temporal",
     ),
     "schedule": ("kbench.training.schedules",),
     "optimizer": ("kbench.training.optimizers",),

@@ -39,7 +39,7 @@ class _Exact(nn.Module):
     def forward(self, *maps: Any) -> Any:
         """Compute in fp32, whatever the pass around it does."""
         with torch.autocast(maps[0].device.type, enabled=False):
-            return super().forward(*(one.float() for one in maps))  # type: ignore[misc]
+            return super().forward(*(one.float() for one in maps))
 
 
 def exactly(layer: nn.Module) -> nn.Module:
@@ -70,8 +70,14 @@ class Segmenter(nn.Module):
         super().__init__()
         self.net, self._body = net, body
         self.divisor, self.least = divisor, max(least, divisor)
-        self.config = config
+        self.config, self._marks = config, tuple(marks)
         self.layer_prefixes = [*_halves(self.body, f"net.{body}.", marks), ["net."]]
+
+    def around(self, net: nn.Module) -> Segmenter:
+        """Return the same around another network that has this one's encoder by the same name."""
+        return Segmenter(
+            net, body=self._body, marks=self._marks, divisor=self.divisor, least=self.least, config=self.config
+        )
 
     @property
     def body(self) -> nn.Module:

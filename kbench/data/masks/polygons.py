@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from kbench.data.masks.run_length_csv import OBJECTS, find_texts
 from kbench.data.table.csv_files import numbers, read_frame, texts
 from kbench.data.table.image_files import find_files, stem
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size, file_problems
-from kbench.errors import ConfigError, DataError, Problem, counted, first_names, nearest
+from kbench.errors import DataError, Problem, counted, first_names, nearest
 from kbench.registry import register
 from kbench.tasks import SEGMENTATION
 

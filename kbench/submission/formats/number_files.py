@@ -170,6 +170,7 @@ class Naming:
 
     @property
     def ending(self) -> str:
+        """The ending of files, in lower case."""
         return PurePosixPath(self.file).suffix.lower()
 
     @property
@@ -240,10 +241,12 @@ class Pixels:
 
     @property
     def whole(self) -> bool:
+        """Whether pixels are whole numbers."""
         return self.dtype.kind in "ui"
 
     @property
     def allowed(self) -> float:
+        """How far a written number may be from the predicted one, a rounding of float32 aside."""
         if self.tolerance is not None:
             return self.tolerance
         return abs(self.scale) / 2 if self.whole else 0.0
