@@ -20,6 +20,7 @@ from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_ima
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
 from kbench.data.images.decoding import Decoding
+from kbench.data.images.georeference import Georeference, read_georeference
 from kbench.data.images.readers import Reader
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
 from kbench.data.table.csv_files import read_frame
@@ -263,7 +264,8 @@ class Experiment:
         part = self.competition.submission.format
         format: Format = registry.build(
             "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
-            _sizes=self.test_size, _images=lambda: self._test_ids,
+            _sizes=self.test_size, _places=self.test_place, _images=lambda: self._test_ids,
+            _root=self.data,
             _threshold=label_threshold(self.competition, default=0.2),
         )  # fmt: skip
         return format
@@ -279,18 +281,26 @@ class Experiment:
             DataError: there is no such image, or it cannot be read.
         """
         if name not in self._sizes:
-            row = int(np.searchsorted(self.test.ids, name))
-            known = row < len(self.test) and self.test.ids[row] == name
-            header: Any = "not in the test set"
-            if known:
-                path = self.test.root / self.test.images[row][0]
-                header = look(path, decoding=decoding_of(self.competition))
+            path = self._test_file(name)
+            header: Any = "not in the test set" if path is None else look(path, decoding=decoding_of(self.competition))
             if isinstance(header, str):
                 raise DataError(
                     f"the image of '{name}' is {header}", "an image of every test row", "`kbench check --images`"
                 )
             self._sizes[name] = header[:2]
         return self._sizes[name]
+
+    def test_place(self, name: str) -> Georeference:
+        """Return where the pixels of a test image lie; nowhere, where there is no such image."""
+        path = None if self.competition.data.test is None else self._test_file(name)
+        return Georeference() if path is None else read_georeference(path)
+
+    def _test_file(self, name: str) -> Path | None:
+        """Return the first file of a test image, or None where there is none."""
+        row = int(np.searchsorted(self.test.ids, name))
+        known = row < len(self.test) and self.test.ids[row] == name
+        files = [file for file in self.test.images[row] if file] if known else []
+        return self.test.root / files[0] if files else None
 
     @property
     def sample(self) -> Path:

@@ -125,7 +125,7 @@ class _Runner:
         self.epochs = min(plan.stop_after or self.schedule.epochs, self.schedule.epochs)
         self.rules = Rules(
             step=plan.step,
-            loss=plan.loss(*context.balance(self.draws.rows)),
+            loss=plan.loss(*context.balance(self.draws.rows), self.units),
             device=context.device,
             precision=precision,
             stage=stage,
