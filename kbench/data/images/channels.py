@@ -39,6 +39,20 @@ class Channel:
         return name if self.date is None else f"{name} of {self.date}"
 
 
+def places_of(
+    files: Sequence[str], *, dates: Sequence[str] = (), dated: Collection[str] = ()
+) -> list[tuple[str, str | None]]:
+    """Return the (file, date) of each path of a row, in the order of the pixels.
+
+    Args:
+        files: names of files, in the order of the YAML.
+        dates: the dates, in the order of the YAML.
+        dated: files there is one of for each date.
+    """
+    of_dates = [(name, date) for date in dates for name in files if name in dated]
+    return [*of_dates, *((name, None) for name in files if name not in dated)]
+
+
 def channels_of(
     files: Mapping[str, Sequence[str]],
     *,
@@ -54,15 +68,14 @@ def channels_of(
         dated: files there is one of for each date.
         derived: what is derived from bands, for each date where any file has dates.
     """
-
-    def block(names: Sequence[str], date: str | None, more: Sequence[str]) -> list[Channel]:
-        bands = [Channel(name, band, date) for name in names for band in files[name]]
-        return [*bands, *(Channel(DERIVED, formula, date) for formula in more)]
-
-    of_date = [name for name in files if name in dated]
-    still = [name for name in files if name not in dated]
-    order = [channel for date in dates if of_date for channel in block(of_date, date, derived)]
-    return (*order, *block(still, None, () if of_date else derived))
+    places = places_of(list(files), dates=dates, dated=dated)
+    of_dates: list[str | None] = list(dict.fromkeys(date for _, date in places if date is not None))
+    order: list[Channel] = []
+    for date in [*of_dates, None]:
+        order += [Channel(name, band, date) for name, when in places if when == date for band in files[name]]
+        if date is not None or not of_dates:
+            order += [Channel(DERIVED, formula, date) for formula in derived]
+    return tuple(order)
 
 
 def by_date(channels: Sequence[Channel]) -> dict[str | None, list[int]]:
