@@ -34,7 +34,7 @@ from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
 from kbench.models.outputs import Units, default_loss
-from kbench.runs.experiment import decoding_of, mask_kind, reader_of, size_reader
+from kbench.runs.experiment import channels, decoding_of, mask_kind, reader_of, size_reader
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
 
@@ -157,6 +157,11 @@ def reader_key(competition: Competition) -> list[Any]:
     section = competition.input
     later: list[str] = [section.orientation] if section.orientation != "apply" else []
     later += [section.decode] if section.decode != "exact" else []
+    if section.files:
+        known = {
+            name: [part.number, [str(value) for value in part.nodata_values]] for name, part in section.bands.items()
+        }
+        later += [files.digest([known, section.files, section.dates, section.missing])]
     return [section.reader.model_dump(), section.channels, *later]
 
 
@@ -242,10 +247,15 @@ def build_windows(competition: Competition) -> Windows | None:
 
 def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:
     """Return the function that chooses the normalisation of a fold."""
-    backbone = backbone_statistics(competition.model.backbone)
+    backbone, section = backbone_statistics(competition.model.backbone), competition.input
+    bands = {name: dict(zip(part.band_names(), part.fixed(), strict=True)) for name, part in section.bands.items()}
+    fixed = [bands.get(channel.file, {}).get(channel.band) for channel in channels(competition)]
 
     def scale(images: Images, rows: np.ndarray) -> Scale:
-        return choose(images, rows, mean=competition.input.mean, std=competition.input.std, backbone=backbone)
+        return choose(
+            images, rows, mean=section.mean, std=section.std, backbone=backbone, fixed=fixed,
+            masked=section.reader.name == "raster",
+        )  # fmt: skip
 
     return scale
 

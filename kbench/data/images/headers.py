@@ -242,9 +242,7 @@ def _webp(data: Bytes) -> Header:
             break
         size = int(struct.unpack("<I", head[4:])[0])
         place += 8 + size + size % 2
-    return Header(
-        "webp", height, width, 4 if flags & 0x10 else 3, orientation=orientation, pages=bool(flags & 0x02)
-    )
+    return Header("webp", height, width, 4 if flags & 0x10 else 3, orientation=orientation, pages=bool(flags & 0x02))
 
 
 def _tiff(data: Bytes) -> Header:
@@ -411,4 +409,17 @@ def _directory(data: Bytes, base: int, first: int | None = None) -> Iterator[tup
         yield tag, (struct.unpack(letter, data.at(offset, size)), offset)
 
 
-_WANTED = {_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _FORMAT, ORIENTATION, _NODATA, _SUBFILE, *_OFFSETS, *_COUNTS}
+_WANTED = {
+    _WIDTH,
+    _HEIGHT,
+    _BITS,
+    _PHOTOMETRIC,
+    _SAMPLES,
+    _PLANAR,
+    _FORMAT,
+    ORIENTATION,
+    _NODATA,
+    _SUBFILE,
+    *_OFFSETS,
+    *_COUNTS,
+}
