@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from kbench import console, files
-from kbench.errors import ConfigError, TrainingError
+from kbench.errors import Busy, ConfigError, TrainingError
 from kbench.pictures.curves import draw_fold, draw_lr_finds
+from kbench.runs import leases
 from kbench.runs.experiment import Experiment
 from kbench.runs.fold_job import FULL, FoldJob, TrainOptions, prepare_fold, use_threads
 from kbench.runs.fold_processes import FoldCommand, end_with_parent, run_commands, visible_gpus
@@ -44,7 +45,7 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
     paths = run.paths
     if options.force:
         for fold in wanted:
-            with files.lock(paths.fold(fold).lock, waiting=_busy(fold)):
+            with leases.holding(paths.fold(fold), todo=_busy(fold)):
                 clear(paths.fold(fold))
     states = {fold: run.state(fold) for fold in wanted}
     failed = [fold for fold in wanted if states[fold]["state"] == "failed"]
@@ -61,8 +62,7 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
         console.show_error(error)
     for fold in done:
         console.note(f"fold {fold} is trained already")
-        _pictures(paths.fold(fold))
-        _finish(run, fold, options)  # a process killed after training did not
+        _complete(run, fold, options)  # a process killed after training did not
     for text in batch_warnings(experiment):
         console.warn(text)
     activated = on_activations(experiment.competition)
@@ -154,24 +154,34 @@ def _command(experiment: Experiment, fold: int | str, options: TrainOptions) -> 
 def train_one(run: Run, fold: int | str, options: TrainOptions) -> None:
     """Train one fold to its end and predict the rows it did not train on."""
     place = run.paths.fold(fold)
-    with files.lock(place.lock, waiting=_busy(fold)):
-        job = prepare_fold(run, fold, options)
-        try:
-            _watch(job, fold)
-        except TrainingError:
-            for picture in draw_lr_finds(place):  # such as one that shows no rate, which the error says to look at
-                console.wrote(picture)
-            raise
-    _pictures(place)
-    _finish(run, fold, options)
+    with leases.holding(place, todo=_busy(fold)):
+        if run.state(fold)["state"] in ("none", "started"):  # nobody trained it while it was waited for
+            job = prepare_fold(run, fold, options)
+            try:
+                _watch(job, fold)
+            except TrainingError:
+                for picture in draw_lr_finds(place):  # such as one that shows no rate, which the error says to look at
+                    console.wrote(picture)
+                raise
+        _pictures(place)
+        _finish(run, fold, options)
 
 
 def _pictures(place: FoldPaths) -> None:
     """Draw a trained fold's curves where they are missing, and remove what a killed process left half drawn."""
-    with files.lock(place.lock):
-        files.remove_temporaries(place.root)
-        if not place.losses.is_file():
-            draw_fold(place)
+    files.remove_temporaries(place.root)
+    if not place.losses.is_file():
+        draw_fold(place)
+
+
+def _complete(run: Run, fold: int | str, options: TrainOptions) -> None:
+    """Draw and predict what a fold that is trained still lacks, unless another worker does."""
+    try:
+        with leases.holding(run.paths.fold(fold), todo=_busy(fold)):
+            _pictures(run.paths.fold(fold))
+            _finish(run, fold, options)
+    except Busy as error:
+        console.note(error.what)
 
 
 def _finish(run: Run, fold: int | str, options: TrainOptions) -> None:
