@@ -198,6 +198,10 @@ class RunPaths:
         """What every worker of a cluster must see, or wrote to be seen."""
         return self.root / f".seen-{name}"
 
+    def all_seen(self, name: str) -> list[Path]:
+        """What begins with such a name."""
+        return sorted(self.root.glob(f".seen-{name}*"))
+
     def fold_numbers(self) -> list[int]:
         """The folds that have a folder."""
         names = (path.name.removeprefix("fold-") for path in self.root.glob("fold-*"))
