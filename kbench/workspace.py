@@ -71,6 +71,23 @@ class FoldPaths:
         """Held by the process that trains the fold."""
         return self.root / ".lock"
 
+    def lease(self, generation: int) -> Path:
+        """Whose the fold is, in its nth generation; touched while its owner lives."""
+        return self.root / f"lease-{generation}.json"
+
+    def leases(self) -> list[int]:
+        """The generations of leases that are there, sorted; the last one counts."""
+        names = (path.name.removeprefix("lease-").removesuffix(".json") for path in self.root.glob("lease-*.json"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def locks(self) -> list[Path]:
+        """The lock files of the fold: its own, and those of its predictions."""
+        return [self.lock, *self.root.glob("*/.lock")]
+
+    def clock(self, name: str) -> Path:
+        """A file that is written to see what time the file system has."""
+        return self.root / f".clock-{name}"
+
     def lr_find(self, stage: str) -> Path:
         """The learning-rate curve of a stage (CSV; a PNG lies beside it)."""
         return self.root / f"lr-find-{stage}.csv"
@@ -172,6 +189,18 @@ class RunPaths:
     def fold_locks(self) -> list[Path]:
         """The lock files of the folds that were ever trained."""
         return sorted(self.root.glob("*/.lock"))
+
+    def stop(self, name: str) -> Path:
+        """There once the folds that a command trains elsewhere are to stop."""
+        return self.root / f".stop-{name}"
+
+    def seen(self, name: str) -> Path:
+        """What every worker of a cluster must see, or wrote to be seen."""
+        return self.root / f".seen-{name}"
+
+    def all_seen(self, name: str) -> list[Path]:
+        """What begins with such a name."""
+        return sorted(self.root.glob(f".seen-{name}*"))
 
     def fold_numbers(self) -> list[int]:
         """The folds that have a folder."""

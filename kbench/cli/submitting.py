@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from kbench.cli.app import Assign, Competition, Device, Experiment, Jobs, Json, Run, choose, command, refuse_together
+from kbench.cli.app import (
+    Assign,
+    Cluster,
+    Competition,
+    Device,
+    Experiment,
+    Jobs,
+    Json,
+    Run,
+    choose,
+    command,
+    refuse_together,
+)
 
 
 @command()
@@ -69,6 +81,7 @@ def run(
     competition: Competition = None,
     experiment: Experiment = None,
     jobs: Jobs = 1,
+    cluster: Cluster = None,
     send: Annotated[bool, typer.Option("--submit", help="Send the submission to the service, too.")] = False,
     device: Device = "auto",
     assign: Assign = None,
@@ -80,7 +93,8 @@ def run(
     from kbench.commands.run import run as run_all
     from kbench.runs.fold_job import TrainOptions
 
-    result = run_all(choose(competition, experiment, name, assign), TrainOptions(jobs=jobs, device=device), send=send)
+    options = TrainOptions(jobs=jobs, device=device, cluster=cluster or None)
+    result = run_all(choose(competition, experiment, name, assign), options, send=send)
     if json:
         console.show_json(result)
         return

@@ -8,6 +8,7 @@ import typer
 
 from kbench.cli.app import (
     Assign,
+    Cluster,
     Competition,
     Device,
     Experiment,
@@ -15,6 +16,7 @@ from kbench.cli.app import (
     Jobs,
     Json,
     Run,
+    Threads,
     choose,
     command,
     next_of,
@@ -35,6 +37,8 @@ def train(
         bool, typer.Option("--smoke", help="Two batches of every stage, through to a checked file.")
     ] = False,
     jobs: Jobs = 1,
+    cluster: Cluster = None,
+    threads: Threads = None,
     device: Device = "auto",
     assign: Assign = None,
     force: Force = False,
@@ -49,11 +53,12 @@ def train(
 
     choice = choose(competition, experiment, run, assign)
     refuse_together({"--full": full, "--fold": fold is not None})
+    refuse_together({"--cluster": cluster, "--jobs": jobs > 1})
     refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
     if smoke:
         result = smoke_command.smoke(choice, device=device)
     else:
-        options = TrainOptions(force=force, jobs=jobs, device=device)
+        options = TrainOptions(force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None)
         result = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
         console.show_json(result)
@@ -99,6 +104,8 @@ def sweep(
     experiment: Experiment = None,
     fold: Annotated[str, typer.Option("--fold", help="Folds: 0 or 0,1 or all.")] = "0",
     jobs: Jobs = 1,
+    cluster: Cluster = None,
+    threads: Threads = None,
     device: Device = "auto",
     assign: Assign = None,
     json: Json = False,
@@ -109,7 +116,8 @@ def sweep(
     from kbench.runs.fold_job import TrainOptions
 
     choice = choose(competition, experiment, None, assign)
-    result = run_sweep(choice, grid, fold, TrainOptions(jobs=jobs, device=device))
+    options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None)
+    result = run_sweep(choice, grid, fold, options)
     if json:
         console.show_json(result)
     else:

@@ -105,6 +105,7 @@ class TrainOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads of a fold; None for all there are.
         limit: batches per stage of a smoke run.
+        cluster: `dask://HOST:PORT` or `ray://HOST:PORT`, whose workers train folds; None for this machine.
     """
 
     force: bool = False
@@ -112,6 +113,7 @@ class TrainOptions:
     device: str = "auto"
     threads: int | None = None
     limit: int | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
