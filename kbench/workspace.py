@@ -37,9 +37,15 @@ def check_name(name: str, *, of: str) -> str:
 
 @dataclass(frozen=True)
 class FoldPaths:
-    """Files of one fold of a run; `kbench/runs/<competition>/<run>/fold-<k>/`."""
+    """Files of one fold of a run; `kbench/runs/<competition>/<run>/fold-<k>/`.
+
+    Attributes:
+        root: the fold's folder.
+        written: where predictions go instead; None: into the folder itself.
+    """
 
     root: Path
+    written: Path | None = None
 
     @property
     def log(self) -> Path:
@@ -102,14 +108,20 @@ class FoldPaths:
 
     def predictions(self, part: str, member: str) -> Path:
         """The JSON of a member's predictions; `part` is `oof`, `test` or another split's name."""
-        return self.root / part / f"{member}.json"
+        return (self.written or self.root) / part / f"{member}.json"
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Files of one run: one experiment with one seed."""
+    """Files of one run: one experiment with one seed.
+
+    Attributes:
+        root: the run's folder.
+        written: where predictions go instead, of a run in a bundle that cannot be written; None: into the folder.
+    """
 
     root: Path
+    written: Path | None = None
 
     @property
     def name(self) -> str:
@@ -180,11 +192,12 @@ class RunPaths:
 
     def fold(self, fold: int | str) -> FoldPaths:
         """Files of one fold; `full` stands for all rows."""
-        return FoldPaths(self.root / (fold if isinstance(fold, str) else f"fold-{fold}"))
+        name = fold if isinstance(fold, str) else f"fold-{fold}"
+        return FoldPaths(self.root / name, self.written and self.written / name)
 
     def predictions(self, part: str) -> Path:
         """The JSON of the run's merged predictions, such as `oof`."""
-        return self.root / part / "merged.json"
+        return (self.written or self.root) / part / "merged.json"
 
 
 @dataclass(frozen=True)
@@ -193,9 +206,11 @@ class Workspace:
 
     Attributes:
         root: the folder that has `competitions/` in it.
+        fixed: whether nothing lies elsewhere, whatever `KBENCH_DATA` and `KBENCH_RUNS` say.
     """
 
     root: Path
+    fixed: bool = False
 
     @property
     def competitions(self) -> Path:
@@ -266,7 +281,7 @@ class Workspace:
         return RunPaths(self.runs(competition) / f".{what}")
 
     def _movable(self, variable: str, default: str) -> Path:
-        chosen = os.environ.get(variable)
+        chosen = None if self.fixed else os.environ.get(variable)
         return Path(os.path.expanduser(chosen)).absolute() if chosen else self.root / default
 
     def competition_names(self) -> list[str]:
