@@ -201,6 +201,58 @@ class RunPaths:
 
 
 @dataclass(frozen=True)
+class BundlePaths:
+    """Files of a bundle: an ensemble that predicts elsewhere."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What the bundle says of itself."""
+        return self.root / "bundle.json"
+
+    @property
+    def wheels(self) -> Path:
+        """The folder of wheels that are installed from the bundle."""
+        return self.root / "wheels"
+
+    @property
+    def notebook(self) -> Path:
+        """The notebook that runs it."""
+        return self.root / "notebook.ipynb"
+
+    @property
+    def push(self) -> Path:
+        """What is known of the dataset and the notebook that were made of it."""
+        return self.root.with_name(f"{self.root.name}.push.json")
+
+    def run(self, name: str, *, written: Path | None = None) -> RunPaths:
+        """Files of a run of the bundle; what it predicts goes to another folder, if one is named."""
+        return RunPaths(self.root / "runs" / name, written and written / name)
+
+    def engine(self, checksum: str) -> Path:
+        """The network of a snapshot, by the checksum of its weights, as another engine reads it."""
+        return self.root / "engine" / f"{checksum[:16]}.onnx"
+
+
+@dataclass(frozen=True)
+class WorkPaths:
+    """Files of a bundle at work: what is kept between two starts."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        """Which rows are predicted, and how long they took."""
+        return self.root / "plan.json"
+
+    @property
+    def predictions(self) -> Path:
+        """The folder of what each model said."""
+        return self.root / "predictions"
+
+
+@dataclass(frozen=True)
 class Workspace:
     """All paths of a workspace.
 

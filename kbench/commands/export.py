@@ -10,9 +10,9 @@ from typing import Any
 from kbench import files
 from kbench.commands.ensemble import check_weights
 from kbench.runs.blend import EnsembleOptions, blend
-from kbench.runs.bundle import BundlePaths, write_bundle
+from kbench.runs.bundle import write_bundle
 from kbench.runs.opening import open_run
-from kbench.workspace import Choice
+from kbench.workspace import BundlePaths, Choice
 
 
 @dataclass(frozen=True)

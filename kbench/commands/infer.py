@@ -9,6 +9,7 @@ from kbench import console, files
 from kbench.errors import ConfigError, DataError, counted, first_names
 from kbench.runs.bundle_opening import Bundle, open_bundle
 from kbench.runs.hidden_rows import CHECKPOINT_S, Limit, predict_hidden
+from kbench.workspace import WorkPaths
 
 
 def infer(
@@ -48,7 +49,7 @@ def infer(
     combined = bundle.combined
     table = combined.experiment.table("test", data=data.absolute(), look=False)
     limit = Limit(None if hours is None else hours * 3600, checkpoint_s)
-    plan, key = work.absolute() / "plan.json", _key(bundle, table.fingerprint())
+    plan, key = WorkPaths(work.absolute()).plan, _key(bundle, table.fingerprint())
     hidden = predict_hidden(combined, table, device=device, plan=plan, key=key, limit=limit)
     result = hidden.combined.predict(hidden.rows)
     unseen = combined.experiment.with_test(hidden.rows.table, sizes=hidden.rows.sizes)

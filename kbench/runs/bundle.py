@@ -8,7 +8,6 @@ plug-ins, snapshots, each frozen body once. What is read from it is opened as th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +21,12 @@ from kbench.runs.opening import environment
 from kbench.runs.results import Share, decision_of
 from kbench.runs.run import Run
 from kbench.tasks import is_dense
-from kbench.workspace import FoldPaths, RunPaths
+from kbench.workspace import BundlePaths, FoldPaths, RunPaths
 
 VERSION = 1
 """Of the layout of a bundle; raise it where an older kbench could not read a new one."""
 
 ENGINES = ("torch", "openvino", "onnx")
-
-
-@dataclass(frozen=True)
-class BundlePaths:
-    """Files of a bundle."""
-
-    root: Path
-
-    @property
-    def manifest(self) -> Path:
-        """What the bundle says of itself."""
-        return self.root / "bundle.json"
-
-    @property
-    def wheels(self) -> Path:
-        """Wheels that are installed from the bundle."""
-        return self.root / "wheels"
-
-    @property
-    def notebook(self) -> Path:
-        """The notebook that runs it."""
-        return self.root / "notebook.ipynb"
-
-    def run(self, name: str, *, written: Path | None = None) -> RunPaths:
-        """Files of a run of the bundle; what it predicts goes to another folder, if one is named."""
-        return RunPaths(self.root / "runs" / name, written and written / name)
-
-    def engine(self, checksum: str) -> Path:
-        """The network of a snapshot as another engine reads it."""
-        return self.root / "engine" / f"{checksum[:16]}.onnx"
 
 
 def write_bundle(combined: Blend, folder: Path, *, half: bool) -> dict[str, Any]:
@@ -193,4 +162,3 @@ def _run_record(share: Share) -> dict[str, Any]:
         "missing": list(share.missing), "targets": names,
         "share": dict(zip(names, map(float, run.experiment.filler()), strict=True)), **run.trained_as,
     }  # fmt: skip
-

@@ -17,13 +17,13 @@ from kbench.errors import ConfigError
 from kbench.models.checkpoint import Checkpoint
 from kbench.runs import map_results
 from kbench.runs.blend import Blend
-from kbench.runs.bundle import VERSION, BundlePaths
+from kbench.runs.bundle import VERSION
 from kbench.runs.experiment import Experiment
 from kbench.runs.opening import read_manifest
 from kbench.runs.results import Share, recipe_of
 from kbench.runs.run import Run
 from kbench.tasks import is_dense
-from kbench.workspace import Choice, Workspace
+from kbench.workspace import BundlePaths, Choice, WorkPaths, Workspace
 
 _KEYS: Mapping[str, type] = {
     "competition": str, "task": str, "targets": list, "runs": list, "members": list, "combiner": dict, "engine": str,
@@ -94,7 +94,7 @@ def open_bundle(folder: Path, work: Path, *, engine: Engine | None = None) -> Bu
 
 
 def _share(paths: BundlePaths, one: Mapping[str, Any], work: Path, engine: Engine | None) -> Share:
-    own = paths.run(one["name"], written=work / "predictions")
+    own = paths.run(one["name"], written=WorkPaths(work).predictions)
     manifest = read_manifest(own)
     competition = validate(
         read_yaml(own.config), file=str(own.config), folder=own.plugins, name=manifest["competition"],

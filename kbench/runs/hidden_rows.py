@@ -222,7 +222,8 @@ class _Work:
         last, left = self._slices[-1], len(self.table) - self.done
         seconds = left * self._per_row(kept)
         there = len(self._models) - len(last.left_out)
-        return seconds + math.ceil(seconds / self._limit.checkpoint) * last.loading * len(kept) / max(there, 1)
+        slices = min(math.ceil(seconds / self._limit.checkpoint), math.ceil(left / self._step))
+        return seconds + slices * last.loading * len(kept) / max(there, 1)
 
     def _hold_against_limit(self, needed: float) -> None:
         if self._limit.seconds is None:

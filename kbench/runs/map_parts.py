@@ -95,9 +95,7 @@ class MapPart:
         for checkpoint, weight in self.snapshots:
             one = member_of(self.run, checkpoint, out=self.path, source={}, stages=stages, device=device)
             name = one.name if several else checkpoint.member  # so that folds have readings of the same names
-            members.append(
-                MapMember(name, one.load, one.scale, one.precision, weight, one.units, checkpoint.checksum)
-            )
+            members.append(MapMember(name, one.load, one.scale, one.precision, weight, one.units, checkpoint.checksum))
         return job, members
 
     def rows_again(self, places: np.ndarray | None = None) -> Iterator[Row]:

@@ -75,13 +75,12 @@ def member_predictions(
 def _put_together(run: Run, rows: Rows, parts_of: Sequence[Members]) -> Members:
     """Return members of all rows from those of slices of them."""
     first, *_ = parts_of
-    return {
-        place: {
-            name: concat([of_slice[place][name] for of_slice in parts_of], out=run.paths.fold(place).predictions(rows.part, name))
-            for name in of_place
-        }
-        for place, of_place in first.items()
-    }  # fmt: skip
+    whole: dict[int | str, dict[str, Predictions]] = {place: {} for place in first}
+    for place, of_place in first.items():
+        for name in of_place:
+            out = run.paths.fold(place).predictions(rows.part, name)
+            whole[place][name] = concat([of_slice[place][name] for of_slice in parts_of], out=out)
+    return whole
 
 
 def _file(run: Run, rows: Rows, place: int | str, checkpoint: Checkpoint) -> Path:
