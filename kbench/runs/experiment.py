@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, is_filled, marked, without
-from kbench.data.table.table import Table, readable
+from kbench.data.table.table import Table, readable, training_share
 from kbench.data.table.verify import Opening, look, look_at_images
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
@@ -39,7 +40,7 @@ from kbench.workspace import Choice, Workspace, choose, find_workspace
 PSEUDO = "first"
 """Name of pseudo-labels that were given none."""
 
-
+Size = tuple[int, int]
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
 COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
 
@@ -54,6 +55,7 @@ class Experiment:
         choice: what the user chose.
         plugins: folder of the plug-ins.
         trial: of a smoke run: folds that are not there yet are cut without a look at images, and not written.
+        share: [K] what is said of a test row without a readable image; the training rows' share by default.
     """
 
     workspace: Workspace
@@ -61,6 +63,9 @@ class Experiment:
     choice: Choice
     plugins: Path
     trial: bool = False
+    share: np.ndarray | None = field(default=None, repr=False)
+    _train: Table | None = field(default=None, repr=False)
+    _test: Table | None = field(default=None, repr=False)
     _folds: Folds | None = field(default=None, repr=False)
     _sizes: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
@@ -72,31 +77,32 @@ class Experiment:
     @cached_property
     def train(self) -> Table:
         """The training table."""
-        return self.table("train")
+        return self.table("train") if self._train is None else self._train
 
     @cached_property
     def test(self) -> Table:
         """The test table."""
-        return self.table("test")
+        return self.table("test") if self._test is None else self._test
 
     def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
-        other = replace(self)
-        other.train = table
-        return other
+        return replace(self, _train=table)
 
-    def with_test(self, table: Table) -> Experiment:
-        """Return the same with other rows for the test set."""
-        other = replace(self, _sizes={})
-        other.test = table
-        return other
+    def with_test(self, table: Table, *, sizes: Mapping[str, Size] | None = None) -> Experiment:
+        """Return the same with other rows for the test set, and the size of images that do not tell it themselves."""
+        return replace(self, _sizes=dict(sizes or {}), _test=table)
 
-    def table(self, split: Literal["train", "test"], *, data: Path | None = None) -> Table:
+    def filler(self) -> np.ndarray:
+        """Return [K] what is said of a test row without a readable image: the training rows' share of each target."""
+        return training_share(self.train) if self.share is None else self.share
+
+    def table(self, split: Literal["train", "test"], *, data: Path | None = None, look: bool = True) -> Table:
         """Read a split's table.
 
         Args:
             split: `train` or `test`.
             data: another folder of the same layout.
+            look: open every file to leave out or mark what cannot be read, where `on_problem` says so.
         """
         competition = self.competition
         if data is None:
@@ -122,7 +128,7 @@ class Experiment:
             dates=tuple(competition.input.dates), missing=competition.input.missing,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)
-        if section.on_problem != "error":
+        if section.on_problem != "error" and look:
             table = self._readable(table, split)
         for text in table.notes:
             console.warn(text)
