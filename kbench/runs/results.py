@@ -100,6 +100,7 @@ def predicting(paths: Sequence[Path]) -> Iterator[None]:
         for folder in sorted({path.parent for path in paths}):
             note = f"another command predicts into '{folder}': waiting for it"
             held.enter_context(files.lock(folder / ".lock", on_wait=partial(console.note, note)))
+            files.remove_temporaries(folder)
         yield
 
 
