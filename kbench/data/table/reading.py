@@ -280,7 +280,7 @@ def file_problems(
             problems.append(Problem("data.images", what, hint))
         if part.missing and request.on_problem == "error":
             paths = [part.paths[row] for row in part.missing]
-            hint = meant([path.rpartition("/")[2] for path in paths], sorted(part.there)) or part.example
+            hint = meant(paths, sorted(part.there)) or part.example
             if len(paths) < len(ids):
                 way = "fill" if request.split == "test" else "drop"
                 hint = f"{hint}; `data: {{on_problem: {way}}}` goes on without them"
