@@ -35,7 +35,7 @@ from kbench.errors import ConfigError, KbenchError, Problem, nearest
 MODULES: dict[str, tuple[str, ...]] = {
     "source": ("kbench.sources.embedded", "kbench.sources.local", "kbench.sources.kaggle.client"),
     "layout": ("kbench.data.table.layouts",),
-    "reader": ("kbench.data.images.readers",),
+    "reader": ("kbench.data.images.readers", "kbench.data.images.rasters"),
     "mask": (
         "kbench.data.masks.kinds",
         "kbench.data.masks.layers",

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from kbench import console, files, registry
-from kbench.config.competition import Competition, FoldSection
+from kbench.config.competition import Competition, FoldSection, Input
 from kbench.config.reading import load_competition
 from kbench.data.folds.copies import contradictions, leaked, same_files, same_pixels, unknown_groups
 from kbench.data.folds.files import read_folds, write_folds
@@ -19,9 +19,11 @@ from kbench.data.folds.folds import Cut, Folds, make_folds
 from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_images, leaks, links
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
-from kbench.data.images.decoding import Decoding
+from kbench.data.images.channels import ONE, Channel, channels_of
+from kbench.data.images.decoding import Decoding, first_path, path_of
 from kbench.data.images.georeference import Georeference, read_georeference
-from kbench.data.images.readers import Reader
+from kbench.data.images.rasters import Stack, stack_of
+from kbench.data.images.readers import Reader, size_by
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
@@ -116,7 +118,8 @@ class Experiment:
             root=data, split=split, task=competition.task, csv=part.csv, images=_texts(part.images), suffix=part.suffix,
             id=part.id, where=dict(part.where), target=_texts(section.target),
             classes=None if section.classes is None else tuple(section.classes), mask=mask_kind(competition, self.data),
-            metadata=tuple(section.metadata), on_problem=section.on_problem,
+            metadata=tuple(section.metadata), on_problem=section.on_problem, files=competition.input.files,
+            dates=tuple(competition.input.dates), missing=competition.input.missing,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)
         if section.on_problem != "error":
@@ -281,8 +284,12 @@ class Experiment:
             DataError: there is no such image, or it cannot be read.
         """
         if name not in self._sizes:
-            path = self._test_file(name)
-            found: Any = "not in the test set" if path is None else look(path, decoding=decoding_of(self.competition))
+            paths = self._test_paths(name)
+            found: Any = "not in the test set"
+            if paths:
+                reader = size_reader(self.competition)
+                found = look(first_path(paths), decoding=decoding_of(self.competition))
+                found = found if reader is None or isinstance(found, str) else size_by(reader, paths)
             if isinstance(found, str):
                 raise DataError(
                     f"the image of '{name}' is {found}", "an image of every test row", "`kbench check --images`"
@@ -292,15 +299,14 @@ class Experiment:
 
     def test_place(self, name: str) -> Georeference:
         """Return where the pixels of a test image lie; nowhere, where there is no such image."""
-        path = None if self.competition.data.test is None else self._test_file(name)
-        return Georeference() if path is None else read_georeference(path)
+        paths = () if self.competition.data.test is None else self._test_paths(name)
+        return read_georeference(first_path(paths)) if paths else Georeference()
 
-    def _test_file(self, name: str) -> Path | None:
-        """Return the first file of a test image, or None where there is none."""
+    def _test_paths(self, name: str) -> tuple[Path, ...]:
+        """Return the files of a test image, or nothing where there is none."""
         row = int(np.searchsorted(self.test.ids, name))
         known = row < len(self.test) and self.test.ids[row] == name
-        files = [file for file in self.test.images[row] if file] if known else []
-        return self.test.root / files[0] if files else None
+        return tuple(path_of(self.test.root, image) for image in self.test.images[row]) if known else ()
 
     @property
     def sample(self) -> Path:
@@ -415,9 +421,24 @@ def reader_of(competition: Competition) -> Reader:
     section = competition.input
     reader: Reader = registry.build(
         "reader", section.reader.name, section.reader.params, _channels=section.channels,
-        _decoding=decoding_of(competition),
+        _decoding=decoding_of(competition), _stack=_stack(section) if section.files else None,
     )  # fmt: skip
     return reader
+
+
+def channels(competition: Competition) -> tuple[Channel, ...]:
+    """Return what each channel of an image is, in the order of the pixels [H, W, C]."""
+    section = competition.input
+    if not section.files:
+        return channels_of({ONE: tuple(map(str, range(1, section.channels + 1)))})
+    return channels_of(section.band_names(), dates=section.dates, dated=section.dated)
+
+
+def _stack(section: Input) -> Stack:
+    """Return what the paths of a row are."""
+    named = channels_of(section.band_names(), dates=section.dates, dated=section.dated)
+    nodata = {name: section.bands[name].nodata_values for name in section.files}
+    return stack_of(named, list(section.files), nodata, masked=section.missing == "mask")
 
 
 def opening_of(competition: Competition) -> Opening:

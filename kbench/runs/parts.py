@@ -21,6 +21,7 @@ from kbench.config.stage import Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
 from kbench.data.images.cache import Images, Resize, RowPaths, open_images
+from kbench.data.images.channels import by_date
 from kbench.data.images.crops import preferring
 from kbench.data.images.normalise import Scale, choose
 from kbench.data.images.readers import remembering
@@ -36,7 +37,7 @@ from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
 from kbench.models.outputs import Units, default_loss
-from kbench.runs.experiment import decoding_of, mask_kind, reader_of, size_reader
+from kbench.runs.experiment import channels, decoding_of, mask_kind, reader_of, size_reader
 from kbench.tasks import SEGMENTATION
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
@@ -163,10 +164,12 @@ def build_model(
     """
     section = competition.model
     sizes = [size_of(stage.size or competition.input.size) for stage in competition.stages.values()]
+    dates = by_date(channels(competition))
     model: nn.Module = section.build(
         "name", n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
         _several=len(set(sizes)) > 1, _task=competition.task,
+        _dates=max(1, len(dates.keys() - {None})), _undated=len(dates.get(None, ())) if len(dates) > 1 else 0,
     )  # fmt: skip
     if weights is not None:
         load_pretrained(getattr(model, "body", model), read_tensors(weights), file=str(weights))
@@ -189,6 +192,11 @@ def reader_key(competition: Competition) -> list[Any]:
     section = competition.input
     later: list[str] = [section.orientation] if section.orientation != "apply" else []
     later += [section.decode] if section.decode != "exact" else []
+    if section.files:
+        known = {
+            name: [part.number, [str(value) for value in part.nodata_values]] for name, part in section.bands.items()
+        }
+        later += [files.digest([known, section.files, section.dates, section.missing])]
     return [section.reader.model_dump(), section.channels, *later]
 
 
@@ -274,10 +282,15 @@ def build_windows(competition: Competition) -> Windows | None:
 
 def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:
     """Return the function that chooses the normalisation of a fold."""
-    backbone = backbone_statistics(competition.model.backbone)
+    backbone, section = backbone_statistics(competition.model.backbone), competition.input
+    bands = {name: dict(zip(part.band_names(), part.fixed(), strict=True)) for name, part in section.bands.items()}
+    fixed = [bands.get(channel.file, {}).get(channel.band) for channel in channels(competition)]
 
     def scale(images: Images, rows: np.ndarray) -> Scale:
-        return choose(images, rows, mean=competition.input.mean, std=competition.input.std, backbone=backbone)
+        return choose(
+            images, rows, mean=section.mean, std=section.std, backbone=backbone, fixed=fixed,
+            masked=section.reader.name == "raster",
+        )  # fmt: skip
 
     return scale
 
