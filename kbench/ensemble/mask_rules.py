@@ -128,8 +128,9 @@ class _Settings:
 
 @register("postprocess", tasks=SEGMENTATION)
 def standard(
-    *, threshold: Number = 0.5, bias: Number = 0.0, open: Number = 0, close: Number = 0, min_object: Number = 0, min_hole: Number = 0, largest: Flag = False,
-    empty: Number = 0, priority: list[tuple[str, str]] | None = None, grid: dict[str, list[float | bool]] | None = None, _names: tuple[str, ...], _task: str,
+    *, threshold: Number = 0.5, bias: Number = 0.0, open: Number = 0, close: Number = 0, min_object: Number = 0,
+    min_hole: Number = 0, largest: Flag = False, empty: Number = 0, priority: list[tuple[str, str]] | None = None,
+    grid: dict[str, list[float | bool]] | None = None, _names: tuple[str, ...], _task: str,
 ) -> Rule:  # fmt: skip
     """Weigh classes, fill small holes, take away small objects, and empty images with too little of a class.
 
@@ -156,8 +157,10 @@ def standard(
     Raises:
         ConfigError: a value is out of range, of an unknown class, not used by the task, or not tuned yet.
     """
-    given: dict[str, Any] = {"threshold": threshold, "bias": bias, "open": open, "close": close, "min_object": min_object, "min_hole": min_hole,
-                             "largest": largest, "empty": empty}  # fmt: skip
+    given: dict[str, Any] = {
+        "threshold": threshold, "bias": bias, "open": open, "close": close, "min_object": min_object,
+        "min_hole": min_hole, "largest": largest, "empty": empty,
+    }  # fmt: skip
     apart = exclusive(_task, len(_names))
     unused = "threshold" if apart else "bias"
     if given[unused] != NEUTRAL[unused]:
@@ -183,7 +186,9 @@ def standard(
         weights = np.exp(settings.bias.astype(np.float32))
         return Rule(lambda maps: _most_probable(maps, weights), lambda mask: _clean_index(mask, settings))
     above = settings.threshold.astype(np.float32)[:, None, None]
-    return Rule(lambda maps: (maps > above).astype(np.uint8), lambda mask: _settled(_clean_layers(mask, settings), pairs))
+    return Rule(
+        lambda maps: (maps > above).astype(np.uint8), lambda mask: _settled(_clean_layers(mask, settings), pairs)
+    )
 
 
 def _pairs(priority: Sequence[tuple[str, str]], names: Sequence[str]) -> list[tuple[int, list[int]]]:
@@ -193,7 +198,7 @@ def _pairs(priority: Sequence[tuple[str, str]], names: Sequence[str]) -> list[tu
     if strange or first:
         raise ConfigError(
             f"maps.postprocess.priority names {first_names(strange or list(first[0]))}",
-            f"pairs of two of {first_names(list(names), 30)}, the second one perhaps `\"*\"`",
+            f'pairs of two of {first_names(list(names), 30)}, the second one perhaps `"*"`',
             nearest(strange[0], names) if strange else "correct maps.postprocess.priority in the YAML",
         )
     numbers = list(names)

@@ -15,8 +15,8 @@ from kbench.inference.mean import ARITHMETIC, Mean
 from kbench.inference.views import View
 from kbench.inference.windows import Model, Windows
 from kbench.models.device import Precision, autocast, in_parts
-from kbench.models.width import width_of
 from kbench.models.outputs import probabilities
+from kbench.models.width import width_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,6 @@ class MapMaker:
 
     def apart(self, model: nn.Module, images: Tensor, precision: Precision) -> Iterator[Tensor]:
         """Yield [B, K, H, W] float32 of each view; the arguments are those of a call."""
-
         answer = _Answer(lambda batch: self._forward(model, batch, precision), width_of(model, images))
         for view in self.views:
             with torch.inference_mode():

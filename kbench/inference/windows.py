@@ -174,7 +174,7 @@ def _tiles(size: Pixels, stride: Size | None, *, smooth: bool, edge: int) -> Win
             for (top, left), answer in zip(some, answers, strict=True):
                 rows = _looked_at(top, height, area.shape[-2], edge)
                 columns = _looked_at(left, width, area.shape[-1], edge)
-                spot = (..., *(slice(a + b.start, a + b.stop) for a, b in ((top, rows), (left, columns))))
+                spot = (..., _moved(rows, top), _moved(columns, left))
                 answer = answer[..., rows, columns]
                 if stride is None:  # a pixel is one window's: the last one that shows it
                     total[spot], weights[spot[1:]] = answer, 1
@@ -190,6 +190,10 @@ def _tiles(size: Pixels, stride: Size | None, *, smooth: bool, edge: int) -> Win
 def _looked_at(start: int, length: int, whole: int, edge: int) -> slice:
     """Return what is looked at of a window, along one axis: all but its borders that are not the image's."""
     return slice(edge if start > 0 else 0, length - edge if start + length < whole else length)
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def _together(corners: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:

@@ -246,8 +246,8 @@ class _Runner:
     def run_epoch(self) -> Iterator[Event]:
         """Train what is left of the epoch, judge it, keep what is to be kept, checkpoint."""
         progress, started = self.progress, time.perf_counter()
-        total, count, images, *more = progress.meter
-        meter = Meter(total, count, int(images), *more)
+        total, count, images, *shown = progress.meter
+        meter = Meter(total, count, int(images), sum(shown))
         resumed_images = int(images)
         batches = self.draws.epoch(progress.epoch)
         saved, last_rate = time.monotonic(), 0.0

@@ -13,7 +13,7 @@ def test_the_widest_layer_counts_at_the_size_of_the_image() -> None:
     images = torch.zeros(2, 3, 128, 200)
     flat = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 64, 2, stride=2), nn.Conv2d(64, 1, 1)).eval()
     assert width_of(flat, images) == 16  # 64 channels on a quarter of the pixels
-    assert width_of(deepsense(1, 20).eval(), torch.zeros(1, 20, 64, 64)) == 128  # what is skipped beside what is enlarged
+    assert width_of(deepsense(1, 20).eval(), torch.zeros(1, 20, 64, 64)) == 128
     assert width_of(unet_plain(1, 3, width=8, depth=1).eval(), images) == 16  # two levels beside each other
 
 

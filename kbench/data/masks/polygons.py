@@ -354,12 +354,12 @@ def geojson(
         stems = [stem(name) for name in ids]
         files = find_files(request.root, folder, stems, suffix=suffix or ".geojson")
         rasters = find_files(request.root, images or next(iter(request.images), ""), stems, suffix=request.suffix)
-        lacking, found = file_problems(request, [files, rasters], ids)
+        lacking, problems = file_problems(request, [files, rasters], ids)
         places = [Place(folder, suffix or ".geojson", files.paths)]
         stray = stray_files(request, ids, places)
-        found += shared_problems(ids, places)
+        problems += shared_problems(ids, places)
         cells = tuple(zip(files.paths, rasters.paths, strict=True))
-        return MaskRows(cells, lacking, found, (stray,) if stray else ())
+        return MaskRows(cells, lacking, problems, (stray,) if stray else ())
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         height_width = size()
@@ -390,18 +390,18 @@ def _features(path: Path, raster: Path, label: str | None) -> list[tuple[str, An
 
     inverse: Any = ~Affine(*place.transform)
     flat = [inverse.a, inverse.b, inverse.d, inverse.e, inverse.c, inverse.f]
-    expected, found = "a FeatureCollection of polygons", list[tuple[str, Any]]()
+    expected, shapes = "a FeatureCollection of polygons", list[tuple[str, Any]]()
     try:
         features = json.loads(path.read_text(encoding="utf-8"))["features"]
         for feature in features:
             geometry = shapely.geometry.shape(feature["geometry"])
             text = "" if label is None else str(feature["properties"][label])
-            found.append((text, shapely.affinity.affine_transform(geometry, flat)))
+            shapes.append((text, shapely.affinity.affine_transform(geometry, flat)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, shapely.errors.GEOSException) as error:
         why = f"{type(error).__name__}: {error}"
         raise DataError(f"the mask '{path}' cannot be read: {why}", expected, "correct the file") from error
-    for text, geometry in found:
+    for text, geometry in shapes:
         if geometry.geom_type not in ("Polygon", "MultiPolygon") or not geometry.is_valid:
             what = geometry.geom_type if geometry.is_valid else shapely.is_valid_reason(geometry)
             raise DataError(f"a feature '{text}' of '{path}': {what}", expected, "repair it with `make_valid`")
-    return found
+    return shapes

@@ -77,21 +77,21 @@ def zip_of_numbers(naming: Naming, pixels: Pixels, *, task: str, sizes: Sizes | 
         return framed(sample, {CELL: cells})
 
     def parse(frame: pd.DataFrame, sample: pd.DataFrame) -> NumberSet:
-        found: dict[str, dict[str, _Part]] = {}
+        parts_of: dict[str, dict[str, _Part]] = {}
         for row, cell in _rows(frame):
             image, targets = naming.split(row)
-            found.setdefault(image, {}).update(naming.parts(targets, cell))
-        ids = np.array(sorted(found), dtype=str)
+            parts_of.setdefault(image, {}).update(naming.parts(targets, cell))
+        ids = np.array(sorted(parts_of), dtype=str)
 
         def read(row: int) -> np.ndarray:
-            parts = found[str(ids[row])]
+            parts = parts_of[str(ids[row])]
             return np.stack([parts[name].read(pixels) for name in naming.targets]).astype(np.float32)
 
         return NumberSet(ids, naming.targets, task, {"file": True}, read)
 
     def problems(frame: pd.DataFrame, sample: pd.DataFrame, *, truth: bool = False) -> list[Problem]:
         asked = texts(sample, id_column(sample)).tolist()
-        found, known = _incomplete(asked, naming), set(asked)
+        wrong, known = _incomplete(asked, naming), set(asked)
         for row, cell in _rows(frame):
             if row not in known or len(cell.parts) < len(naming.files(row)):
                 continue  # a file of no row, which is said of its name
@@ -99,10 +99,10 @@ def zip_of_numbers(naming: Naming, pixels: Pixels, *, task: str, sizes: Sizes | 
             for name, content in zip(naming.files(row), cell.parts, strict=True):
                 what = _fault(content(), pixels, channels=naming.channels, size=size, truth=truth)
                 what = what or ("" if truth else pixels.codec.fault(content(), image_of(row)))
-                found += [Problem(name, what)] if what else []
-            if len(found) >= 20:
+                wrong += [Problem(name, what)] if what else []
+            if len(wrong) >= 20:
                 break
-        return found[:20]
+        return wrong[:20]
 
     def encode(frame: pd.DataFrame) -> Iterator[bytes]:
         parts = (
@@ -185,10 +185,10 @@ class Naming:
 
     def split(self, row: str) -> tuple[str, tuple[str, ...]]:
         """Return the image that a row of the sample names, by its id or by a file, and the targets it asks for."""
-        found = self._pattern.fullmatch(row)
-        if found is None:
+        match = self._pattern.fullmatch(row)
+        if match is None:
             return row, self.targets
-        return found["id"], (found["target"],) if self.several else self.targets
+        return match["id"], (match["target"],) if self.several else self.targets
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -262,14 +262,14 @@ class Pixels:
                      "look at the training log of this run; a lower learning rate may help")  # fmt: skip
         if self.clip is not None:
             numbers = numbers.clip(self.clip[0], self.clip[1])
-        found = (numbers - self.offset) / self.scale
+        scaled = (numbers - self.offset) / self.scale
         limits: Any = np.iinfo(self.dtype) if self.whole else np.finfo(self.dtype)
-        found = np.rint(found) if self.whole else found
-        outside = (found < limits.min) | (found > limits.max)
+        scaled = np.rint(scaled) if self.whole else scaled
+        outside = (scaled < limits.min) | (scaled > limits.max)
         low, high = sorted(float(end) * self.scale + self.offset for end in (limits.min, limits.max))
         self._refuse(of, outside, numbers, f"does not fit into {self.dtype}", f"numbers from {low:g} to {high:g}",
                      "set `scale` and `offset` of submission.format in the YAML, or `clip`")  # fmt: skip
-        pixels = found.astype(self.dtype)
+        pixels = scaled.astype(self.dtype)
         if self.nodata is not None:
             self._refuse(of, pixels == self.nodata, numbers, f"would be written as {self.nodata:g}, which is `nodata`",
                          "a pixel that no number has", "set another submission.format.nodata, or `clip`")  # fmt: skip
@@ -376,5 +376,5 @@ def _fault(content: bytes, pixels: Pixels, *, channels: int, size: Size | None, 
     if not wrong.any():
         return ""
     channel, row, column = map(int, np.argwhere(wrong)[0])
-    found = numbers[channel, row, column]
-    return f"{int(wrong.sum()):,} numbers are NaN or infinite; the first, {found:g}, at row {row}, column {column}"
+    first = numbers[channel, row, column]
+    return f"{int(wrong.sum()):,} numbers are NaN or infinite; the first, {first:g}, at row {row}, column {column}"
