@@ -47,15 +47,15 @@ def average(
         PredictionError: the members do not fit together, the weights are wrong, or the geometric mean of a
             regression is asked for.
     """
-    given = np.ones(len(members)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if len(given) != len(members) or not bool(np.all(np.isfinite(given) & (given >= 0))):
+    shares = np.ones(len(members)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if len(shares) != len(members) or not bool(np.all(np.isfinite(shares) & (shares >= 0))):
         raise PredictionError(
-            f"the weights {given.tolist()} for {len(members)} members",
+            f"the weights {shares.tolist()} for {len(members)} members",
             "one finite weight per member, none negative",
             "correct the weights",
         )
     names = _check_members(members, mean)
-    return _combine(members, names, _covers(members, names) * given[:, None], mean=mean, out=out)
+    return _combine(members, names, _covers(members, names) * shares[:, None], mean=mean, out=out)
 
 
 def ensemble_run(

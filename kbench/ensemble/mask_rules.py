@@ -303,9 +303,9 @@ def _box(layer: np.ndarray, *, margin: int = 0) -> tuple[slice, slice]:
 
 def small_holes(layer: np.ndarray, least: float) -> np.ndarray:
     """Return the [H, W] uint8 pixels outside of a layer that it encloses, in holes of fewer pixels than `least`."""
-    found = np.zeros_like(layer)
+    kept = np.zeros_like(layer)
     if least <= 1:
-        return found
+        return kept
     box = _box(layer)  # what touches its edge goes on outside, where the layer is not
     inner = 1 - layer[box]
     height, width = inner.shape
@@ -316,5 +316,5 @@ def small_holes(layer: np.ndarray, least: float) -> np.ndarray:
     inside &= stats[:, cv2.CC_STAT_AREA] < least
     inside[0] = False  # label 0 is the layer itself
     if inside.any():
-        found[box] = inside.astype(np.uint8)[labels]
-    return found
+        kept[box] = inside.astype(np.uint8)[labels]
+    return kept

@@ -146,8 +146,8 @@ def starts(length: int, window: int, step: int) -> list[int]:
     """Return where windows begin that cover a length: every `step`, the last one moved inwards to end at the end."""
     if window >= length:
         return [0]
-    found = list(range(0, length - window, step))
-    return [*found, length - window]
+    places = list(range(0, length - window, step))
+    return [*places, length - window]
 
 
 def _tiles(size: Pixels, stride: Size | None, *, smooth: bool, edge: int) -> Windows:

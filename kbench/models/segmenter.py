@@ -179,13 +179,14 @@ def smp(
         decoder, depth, attention=decoder_attention, channels=decoder_channels, dropout=dropout,
         interpolation=interpolation,
     )  # fmt: skip
-    given = {**options, **(decode or {}), **(create or {})}
-    with making(_backbone, pretrained=_pretrained, size=_size, options={"decoder": decoder, **given}):
+    settings = {**options, **(decode or {}), **(create or {})}
+    with making(_backbone, pretrained=_pretrained, size=_size, options={"decoder": decoder, **settings}):
+        headless = {"num_classes": 0, "global_pool": ""} if decoder == "dpt" else {}
         build = segmentation_models_pytorch.MODEL_ARCHITECTURES_MAPPING[decoder]
         net: Any = build(
             f"tu-{_backbone}", encoder_depth=depth, encoder_weights=True if _pretrained else None,
             in_channels=in_channels, classes=n_outputs,
-            **{**any_size(_backbone), **({"num_classes": 0, "global_pool": ""} if decoder == "dpt" else {}), **given},
+            **{**any_size(_backbone), **headless, **settings},
         )  # fmt: skip
         if dropout and not facts.dropout:
             net.segmentation_head = nn.Sequential(nn.Dropout2d(dropout), net.segmentation_head)

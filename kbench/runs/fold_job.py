@@ -105,6 +105,7 @@ class TrainOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads of a fold; None for all there are.
         limit: batches per stage of a smoke run.
+        cluster: `dask://HOST:PORT` or `ray://HOST:PORT`, whose workers train folds; None for this machine.
     """
 
     force: bool = False
@@ -112,6 +113,7 @@ class TrainOptions:
     device: str = "auto"
     threads: int | None = None
     limit: int | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,10 @@ def full_stages(run: Run, own: Plan, stages: Sequence[StagePlan]) -> tuple[Stage
     begun = own.get("full")  # a training that goes on keeps the plan it began with
     if begun is None or begun["folds"] != done:
         plans = [run.plan(fold) for fold in done]
-        found = {"folds": done, "stages": {stage.name: _found(stage, run.name, plans) for stage in stages}}
+        of_folds = {"folds": done, "stages": {stage.name: _found(stage, run.name, plans) for stage in stages}}
         if begun is None:
-            own.set("full", found)
-        elif begun["stages"] != found["stages"]:
+            own.set("full", of_folds)
+        elif begun["stages"] != of_folds["stages"]:
             console.note(
                 f"the models of all rows keep the plan of folds {', '.join(map(str, begun['folds']))}; "
                 f"`kbench train --full --force` makes them anew with that of {counted(len(done), 'fold')}"
@@ -211,17 +213,17 @@ def _found(stage: StagePlan, name: str, plans: Sequence[Plan]) -> dict[str, Any]
             "one trained fold or more",
             "`kbench train --fold all` first, or set `lr:` and the epochs to numbers",
         )
-    found: dict[str, Any] = {"lr": lr}
+    settings: dict[str, Any] = {"lr": lr}
     if lr == "find":
         rates = np.array([float(plan.get(f"lr/{stage.name}")) for plan in plans])
-        found["lr"] = float(np.exp(np.log(rates).mean()))
+        settings["lr"] = float(np.exp(np.log(rates).mean()))
     ends = [plan.get(f"end/{stage.name}") for plan in plans]
     judged = bool(ends) and all(end["history"] for end in ends)  # a stage of all rows is not judged on the folds either
     if early_stop and judged:
-        found["epochs"] = max(1, round(float(np.mean([end["best_epoch"] + 1 for end in ends]))))
+        settings["epochs"] = max(1, round(float(np.mean([end["best_epoch"] + 1 for end in ends]))))
     if stage.adaptive and judged:
-        found["rates"] = _mean_rates(stage, found["lr"], [end["history"] for end in ends])
-    return found
+        settings["rates"] = _mean_rates(stage, settings["lr"], [end["history"] for end in ends])
+    return settings
 
 
 def _mean_rates(stage: StagePlan, lr: float | Sequence[float], histories: Sequence[Sequence[float]]) -> list[float]:

@@ -168,12 +168,12 @@ class FoldContext:
 
     def scale_for(self, images: Images | None) -> dict[str, Any]:
         """Return `scale`, `mean` and `std`; found at the first stage and kept for the fold."""
-        found = self.plan.get("scale")
-        if found is None:
+        scale = self.plan.get("scale")
+        if scale is None:
             assert images is not None, "the first stage brings its images"
-            found = asdict(self.scale(images, self._measured(self.train_rows)))
+            scale = asdict(self.scale(images, self._measured(self.train_rows)))
             self.plan.set(
-                "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+                "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in scale.items()}
             )
         return dict(self.plan.get("scale"))
 
@@ -219,10 +219,10 @@ class FoldContext:
         rows = self._measured(rows)
         key = f"pixels/{len(rows)}"
         if self.plan.get(key) is None:
-            found, total = class_pixels(self.masks(KEEP), rows, len(self.table.target_names), self.table.task)
-            self.plan.set(key, [found.tolist(), total])
-        found, total = self.plan.get(key)
-        return np.asarray(found), total
+            pixels, total = class_pixels(self.masks(KEEP), rows, len(self.table.target_names), self.table.task)
+            self.plan.set(key, [pixels.tolist(), total])
+        pixels, total = self.plan.get(key)
+        return np.asarray(pixels), total
 
     def counts(self, rows: np.ndarray) -> np.ndarray | None:
         """Return [K] positives per target among some rows, or None for regression."""
@@ -233,28 +233,35 @@ class FoldContext:
             return np.bincount(targets[rows], minlength=len(self.table.target_names))
         return np.asarray(np.nansum(targets[rows], axis=0))
 
-    def rate_found_elsewhere(self, plan: StagePlan) -> float | None:
-        """Return the rate that an earlier stage or another fold found for a stage, or None where it looks for its own.
+    def rate_found_elsewhere(self, plan: StagePlan) -> tuple[float, bool] | None:
+        """Return the rate an earlier stage or another fold found for a stage, and whether on a level stretch of loss.
+
+        None where the stage looks for its own.
 
         Raises:
             ConfigError: that fold has not found it yet.
         """
         stage = plan.stage
         if stage.lr_from_stage is not None:
-            return float(self.plan.get(f"lr/{stage.lr_from_stage}"))
+            return _rate(self.plan, stage.lr_from_stage)
         fold = stage.lr_from_fold
         if fold is None or fold == self.fold:
             return None
-        found = self.plan_of(fold).get(f"lr/{plan.name}")
-        if found is None:
+        known = _rate(self.plan_of(fold), plan.name)
+        if known is None:
             raise ConfigError(
                 f"stages.{plan.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
                 f"a fold {fold} that is trained",
                 f"`kbench train --fold {fold}` first, or remove `lr_from_fold`",
             )
-        return float(found)
+        return known
 
     def keep_curve(self, stage: str, curve: LRCurve) -> None:
         """Write the curve of a learning-rate range test."""
         with files.replacing(self.paths.lr_find(stage)) as temporary:
             pd.DataFrame(curve.rows()).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _rate(plan: Plan, stage: str) -> tuple[float, bool] | None:
+    rate = plan.get(f"lr/{stage}")
+    return None if rate is None else (float(rate), bool(plan.get(f"level/{stage}")))

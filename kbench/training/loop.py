@@ -74,27 +74,27 @@ class Meter:
     seconds: float = 0.0
     _pending: list[Update] = field(default_factory=list)
 
-    def add(self, made: Update) -> None:
+    def add(self, update: Update) -> None:
         """Count an update; every 50 of them the losses are read.
 
         Raises:
             Diverged: a loss is not finite.
         """
-        self.images += made.images
-        self.waited += made.waited
-        self.seconds += made.seconds
-        self._pending.append(made)
-        if len(self._pending) >= 50 or made.loss.total.device.type == "cpu":
+        self.images += update.images
+        self.waited += update.waited
+        self.seconds += update.seconds
+        self._pending.append(update)
+        if len(self._pending) >= 50 or update.loss.total.device.type == "cpu":
             self.flush()
 
     def flush(self) -> None:
         """Read the losses from the device."""
         if not self._pending:
             return
-        sums = torch.stack([torch.stack((made.loss.total, made.loss.count)) for made in self._pending]).double().cpu()
-        for made, (total, count) in zip(self._pending, sums.tolist(), strict=True):
+        losses = [torch.stack((one.loss.total, one.loss.count)) for one in self._pending]
+        for one, (total, count) in zip(self._pending, torch.stack(losses).double().cpu().tolist(), strict=True):
             if not math.isfinite(total):
-                raise diverged(f"the loss is {total}", step=made.step, rate=made.rate)
+                raise diverged(f"the loss is {total}", step=one.step, rate=one.rate)
             self.total += total
             self.count += count
             self.positive += 0.0 if made.positive is None else float(made.positive)

@@ -28,7 +28,7 @@ from kbench.training.batches import REFIT_EPOCH, Draws
 from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold_context import FoldContext
 from kbench.training.loop import Feed, Meter, Update, diverged, train_epoch
-from kbench.training.lr_finder import LRCurve, find_lr
+from kbench.training.lr_finder import LRCurve, find_lr, level_note
 from kbench.training.optimizers import normalised, per_group, spread
 from kbench.training.resume import Progress
 from kbench.training.snapshots import Keeper, weight_mean
@@ -205,12 +205,23 @@ class _Runner:
             if isinstance(stage.lr, float | int):
                 return spread(float(stage.lr), stage.lr_decay, self.n_groups)
             return per_group(list(stage.lr), self.n_groups, what="lr")
-        found = context.plan.get(f"lr/{name}")
-        if found is None:
-            elsewhere = _SMOKE_LR if context.limit else context.rate_found_elsewhere(self.plan)
-            found = elsewhere or self.range_test().suggestion
-            context.plan.set(f"lr/{name}", found)
-        return spread(float(found), stage.lr_decay, self.n_groups)
+        known = context.plan.get(f"lr/{name}")
+        if known is None:
+            rate, level = (_SMOKE_LR, False) if context.limit else self._found_rate()
+            if level:
+                self.rules.said.append(level_note(name, rate))
+                context.plan.set(f"level/{name}", True)
+            context.plan.set(f"lr/{name}", rate)
+            return spread(rate, stage.lr_decay, self.n_groups)
+        return spread(float(known), stage.lr_decay, self.n_groups)
+
+    def _found_rate(self) -> tuple[float, bool]:
+        """Return the rate another stage or fold found, or this one's range test, and whether the loss was level."""
+        elsewhere = self.context.rate_found_elsewhere(self.plan)
+        if elsewhere is not None:
+            return elsewhere
+        judged = self.range_test().judged
+        return judged.rate, judged.level
 
     def range_test(self) -> LRCurve:
         """Run the learning-rate range test on a copy of the model; write and return its curve."""
@@ -251,17 +262,17 @@ class _Runner:
         resumed_images = int(images)
         batches = self.draws.epoch(progress.epoch)
         saved, last_rate = time.monotonic(), 0.0
-        for made in train_epoch(
+        for update in train_epoch(
             self.learner, self.feed, batches[progress.batch :], rules=self.rules, schedule=self.schedule,
             history=progress.history, first_step=progress.step, accumulate=self.stage.accumulate, key=self.draws.key,
         ):  # fmt: skip
-            meter.add(made)
-            last_rate = made.rate
-            progress.step = made.step + 1
+            meter.add(update)
+            last_rate = update.rate
+            progress.step = update.step + 1
             progress.batch = min(progress.batch + self.stage.accumulate, len(batches))
             yield from self._said()
-            self._tell(made)
-            yield made
+            self._tell(update)
+            yield update
             if time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches):
                 meter.flush()
                 progress.meter = [meter.total, meter.count, meter.images, meter.positive]
@@ -297,11 +308,11 @@ class _Runner:
         if verdict is not None:
             yield Note(verdict)
 
-    def _tell(self, made: Update) -> None:
+    def _tell(self, update: Update) -> None:
         """Say how far the stage is; it ends earlier where it stops early."""
-        speed, epoch = made.images / max(made.seconds, 1e-9), f"{self.progress.epoch + 1}/{self.epochs}"
-        what = f"{self.plan.name} {epoch}  lr {made.rate:.1e}  {speed:.0f} images/s"
-        self.context.tell(what, made.step + 1, self.schedule.steps // self.schedule.epochs * self.epochs)
+        speed, epoch = update.images / max(update.seconds, 1e-9), f"{self.progress.epoch + 1}/{self.epochs}"
+        what = f"{self.plan.name} {epoch}  lr {update.rate:.1e}  {speed:.0f} images/s"
+        self.context.tell(what, update.step + 1, self.schedule.steps // self.schedule.epochs * self.epochs)
 
     def _said(self) -> Iterator[Note]:
         while self.rules.said:

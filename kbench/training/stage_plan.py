@@ -91,17 +91,17 @@ class StagePlan:
         )
 
 
-def for_full(plan: StagePlan, found: dict[str, Any]) -> StagePlan:
+def for_full(plan: StagePlan, plan_of_folds: dict[str, Any]) -> StagePlan:
     """Return a stage that trains on all rows with what the folds found, and selects on nothing.
 
     Args:
         plan: the fold's stage.
-        found: `lr`, and `epochs` and `rates` where the folds stopped early or lowered the rate themselves.
+        plan_of_folds: `lr`, and `epochs` and `rates` where the folds stopped early or lowered the rate themselves.
     """
-    rates = found.get("rates")
+    rates = plan_of_folds.get("rates")
     return replace(
-        plan.with_settings(lr=found["lr"], lr_from_fold=None, early_stop=None, subset="full"),
-        stop_after=found.get("epochs"), rates=None if rates is None else tuple(rates),
+        plan.with_settings(lr=plan_of_folds["lr"], lr_from_fold=None, early_stop=None, subset="full"),
+        stop_after=plan_of_folds.get("epochs"), rates=None if rates is None else tuple(rates),
     )  # fmt: skip
 
 

@@ -84,12 +84,12 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> Judg
     size = batch_size(images, pixels=pixels, most=judging.most)
     plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
     total, count, constant = 0.0, 0.0, 0.0
-    found: dict[int, np.ndarray] = {}
+    counts: dict[int, np.ndarray] = {}
     for groups in loader(plan[: context.limit] if context.limit else plan):
         for some in groups:
             assert some.masks is not None, "training rows have masks"
             shown = judging.normalise(some.images.to(context.device, non_blocking=True))
-            if not found:
+            if not counts:
                 model = folded(model, shown[..., :PROBE, :PROBE])
             maps, _ = make(model, shown, judging.precision)
             target = dense_target(some.masks.to(context.device), task, len(names))
@@ -99,8 +99,8 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> Judg
             if judging.units is not None:
                 constant += float(judging.loss(torch.zeros_like(maps), learned).total)
                 maps = judging.units.restored(maps)
-            found.update(zip(some.rows, measured(maps, target, task).cpu().numpy(), strict=True))
-    values = np.stack([found[row] for row in sorted(found)])
+            counts.update(zip(some.rows, measured(maps, target, task).cpu().numpy(), strict=True))
+    values = np.stack([counts[row] for row in sorted(counts)])
     of_mean = None if judging.units is None or not count else constant / count
     return Judged(total / count if count else 0.0, truth_of(values, task), values, of_mean)
 
@@ -126,9 +126,9 @@ def evaluate(
             model = folded(model, images)
         assert batch.target is not None, "validation rows have targets"
         logits = in_parts(partial(logits_in, model, feed.device, precision), [images])
-        found = loss(logits.float(), feed.learned(batch.target.to(feed.device)))
-        total += float(found.total)
-        count += float(found.count)
+        loss_sum = loss(logits.float(), feed.learned(batch.target.to(feed.device)))
+        total += float(loss_sum.total)
+        count += float(loss_sum.count)
         values = probabilities(logits, task)
         parts.append((values if feed.units is None else feed.units.restored(values)).cpu().numpy())
     return (total / count if count else 0.0), np.concatenate(parts)

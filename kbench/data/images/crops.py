@@ -390,9 +390,9 @@ def _pixel_of(mask: np.ndarray, number: int, count: int, rng: np.random.Generato
     """Return a pixel of a class, or None where the mask has none of it."""
     layer, value = (0, 1 if count == 1 else number) if mask.shape[2] == 1 else (number, 1)
     for step in (_STEP, 1):
-        found = np.flatnonzero(mask[::step, ::step, layer] == value)
-        if len(found):
-            place = int(found[rng.integers(len(found))])
+        pixels = np.flatnonzero(mask[::step, ::step, layer] == value)
+        if len(pixels):
+            place = int(pixels[rng.integers(len(pixels))])
             across = -(-mask.shape[1] // step)
             return place // across * step, place % across * step
     return None

@@ -56,12 +56,12 @@ def one_file(request: Request, frame: pd.DataFrame, ids: np.ndarray, *, folder: 
         folder: of the masks, below the root.
         suffix: what their names have after the id; None finds it.
     """
-    found = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
-    lacking, problems = file_problems(request, [found], ids)
-    places = [Place(folder, suffix, found.paths)]
+    mask_files = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
+    lacking, problems = file_problems(request, [mask_files], ids)
+    places = [Place(folder, suffix, mask_files.paths)]
     stray = stray_files(request, ids, places)
     problems += shared_problems(ids, places)
-    return MaskRows(tuple((path,) for path in found.paths), lacking, problems, (stray,) if stray else ())
+    return MaskRows(tuple((path,) for path in mask_files.paths), lacking, problems, (stray,) if stray else ())
 
 
 @register("mask", tasks=("segmentation",))
@@ -109,10 +109,10 @@ def index(
             names, partial(one_file, folder=folder, suffix=suffix),
             partial(_yes_no, rule=rule, name=names[0], rest=rest), on=rule.on,
         )  # fmt: skip
-    found = _values(names, values, ignore=ignore or (), rest=rest)
-    table = np.full(_OUTSIDE + 1, IGNORED if found.rest is None else found.rest, dtype=np.uint8)
-    known = np.full(_OUTSIDE + 1, found.rest is not None)
-    for value, number in found.classes.items():
+    classes_of = _values(names, values, ignore=ignore or (), rest=rest)
+    table = np.full(_OUTSIDE + 1, IGNORED if classes_of.rest is None else classes_of.rest, dtype=np.uint8)
+    known = np.full(_OUTSIDE + 1, classes_of.rest is not None)
+    for value, number in classes_of.classes.items():
         if not 0 <= value < _OUTSIDE:
             raise ConfigError(f"the pixel value {value}", "0 to 65535", "correct data.masks in the YAML")
         table[value], known[value] = number, True
@@ -132,26 +132,26 @@ def index(
             )
         return np.asarray(table[places])
 
-    return MaskKind(found.names, partial(one_file, folder=folder, suffix=suffix), read)
+    return MaskKind(classes_of.names, partial(one_file, folder=folder, suffix=suffix), read)
 
 
 def _values(
     names: Sequence[str], values: dict[str, int | list[int]] | None, *, ignore: Sequence[int], rest: str | None
 ) -> Lookup:
     """Return which class each pixel value is of; black is nothing where one class stands against `rest`."""
-    given = {name: [place] for place, name in enumerate(names)} if values is None else {
+    values_of = {name: [place] for place, name in enumerate(names)} if values is None else {
         name: [value] if isinstance(value, int) else list(value) for name, value in values.items()
     }  # fmt: skip
     if len(names) != 1 or rest is None:
-        return lookup(given, names=names, ignore=ignore, rest=rest)
+        return lookup(values_of, names=names, ignore=ignore, rest=rest)
     if values is None:  # nothing but yes and no, and what is neither is ignored
-        given = {names[0]: [value for value in ON if value not in ignore]}
-    found = lookup(given, names=names, ignore=ignore, rest=rest)
-    if found.classes.setdefault(0, 0) == 1 and found.rest == 1:
+        values_of = {names[0]: [value for value in ON if value not in ignore]}
+    classes_of = lookup(values_of, names=names, ignore=ignore, rest=rest)
+    if classes_of.classes.setdefault(0, 0) == 1 and classes_of.rest == 1:
         raise_masks(
             [Problem("data.masks.rest", f"every pixel would be '{names[0]}'", "remove `rest`, or 0 of `values`")]
         )
-    return found
+    return classes_of
 
 
 def _yes_no(
@@ -280,8 +280,10 @@ def colour(
         problems.append(Problem("data.masks", f"colours that are no class: {first_names(lost)}", hint))
     sources = {name: [places[part] for part in several if part in places] for name, several in known.items()}
     outside = [places[name] for name in sorted(out) if name in places]
-    found = lookup(sources, names=names, ignore=outside, rest=rest, problems=problems)
-    numbers = np.array([found.classes.get(place, found.rest or 0) for place in range(len(table))], dtype=np.uint8)
+    classes_of = lookup(sources, names=names, ignore=outside, rest=rest, problems=problems)
+    numbers = np.array(
+        [classes_of.classes.get(place, classes_of.rest or 0) for place in range(len(table))], dtype=np.uint8
+    )
     coder = Codec(np.array(list(table.values()), dtype=np.uint8), codec)
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
@@ -299,7 +301,7 @@ def colour(
         hint = f"write `merge: {{{names[0]}: [COLOURS]}}` instead"
         raise_masks([Problem("data.masks.rest", f"every pixel would be '{rest}'", hint)])
     facts = [[name, list(rgb)] for name, rgb in table.items()] + sorted(out)
-    return MaskKind(found.names, partial(one_file, folder=folder, suffix=suffix), read, facts=facts)
+    return MaskKind(classes_of.names, partial(one_file, folder=folder, suffix=suffix), read, facts=facts)
 
 
 def _shown_colours(path: Path, cell: str, decoding: Decoding) -> np.ndarray:
@@ -338,18 +340,18 @@ def values(
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         path = root / cells[0]
-        found, _ = stored(path, _decoding)
-        if found.shape[2] != len(names):
+        pixels, _ = stored(path, _decoding)
+        if pixels.shape[2] != len(names):
             raise DataError(
-                f"the target '{cells[0]}' has {found.shape[2]} channels", f"{len(names)}: {first_names(names)}",
+                f"the target '{cells[0]}' has {pixels.shape[2]} channels", f"{len(names)}: {first_names(names)}",
                 "correct data.classes in the YAML, one name per channel",
             )  # fmt: skip
         unknown = nodata if nodata is not None else _own_nodata(path)
         with np.errstate(over="ignore", invalid="ignore"):  # what no float32 holds is infinite, and so unknown
-            numbers = found.astype(np.float32)
+            numbers = pixels.astype(np.float32)
             wrong = ~np.isfinite(numbers)
             if unknown is not None:
-                wrong |= (found == unknown) | (numbers == np.float32(unknown))
+                wrong |= (pixels == unknown) | (numbers == np.float32(unknown))
             numbers = numbers * np.float32(scale)
         numbers[wrong | ~np.isfinite(numbers)] = np.nan
         return numbers

@@ -58,16 +58,16 @@ def array(path: Path) -> np.ndarray:
     """
     check_file(path)
     try:
-        found: Any = np.load(path, allow_pickle=False)
+        array: Any = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read '{path}': {error}", "an array", "fetch it again") from error
-    if found.ndim not in (2, 3) or found.dtype.kind not in "biuf":
+    if array.ndim not in (2, 3) or array.dtype.kind not in "biuf":
         raise DataError(
-            f"'{path}' has the shape {list(found.shape)} and the dtype {found.dtype}",
+            f"'{path}' has the shape {list(array.shape)} and the dtype {array.dtype}",
             "numbers [height, width] or [height, width, channels]", "write the array anew, channels last",
         )  # fmt: skip
-    found = found.astype(np.uint8) if found.dtype == bool else found
-    return np.asarray(found[:, :, None] if found.ndim == 2 else found)
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    return np.asarray(array[:, :, None] if array.ndim == 2 else array)
 
 
 def _grey_bits(path: Path) -> int:

@@ -95,8 +95,8 @@ def rle(
     rule, names, called = run_lengths.convention(convention), tuple(_classes), labels or {}
     long = label is not None or "{class}" in key
     problems = names_problems(names)
-    given = [*called, *(columns or ())]
-    problems += [Problem("data.masks", f"'{name}' is no class", nearest(name, names)) for name in given
+    columns_named = [*called, *(columns or ())]
+    problems += [Problem("data.masks", f"'{name}' is no class", nearest(name, names)) for name in columns_named
                  if name not in names]  # fmt: skip
     if called and not long:
         problems.append(Problem("data.masks.labels", "no row names a class", "remove `labels`, or write `label:`"))
@@ -249,7 +249,7 @@ class _Gathered:
 def _gathered(source: _Source, ids: np.ndarray, count: int) -> _Gathered:
     """Return the texts of each row, one cell per class, and what is not a row's."""
     names = names_of(ids)
-    found: list[list[list[str]]] = [[[] for _ in range(count)] for _ in ids]
+    texts_of: list[list[list[str]]] = [[[] for _ in range(count)] for _ in ids]
     stray, strange, unclear, unknown = list[str](), list[str](), list[str](), list[str]()
     columns = {k: source.table[name].tolist() for k, name in source.columns.items()}
     labels = None if source.label is None else source.table[source.label].tolist()
@@ -275,6 +275,6 @@ def _gathered(source: _Source, ids: np.ndarray, count: int) -> _Gathered:
                 for k in columns if label is None else (source.texts[label],):
                     cell = columns[k][place].strip()
                     if cell not in source.empties:
-                        found[row][k].append(cell)
-    cells = tuple(tuple(OBJECTS.join(cell) for cell in row) for row in found)
+                        texts_of[row][k].append(cell)
+    cells = tuple(tuple(OBJECTS.join(cell) for cell in row) for row in texts_of)
     return _Gathered(cells, known, stray, strange, unclear, unknown, int((~seen).sum()))

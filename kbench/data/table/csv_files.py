@@ -26,7 +26,10 @@ from kbench.errors import DataError, KbenchError, first_names
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "`|`"}
 _LOOK = 1 << 16  # bytes that show how cells are separated
 _DECIMAL = re.compile(r"[+-]?[0-9]+(,[0-9]+)?([eE][+-]?[0-9]+)?")
-UNKNOWN = frozenset({"", "-", "na", "n/a", "#n/a", "nan", "none", "null", "nil", "unknown", "?", "<na>"})
+UNKNOWN = frozenset(
+    "|-|--|.|?|na|n/a|n.a.|#n/a|<na>|nan|none|null|nil|unknown|undefined|missing|not available|n.d.|#null!|#div/0!|"
+    "#value!|#ref!".split("|")
+)
 """What cells of numbers hold, in small letters, where the number is not known."""
 
 
@@ -112,7 +115,7 @@ def _delimiter(path: Path) -> str:
 
 def _with_points(frame: pd.DataFrame, *, text: bool) -> bool:
     """Write columns of numbers with decimal commas with points, in place; return whether there was one."""
-    found = False
+    any_commas = False
     for name in frame.columns[1:]:
         if pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_bool_dtype(frame[name]):
             continue
@@ -122,10 +125,10 @@ def _with_points(frame: pd.DataFrame, *, text: bool) -> bool:
         commas = known[~plain]
         if not len(commas) or not commas.str.fullmatch(_DECIMAL.pattern).all():
             continue
-        found = True
+        any_commas = True
         points = cells.where(~cells.index.isin(commas.index), cells.str.replace(",", "."))
         frame[name] = points if text or len(known) < len(cells) else pd.to_numeric(points)
-    return found
+    return any_commas
 
 
 def _read(path: Path, **options: object) -> pd.DataFrame:

@@ -117,8 +117,8 @@ def named_class(column: str, names: Sequence[str]) -> str | None:
     """Return the class a column is called, exactly or but for case and spaces; None where it names none, or two."""
     if column in names:
         return column
-    found = [name for name in names if plain(name) == plain(column)]
-    return found[0] if len(found) == 1 else None
+    alike = [name for name in names if plain(name) == plain(column)]
+    return alike[0] if len(alike) == 1 else None
 
 
 def check_task(task: str, allowed: Sequence[str], *, format: str) -> None:

@@ -91,7 +91,7 @@ def zip_of_numbers(naming: Naming, pixels: Pixels, *, task: str, sizes: Sizes | 
 
     def problems(frame: pd.DataFrame, sample: pd.DataFrame, *, truth: bool = False) -> list[Problem]:
         asked = texts(sample, id_column(sample)).tolist()
-        wrong, known = _incomplete(asked, naming), set(asked)
+        faults, known = _incomplete(asked, naming), set(asked)
         for row, cell in _rows(frame):
             if row not in known or len(cell.parts) < len(naming.files(row)):
                 continue  # a file of no row, which is said of its name
@@ -99,10 +99,10 @@ def zip_of_numbers(naming: Naming, pixels: Pixels, *, task: str, sizes: Sizes | 
             for name, content in zip(naming.files(row), cell.parts, strict=True):
                 what = _fault(content(), pixels, channels=naming.channels, size=size, truth=truth)
                 what = what or ("" if truth else pixels.codec.fault(content(), image_of(row)))
-                wrong += [Problem(name, what)] if what else []
-            if len(wrong) >= 20:
+                faults += [Problem(name, what)] if what else []
+            if len(faults) >= 20:
                 break
-        return wrong[:20]
+        return faults[:20]
 
     def encode(frame: pd.DataFrame) -> Iterator[bytes]:
         parts = (
@@ -262,14 +262,14 @@ class Pixels:
                      "look at the training log of this run; a lower learning rate may help")  # fmt: skip
         if self.clip is not None:
             numbers = numbers.clip(self.clip[0], self.clip[1])
-        scaled = (numbers - self.offset) / self.scale
+        stored = (numbers - self.offset) / self.scale
         limits: Any = np.iinfo(self.dtype) if self.whole else np.finfo(self.dtype)
-        scaled = np.rint(scaled) if self.whole else scaled
-        outside = (scaled < limits.min) | (scaled > limits.max)
+        stored = np.rint(stored) if self.whole else stored
+        outside = (stored < limits.min) | (stored > limits.max)
         low, high = sorted(float(end) * self.scale + self.offset for end in (limits.min, limits.max))
         self._refuse(of, outside, numbers, f"does not fit into {self.dtype}", f"numbers from {low:g} to {high:g}",
                      "set `scale` and `offset` of submission.format in the YAML, or `clip`")  # fmt: skip
-        pixels = scaled.astype(self.dtype)
+        pixels = stored.astype(self.dtype)
         if self.nodata is not None:
             self._refuse(of, pixels == self.nodata, numbers, f"would be written as {self.nodata:g}, which is `nodata`",
                          "a pixel that no number has", "set another submission.format.nodata, or `clip`")  # fmt: skip
@@ -376,5 +376,5 @@ def _fault(content: bytes, pixels: Pixels, *, channels: int, size: Size | None, 
     if not wrong.any():
         return ""
     channel, row, column = map(int, np.argwhere(wrong)[0])
-    first = numbers[channel, row, column]
-    return f"{int(wrong.sum()):,} numbers are NaN or infinite; the first, {first:g}, at row {row}, column {column}"
+    worst = numbers[channel, row, column]
+    return f"{int(wrong.sum()):,} numbers are NaN or infinite; the first, {worst:g}, at row {row}, column {column}"

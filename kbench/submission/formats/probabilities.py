@@ -60,8 +60,8 @@ def probabilities(*, clip: float | None = None, _names: tuple[str, ...], _task: 
 
     def problems(frame: pd.DataFrame, sample: pd.DataFrame) -> list[Problem]:
         columns = target_columns(sample)
-        found = number_problems(frame, columns, low=0, high=1)
-        return found + (sum_problems(frame, columns) if _task == "single_label" else [])
+        faults = number_problems(frame, columns, low=0, high=1)
+        return faults + (sum_problems(frame, columns) if _task == "single_label" else [])
 
     return Format(".csv", build, parse, problems, own_sample=partial(asking, wanted=_names))
 

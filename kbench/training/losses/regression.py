@@ -202,10 +202,10 @@ def sum_of_losses(
         )  # fmt: skip
 
     def loss(logits: Tensor, target: Tensor) -> LossSum:
-        found = [one(logits, target) for one, weight in zip(losses, weights, strict=True) if weight]
+        terms = [one(logits, target) for one, weight in zip(losses, weights, strict=True) if weight]
         used = [weight for weight in weights if weight]
-        mean = torch.stack([weight * one.mean() for one, weight in zip(found, used, strict=True)]).sum()
-        counted = torch.stack([one.count for one in found]).amax() > 0
+        mean = torch.stack([weight * one.mean() for one, weight in zip(terms, used, strict=True)]).sum()
+        counted = torch.stack([one.count for one in terms]).amax() > 0
         images = counted.float() * len(logits)
         return LossSum(mean * images, images)
 
