@@ -41,6 +41,7 @@ class Update:
         loss: sums over valid targets, on the device.
         waited: seconds spent waiting for data.
         seconds: seconds in all.
+        positive: how many patches showed a class that is looked for, on the device; None where none is.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Update:
     loss: LossSum
     waited: float
     seconds: float
+    positive: torch.Tensor | None = None
 
 
 @dataclass
@@ -61,11 +63,13 @@ class Meter:
         images: images seen.
         waited: seconds spent waiting for data.
         seconds: seconds in all.
+        positive: patches that showed a class that is looked for.
     """
 
     total: float = 0.0
     count: float = 0.0
     images: int = 0
+    positive: float = 0.0
     waited: float = 0.0
     seconds: float = 0.0
     _pending: list[Update] = field(default_factory=list)
@@ -93,6 +97,7 @@ class Meter:
                 raise diverged(f"the loss is {total}", step=one.step, rate=one.rate)
             self.total += total
             self.count += count
+            self.positive += 0.0 if made.positive is None else float(made.positive)
         self._pending = []
 
     @property
@@ -130,6 +135,7 @@ class Feed:
         task: the competition's task.
         body: what a frozen body makes of images where its head alone trains, or None.
         units: of a regression's targets, where they are learned standardised.
+        wanted: numbers of the classes that patches are looked through for.
     """
 
     load: Load
@@ -140,6 +146,17 @@ class Feed:
     task: str = "single_label"
     body: Callable[[torch.Tensor], torch.Tensor] | None = None
     units: Units | None = None
+    wanted: tuple[int, ...] = ()
+
+    def positive(self, target: torch.Tensor) -> torch.Tensor | None:
+        """Return how many patches of a batch's target, as losses take it, show a wanted class; None where none is."""
+        if not self.wanted:
+            return None
+        if target.ndim == 3:
+            layers = torch.isin(target, torch.tensor(self.wanted, device=target.device))
+        else:
+            layers = target[:, list(self.wanted)] == 1
+        return layers.flatten(1).any(1).sum()
 
     def learned(self, target: torch.Tensor) -> torch.Tensor:
         """Return targets as the loss compares them: those of a regression standardised."""
@@ -207,7 +224,9 @@ def train_epoch(
         rate = float(learner.optimizer.param_groups[-1]["lr"])
         loss = update(learner, ready, rules=rules, seed=seeds.number(seeds.STEP, *key, step))
         images = sum(len(part) for part, _ in ready)
-        yield Update(step, rate, images, loss, waited, time.perf_counter() - started)
+        shows = [count for _, target in ready if (count := feed.positive(target)) is not None]
+        positive = torch.stack(shows).sum() if shows else None
+        yield Update(step, rate, images, loss, waited, time.perf_counter() - started, positive)
 
 
 def logits_in(model: nn.Module, device: torch.device, precision: Precision, batch: list[torch.Tensor]) -> torch.Tensor:

@@ -18,6 +18,7 @@ from torch import nn
 
 from kbench.data import seeds
 from kbench.data.dataset import ImageDataset, Loader, Normalise
+from kbench.errors import first_names
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
 from kbench.metrics.metric import Undefined
 from kbench.models.checkpoint import Tensors
@@ -179,7 +180,10 @@ class _Runner:
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
         self.until_done.callback(loader.close)
         table = context.table
-        return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body, self.units)
+        return Feed(
+            loader, self.normalise, context.device, mix, len(table.target_names), table.task, body, self.units,
+            self.plan.positive,
+        )  # fmt: skip
 
     def _refit_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
@@ -253,8 +257,8 @@ class _Runner:
     def run_epoch(self) -> Iterator[Event]:
         """Train what is left of the epoch, judge it, keep what is to be kept, checkpoint."""
         progress, started = self.progress, time.perf_counter()
-        total, count, images = progress.meter
-        meter = Meter(total, count, int(images))
+        total, count, images, *shown = progress.meter
+        meter = Meter(total, count, int(images), sum(shown))
         resumed_images = int(images)
         batches = self.draws.epoch(progress.epoch)
         saved, last_rate = time.monotonic(), 0.0
@@ -271,7 +275,7 @@ class _Runner:
             yield update
             if time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches):
                 meter.flush()
-                progress.meter = [meter.total, meter.count, meter.images]
+                progress.meter = [meter.total, meter.count, meter.images, meter.positive]
                 self.keeper.checkpoint()
                 saved = time.monotonic()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
@@ -282,6 +286,7 @@ class _Runner:
         made_epoch = Epoch(
             self.plan.name, progress.epoch, self.epochs, progress.step, last_rate, meter.loss, valid_loss, score,
             better, speed, waiting, time.perf_counter() - started, self.learner.loss_scale, verdict,
+            meter.positive / max(1, meter.images) if self.plan.positive else None,
         )  # fmt: skip
         self.context.log.epoch(made_epoch)
         progress.epoch += 1
@@ -294,6 +299,9 @@ class _Runner:
             self.keeper.checkpoint()
             self.saved = time.monotonic()
         yield made_epoch
+        if made_epoch.positive is not None and progress.epoch == 1:
+            share, names = made_epoch.positive, self.plan.stage.sampler.params.get("classes", [])
+            yield Note(f"{share:.0%} of {meter.images:,} patches show {first_names(names)}")
         if self.activations is not None and progress.epoch == 1:
             body = self.activations.images_per_s
             yield Note(f"an epoch of the head goes {speed / body:,.0f} times as fast as one pass of the frozen body")

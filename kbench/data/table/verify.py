@@ -246,7 +246,7 @@ def _as_read(root: Path, opening: Opening, row: _Row, looks: list[Look]) -> list
         image = opening.read([path_of(root, path) for path in row.paths])
     except DataError as error:
         named = [f"'{root / path}'" in error.what for path in paths]
-        if len(paths) > 1 and any(named):  # the others are whole, as far as that is known
+        if not opening.headers and len(paths) > 1 and any(named):  # the others are whole, as far as that is known
             why = f"that the reader refuses ({error.expected})"
             return [why if guilty else look for guilty, look in zip(named, looks, strict=True)]
         reasons = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
