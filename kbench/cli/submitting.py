@@ -15,6 +15,7 @@ from kbench.cli.app import (
     Jobs,
     Json,
     Run,
+    TimeLimit,
     choose,
     command,
     refuse_together,
@@ -82,6 +83,7 @@ def run(
     experiment: Experiment = None,
     jobs: Jobs = 1,
     cluster: Cluster = None,
+    time_limit: TimeLimit = None,
     send: Annotated[bool, typer.Option("--submit", help="Send the submission to the service, too.")] = False,
     device: Device = "auto",
     assign: Assign = None,
@@ -92,9 +94,11 @@ def run(
     from kbench import console
     from kbench.commands.run import run as run_all
     from kbench.runs.fold_job import TrainOptions
+    from kbench.training.deadline import time_limit as limited
 
-    options = TrainOptions(jobs=jobs, device=device, cluster=cluster or None)
-    result = run_all(choose(competition, experiment, name, assign), options, send=send)
+    with limited(time_limit) as ends:
+        options = TrainOptions(jobs=jobs, device=device, cluster=cluster or None, deadline=ends)
+        result = run_all(choose(competition, experiment, name, assign), options, send=send)
     if json:
         console.show_json(result)
         return

@@ -27,6 +27,7 @@ from kbench.runs import parts
 from kbench.runs.experiment import Experiment, decoding_of, size_reader
 from kbench.runs.parts import activations_of
 from kbench.runs.run import Run
+from kbench.training.deadline import NONE, Deadline
 from kbench.training.fold import begin
 from kbench.training.fold_context import FoldContext, Log, Plan
 from kbench.training.resume import Progress
@@ -106,6 +107,7 @@ class TrainOptions:
         threads: CPU threads of a fold; None for all there are.
         limit: batches per stage of a smoke run.
         cluster: `dask://HOST:PORT` or `ray://HOST:PORT`, whose workers train folds; None for this machine.
+        deadline: when to stop.
     """
 
     force: bool = False
@@ -114,6 +116,7 @@ class TrainOptions:
     threads: int | None = None
     limit: int | None = None
     cluster: str | None = None
+    deadline: Deadline = NONE
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions) -> FoldJob:
         valid_batch_size=competition.loader.valid_batch_size,
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
         masks=parts.masks_of(competition, experiment.train, experiment.workspace.cache(), what="training"),
-        windows=parts.build_windows(competition), standardise=competition.model.standardise,
+        windows=parts.build_windows(competition), standardise=competition.model.standardise, deadline=options.deadline,
         activations=activations_of(
             competition, experiment.train, experiment.workspace.cache(), images, device=device,
             plugins=experiment.plugin_files(),

@@ -39,6 +39,7 @@ from kbench.training.validation import Judged, Judging, evaluate, judge_maps
 
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
+_DISK = 100e6  # bytes that a slow disk writes in a second
 _EPOCHS_S = 10.0  # between resume points of a stage on activations, whose epochs take less than writing one
 
 
@@ -146,6 +147,8 @@ class _Runner:
             precomputed=self.activations is not None, refit_inputs=self._refit_inputs,
             mean=weight_mean(self.learner.judged) if "average" in stage.keep else None,
         )  # fmt: skip
+        size = sum(value.nbytes for value in self.learned.state_dict().values())
+        context.deadline.took("saving", 3 * size / _DISK)  # weights and two moments, until it is known
         self.saved = time.monotonic()
         self.slow = False  # whether it was said that the loader is the bottleneck
 
@@ -273,14 +276,19 @@ class _Runner:
             yield from self._said()
             self._tell(update)
             yield update
-            if time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches):
+            ending = progress.batch < len(batches) and self._ends(update, len(batches) - progress.batch)
+            if ending or (time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches)):
                 meter.flush()
                 progress.meter = [meter.total, meter.count, meter.images, meter.positive]
-                self.keeper.checkpoint()
+                self._checkpoint()
                 saved = time.monotonic()
+            if ending:
+                self.context.deadline.stop()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
         speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
+        judging = time.monotonic()
         valid_loss, score, better, constant = self._judge(last_rate)
+        self.context.deadline.took("judging", time.monotonic() - judging)
         verdict = None if self.slow or self.activations is not None else loader_verdict(waiting)
         self.slow |= verdict is not None
         made_epoch = Epoch(
@@ -295,18 +303,36 @@ class _Runner:
         self.keeper.keep(made_epoch, done=done, constant=constant)
         yield from self._said()
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
-        if done or time.monotonic() - self.saved >= pause:
-            self.keeper.checkpoint()
+        ending = self.context.deadline.lacks("update", "saving")
+        if done or ending or time.monotonic() - self.saved >= pause:
+            self._checkpoint()
             self.saved = time.monotonic()
         yield made_epoch
         if made_epoch.positive is not None and progress.epoch == 1:
             share, names = made_epoch.positive, self.plan.stage.sampler.params.get("classes", [])
             yield Note(f"{share:.0%} of {meter.images:,} patches show {first_names(names)}")
+        if ending:
+            self.context.deadline.stop()
         if self.activations is not None and progress.epoch == 1:
             body = self.activations.images_per_s
             yield Note(f"an epoch of the head goes {speed / body:,.0f} times as fast as one pass of the frozen body")
         if verdict is not None:
             yield Note(verdict)
+
+    def _checkpoint(self) -> None:
+        started = time.monotonic()
+        self.keeper.checkpoint()
+        self.context.deadline.took("saving", time.monotonic() - started)
+
+    def _ends(self, update: Update, batches: int) -> bool:
+        """Return whether there is time for one update less than another: the last one has the judging behind it."""
+        deadline = self.context.deadline
+        deadline.took("update", update.seconds)
+        if batches > self.stage.accumulate:
+            return deadline.lacks("update", "saving")
+        rows = len(self.context.valid_rows) if self.judges else 0
+        unknown = 0.0 if self.progress.epoch else rows * update.seconds / max(1, update.images)
+        return deadline.lacks("update", "judging", "saving", more=unknown)
 
     def _tell(self, update: Update) -> None:
         """Say how far the stage is; it ends earlier where it stops early."""
