@@ -19,7 +19,7 @@ def export(
     hours: Annotated[float, typer.Option("--hours", help="How long the notebook may run.")] = 9.0,
     fp16: Annotated[bool, typer.Option("--fp16", help="Store weights as float16: half the size.")] = False,
     engine: Annotated[str, typer.Option("--engine", help="torch, openvino or onnx.")] = "torch",
-    wheels: Annotated[bool, typer.Option("--wheels", help="Put the kbench wheel into the bundle.")] = False,
+    wheels: Annotated[str | None, typer.Option("--wheels", help="Folder of wheels that the notebook lacks.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Send models trained on all rows.")] = False,
     mixed_folds: Annotated[
         bool, typer.Option("--mixed-folds", help="Let runs on other folds join a plain mean.")
@@ -42,13 +42,19 @@ def export(
         full=full, mixed_folds=mixed_folds, device=device, weights=tuple(weight) if weight else None, combine=combine,
         prune=prune,
     )  # fmt: skip
-    how = ExportOptions(Path(out), hours, fp16, engine, wheels)
+    how = ExportOptions(Path(out), hours, fp16, engine, None if wheels is None else Path(wheels))
     written = run_export(choose(competition, experiment), runs or [], chosen, how)
     if json:
         console.show_json(written)
         return
     console.wrote(written["bundle"])
-    console.result(f"{written['members']} models, {written['bytes'] / 1e6:.1f} MB")
+    each = written["seconds_per_image"]
+    console.result(
+        f"{written['members']} models, {written['bytes'] / 1e6:.1f} MB"
+        + (f", {each:.4f} s an image on this machine" if each else "")
+    )
+    if written["check"] is not None:
+        console.show_table([written["check"]], title="the same rows, not trained on, by the runs and by the bundle")
     console.next_command(f"kbench infer {out} --data DIR --out submission.csv --work work; then kbench push {out}")
 
 
