@@ -81,3 +81,33 @@ def infer(
         return
     console.result(f"{written['rows']:,} rows, {written['members']} models, {written['seconds']:.0f} s")
     console.wrote(written["file"])
+
+
+@command()
+def push(
+    bundle: Annotated[str, typer.Argument(help="A folder that `kbench export` wrote.")] = "bundle",
+    competition: Competition = None,
+    accelerator: Annotated[
+        str | None, typer.Option("--accelerator", help="Machine shape, such as NvidiaTeslaT4; default: the CPU alone.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--docker-image", help="Kaggle's image with its digest; default: the first version's.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every request and send none.")] = False,
+    json: Json = False,
+) -> None:
+    """Upload a bundle to Kaggle, run its notebook on the public test set, and see what it wrote."""
+    from kbench import console
+    from kbench.commands.push import PushOptions
+    from kbench.commands.push import push as run_push
+
+    done = run_push(choose(competition), Path(bundle), PushOptions(accelerator, image, dry_run))
+    if json or dry_run:
+        console.show_json(done)
+        return
+    console.result(
+        f"{done['notebook']} version {done['version']}: what it wrote is within {done['difference']:.2g} of what this "
+        "machine writes"
+    )
+    console.wrote(done["file"])
+    console.next_command(f"kbench submit --kernel{f' -c {competition}' if competition else ''}")
