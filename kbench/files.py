@@ -348,6 +348,19 @@ def link_folder(path: Path, to: Path) -> Path:
     return path
 
 
+def link_file(path: Path, to: Path) -> Path:
+    """Make `path` a symbolic link to a file, replacing what lies there; return it."""
+    make_folder(path.parent)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+    try:
+        temporary.symlink_to(to)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _write_error(path, error) from error
+    return path
+
+
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`, which must not exist; rename it when the block succeeds, or remove it."""

@@ -30,7 +30,10 @@ def submit(
     ] = None,
     competition: Competition = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
-    wait_s: Annotated[float, typer.Option("--wait-seconds", help="How long at most.")] = 900.0,
+    wait_s: Annotated[
+        float | None, typer.Option("--wait-seconds", help="How long at most; default: 900, of a notebook 12 h.")
+    ] = None,
+    kernel: Annotated[bool, typer.Option("--kernel", help="The notebook that `kbench push` ran last.")] = False,
     resend: Annotated[
         bool, typer.Option("--resend", help="Its outcome is unknown, and Kaggle's page does not list it: send again.")
     ] = False,
@@ -40,8 +43,10 @@ def submit(
     from kbench import console
     from kbench.commands.submit import submit as run_submit
 
-    refuse_together({"a submission": file, "--file": own})
-    result = run_submit(choose(competition), file, own=own, wait=wait, wait_s=wait_s, resend=resend)
+    refuse_together({"a submission": file, "--file": own, "--kernel": kernel})
+    result = run_submit(
+        choose(competition), file, own=own, kernel=kernel, wait=wait, wait_s=wait_s, resend=resend
+    )
     if json:
         console.show_json(result)
         return
