@@ -38,6 +38,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Force = Annotated[bool, typer.Option("--force", help="Do again what is done.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Folds at once.")]
+Devices = Annotated[int, typer.Option("--devices", min=1, help="GPUs, or with --device cpu processes, for each fold.")]
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _debug = False
 

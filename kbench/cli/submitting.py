@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from kbench.cli.app import Assign, Competition, Device, Experiment, Jobs, Json, Run, choose, command, refuse_together
+from kbench.cli.app import (
+    Assign,
+    Competition,
+    Device,
+    Devices,
+    Experiment,
+    Jobs,
+    Json,
+    Run,
+    choose,
+    command,
+    refuse_together,
+)
 
 
 @command()
@@ -71,6 +83,7 @@ def run(
     jobs: Jobs = 1,
     send: Annotated[bool, typer.Option("--submit", help="Send the submission to the service, too.")] = False,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     name: Run = None,
     json: Json = False,
@@ -80,7 +93,8 @@ def run(
     from kbench.commands.run import run as run_all
     from kbench.runs.fold_job import TrainOptions
 
-    result = run_all(choose(competition, experiment, name, assign), TrainOptions(jobs=jobs, device=device), send=send)
+    options = TrainOptions(jobs=jobs, device=device, devices=devices)
+    result = run_all(choose(competition, experiment, name, assign), options, send=send)
     if json:
         console.show_json(result)
         return

@@ -10,6 +10,7 @@ from kbench.cli.app import (
     Assign,
     Competition,
     Device,
+    Devices,
     Experiment,
     Force,
     Jobs,
@@ -36,6 +37,7 @@ def train(
     ] = False,
     jobs: Jobs = 1,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     force: Force = False,
     json: Json = False,
@@ -51,9 +53,9 @@ def train(
     refuse_together({"--full": full, "--fold": fold is not None})
     refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
     if smoke:
-        result = smoke_command.smoke(choice, device=device)
+        result = smoke_command.smoke(choice, device=device, devices=devices)
     else:
-        options = TrainOptions(force=force, jobs=jobs, device=device)
+        options = TrainOptions(force=force, jobs=jobs, device=device, devices=devices)
         result = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
         console.show_json(result)
@@ -100,6 +102,7 @@ def sweep(
     fold: Annotated[str, typer.Option("--fold", help="Folds: 0 or 0,1 or all.")] = "0",
     jobs: Jobs = 1,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     json: Json = False,
 ) -> None:
@@ -109,7 +112,7 @@ def sweep(
     from kbench.runs.fold_job import TrainOptions
 
     choice = choose(competition, experiment, None, assign)
-    result = run_sweep(choice, grid, fold, TrainOptions(jobs=jobs, device=device))
+    result = run_sweep(choice, grid, fold, TrainOptions(jobs=jobs, device=device, devices=devices))
     if json:
         console.show_json(result)
     else:

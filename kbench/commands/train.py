@@ -12,10 +12,11 @@ from kbench import console, files
 from kbench.errors import ConfigError, TrainingError
 from kbench.pictures.curves import draw_fold, draw_lr_finds
 from kbench.runs.experiment import Experiment
-from kbench.runs.fold_job import FULL, FoldJob, TrainOptions, prepare_fold, use_threads
+from kbench.runs.fold_job import FULL, FoldJob, TrainOptions, fold_option, prepare_fold, use_threads
 from kbench.runs.fold_processes import FoldCommand, end_with_parent, run_commands, visible_gpus
 from kbench.runs.opening import prepare_run
 from kbench.runs.out_of_fold import score_of_fold
+from kbench.runs.rank_processes import check_devices, train_on_devices
 from kbench.runs.rates import batch_warnings, found_rates, on_activations, rate_notes
 from kbench.runs.run import Run
 from kbench.training.events import Epoch, Note
@@ -38,6 +39,7 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
         TrainingError: the only fold that is wanted cannot be trained.
     """
     end_with_parent()
+    check_devices(experiment.competition, options)
     wanted = wanted_folds(experiment, which)
     options = replace(options, threads=options.threads or torch.get_num_threads())
     run = prepare_run(experiment, force=options.force and which in (None, "all"))
@@ -54,7 +56,7 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
         error = TrainingError(
             f"fold {fold} of '{paths.name}' failed before: {states[fold].get('error')}",
             "a recipe that trains",
-            f"change it (such as a lower `lr`), or try the same again with `kbench train {_option(fold)} --force`",
+            f"change it (such as a lower `lr`), or try the same again with `kbench train {fold_option(fold)} --force`",
         )
         if len(wanted) == 1:
             raise error
@@ -73,7 +75,7 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
             failed += _train_here(run, some, options, alone=len(wanted) == 1)
         else:
             commands = [_command(experiment, fold, options) for fold in some]
-            failed += run_commands(commands, jobs=options.jobs, paths=paths)
+            failed += run_commands(commands, jobs=options.jobs, paths=paths, devices=options.devices)
     rates = found_rates(run)
     for text in rate_notes(rates):
         console.note(text)
@@ -90,12 +92,8 @@ def _rounds(experiment: Experiment, todo: Sequence[int | str]) -> list[list[int 
     return [folds for folds in rounds if folds]
 
 
-def _option(fold: int | str) -> str:
-    return "--full" if fold == FULL else f"--fold {fold}"
-
-
 def _busy(fold: int | str) -> str:
-    return f"wait for it, or stop it; then `kbench train {_option(fold)}` goes on from its last resume point"
+    return f"wait for it, or stop it; then `kbench train {fold_option(fold)}` goes on from its last resume point"
 
 
 def wanted_folds(experiment: Experiment, which: str | None) -> list[int | str]:
@@ -143,7 +141,8 @@ def _command(experiment: Experiment, fold: int | str, options: TrainOptions) -> 
     choice = experiment.choice
     device = options.device.partition(":")[0] if visible_gpus() else options.device  # of the one GPU it is given
     words = ["train", "-c", experiment.competition.name, "--device", device, "--jobs", str(options.jobs)]
-    words += _option(fold).split()
+    words += fold_option(fold).split()
+    words += ["--devices", str(options.devices)] if options.devices > 1 else []
     words += ["-e", choice.experiment] if choice.experiment else []
     words += ["--run", choice.run] if choice.run else []
     for assignment in choice.assignments:
@@ -155,9 +154,11 @@ def train_one(run: Run, fold: int | str, options: TrainOptions) -> None:
     """Train one fold to its end and predict the rows it did not train on."""
     place = run.paths.fold(fold)
     with files.lock(place.lock, waiting=_busy(fold)):
-        job = prepare_fold(run, fold, options)
         try:
-            _watch(job, fold)
+            if options.devices > 1:
+                train_on_devices(run, fold, options)
+            else:
+                watch(prepare_fold(run, fold, options), fold)
         except TrainingError:
             for picture in draw_lr_finds(place):  # such as one that shows no rate, which the error says to look at
                 console.wrote(picture)
@@ -189,7 +190,7 @@ def shown(score: float | None) -> str:
     return "-" if score is None else f"{score:.5f}"
 
 
-def _watch(job: FoldJob, fold: int | str) -> None:
+def watch(job: FoldJob, fold: int | str) -> None:
     """Train a fold and show what happens: the updates of the stage that are made, and the time the others need."""
     with console.bar(f"fold {fold}") as advance:
         context = replace(job.context, tell=lambda what, done, total: advance(done, total, f"fold {fold}  {what}"))

@@ -41,13 +41,14 @@ class FoldCommand:
     words: tuple[str, ...]
 
 
-def run_commands(commands: Sequence[FoldCommand], *, jobs: int, paths: RunPaths) -> list[int | str]:
+def run_commands(commands: Sequence[FoldCommand], *, jobs: int, paths: RunPaths, devices: int = 1) -> list[int | str]:
     """Train folds in processes, `jobs` at a time; a failed one does not stop the others.
 
     Args:
         commands: the folds.
         jobs: how many at once.
         paths: the run; each fold's output goes to its `console.log`.
+        devices: of each fold.
 
     Returns:
         The folds that failed.
@@ -70,7 +71,7 @@ def run_commands(commands: Sequence[FoldCommand], *, jobs: int, paths: RunPaths)
             log = files.open_log(paths.fold(command.fold).console)
             process = subprocess.Popen(
                 [sys.executable, "-m", "kbench", *command.words],
-                env=divided_environment(slot, jobs), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=divided_environment(slot, jobs, devices), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
             running[command.fold] = process
@@ -94,14 +95,15 @@ def run_commands(commands: Sequence[FoldCommand], *, jobs: int, paths: RunPaths)
     return [command.fold for command, code in zip(commands, codes, strict=True) if code]
 
 
-def divided_environment(slot: int, jobs: int) -> dict[str, str]:
-    """Return the environment of one of `jobs` processes: its share of the CPU threads, its GPU."""
+def divided_environment(slot: int, jobs: int, devices: int = 1) -> dict[str, str]:
+    """Return the environment of one of `jobs` processes: its share of the CPU threads, its GPU or GPUs."""
     environment = dict(os.environ)
     threads = str(max(1, cores() // jobs))
     environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, _PARENT: str(os.getpid())}
     gpus = visible_gpus()
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        own = dict.fromkeys(gpus[(slot * devices + one) % len(gpus)] for one in range(devices))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return environment
 
 

@@ -60,13 +60,19 @@ def train_fold(
                 model = _start(context, plan, model, build)
             yield from run_stage(context, plan, model, progress=progress, tensors=tensors)
             tensors = None
-            _leave_end(context.paths, plan, stages, model)
+            if context.ranks.first:
+                _leave_end(context.paths, plan, stages, model)
+            context.ranks.wait()
             progress.next_stage()
     except Diverged as error:
+        if not context.ranks.first:
+            raise
         mark(context.paths, "failed", context.identity, error=error.what)
         context.log.add({"event": "failed", "what": error.what})
         raise
     context.log.add({"event": "done"})
+    if not context.ranks.first:
+        return
     mark(context.paths, "done", context.identity)
     clear_resume(context.paths)
 

@@ -112,12 +112,13 @@ class _Runner:
         if self.activations is not None:
             self.valid_feed = self._rows(self.activations)
             self.feed = self.valid_feed if stage.draws == 1 else self._rows(self._activations(drawn=True), stage.draws)
+            self.feed = replace(self.feed, ranks=context.ranks)
             if sum(parameter.numel() for parameter in self.learned.parameters()) < _SMALL_HEAD:
                 until_done.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(1)
         else:
             body = FrozenBody(model, context.device, self.judged_in) if self.head_alone else None
-            self.feed = self._feed(train_images, plan.show, mix=plan.mix, body=body)
+            self.feed = replace(self._feed(train_images, plan.show, mix=plan.mix, body=body), ranks=context.ranks)
             if not self.dense:  # judged on whole images, by `judge_maps`
                 images = context.images_for(plan.valid_show)
                 self.valid_feed = self._feed(images, plan.valid_show, mix=None, body=body)
@@ -129,6 +130,7 @@ class _Runner:
             device=context.device,
             precision=precision,
             stage=stage,
+            ranks=context.ranks,
         )
         self.n_groups = len(layers)
         self.lr = self._rates()
@@ -184,8 +186,11 @@ class _Runner:
     def _refit_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
         key = (seeds.MIX, *self.draws.key, REFIT_EPOCH)
-        for number, batch in enumerate(self.feed.load(self.draws.epoch(REFIT_EPOCH))):
-            yield self.feed.ready(batch, (*key, number))[0]
+        batches = self.draws.epoch(REFIT_EPOCH)
+        for number, (draws, batch) in enumerate(zip(batches, self.feed.parts(batches), strict=True)):
+            images, _ = self.feed.ready(batch, (*key, number), rows=len(draws))
+            if len(images) or self.rules.whole_batches is not None:
+                yield images
 
     def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
         decays = per_group(self.stage.weight_decay, self.n_groups, what="weight_decay")
@@ -204,7 +209,7 @@ class _Runner:
         rate = context.plan.get(f"lr/{name}")
         if rate is None:
             elsewhere = _SMOKE_LR if context.limit else context.rate_found_elsewhere(self.plan)
-            rate = elsewhere or self.range_test().suggestion
+            rate = context.ranks.decided(elsewhere or self.range_test().suggestion)
             context.plan.set(f"lr/{name}", rate)
         return spread(float(rate), stage.lr_decay, self.n_groups)
 
@@ -231,11 +236,11 @@ class _Runner:
     def _held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield batches of the rows held out, in an order of their own, over and over."""
         images, show = self.context.images_for(self.plan.valid_show), self.plan.valid_show
-        feed = self._feed(images, show, mix=None, body=None) if self.dense else self.valid_feed
+        feed = self._feed(images, show, mix=None, body=None) if self.dense else self.valid_feed  # every rank judges all
         plan, key = self.draws.held_out(), (*self.draws.key, seeds.FIND)
         while True:
             for batch in feed.load(plan):
-                yield feed.ready(batch, key)
+                yield feed.ready(batch, key, rows=len(batch.rows))
 
     # -- epochs ----------------------------------------------------------------------------------------------
 
@@ -264,6 +269,7 @@ class _Runner:
                 self.keeper.checkpoint()
                 saved = time.monotonic()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
+        self.context.ranks.hold_alike(self.learned)
         speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
         valid_loss, score, better, constant = self._judge(last_rate)
         verdict = None if self.slow or self.activations is not None else loader_verdict(waiting)
@@ -310,6 +316,7 @@ class _Runner:
         if not math.isfinite(valid_loss):
             raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
         score, signed = self._score(judged)
+        score, signed, progress.by_loss = self.context.ranks.decided((score, signed, progress.by_loss))
         better = progress.best is None or signed > progress.best + self.stage.min_delta
         better |= signed == progress.best and progress.best_loss is not None and valid_loss < progress.best_loss
         if better:
@@ -352,7 +359,7 @@ class _Runner:
             return judge_maps(context, self.learner.judged, judging)
         valid_loss, values = evaluate(
             self.learner.judged, self.valid_feed, self.draws.valid(size), loss=self.rules.loss,
-            precision=self.judged_in, task=context.table.task,
+            precision=self.judged_in, task=context.table.task, ranks=context.ranks,
         )  # fmt: skip
         targets = context.table.targets
         truth = None if targets is None else targets[context.valid_rows]
