@@ -30,9 +30,8 @@ from kbench.runs.run import Run
 from kbench.training.fold import begin
 from kbench.training.fold_context import FoldContext, Log, Plan
 from kbench.training.ranks import ALONE, Ranks
-from kbench.training.resume import Progress, load_resume
+from kbench.training.resume import Progress
 from kbench.training.stage_plan import StagePlan, for_full, with_limit
-from kbench.workspace import FoldPaths
 
 
 def place_of(fold: int | str) -> str:
@@ -155,7 +154,7 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions, ranks: Ranks 
             competition, n_outputs, device=device, weights=experiment.weights(), channels_last=channels_last
         )
 
-    resumed = _begun(place, training, ranks)
+    resumed = begin(place, training=training, ranks=ranks)
     if fold == FULL:
         train, valid = np.arange(len(experiment.train)), np.arange(0)
     else:
@@ -178,16 +177,6 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions, ranks: Ranks 
         ranks=ranks,
     )  # fmt: skip
     return FoldJob(with_pseudo(context, experiment), stages, build, resumed)
-
-
-def _begun(paths: FoldPaths, training: str, ranks: Ranks) -> tuple[Progress, Tensors] | None:
-    """Return the resume point, which rank 0 replaces when all have read it."""
-    resumed = begin(paths, training=training) if ranks.first else None
-    ranks.wait()
-    if not ranks.first:
-        resumed = load_resume(paths, training=training)
-    ranks.wait()
-    return resumed
 
 
 def use_threads(plan: Plan, options: TrainOptions, processes: int = 1) -> None:
