@@ -42,7 +42,10 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
     ("mask", "values"): {"folder": "masks"},
     ("mask", "per_class"): {"folder": "masks/{class}"},
     ("mask", "instances"): {"folder": "masks/{id}", "label": r"(?P<label>.)\.png"},
+    ("mask", "wkt"): {"csv": "polygons.csv"},
+    ("mask", "geojson"): {"folder": "polygons", "label": "class"},
     ("loss", "sum"): {"parts": [{"name": "cross_entropy", "weight": 0.5}, "dice"]},
+    ("loss", "ssim"): {"range": 1.0},
     ("windows", "resized"): {"scale": 0.5},  # one of two, so neither has to be given
     ("recipe", "progressive"): {"sizes": [64, 128]},
     ("augmentation", "pipeline"): {"transforms": ["HorizontalFlip"]},

@@ -111,7 +111,7 @@ def stage(name: str = "only", *, size: tuple[int, int] = (8, 8), **changes: Any)
         optimizer=partial(settings.build, "optimizer"),
         show=Show(size, settings.build("crop"), settings.build("augment")),
         valid_show=Show(size, registry.build("crop", "centre", {})),
-        loss=lambda counts, rows: settings.build("loss", _counts=counts, _rows=rows),
+        loss=lambda counts, rows, units=None: settings.build("loss", _counts=counts, _rows=rows, _units=units),
         mix=settings.build("mix") if settings.mix else None, sampler=partial(settings.build, "sampler"),
         step=settings.build("step"), monitor=None,
     )  # fmt: skip

@@ -8,6 +8,7 @@ import typer
 
 from kbench.cli.app import (
     Assign,
+    Cluster,
     Competition,
     Device,
     Devices,
@@ -81,6 +82,7 @@ def run(
     competition: Competition = None,
     experiment: Experiment = None,
     jobs: Jobs = 1,
+    cluster: Cluster = None,
     send: Annotated[bool, typer.Option("--submit", help="Send the submission to the service, too.")] = False,
     device: Device = "auto",
     devices: Devices = 1,
@@ -93,7 +95,7 @@ def run(
     from kbench.commands.run import run as run_all
     from kbench.runs.fold_job import TrainOptions
 
-    options = TrainOptions(jobs=jobs, device=device, devices=devices)
+    options = TrainOptions(jobs=jobs, device=device, cluster=cluster or None, devices=devices)
     result = run_all(choose(competition, experiment, name, assign), options, send=send)
     if json:
         console.show_json(result)

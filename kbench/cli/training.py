@@ -8,6 +8,7 @@ import typer
 
 from kbench.cli.app import (
     Assign,
+    Cluster,
     Competition,
     Device,
     Devices,
@@ -16,6 +17,7 @@ from kbench.cli.app import (
     Jobs,
     Json,
     Run,
+    Threads,
     choose,
     command,
     next_of,
@@ -36,6 +38,8 @@ def train(
         bool, typer.Option("--smoke", help="Two batches of every stage, through to a checked file.")
     ] = False,
     jobs: Jobs = 1,
+    cluster: Cluster = None,
+    threads: Threads = None,
     device: Device = "auto",
     devices: Devices = 1,
     assign: Assign = None,
@@ -51,11 +55,14 @@ def train(
 
     choice = choose(competition, experiment, run, assign)
     refuse_together({"--full": full, "--fold": fold is not None})
+    refuse_together({"--cluster": cluster, "--jobs": jobs > 1})
     refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
     if smoke:
         result = smoke_command.smoke(choice, device=device, devices=devices)
     else:
-        options = TrainOptions(force=force, jobs=jobs, device=device, devices=devices)
+        options = TrainOptions(
+            force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None, devices=devices
+        )  # fmt: skip
         result = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
         console.show_json(result)
@@ -101,6 +108,8 @@ def sweep(
     experiment: Experiment = None,
     fold: Annotated[str, typer.Option("--fold", help="Folds: 0 or 0,1 or all.")] = "0",
     jobs: Jobs = 1,
+    cluster: Cluster = None,
+    threads: Threads = None,
     device: Device = "auto",
     devices: Devices = 1,
     assign: Assign = None,
@@ -112,11 +121,14 @@ def sweep(
     from kbench.runs.fold_job import TrainOptions
 
     choice = choose(competition, experiment, None, assign)
-    result = run_sweep(choice, grid, fold, TrainOptions(jobs=jobs, device=device, devices=devices))
+    options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None, devices=devices)
+    result = run_sweep(choice, grid, fold, options)
     if json:
         console.show_json(result)
     else:
-        console.show_table(result["rows"], title=f"{result['metric']}; gain is the difference to the first combination")
+        title = f"{result['metric']}; gain is the difference to the first combination"
+        nested = "; nested: what was found on other rows" if any("optimism" in row for row in result["rows"]) else ""
+        console.show_table(result["rows"], title=title + nested)
         console.next_command("kbench ensemble RUN, or write the best as an experiment")
     if result["failed"]:
         console.warn(f"failed: {'; '.join(result['failed'])}")

@@ -9,15 +9,16 @@ import atexit
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from kbench import console
-from kbench.commands.train import watch
+from kbench.commands.train import busy, train_held
 from kbench.errors import ConfigError, KbenchError
 from kbench.models.device import choose_device
+from kbench.runs import leases
 from kbench.runs.experiment import open_experiment
-from kbench.runs.fold_job import prepare_fold
 from kbench.runs.fold_processes import end_with_parent
 from kbench.runs.opening import run_of
 from kbench.runs.rank_processes import RankTask, keep_error, meeting, read_task
@@ -45,7 +46,9 @@ def train_rank(task: RankTask, rank: int, place: Path) -> None:
             "run the same command again",
         )
     with joined(rank, task.options.devices, choose_device(task.options.device), place) as ranks:
-        watch(prepare_fold(run, task.fold, task.options, ranks), task.fold)
+        lease = leases.holding(run.paths.fold(task.fold), todo=busy(task.fold)) if ranks.first else nullcontext()
+        with lease:
+            train_held(run, task.fold, task.options, ranks)
         ranks.wait()  # nobody leaves before all are done
 
 

@@ -39,6 +39,9 @@ class RangeTest(Section):
     linear: bool = Field(False, description="raise the rate by equal steps instead of equal factors")
     valid: bool = Field(False, description="judge a batch of held-out rows after each update; its loss is what counts")
     stop: bool = Field(True, description="end the test where the loss diverges")
+    divide: Annotated[Finite, LATER] = Field(
+        10.0, ge=1, description="the rate is this many times below that of the lowest smoothed loss"
+    )
 
 
 class Average(Section):

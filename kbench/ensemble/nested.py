@@ -171,7 +171,7 @@ def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
         values = applied(stack, recipe, whole)
         plain = _interval(stack, values)
         return Outcome(whole, plain, plain, values, stack.fold, {})
-    parts = stack.fold if len(np.unique(stack.fold)) > 1 else _fifths(stack)
+    parts = parts_of(stack.fold, stack.groups)
 
     def apply(whole: Fit, by_part: Mapping[int, Fit]) -> tuple[np.ndarray, np.ndarray]:
         values = applied(stack, recipe, whole)
@@ -188,9 +188,16 @@ def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
     )
 
 
-def _fifths(stack: Stack) -> np.ndarray:
-    """Return [N] int, five parts of the rows by lot; a group is in one of them."""
-    units = np.arange(len(stack.fold)) if stack.groups is None else np.unique(stack.groups, return_inverse=True)[1]
+def parts_of(fold: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Return [N] int, the parts that what is fitted is nested by: the folds, or five parts of the only one.
+
+    Args:
+        fold: [N] int, the fold of each row.
+        groups: [N] labels whose rows stay together, or None.
+    """
+    if len(np.unique(fold)) > 1:
+        return fold
+    units = np.arange(len(fold)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(units.max()) + 1  # two or more, or there were no interval
     order = np.random.default_rng(0).permutation(count)
     return np.asarray((order % min(5, count))[units])

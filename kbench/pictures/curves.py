@@ -23,7 +23,7 @@ from kbench.ensemble.bootstrap import interval, paired
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import Metric
 from kbench.pictures.figures import MUTED, SERIES, blank_figure, new_figure, save_figure, shorten, tidy
-from kbench.training.lr_finder import LRCurve, shown
+from kbench.training.lr_finder import TENTH, LRCurve, shown
 from kbench.workspace import FoldPaths
 
 _POINTS = 4000  # of a curve; longer ones are thinned
@@ -297,7 +297,8 @@ def _robust(axes: Any, columns: Sequence[np.ndarray]) -> None:
 def read_curve(csv: Path) -> LRCurve:
     """Return the learning-rate range test of a CSV."""
     frame = pd.read_csv(csv)
-    return LRCurve(tuple(frame["lr"]), tuple(frame["loss"]), tuple(frame.get("valid_loss", ())))
+    divide = float(frame["divide"].iloc[0]) if "divide" in frame else TENTH
+    return LRCurve(tuple(frame["lr"]), tuple(frame["loss"]), tuple(frame.get("valid_loss", ())), divide)
 
 
 def draw_range_tests(curves: Mapping[str, Path], path: Path) -> Path:

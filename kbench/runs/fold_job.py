@@ -107,6 +107,7 @@ class TrainOptions:
         threads: CPU threads of a fold; None for all there are.
         limit: batches per stage of a smoke run.
         devices: that train each fold together.
+        cluster: `dask://HOST:PORT` or `ray://HOST:PORT`, whose workers train folds; None for this machine.
     """
 
     force: bool = False
@@ -115,6 +116,7 @@ class TrainOptions:
     threads: int | None = None
     limit: int | None = None
     devices: int = 1
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)

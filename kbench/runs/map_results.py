@@ -30,15 +30,18 @@ from kbench.metrics.maps import image_counts, image_errors, pixel_worth, truth_o
 from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
+from kbench.runs.leaving_out import lessened
 from kbench.runs.map_parts import (
     MapPart,
     MapResult,
     fold_part,
+    narrowed,
     of_folds,
     records_of,
     require_readable,
     table_part,
 )
+from kbench.runs.map_slices import joined_sets, over_slices
 from kbench.runs.results import Judged, Rows, Share, Weighed, fold_of, metric_of
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
@@ -71,6 +74,9 @@ def predict(
     ranks: bool = False,
 ) -> MapResult:
     """Return rows as runs in their shares, or members with weights of their own, predict them; see `Results`."""
+    if rows.slices:
+        fewer = [(one, *lessened(shares, weights, one.without)) for one in rows.slices]
+        return over_slices(rows, [predict(own, one, mean=mean, weights=its) for one, own, its in fewer])
     require_readable(rows)
     parts_of, numbers = [], []
     for share in shares:
@@ -121,6 +127,8 @@ def sent(experiment: Experiment, result: MapResult, fit: Rule) -> MaskSet | Numb
 
     Where maps are not kept, the masks are.
     """
+    if result.slices:
+        return joined_sets(result, [sent(experiment, one, fit) for one in result.slices])
     if len(result.parts) == 1:
         part = result.parts[0]
         plain = experiment.competition.maps.postprocess.name == "none" and result.task in SEGMENTATION
@@ -239,12 +247,10 @@ def judge(experiment: Experiment, result: MapResult, table: Table) -> Judged:
             params=part.params, groups=groups, advance=advance,
         )  # fmt: skip
     outcome = tuned.outcome
-    by_fold = {
-        fold: build_rule(experiment, outcome.by_part.get(fold, outcome.fit)) for fold in np.unique(numbers).tolist()
-    }
+    by_part = {part: build_rule(experiment, params) for part, params in outcome.by_part.items()}
     record = {"postprocess": tuned.as_json()}
     rule = build_rule(experiment, outcome.fit)
-    return Judged(outcome, truth_of(outcome.values, table.task), rule, record, outcome.fit, by_fold)
+    return Judged(outcome, truth_of(outcome.values, table.task), rule, record, outcome.fit, by_part)
 
 
 def _worth_after(experiment: Experiment, result: MapResult, rule: Rule, table: Table) -> np.ndarray:
@@ -267,20 +273,25 @@ def chosen(result: MapResult, sure: Sure) -> Iterator[Chosen]:
 
 def made(result: MapResult) -> None:
     """Predict what is missing; see `Results`."""
-    _ = result.stores
+    for one in result.slices or (result,):
+        _ = one.stores
 
 
 def scored(experiment: Experiment, result: MapResult, judged: Judged) -> MaskSet | NumberSet:
-    """Return what is scored of the rows of a run's trained folds: masks, each by the rule of its fold, or numbers."""
+    """Return what is scored of the rows of a run's trained folds: masks, each by the rule of its part, or numbers."""
     assert result.fold_of is not None, "out-of-fold maps are those of folds"
-    numbers, of_fold = result.fold_of, {}
+    numbers, of_part = judged.outcome.parts, {}
     for fold, part in result.parts.items():
-        rule = judged.by_part.get(fold, judged.fit)
-        of_fold[fold] = sent(experiment, replace(result, ids=part.ids, parts={0: part}, read=_reader(part)), rule)
+        own = result.fold_of == fold
+        for number in np.unique(numbers[own]).tolist():
+            some = own & (numbers == number)
+            few = part if some.sum() == own.sum() or part.keeps() else narrowed(part, fold, number, result.ids[some])
+            rule = judged.by_part.get(number, judged.fit)
+            of_part[number] = sent(experiment, replace(result, ids=few.ids, parts={0: few}, read=_reader(few)), rule)
 
     def read(row: int) -> np.ndarray:
-        own = of_fold[int(numbers[row])]
-        return own[int(np.searchsorted(own.ids, result.ids[row]))]
+        masks = of_part[int(numbers[row])]
+        return masks[int(np.searchsorted(masks.ids, result.ids[row]))]
 
     kind = MaskSet if result.task in SEGMENTATION else NumberSet
     return kind(result.ids, result.names, result.task, {"run": next(iter(result.parts.values())).run.name}, read)
@@ -304,6 +315,8 @@ def details(run: Run, result: MapResult, judged: Judged, table: Table) -> dict[s
         scores = {
             name: metric.or_none(truth_of(worth[rows], few.task), worth[rows], few) for name, worth in readings.items()
         }
+        if run.competition.maps.postprocess.name != "none":
+            scores["post-processed"] = metric.or_none(judged.targets[rows], judged.outcome.values[rows], few)
         records.append({"fold": fold, "rows": len(few), **scores})
     if run.competition.maps.postprocess.name != "none":
         readings["mean, post-processed"] = judged.outcome.values
@@ -434,10 +447,11 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     rows and once, fold by fold, with those of the other folds.
     """
     outcome = evaluate(stack, Recipe(recipe.combiner, None, recipe.prune))
-    whole = judge(experiment, _weighted(shares, table, stack, lambda fold: outcome.fit), table)
+    whole = judge(experiment, _weighted(shares, table, stack, stack.fold, lambda fold: outcome.fit), table)
     nested = judge(
-        experiment, _weighted(shares, table, stack, lambda fold: outcome.by_part.get(fold, outcome.fit)), table
-    )
+        experiment,
+        _weighted(shares, table, stack, outcome.parts, lambda part: outcome.by_part.get(part, outcome.fit)), table,
+    )  # fmt: skip
     joint = Outcome(
         outcome.fit, whole.outcome.plain, nested.outcome.nested, nested.outcome.values, nested.outcome.parts,
         outcome.by_part,
@@ -447,24 +461,30 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     return Weighed(judged, outcome, weights)
 
 
-def _weighted(shares: Sequence[Share], table: Table, stack: Stack, fit_of: Callable[[int], Fit]) -> MapResult:
-    """Return the out-of-fold maps of members with weights that depend on the fold."""
-    folds = [int(fold) for fold in np.unique(stack.fold)]
+def _weighted(
+    shares: Sequence[Share], table: Table, stack: Stack, parts_of_rows: np.ndarray, fit_of: Callable[[int], Fit]
+) -> MapResult:
+    """Return the out-of-fold maps of members with weights that depend on the part a row is in."""
+    numbers = np.unique(parts_of_rows).tolist()
+    fold_of_part = {part: int(stack.fold[parts_of_rows == part][0]) for part in numbers}
+    whole = len(set(fold_of_part.values())) == len(numbers)  # else they are fifths of the only fold
     of_run: dict[str, dict[int, dict[str, float]]] = {share.run.name: {} for share in shares}
-    for fold in folds:
-        for name, weight in zip(stack.names, fit_of(fold).weights, strict=True):
+    for part in numbers:
+        for name, weight in zip(stack.names, fit_of(part).weights, strict=True):
             run, _, member = name.partition("/")
-            of_run[run].setdefault(fold, {})[member] = float(weight)
+            of_run[run].setdefault(part, {})[member] = float(weight)
     results, totals = [], []
     for share in shares:
-        own = of_run[share.run.name]
-        device = share.oof.result.parts[folds[0]].rows.device
-        used = {fold: weights if any(weights.values()) else None for fold, weights in own.items()}
-        results.append(
-            of_folds(share.run, {fold: fold_part(share.run, fold, device=device, weights=used[fold]) for fold in folds})
-        )
-        totals.append({fold: sum(weights.values()) for fold, weights in own.items()})
+        own, of_part = of_run[share.run.name], {}
+        for part, weights in own.items():
+            fold = fold_of_part[part]
+            device = share.oof.result.parts[fold].rows.device
+            used = weights if any(weights.values()) else None
+            one = fold_part(share.run, fold, device=device, weights=used)
+            of_part[part] = one if whole else narrowed(one, fold, part, table.ids[parts_of_rows == part])
+        results.append(of_folds(share.run, of_part))
+        totals.append({part: sum(weights.values()) for part, weights in own.items()})
     if len(results) == 1:
         return results[0]
     mean = shares[0].run.competition.ensemble.mean
-    return _joined(results, table, mean, lambda fold: [total[fold] for total in totals])
+    return _joined(results, table, mean, lambda part: [total[part] for total in totals])

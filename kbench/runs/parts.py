@@ -33,8 +33,8 @@ from kbench.metrics.metric import Metric, make_metric
 from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
-from kbench.models.outputs import default_loss
-from kbench.runs.experiment import decoding_of, mask_kind, reader_of, size_reader
+from kbench.models.outputs import Units, default_loss
+from kbench.runs.experiment import channels, decoding_of, mask_kind, reader_of, size_reader
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
 
@@ -75,7 +75,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
     )  # fmt: skip
 
 
-def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int) -> Loss:
+def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int, units: Units | None = None) -> Loss:
     """Return the loss of a stage, that of the task where it names none.
 
     Args:
@@ -83,8 +83,9 @@ def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int) ->
         task: the competition's.
         counts: [K] positives per target among the rows, or None where there are no classes.
         rows: how many train.
+        units: of a regression's targets, where they are learned standardised.
     """
-    known: dict[str, Any] = {"_counts": counts, "_rows": rows, "_task": task}
+    known: dict[str, Any] = {"_counts": counts, "_rows": rows, "_task": task, "_units": units}
     default = default_loss(task, 2 if counts is None else len(counts))
     loss: Loss = stage.build("loss", **known) if stage.loss else registry.build("loss", default, {}, **known)
     return loss
@@ -133,7 +134,7 @@ def build_model(
     model: nn.Module = section.build(
         "name", n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
-        _several=len(set(sizes)) > 1,
+        _several=len(set(sizes)) > 1, _task=competition.task,
     )  # fmt: skip
     if weights is not None:
         load_pretrained(getattr(model, "body", model), read_tensors(weights), file=str(weights))
@@ -156,6 +157,11 @@ def reader_key(competition: Competition) -> list[Any]:
     section = competition.input
     later: list[str] = [section.orientation] if section.orientation != "apply" else []
     later += [section.decode] if section.decode != "exact" else []
+    if section.files:
+        known = {
+            name: [part.number, [str(value) for value in part.nodata_values]] for name, part in section.bands.items()
+        }
+        later += [files.digest([known, section.files, section.dates, section.missing])]
     return [section.reader.model_dump(), section.channels, *later]
 
 
@@ -241,10 +247,15 @@ def build_windows(competition: Competition) -> Windows | None:
 
 def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:
     """Return the function that chooses the normalisation of a fold."""
-    backbone = backbone_statistics(competition.model.backbone)
+    backbone, section = backbone_statistics(competition.model.backbone), competition.input
+    bands = {name: dict(zip(part.band_names(), part.fixed(), strict=True)) for name, part in section.bands.items()}
+    fixed = [bands.get(channel.file, {}).get(channel.band) for channel in channels(competition)]
 
     def scale(images: Images, rows: np.ndarray) -> Scale:
-        return choose(images, rows, mean=competition.input.mean, std=competition.input.std, backbone=backbone)
+        return choose(
+            images, rows, mean=section.mean, std=section.std, backbone=backbone, fixed=fixed,
+            masked=section.reader.name == "raster",
+        )  # fmt: skip
 
     return scale
 

@@ -7,6 +7,7 @@ on one. Who dies takes the others along: they would wait for it for ever.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import signal
@@ -23,7 +24,7 @@ from kbench import console, files
 from kbench.config.competition import Competition
 from kbench.errors import ConfigError, KbenchError, RankLost, counted
 from kbench.runs.fold_job import TrainOptions, fold_option
-from kbench.runs.fold_processes import divided_environment
+from kbench.runs.fold_processes import PARENT, divided_environment
 from kbench.runs.run import Run
 from kbench.workspace import Choice
 
@@ -74,6 +75,11 @@ def check_devices(competition: Competition, options: TrainOptions) -> None:
     """
     if options.devices == 1:
         return
+    if options.cluster:
+        raise ConfigError(
+            "--devices with --cluster", "one of the two: a worker of a cluster trains a fold on one device",
+            "leave out --devices, or train on this machine without --cluster",
+        )  # fmt: skip
     kind, wanted = _kind(options.device), options.devices * options.jobs
     there = torch.cuda.device_count() if kind == "cuda" else wanted
     if there < wanted:
@@ -108,7 +114,7 @@ def _kind(device: str) -> str:
 
 
 def train_on_devices(run: Run, fold: int | str, options: TrainOptions) -> None:
-    """Train a fold in `options.devices` processes; the caller holds its lock.
+    """Train a fold in `options.devices` processes; the first of them, which writes, holds its lease.
 
     Raises:
         RankLost: one was killed.
@@ -136,7 +142,7 @@ def train_on_devices(run: Run, fold: int | str, options: TrainOptions) -> None:
 
 
 def _started(folder: Path, rank: int, count: int) -> subprocess.Popen[bytes]:
-    environment = divided_environment(rank, count)
+    environment = divided_environment(rank, count) | {PARENT: str(os.getpid())}
     environment.setdefault("GLOO_SOCKET_IFNAME", "lo")  # they are on one machine
     return subprocess.Popen(
         [sys.executable, "-m", "kbench.commands.train_rank", str(folder), str(rank)],

@@ -6,7 +6,7 @@ and a method here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,11 +44,15 @@ class Run:
         experiment: workspace, configuration, tables and folds.
         paths: the run's files.
         hashes: `training`, `contract` and `folds` of what it was trained with; None where it was opened untrained.
+        engine: snapshot -> its network as another engine than torch runs it, in eval mode; None: torch.
+        left_out: checksums of snapshots that are no members, as there is no time for them.
     """
 
     experiment: Experiment
     paths: RunPaths
     hashes: dict[str, str] | None
+    engine: Callable[[Checkpoint], torch.nn.Module] | None = None
+    left_out: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:

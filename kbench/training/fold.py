@@ -151,9 +151,10 @@ def _begin(paths: FoldPaths, training: str) -> tuple[Progress, Tensors] | None:
 
 
 def clear(paths: FoldPaths) -> None:
-    """Remove everything of a fold but its lock, which the caller holds."""
+    """Remove everything of a fold but its lock and lease, which the caller holds."""
+    held = {paths.lock, *(paths.lease(generation) for generation in paths.leases())}
     for path in paths.root.iterdir():
-        if path != paths.lock:
+        if path not in held:
             files.remove(path)
 
 

@@ -244,26 +244,28 @@ class FoldContext:
             return np.bincount(targets[rows], minlength=len(self.table.target_names))
         return np.asarray(np.nansum(targets[rows], axis=0))
 
-    def rate_found_elsewhere(self, plan: StagePlan) -> float | None:
-        """Return the rate that an earlier stage or another fold found for a stage, or None where it looks for its own.
+    def rate_found_elsewhere(self, plan: StagePlan) -> tuple[float, bool] | None:
+        """Return the rate an earlier stage or another fold found for a stage, and whether on a level stretch of loss.
+
+        None where the stage looks for its own.
 
         Raises:
             ConfigError: that fold has not found it yet.
         """
         stage = plan.stage
         if stage.lr_from_stage is not None:
-            return float(self.plan.get(f"lr/{stage.lr_from_stage}"))
+            return _rate(self.plan, stage.lr_from_stage)
         fold = stage.lr_from_fold
         if fold is None or fold == self.fold:
             return None
-        rate = self.plan_of(fold).get(f"lr/{plan.name}")
-        if rate is None:
+        known = _rate(self.plan_of(fold), plan.name)
+        if known is None:
             raise ConfigError(
                 f"stages.{plan.name}.lr_from_fold is {fold}, and fold {fold} has not found a rate yet",
                 f"a fold {fold} that is trained",
                 f"`kbench train --fold {fold}` first, or remove `lr_from_fold`",
             )
-        return float(rate)
+        return known
 
     def keep_curve(self, stage: str, curve: LRCurve) -> None:
         """Write the curve of a learning-rate range test."""
@@ -271,3 +273,8 @@ class FoldContext:
             return
         with files.replacing(self.paths.lr_find(stage)) as temporary:
             pd.DataFrame(curve.rows()).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def _rate(plan: Plan, stage: str) -> tuple[float, bool] | None:
+    rate = plan.get(f"lr/{stage}")
+    return None if rate is None else (float(rate), bool(plan.get(f"level/{stage}")))

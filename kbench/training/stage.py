@@ -27,7 +27,7 @@ from kbench.training.batches import REFIT_EPOCH, Draws
 from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold_context import FoldContext
 from kbench.training.loop import Feed, Meter, Update, diverged, train_epoch
-from kbench.training.lr_finder import LRCurve, find_lr
+from kbench.training.lr_finder import LRCurve, find_lr, level_note
 from kbench.training.optimizers import normalised, per_group, spread
 from kbench.training.resume import Progress
 from kbench.training.snapshots import Keeper, weight_mean
@@ -126,7 +126,7 @@ class _Runner:
         self.epochs = min(plan.stop_after or self.schedule.epochs, self.schedule.epochs)
         self.rules = Rules(
             step=plan.step,
-            loss=plan.loss(*context.balance(self.draws.rows)),
+            loss=plan.loss(*context.balance(self.draws.rows), self.units),
             device=context.device,
             precision=precision,
             stage=stage,
@@ -206,12 +206,23 @@ class _Runner:
             if isinstance(stage.lr, float | int):
                 return spread(float(stage.lr), stage.lr_decay, self.n_groups)
             return per_group(list(stage.lr), self.n_groups, what="lr")
-        rate = context.plan.get(f"lr/{name}")
-        if rate is None:
-            elsewhere = _SMOKE_LR if context.limit else context.rate_found_elsewhere(self.plan)
-            rate = context.ranks.decided(elsewhere or self.range_test().suggestion)
+        known = context.plan.get(f"lr/{name}")
+        if known is None:
+            rate, level = (_SMOKE_LR, False) if context.limit else context.ranks.decided(self._found_rate())
+            if level:
+                self.rules.said.append(level_note(name, rate))
+                context.plan.set(f"level/{name}", True)
             context.plan.set(f"lr/{name}", rate)
-        return spread(float(rate), stage.lr_decay, self.n_groups)
+            return spread(rate, stage.lr_decay, self.n_groups)
+        return spread(float(known), stage.lr_decay, self.n_groups)
+
+    def _found_rate(self) -> tuple[float, bool]:
+        """Return the rate another stage or fold found, or this one's range test, and whether the loss was level."""
+        elsewhere = self.context.rate_found_elsewhere(self.plan)
+        if elsewhere is not None:
+            return elsewhere
+        judged = self.range_test().judged
+        return judged.rate, judged.level
 
     def range_test(self) -> LRCurve:
         """Run the learning-rate range test on a copy of the model; write and return its curve."""

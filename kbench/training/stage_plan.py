@@ -32,7 +32,7 @@ class StagePlan:
         optimizer: (layers, rates, decays) -> optimiser.
         show: size, crop and augmentation of training images.
         valid_show: how images are shown when judged.
-        loss: (training counts per target, rows) -> loss.
+        loss: (training counts per target, rows, units of targets learned standardised or None) -> loss.
         mix: mixup or cutmix.
         sampler: (targets, rows) -> order of an epoch.
         step: what one update computes.
@@ -48,7 +48,7 @@ class StagePlan:
     optimizer: Callable[..., torch.optim.Optimizer]
     show: Show
     valid_show: Show
-    loss: Callable[[np.ndarray | None, int], Loss]
+    loss: Callable[..., Loss]
     mix: Mix | None
     sampler: Callable[[np.ndarray | None, int], Callable[[np.random.Generator], np.ndarray]]
     step: Step

@@ -26,7 +26,10 @@ from kbench.errors import DataError, KbenchError, first_names
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "`|`"}
 _LOOK = 1 << 16  # bytes that show how cells are separated
 _DECIMAL = re.compile(r"[+-]?[0-9]+(,[0-9]+)?([eE][+-]?[0-9]+)?")
-UNKNOWN = frozenset({"", "-", "na", "n/a", "#n/a", "nan", "none", "null", "nil", "unknown", "?", "<na>"})
+UNKNOWN = frozenset(
+    "|-|--|.|?|na|n/a|n.a.|#n/a|<na>|nan|none|null|nil|unknown|undefined|missing|not available|n.d.|#null!|#div/0!|"
+    "#value!|#ref!".split("|")
+)
 """What cells of numbers hold, in small letters, where the number is not known."""
 
 

@@ -1,0 +1,77 @@
+"""What the user types to enter a code competition: a bundle of runs, and the notebook that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kbench.cli.app import Competition, Device, Experiment, Json, choose, command
+
+
+@command()
+def export(
+    runs: Annotated[list[str] | None, typer.Argument(help="Runs; default: the current experiment's.")] = None,
+    competition: Competition = None,
+    experiment: Experiment = None,
+    out: Annotated[str, typer.Option("--out", help="The bundle's folder.")] = "bundle",
+    hours: Annotated[float, typer.Option("--hours", help="How long the notebook may run.")] = 9.0,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Store weights as float16: half the size.")] = False,
+    engine: Annotated[str, typer.Option("--engine", help="torch, openvino or onnx.")] = "torch",
+    wheels: Annotated[bool, typer.Option("--wheels", help="Put the kbench wheel into the bundle.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Send models trained on all rows.")] = False,
+    mixed_folds: Annotated[
+        bool, typer.Option("--mixed-folds", help="Let runs on other folds join a plain mean.")
+    ] = False,
+    weight: Annotated[list[float] | None, typer.Option("--weight", help="One per run.")] = None,
+    combine: Annotated[
+        str | None, typer.Option("--combine", help="mean, greedy, weights or rank; default: the YAML's.")
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Leave out members whose gain is inside the noise.")] = False,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Write an ensemble as a bundle that predicts without data, folds or network."""
+    from kbench import console
+    from kbench.commands.export import ExportOptions
+    from kbench.commands.export import export as run_export
+    from kbench.runs.blend import EnsembleOptions
+
+    chosen = EnsembleOptions(
+        full=full, mixed_folds=mixed_folds, device=device, weights=tuple(weight) if weight else None, combine=combine,
+        prune=prune,
+    )  # fmt: skip
+    how = ExportOptions(Path(out), hours, fp16, engine, wheels)
+    written = run_export(choose(competition, experiment), runs or [], chosen, how)
+    if json:
+        console.show_json(written)
+        return
+    console.wrote(written["bundle"])
+    console.result(f"{written['members']} models, {written['bytes'] / 1e6:.1f} MB")
+    console.next_command(f"kbench infer {out} --data DIR --out submission.csv --work work; then kbench push {out}")
+
+
+@command()
+def infer(
+    bundle: Annotated[str, typer.Argument(help="A folder that `kbench export` wrote.")],
+    data: Annotated[str, typer.Option("--data", help="The data folder, with the test set to predict.")],
+    out: Annotated[str | None, typer.Option("--out", help="The submission's file.")] = None,
+    work: Annotated[str, typer.Option("--work", help="Where partial results go.")] = "kbench-work",
+    hours: Annotated[float | None, typer.Option("--hours", help="Time limit; default: the bundle's.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Predict a test set with a bundle, within its time; go on where it was killed."""
+    from kbench import console
+    from kbench.commands.infer import infer as run_infer
+
+    written = run_infer(
+        Path(bundle), data=Path(data), out=None if out is None else Path(out), work=Path(work), hours=hours,
+        device=device,
+    )  # fmt: skip
+    if json:
+        console.show_json(written)
+        return
+    console.result(f"{written['rows']:,} rows, {written['members']} models, {written['seconds']:.0f} s")
+    console.wrote(written["file"])
