@@ -38,10 +38,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Force = Annotated[bool, typer.Option("--force", help="Do again what is done.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Folds at once.")]
+Devices = Annotated[int, typer.Option("--devices", min=1, help="GPUs, or with --device cpu processes, for each fold.")]
 Cluster = Annotated[
     str | None,
     typer.Option(
-        "--cluster", envvar="KBENCH_CLUSTER", show_envvar=True,
+        "--cluster",
+        envvar="KBENCH_CLUSTER",
+        show_envvar=True,
         help="dask://HOST:PORT or ray://HOST:PORT: its workers train the folds; they share this folder.",
     ),
 ]

@@ -11,6 +11,7 @@ from kbench.cli.app import (
     Cluster,
     Competition,
     Device,
+    Devices,
     Experiment,
     Jobs,
     Json,
@@ -91,6 +92,7 @@ def run(
     time_limit: TimeLimit = None,
     send: Annotated[bool, typer.Option("--submit", help="Send the submission to the service, too.")] = False,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     name: Run = None,
     json: Json = False,
@@ -102,7 +104,7 @@ def run(
     from kbench.training.deadline import time_limit as limited
 
     with limited(time_limit) as ends:
-        options = TrainOptions(jobs=jobs, device=device, cluster=cluster or None, deadline=ends)
+        options = TrainOptions(jobs=jobs, device=device, cluster=cluster or None, deadline=ends, devices=devices)
         result = run_all(choose(competition, experiment, name, assign), options, send=send)
     if json:
         console.show_json(result)

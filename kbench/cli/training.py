@@ -11,6 +11,7 @@ from kbench.cli.app import (
     Cluster,
     Competition,
     Device,
+    Devices,
     Experiment,
     Force,
     Jobs,
@@ -42,6 +43,7 @@ def train(
     threads: Threads = None,
     time_limit: TimeLimit = None,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     force: Force = False,
     json: Json = False,
@@ -60,11 +62,12 @@ def train(
     refuse_together({"--cluster": cluster, "--jobs": jobs > 1})
     refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
     if smoke:
-        result = smoke_command.smoke(choice, device=device)
+        result = smoke_command.smoke(choice, device=device, devices=devices)
     else:
         with limited(time_limit) as ends:
             options = TrainOptions(
-                force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends
+                force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends,
+                devices=devices,
             )
             result = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
@@ -119,6 +122,7 @@ def sweep(
     threads: Threads = None,
     time_limit: TimeLimit = None,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     json: Json = False,
 ) -> None:
@@ -130,7 +134,7 @@ def sweep(
 
     choice = choose(competition, experiment, None, assign)
     with limited(time_limit) as ends:
-        options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends)
+        options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends, devices=devices)
         result = run_sweep(choice, grid, fold, options)
     if json:
         console.show_json(result)

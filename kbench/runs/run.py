@@ -32,6 +32,7 @@ from kbench.runs.views import ViewStack, view_stack
 from kbench.tasks import is_dense
 from kbench.training.fold import state_of
 from kbench.training.fold_context import Plan
+from kbench.training.ranks import ALONE, Ranks
 from kbench.workspace import RunPaths
 
 
@@ -114,9 +115,9 @@ class Run:
             )
         return folds
 
-    def plan(self, fold: int | str) -> Plan:
+    def plan(self, fold: int | str, ranks: Ranks = ALONE) -> Plan:
         """Return the values a fold found while training."""
-        return Plan(self.paths.fold(fold), training=self.trained_as["training"])
+        return Plan(self.paths.fold(fold), training=self.trained_as["training"], ranks=ranks)
 
     def checkpoints(
         self, fold: int | str, *, subset: str = "fold", only: Sequence[str] | None = None

@@ -114,12 +114,13 @@ class _Runner:
         if self.activations is not None:
             self.valid_feed = self._rows(self.activations)
             self.feed = self.valid_feed if stage.draws == 1 else self._rows(self._activations(drawn=True), stage.draws)
+            self.feed = replace(self.feed, ranks=context.ranks)
             if sum(parameter.numel() for parameter in self.learned.parameters()) < _SMALL_HEAD:
                 until_done.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(1)
         else:
             body = FrozenBody(model, context.device, self.judged_in) if self.head_alone else None
-            self.feed = self._feed(train_images, plan.show, mix=plan.mix, body=body)
+            self.feed = replace(self._feed(train_images, plan.show, mix=plan.mix, body=body), ranks=context.ranks)
             if not self.dense:  # judged on whole images, by `judge_maps`
                 images = context.images_for(plan.valid_show)
                 self.valid_feed = self._feed(images, plan.valid_show, mix=None, body=body)
@@ -131,6 +132,7 @@ class _Runner:
             device=context.device,
             precision=precision,
             stage=stage,
+            ranks=context.ranks,
         )
         self.n_groups = len(layers)
         self.lr = self._rates()
@@ -191,8 +193,11 @@ class _Runner:
     def _refit_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
         key = (seeds.MIX, *self.draws.key, REFIT_EPOCH)
-        for number, batch in enumerate(self.feed.load(self.draws.epoch(REFIT_EPOCH))):
-            yield self.feed.ready(batch, (*key, number))[0]
+        batches = self.draws.epoch(REFIT_EPOCH)
+        for number, (draws, batch) in enumerate(zip(batches, self.feed.parts(batches), strict=True)):
+            images, _ = self.feed.ready(batch, (*key, number), rows=len(draws))
+            if len(images) or self.rules.whole_batches is not None:
+                yield images
 
     def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
         decays = per_group(self.stage.weight_decay, self.n_groups, what="weight_decay")
@@ -210,7 +215,7 @@ class _Runner:
             return per_group(list(stage.lr), self.n_groups, what="lr")
         known = context.plan.get(f"lr/{name}")
         if known is None:
-            rate, level = (_SMOKE_LR, False) if context.limit else self._found_rate()
+            rate, level = (_SMOKE_LR, False) if context.limit else context.ranks.decided(self._found_rate())
             if level:
                 self.rules.said.append(level_note(name, rate))
                 context.plan.set(f"level/{name}", True)
@@ -249,11 +254,11 @@ class _Runner:
     def _held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield batches of the rows held out, in an order of their own, over and over."""
         images, show = self.context.images_for(self.plan.valid_show), self.plan.valid_show
-        feed = self._feed(images, show, mix=None, body=None) if self.dense else self.valid_feed
+        feed = self._feed(images, show, mix=None, body=None) if self.dense else self.valid_feed  # every rank judges all
         plan, key = self.draws.held_out(), (*self.draws.key, seeds.FIND)
         while True:
             for batch in feed.load(plan):
-                yield feed.ready(batch, key)
+                yield feed.ready(batch, key, rows=len(batch.rows))
 
     # -- epochs ----------------------------------------------------------------------------------------------
 
@@ -285,6 +290,7 @@ class _Runner:
             if ending:
                 self.context.deadline.stop()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
+        self.context.ranks.hold_alike(self.learned)
         speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
         judging = time.monotonic()
         valid_loss, score, better, constant = self._judge(last_rate)
@@ -355,6 +361,7 @@ class _Runner:
         if not math.isfinite(valid_loss):
             raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
         score, signed = self._score(judged)
+        score, signed, progress.by_loss = self.context.ranks.decided((score, signed, progress.by_loss))
         better = progress.best is None or signed > progress.best + self.stage.min_delta
         better |= signed == progress.best and progress.best_loss is not None and valid_loss < progress.best_loss
         if better:
@@ -397,7 +404,7 @@ class _Runner:
             return judge_maps(context, self.learner.judged, judging)
         valid_loss, values = evaluate(
             self.learner.judged, self.valid_feed, self.draws.valid(size), loss=self.rules.loss,
-            precision=self.judged_in, task=context.table.task,
+            precision=self.judged_in, task=context.table.task, ranks=context.ranks,
         )  # fmt: skip
         targets = context.table.targets
         truth = None if targets is None else targets[context.valid_rows]
