@@ -8,13 +8,17 @@ import typer
 
 from kbench.cli.app import (
     Assign,
+    Cluster,
     Competition,
     Device,
+    Devices,
     Experiment,
     Force,
     Jobs,
     Json,
     Run,
+    Threads,
+    TimeLimit,
     choose,
     command,
     next_of,
@@ -35,7 +39,11 @@ def train(
         bool, typer.Option("--smoke", help="Two batches of every stage, through to a checked file.")
     ] = False,
     jobs: Jobs = 1,
+    cluster: Cluster = None,
+    threads: Threads = None,
+    time_limit: TimeLimit = None,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     force: Force = False,
     json: Json = False,
@@ -46,15 +54,22 @@ def train(
     from kbench.commands.train import train as run_training
     from kbench.runs.experiment import open_experiment
     from kbench.runs.fold_job import TrainOptions
+    from kbench.training.deadline import Stopped
+    from kbench.training.deadline import time_limit as limited
 
     choice = choose(competition, experiment, run, assign)
     refuse_together({"--full": full, "--fold": fold is not None})
+    refuse_together({"--cluster": cluster, "--jobs": jobs > 1})
     refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
     if smoke:
-        result = smoke_command.smoke(choice, device=device)
+        result = smoke_command.smoke(choice, device=device, devices=devices)
     else:
-        options = TrainOptions(force=force, jobs=jobs, device=device)
-        result = run_training(open_experiment(choice), "full" if full else fold, options)
+        with limited(time_limit) as ends:
+            options = TrainOptions(
+                force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends,
+                devices=devices,
+            )
+            result = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
         console.show_json(result)
     elif smoke:
@@ -65,6 +80,10 @@ def train(
         console.next_command(next_of(result["run"], choice, full=full))
     if result.get("failed"):
         console.warn(f"folds {', '.join(map(str, result['failed']))} failed")
+    if result.get("stopped"):
+        console.note(f"folds {', '.join(map(str, result['stopped']))} stopped in time; the same command goes on")
+        raise typer.Exit(Stopped.exit_code)
+    if result.get("failed"):
         raise typer.Exit(4)
 
 
@@ -99,7 +118,11 @@ def sweep(
     experiment: Experiment = None,
     fold: Annotated[str, typer.Option("--fold", help="Folds: 0 or 0,1 or all.")] = "0",
     jobs: Jobs = 1,
+    cluster: Cluster = None,
+    threads: Threads = None,
+    time_limit: TimeLimit = None,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     json: Json = False,
 ) -> None:
@@ -107,9 +130,12 @@ def sweep(
     from kbench import console
     from kbench.commands.sweep import sweep as run_sweep
     from kbench.runs.fold_job import TrainOptions
+    from kbench.training.deadline import time_limit as limited
 
     choice = choose(competition, experiment, None, assign)
-    result = run_sweep(choice, grid, fold, TrainOptions(jobs=jobs, device=device))
+    with limited(time_limit) as ends:
+        options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends, devices=devices)
+        result = run_sweep(choice, grid, fold, options)
     if json:
         console.show_json(result)
     else:

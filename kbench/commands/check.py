@@ -17,7 +17,7 @@ from kbench.data.table.csv_files import texts
 from kbench.data.table.image_files import list_images
 from kbench.data.table.reading import MaskKind
 from kbench.data.table.table import Table, readable
-from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
+from kbench.data.table.verify import ImageReport, channel_warnings, dtype_problems, look_at_images
 from kbench.errors import (
     ConfigError,
     KbenchError,
@@ -130,6 +130,8 @@ def _check_data(experiment: Experiment, problems: list[Problem], *, deep: bool) 
             if result["test"]:
                 reports["test"] = _looked_at(experiment, readable(experiment.test), deep, advance)
                 problems += reports["test"].problems() or dtype_problems(reports)
+                for text in channel_warnings(reports["train"], reports["test"]) if "train" in reports else ():
+                    console.warn(text)
         if result["rows"] and result.get("test", 1):
             for text in _gather(problems, "images", lambda: experiment.doubtful_rows(deep=deep)) or ():
                 console.warn(text)

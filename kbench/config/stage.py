@@ -82,6 +82,9 @@ class Stage(Section):
     batch_size: int = Field(64, ge=1, description="images per batch")
     accumulate: int = Field(1, ge=1, description="batches per update")
     clip: Positive | None = Field(None, description="largest gradient norm")
+    batch_norm: Annotated[Literal["local", "sync"], LATER] = Field(
+        "local", description="with `--devices`: batch norm measures a device's part of a batch, or all of it (sync)"
+    )
     loss: Annotated[Component | None, Kind("loss")] = Field(
         None, description="by default the task's: cross_entropy, bce or mse"
     )

@@ -87,7 +87,7 @@ class MapPart:
         job = MapJob(
             rows=self.chosen, images=self._images(), masks=None if masks is None else masks(KEEP), names=names,
             make=make, most=competition.loader.valid_batch_size or _MOST,
-            workers=auto_workers(competition.loader.workers, device=device.type),
+            workers=auto_workers(competition.loader.workers, device=device.type), clock=rows.clock,
         )  # fmt: skip
         stages = {stage.name: stage for stage in parts.build_stages(competition)}
         several = len({checkpoint.info["fold"] for checkpoint, _ in self.snapshots}) > 1
@@ -95,7 +95,7 @@ class MapPart:
         for checkpoint, weight in self.snapshots:
             one = member_of(self.run, checkpoint, out=self.path, source={}, stages=stages, device=device)
             name = one.name if several else checkpoint.member  # so that folds have readings of the same names
-            members.append(MapMember(name, one.load, one.scale, one.precision, weight, one.units))
+            members.append(MapMember(name, one.load, one.scale, one.precision, weight, one.units, checkpoint.checksum))
         return job, members
 
     def rows_again(self, places: np.ndarray | None = None) -> Iterator[Row]:
@@ -272,7 +272,7 @@ def table_part(
         snapshots += [(one, shares[one.member] / len(places)) for one in members if one.member in shares]
     name = rows.part if subset == "fold" else f"{rows.part}-{subset}"
     name += "" if weights is None else f"-{files.digest(sorted(weights.items()))[:12]}"
-    chosen = _few(np.arange(len(rows.table)), rows.limit)
+    chosen = _few(rows.places, rows.limit)
     return MapPart(run, rows, chosen, snapshots, run.paths.predictions(name))
 
 
@@ -295,6 +295,8 @@ class MapResult:
         fold_of: [N] which of the parts a row is of.
         mean: of the parts, where every one of them predicts every row.
         shares: weight of each part then.
+        slices: results of parts of the rows, in place of `parts`.
+        gone: rows without a readable image -> their height and width, where nothing is predicted.
     """
 
     ids: np.ndarray
@@ -307,6 +309,8 @@ class MapResult:
     fold_of: np.ndarray | None = None
     mean: str = "arithmetic"
     shares: np.ndarray | None = None
+    slices: tuple[MapResult, ...] = ()
+    gone: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @cached_property
     def stores(self) -> dict[int, MapStore]:

@@ -30,6 +30,7 @@ from kbench.metrics.maps import image_counts, image_errors, pixel_worth, truth_o
 from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
+from kbench.runs.leaving_out import lessened
 from kbench.runs.map_parts import (
     MapPart,
     MapResult,
@@ -40,6 +41,7 @@ from kbench.runs.map_parts import (
     require_readable,
     table_part,
 )
+from kbench.runs.map_slices import joined_sets, over_slices
 from kbench.runs.results import Judged, Rows, Share, Weighed, fold_of, metric_of
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
@@ -73,6 +75,9 @@ def predict(
     ranks: bool = False,
 ) -> MapResult:
     """Return rows as runs in their shares, or members with weights of their own, predict them; see `Results`."""
+    if rows.slices:
+        fewer = [(one, *lessened(shares, weights, one.without)) for one in rows.slices]
+        return over_slices(rows, [predict(own, one, mean=mean, weights=its) for one, own, its in fewer])
     require_readable(rows)
     parts_of, numbers = [], []
     for share in shares:
@@ -123,6 +128,8 @@ def sent(experiment: Experiment, result: MapResult, fit: Rule) -> MaskSet | Numb
 
     Where maps are not kept, the masks are.
     """
+    if result.slices:
+        return joined_sets(result, [sent(experiment, one, fit) for one in result.slices])
     if len(result.parts) == 1:
         part = result.parts[0]
         plain = experiment.competition.maps.postprocess.name == "none" and result.task in SEGMENTATION
@@ -272,7 +279,8 @@ def chosen(result: MapResult, sure: Sure) -> Iterator[Chosen]:
 
 def made(result: MapResult) -> None:
     """Predict what is missing; see `Results`."""
-    _ = result.stores
+    for one in result.slices or (result,):
+        _ = one.stores
 
 
 def scored(experiment: Experiment, result: MapResult, judged: Judged) -> MaskSet | NumberSet:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def checkpoints(
         only: names of stages or of snapshots (`stage-cycle`) that count; those of `ensemble.members` by default.
     """
     wanted = run.competition.ensemble.members if only is None else only
-    snapshots = kept_snapshots(run, fold, subset=subset)
+    snapshots = [one for one in kept_snapshots(run, fold, subset=subset) if one.checksum not in run.left_out]
     return without_twins(_named(snapshots, wanted, ends=("last", "best") if subset == "full" else ("last",)))
 
 
@@ -227,9 +227,9 @@ def member_of(
 
     return Member(
         name=f"fold {info['fold']} {checkpoint.member}",
-        load=lambda: _loaded(checkpoint, run.competition, device),
+        load=partial(run.engine, checkpoint) if run.engine else partial(_loaded, checkpoint, run.competition, device),
         size=tuple(info["size"]), resize=info["crop"], scale=info["scale"], precision=precision, out=out,
         source=source, units=Units.of_checkpoint(info), augmentation=show.augmentation, train_crop=show.crop,
-        body=checkpoint.body, head=head_like,
+        body="" if run.engine else checkpoint.body, head=head_like,
         judged=stages[info["stage"]].valid_show.crop if info["crop"] == "keep" else None,
     )  # fmt: skip

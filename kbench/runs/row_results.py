@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kbench import files
-from kbench.data.table.table import Table, training_share
+from kbench.data.table.table import Table
 from kbench.ensemble.average import (
     Stack,
     aligned,
@@ -132,7 +132,12 @@ def predict(
     gone = rows.table.unreadable
     if gone is None or not gone.any():
         return result
-    share = training_share(shares[0].run.experiment.train).astype(np.float32)
+    known = {
+        name: value
+        for one in reversed(shares)
+        for name, value in zip(one.run.experiment.train.target_names, one.run.experiment.filler(), strict=True)
+    }
+    share = np.array([known[name] for name in result.names], dtype=np.float32)
     return replace(result, predictions=_filled(result.predictions, rows.table.ids[gone], share))
 
 

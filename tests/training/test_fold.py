@@ -579,9 +579,9 @@ def balance_seen(folder: Path, **changes: Any) -> tuple[FoldContext, list[tuple[
     subset = changes.pop("subset", "fold")
     plain = toy.stage(loss=("bce" if "float" in str(changes["table"].targets.dtype) else "cross_entropy", {}))
 
-    def loss(counts: np.ndarray, rows: int) -> Any:
+    def loss(counts: np.ndarray, rows: int, units: Any) -> Any:
         seen.append((np.asarray(counts).tolist(), rows))
-        return plain.loss(counts, rows)
+        return plain.loss(counts, rows, units)
 
     fold = Trained(folder, [replace(plain.with_settings(subset=subset), loss=loss)], **changes)
     return fold.context, seen

@@ -16,6 +16,7 @@ import pandas as pd
 from kbench import files
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.image_files import stem
+from kbench.data.table.names import meant
 from kbench.errors import Problem, counted, first_names
 
 
@@ -47,7 +48,7 @@ def other_columns(
         if not names:
             continue
         places, wrong = _joined(path, table, names, keys)
-        problems += [*wrong, *_lacking(path, keys, places)]
+        problems += [*wrong, *_lacking(path, keys, places, table.iloc[:, 0].tolist())]
         for name in names:
             cells = np.array([*table[name].tolist(), ""], dtype=object)  # -1 takes the last one
             columns[name] = cells[places]
@@ -115,7 +116,9 @@ def _at(content: Any, name: str) -> str:
     return str(content)
 
 
-def _lacking(path: str, keys: Sequence[str], places: Sequence[int]) -> list[Problem]:
-    names = [key for key, place in zip(keys, places, strict=True) if place < 0]
-    names = [stem(name) for name in names]
-    return [Problem(path, f"has nothing of {counted(len(names), 'row')}: {first_names(names)}")] if names else []
+def _lacking(path: str, keys: Sequence[str], places: Sequence[int], ids: Sequence[str] = ()) -> list[Problem]:
+    """Return a problem where a file has no row of some keys; with the id of the file that the first may mean."""
+    names = [stem(key) for key, place in zip(keys, places, strict=True) if place < 0]
+    if not names:
+        return []
+    return [Problem(path, f"has nothing of {counted(len(names), 'row')}: {first_names(names)}", meant(names, ids))]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kbench.data.table.image_files import stem
-from kbench.errors import counted, first_names
+from kbench.data.table.spellings import plain
+from kbench.errors import counted, first_names, visible
 
 _ZEROS = re.compile(r"0+(?=[0-9])")
 _FIELD = re.compile(r"\{([a-z_]+)\}")
@@ -53,17 +53,24 @@ def names_of(ids: Iterable[str]) -> Names:
 
 def alike(name: str) -> str:
     """Return what is left of a name that only its folder, ending, case, zeros, blanks or Unicode form tell apart."""
-    base = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2].strip()
-    base = stem(base) if stem(base) != base else os.path.splitext(base)[0] if base.count(".") == 1 else base
-    return _ZEROS.sub("", base).casefold()
+    base = plain(name.replace("\\", "/").rpartition("/")[2])
+    while stem(base) != base:
+        base = stem(base)
+    base = os.path.splitext(base)[0] if base.count(".") == 1 else base
+    return _ZEROS.sub("", base)
+
+
+def meant(names: Iterable[str], ids: Iterable[str]) -> str:
+    """Return which id the first of some names may mean that is like one; empty where none is."""
+    known = {alike(str(one)): str(one) for one in ids}
+    pair = next(((name, known[alike(name)]) for name in names if alike(name) in known), None)
+    return "" if pair is None else f"'{visible(pair[0])}' may mean '{visible(pair[1])}'"
 
 
 def strays(names: Sequence[str], ids: Iterable[str]) -> str:
     """Return a text that counts names that are no id's, shows the first, and says what one may have meant."""
-    known = {alike(str(one)): str(one) for one in ids}
-    text = f"{counted(len(names), 'name')} of no image: {first_names(names)}"
-    meant = next(((name, known[alike(name)]) for name in names if alike(name) in known), None)
-    return text if meant is None else f"{text}; '{meant[0]}' may mean '{meant[1]}'"
+    text, hint = f"{counted(len(names), 'name')} of no image: {first_names(names)}", meant(names, ids)
+    return f"{text}; {hint}" if hint else text
 
 
 def cuts(template: str, text: str, words: Mapping[str, Iterable[str]]) -> list[dict[str, str]]:
