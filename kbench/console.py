@@ -103,7 +103,8 @@ def show_score(score: Mapping[str, Any], where: str) -> None:
         result(f"found: {_cell(score['decision']['found'])}")
     if "postprocess" in score:
         gain, params = score["postprocess"]["gain"], score["postprocess"]["params"]
-        result(f"tuning gains {gain['value']:+.5f} [{gain['low']:+.5f}, {gain['high']:+.5f}], found: {_cell(params)}")
+        way = "tuning gains" if not score["postprocess"].get("pruned") else "tuning is left out: it gains"
+        result(f"{way} {gain['value']:+.5f} [{gain['low']:+.5f}, {gain['high']:+.5f}], found: {_cell(params)}")
 
 
 def show_csv(rows: Sequence[Mapping[str, Any]]) -> None:

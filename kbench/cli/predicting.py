@@ -30,6 +30,8 @@ def score(
         rows = [*rows, {"fold": "mean", "rows": None, **result["cv_mean"]}]
     console.show_table(rows, title=f"{result['run']}: {result['metric']}, {result['members']} members")
     console.show_score(result, f"over {result['rows']:,} rows, spread of folds {result['spread']:.5f}")
+    for text in result["doubts"]:
+        console.warn(text)
     console.next_command("kbench ensemble")
 
 
@@ -69,6 +71,8 @@ def ensemble(
     console.wrote(result["file"])
     if result["score"] is not None:
         console.show_score(result, f"out of fold, {result['members']} members")
+    for text in result["doubts"]:
+        console.warn(text)
     for text in result["notes"]:
         console.note(text)
     console.next_command("kbench submit")

@@ -26,7 +26,8 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
 
     Returns:
         The submission's file, the out-of-fold score with its interval (nested, if anything is fitted; then also
-        `plain` and `optimism`), runs, members, `weights` and `gains` of the members, and missing folds.
+        `plain` and `optimism`), runs, members, `weights` and `gains` of the members, missing folds,
+        and what speaks against members or the rule (`doubts`).
     """
     choices = [replace(choice, run=run) for run in runs] or [choice]
     check_weights(options.weights, len(choices))
@@ -43,7 +44,7 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
     return {
         "file": str(file), "runs": [run.name for run in opened], "members": len(result.members),
         "missing": {share.run.name: list(share.missing) for share in combined.shares if share.missing}, "notes": notes,
-        "weights": combined.weights, "gains": combined.gains, **_score(combined),
+        "doubts": combined.doubts, "weights": combined.weights, "gains": combined.gains, **_score(combined),
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from kbench import files
 from kbench.data.table.table import Table
 from kbench.errors import DataError
+from kbench.runs.doubts import doubts
 from kbench.runs.results import Judged, Sendable, fold_scores, metric_of, score_record
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def out_of_fold(run: Run, *, device: str = "auto") -> OutOfFold:
     """Return the out-of-fold predictions of a run's trained folds; predicts and scores what is missing.
 
     The score is that of the mean over each fold's snapshots and views, over all rows at once; beside it stand each
-    fold's score and their spread. What is scored is what is sent: after the decision or the mask rule where there is
-    one. `score.json` is written.
+    fold's score and their spread, and what speaks against members or the rule (`doubts`). What is scored is what is
+    sent: after the decision or the mask rule where there is one. `score.json` is written.
 
     Raises:
         PredictionError: no fold is trained.
@@ -69,6 +70,7 @@ def out_of_fold(run: Run, *, device: str = "auto") -> OutOfFold:
         "run": run.name, "missing": [fold for fold in range(experiment.folds.n) if fold not in folds],
         **run.results.details(run, result, judged, table),
     }  # fmt: skip
+    score["doubts"] = doubts(experiment, judged, table, score)
     files.write_json(run.paths.score, score)
     return OutOfFold(run, result, table, judged, score)
 
