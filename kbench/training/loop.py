@@ -97,7 +97,7 @@ class Meter:
                 raise diverged(f"the loss is {total}", step=one.step, rate=one.rate)
             self.total += total
             self.count += count
-            self.positive += 0.0 if made.positive is None else float(made.positive)
+            self.positive += 0.0 if one.positive is None else float(one.positive)
         self._pending = []
 
     @property
