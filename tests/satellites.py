@@ -22,14 +22,14 @@ def table(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> 
         csv.writer(file, lineterminator="\n").writerows([head, *rows])
 
 
-def raster(path: Path, bands: np.ndarray, place: int = 0) -> None:
-    """Write [C, H, W] bands of 10 m at a place of their own."""
+def raster(path: Path, bands: np.ndarray, place: int = 0, metres: int = 10) -> None:
+    """Write [C, H, W] bands of so many metres at a place of their own."""
     import rasterio
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
         path, "w", driver="GTiff", count=len(bands), height=bands.shape[1], width=bands.shape[2],
-        dtype=bands.dtype.name, crs="EPSG:3067", transform=rasterio.Affine(10, 0, 2e5 + 1e4 * place, 0, -10, 7e6),
+        dtype=bands.dtype.name, crs="EPSG:3067", transform=rasterio.Affine(metres, 0, 2e5 + 1e4 * place, 0, -metres, 7e6),
     ) as sink:  # fmt: skip
         sink.write(bands)
 
@@ -40,11 +40,11 @@ def mass_of(number: int) -> np.ndarray:
     return (70 * np.exp(0.85 * field / field.std())).astype(np.float32)
 
 
-def chip(root: Path, split: str, number: int) -> str:
+def chip(root: Path, split: str, number: int, months: Sequence[str]) -> str:
     """Write a chip's months, of which the second one's optics is missing in every other chip; return its id."""
     rng, name = np.random.default_rng([number, 1]), f"{number:08x}"
     canopy = 1 - np.exp(-mass_of(number) / 150)
-    for place, month in enumerate(MONTHS):
+    for place, month in enumerate(months):
         speckle = 10 * np.log10(rng.gamma(4, 0.25, (4, *canopy.shape)))
         radar = np.array([-11, -19, -11.5, -19.5])[:, None, None] + 5.5 * canopy + speckle
         raster(root / f"{split}_features" / f"{name}_S1_{month}.tif", radar.astype(np.float32), number)
@@ -54,15 +54,15 @@ def chip(root: Path, split: str, number: int) -> str:
     return name
 
 
-def write_biomass(root: Path, train: int = 8, test: int = 3) -> None:
+def write_biomass(root: Path, train: int = 8, test: int = 3, months: Sequence[str] = MONTHS) -> None:
     """Write chips of both splits, the truth of the test ones under `solution`."""
     rows, sample = [], []
     for number in range(train + test):
         split = "train" if number < train else "test"
-        name = chip(root, split, number)
+        name = chip(root, split, number, months)
         folder = "train_agbm" if split == "train" else "solution"
         raster(root / folder / f"{name}_agbm.tif", mass_of(number)[None], number)
-        for month, called in zip(MONTHS, ("September", "October", "November"), strict=True):
+        for month, called in zip(months, ("September", "October", "November"), strict=False):
             rows.append((f"{name}_S1_{month}.tif", name, "S1", split, called))
         sample += [(f"{name}_agbm.tif",)] if split == "test" else []
     table(root / "features_metadata.csv", ("filename", "chip_id", "satellite", "split", "month"), rows)
@@ -85,8 +85,15 @@ def scene_of(number: int) -> tuple[np.ndarray, np.ndarray]:
     return (bands + rng.normal(0, 20, bands.shape)).astype(np.uint16), layers
 
 
-def write_scenes(root: Path, train: int = 6, test: int = 2) -> None:
-    """Write scenes in the layout of the DSTL contest, their polygons, and `solution.csv`."""
+def write_scenes(root: Path, train: int = 6, test: int = 2, *, whole: bool = False) -> None:
+    """Write scenes in the layout of the DSTL contest, their polygons, and `solution.csv`.
+
+    Args:
+        root: where to.
+        train: how many to train on.
+        test: how many to predict.
+        whole: with all bands and ten classes, of which the last eight are nowhere.
+    """
     from kbench.data.masks.polygons import Grid, as_wkt, outlines
 
     rows: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
@@ -97,8 +104,11 @@ def write_scenes(root: Path, train: int = 6, test: int = 2) -> None:
         bands, layers = scene_of(number)
         raster(root / "three_band" / f"{name}.tif", bands[:3], number)
         raster(root / "sixteen_band" / f"{name}_P.tif", bands[3:4], number)
-        raster(root / "sixteen_band" / f"{name}_M.tif", bands[4:], number)
+        raster(root / "sixteen_band" / f"{name}_M.tif", np.repeat(bands[4:], 4 if whole else 1, 0), number)
+        if whole:
+            raster(root / "sixteen_band" / f"{name}_A.tif", np.repeat(bands[4:, ::8, ::8], 4, 0), number, 80)
         rows[split] += [(name, str(k + 1), as_wkt(outlines(layer), grid)) for k, layer in enumerate(layers)]
+        rows[split] += [(name, str(k), EMPTY) for k in range(3, 11) if whole]
         names.append(name)
     head = ("ImageId", "ClassType", "MultipolygonWKT")
     table(root / "train_wkt_v4.csv", head, rows["train"])

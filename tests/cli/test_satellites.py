@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_lines import CommandLine
+from places import ROOT
 from satellites import MASS_SIZE, mass_of, scene_of, write_biomass, write_scenes
 
 pytestmark = pytest.mark.slow
@@ -76,6 +77,33 @@ maps:
   windows: {name: overlap, size: 24, stride: 8, edge: 4}
   postprocess: {name: standard, min_object: {house: 12}, open: {water: 3}, priority: [[house, '*']]}
 """
+
+
+def line_of(root: Path, name: str) -> CommandLine:
+    """Return a workspace with a shipped competition whose files are a look-alike in `files`."""
+    text = (ROOT / "competitions" / f"{name}.yaml").read_text()
+    source = next(one for one in text.splitlines() if one.startswith("source:"))
+    line = CommandLine.of(root, name, text.replace(source, "source: {name: local, path: files}"))
+    line.run("download")
+    return line
+
+
+def test_the_shipped_biomassters_fits_its_files(tmp_path: Path) -> None:
+    write_biomass(tmp_path / "files", train=12, test=1, months=[f"{month:02d}" for month in range(12)])
+    (tmp_path / "files" / "sample_submission.csv").unlink()
+    line = line_of(tmp_path, "biomassters")
+    small = ("--set", "model.backbone=test_efficientnet", "--set", "model.pretrained=false", "--set",
+             "model.options.decoder_channels=[16, 16, 16, 16, 16]", "--set", "input.size=32")  # fmt: skip
+    facts = line.json("check", "--images", *small)
+    assert (facts["rows"], facts["test"]) == (12, 1)
+
+
+def test_the_shipped_dstl_fits_its_files(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "files", train=5, test=2, whole=True)
+    line = line_of(tmp_path, "dstl-satellite-imagery-feature-detection")
+    facts = line.json("check", "--images", "--set", "input.size=32", "--set", "maps.windows.size=64", "--set",
+                      "maps.windows.stride=32")  # fmt: skip
+    assert (facts["rows"], facts["test"], facts["sample"]) == (5, 2, 20)
 
 
 @pytest.fixture(scope="module")
