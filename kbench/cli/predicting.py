@@ -135,3 +135,27 @@ def import_(
         return
     console.result(f"{found['run']}: {found['metric']} {found['score']:.5f} [{found['low']:.5f}, {found['high']:.5f}]")
     console.next_command(f"kbench ensemble baseline-s0 {found['run']}")
+
+
+@command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two runs or more; the others are held against the first.")],
+    competition: Competition = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Say whether runs are better than the first: differences, intervals, verdicts."""
+    from kbench import console
+    from kbench.commands.compare import compare as run_compare
+
+    compared = run_compare(choose(competition), runs, device=device)
+    if json:
+        console.show_json(compared)
+        return
+    columns = ("run", "score", "difference", "low", "high", "verdict", "folds")
+    title = f"{compared['metric']}, against {compared['base']}; {compared['level']:.0%} intervals, Holm over all"
+    console.show_table([{key: row.get(key) for key in columns} for row in compared["rows"]], title=title)
+    console.show_table([{"setting": key, **values} for key, values in compared["differs"].items()])
+    if any(row.get("folds") == 1 for row in compared["rows"]):
+        console.note("on one fold only images speak: what another seed would change is not known")
+    console.next_command("kbench ensemble RUN")
