@@ -9,7 +9,7 @@ import typer
 from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command
 
 
-@command()
+@command(long=True)
 def score(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -33,7 +33,7 @@ def score(
     console.next_command("kbench ensemble")
 
 
-@command()
+@command(long=True)
 def ensemble(
     runs: Annotated[list[str] | None, typer.Argument(help="Runs; default: the current experiment's.")] = None,
     competition: Competition = None,
@@ -74,7 +74,7 @@ def ensemble(
     console.next_command("kbench submit")
 
 
-@command()
+@command(long=True)
 def predict(
     images: Annotated[list[str] | None, typer.Argument(help="More images, after --image.")] = None,
     competition: Competition = None,
@@ -116,7 +116,7 @@ def _show_images(files: list[str], choice: Any, device: str, json: bool) -> None
         console.show_table(found["words"])
 
 
-@command("import")
+@command("import", long=True)
 def import_(
     name: Annotated[str, typer.Argument(help="Name of the new run.")],
     oof: Annotated[str, typer.Option("--oof", help="CSV of out-of-fold predictions.")],
@@ -137,7 +137,7 @@ def import_(
     console.next_command(f"kbench ensemble baseline-s0 {found['run']}")
 
 
-@command()
+@command(long=True)
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Two runs or more; the others are held against the first.")],
     competition: Competition = None,

@@ -43,8 +43,8 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
 
     Returns:
         `metric`; `rows`, one per combination, best first: values, score, interval, the paired difference to the first
-        combination that has a score, with its interval, the verdict on it beside all others, and the folds that failed; `failed`, the combinations with
-        such folds.
+        combination that has a score, with its interval, the verdict on it beside all others (`ensemble.verdicts`), and
+        the folds that failed; `failed`, the combinations with such folds.
 
     Raises:
         ConfigError: a value is wrong; nothing has trained.

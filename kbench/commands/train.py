@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
         options: how.
 
     Returns:
-        `run`, the folds that were `trained`, were `done` before, `failed` or were `stopped`, and `rates`: what `found_rates` returns.
+        `run`, the folds that were `trained`, were `done` before, `failed` or were `stopped`, and `rates`: what
+        `found_rates` returns.
 
     Raises:
         TrainingError: the only fold that is wanted cannot be trained.
@@ -162,9 +163,7 @@ def _train_here(run: Run, todo: Sequence[int | str], options: TrainOptions, *, a
     return failed
 
 
-def _command(
-    experiment: Experiment, fold: int | str, options: TrainOptions, *, there: bool = False
-) -> FoldCommand:
+def _command(experiment: Experiment, fold: int | str, options: TrainOptions, *, there: bool = False) -> FoldCommand:
     choice = experiment.choice
     device = options.device.partition(":")[0] if there or visible_gpus() else options.device  # the one GPU it is given
     words = ["train", "-c", experiment.competition.name, "--device", device, "--jobs", str(options.jobs)]
@@ -231,7 +230,10 @@ def _watch(job: FoldJob, fold: int | str) -> None:
         context = replace(job.context, tell=lambda what, done, total: advance(done, total, f"fold {fold}  {what}"))
         for event in train_fold(context, job.stages, job.build, resumed=job.resumed):
             if isinstance(event, Epoch):
-                console.note(_line(fold, event))
+                if console.told_in_lines():
+                    console.epoch(fold, asdict(event))
+                else:
+                    console.note(_line(fold, event))
             elif isinstance(event, Note):
                 console.note(f"fold {fold}: {event.text}")
 

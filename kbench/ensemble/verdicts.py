@@ -1,9 +1,9 @@
 """Whether one way of training is better than another: differences of scores, their intervals, and a word.
 
-Two runs are compared row by row: they are scored on the same draws of images, or of whole groups. Yet an image's luck is
-not all: another seed trains other weights. What that is worth shows in how the difference varies from fold to fold, each
-of which was trained by itself, more than its images explain; it widens the interval, with as many degrees of freedom as
-it was estimated with (Satterthwaite 1946, eq. 17; of a mean over K folds the variance between them over K).
+Two runs are compared row by row: they are scored on the same draws of images, or of whole groups. Yet an image's luck
+is not all: another seed trains other weights. What that is worth shows in how the difference varies from fold to fold,
+each of which was trained by itself, more than its images explain; it widens the interval, with as many degrees of
+freedom as it was estimated with (Satterthwaite 1946, eq. 17; of a mean over K folds the variance between them over K).
 
 Where several runs are held against one, the level is kept over all of them together by Holm's step-down procedure
 (Holm 1979), and intervals are as wide as its step asks: an interval without 0 and a verdict say the same.
