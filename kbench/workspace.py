@@ -37,9 +37,15 @@ def check_name(name: str, *, of: str) -> str:
 
 @dataclass(frozen=True)
 class FoldPaths:
-    """Files of one fold of a run; `kbench/runs/<competition>/<run>/fold-<k>/`."""
+    """Files of one fold of a run; `kbench/runs/<competition>/<run>/fold-<k>/`.
+
+    Attributes:
+        root: the fold's folder.
+        written: where predictions go instead; None: into the folder itself.
+    """
 
     root: Path
+    written: Path | None = None
 
     @property
     def log(self) -> Path:
@@ -119,14 +125,20 @@ class FoldPaths:
 
     def predictions(self, part: str, member: str) -> Path:
         """The JSON of a member's predictions; `part` is `oof`, `test` or another split's name."""
-        return self.root / part / f"{member}.json"
+        return (self.written or self.root) / part / f"{member}.json"
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Files of one run: one experiment with one seed."""
+    """Files of one run: one experiment with one seed.
+
+    Attributes:
+        root: the run's folder.
+        written: where predictions go instead, of a run in a bundle that cannot be written; None: into the folder.
+    """
 
     root: Path
+    written: Path | None = None
 
     @property
     def name(self) -> str:
@@ -221,11 +233,69 @@ class RunPaths:
 
     def fold(self, fold: int | str) -> FoldPaths:
         """Files of one fold; `full` stands for all rows."""
-        return FoldPaths(self.root / (fold if isinstance(fold, str) else f"fold-{fold}"))
+        name = fold if isinstance(fold, str) else f"fold-{fold}"
+        return FoldPaths(self.root / name, self.written and self.written / name)
 
     def predictions(self, part: str) -> Path:
         """The JSON of the run's merged predictions, such as `oof`."""
-        return self.root / part / "merged.json"
+        return (self.written or self.root) / part / "merged.json"
+
+
+@dataclass(frozen=True)
+class BundlePaths:
+    """Files of a bundle: an ensemble that predicts elsewhere."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What the bundle says of itself."""
+        return self.root / "bundle.json"
+
+    @property
+    def wheels(self) -> Path:
+        """The folder of wheels that are installed from the bundle."""
+        return self.root / "wheels"
+
+    @property
+    def notebook(self) -> Path:
+        """The notebook that runs it."""
+        return self.root / "notebook.ipynb"
+
+    @property
+    def push(self) -> Path:
+        """What is known of the dataset and the notebook that were made of it."""
+        return self.root.with_name(f"{self.root.name}.push.json")
+
+    def run(self, name: str, *, written: Path | None = None) -> RunPaths:
+        """Files of a run of the bundle; what it predicts goes to another folder, if one is named."""
+        return RunPaths(self.root / "runs" / name, written and written / name)
+
+    def engine(self, checksum: str) -> Path:
+        """The network of a snapshot, by the checksum of its weights, as another engine reads it."""
+        return self.root / "engine" / f"{checksum[:16]}.onnx"
+
+
+@dataclass(frozen=True)
+class WorkPaths:
+    """Files of a bundle at work: what is kept between two starts."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        """Which rows are predicted, and how long they took."""
+        return self.root / "plan.json"
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle with its folders, as links, where it was carried without them."""
+        return self.root / "bundle"
+
+    @property
+    def predictions(self) -> Path:
+        """The folder of what each model said."""
+        return self.root / "predictions"
 
 
 @dataclass(frozen=True)
@@ -234,9 +304,11 @@ class Workspace:
 
     Attributes:
         root: the folder that has `competitions/` in it.
+        fixed: whether nothing lies elsewhere, whatever `KBENCH_DATA` and `KBENCH_RUNS` say.
     """
 
     root: Path
+    fixed: bool = False
 
     @property
     def competitions(self) -> Path:
@@ -295,8 +367,8 @@ class Workspace:
 
     def run_names(self, competition: str) -> list[str]:
         """The names of a competition's runs, sorted."""
-        found = (RunPaths(path) for path in self.runs(competition).glob("*"))
-        return sorted(paths.name for paths in found if paths.manifest.is_file())
+        runs = (RunPaths(path) for path in self.runs(competition).glob("*"))
+        return sorted(paths.name for paths in runs if paths.manifest.is_file())
 
     def own_file(self, text: str) -> Path:
         """A file of the user's own, relative to the workspace; `~` is the home folder."""
@@ -307,7 +379,7 @@ class Workspace:
         return RunPaths(self.runs(competition) / f".{what}")
 
     def _movable(self, variable: str, default: str) -> Path:
-        chosen = os.environ.get(variable)
+        chosen = None if self.fixed else os.environ.get(variable)
         return Path(os.path.expanduser(chosen)).absolute() if chosen else self.root / default
 
     def competition_names(self) -> list[str]:
@@ -373,9 +445,9 @@ class Choice:
         return self.experiment is not None or any(one.startswith("data.target=") for one in self.assignments)
 
 
-def current(workspace: Workspace, given: str | None) -> str | None:
+def current(workspace: Workspace, name: str | None) -> str | None:
     """Return the competition given, named by `KBENCH_COMPETITION`, or chosen by `kbench use`; else None."""
-    return given or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
+    return name or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
 
 
 def choose(workspace: Workspace, given: str | None) -> str:

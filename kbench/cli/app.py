@@ -51,6 +51,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Force = Annotated[bool, typer.Option("--force", help="Do again what is done.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Folds at once.")]
+Devices = Annotated[int, typer.Option("--devices", min=1, help="GPUs, or with --device cpu processes, for each fold.")]
 Cluster = Annotated[
     str | None,
     typer.Option(
@@ -201,16 +202,16 @@ def _show_progress(how: str) -> None:
     console.tell_in_lines(how == "jsonl")
 
 
-def refuse_together(given: Mapping[str, object]) -> None:
+def refuse_together(options: Mapping[str, object]) -> None:
     """Refuse options that exclude each other.
 
     Raises:
         ConfigError: more than one is given.
     """
-    if sum(map(bool, given.values())) > 1:
+    if sum(map(bool, options.values())) > 1:
         from kbench.errors import ConfigError
 
-        raise ConfigError(f"{' with '.join(given)}", "one of the two", "remove one of them")
+        raise ConfigError(f"{' with '.join(options)}", "one of the two", "remove one of them")
 
 
 def next_of(run: str, choice: Choice, *, full: bool = False) -> str:

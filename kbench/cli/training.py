@@ -11,6 +11,7 @@ from kbench.cli.app import (
     Cluster,
     Competition,
     Device,
+    Devices,
     Experiment,
     Force,
     Jobs,
@@ -42,6 +43,7 @@ def train(
     threads: Threads = None,
     time_limit: TimeLimit = None,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     force: Force = False,
     json: Json = False,
@@ -60,27 +62,28 @@ def train(
     refuse_together({"--cluster": cluster, "--jobs": jobs > 1})
     refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
     if smoke:
-        found = smoke_command.smoke(choice, device=device)
+        result = smoke_command.smoke(choice, device=device, devices=devices)
     else:
         with limited(time_limit) as ends:
             options = TrainOptions(
-                force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends
+                force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends,
+                devices=devices,
             )
-            found = run_training(open_experiment(choice), "full" if full else fold, options)
+            result = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
-        console.show_json(found)
+        console.show_json(result)
     elif smoke:
-        stages, rows = len(found["stages"]), found["rows"]
-        console.result(f"every step works: {stages} stages, {rows} rows checked in {found['file']}")
+        stages, rows = len(result["stages"]), result["rows"]
+        console.result(f"every step works: {stages} stages, {rows} rows checked in {result['file']}")
         console.next_command("kbench train")
     else:
-        console.next_command(next_of(found["run"], choice, full=full))
-    if found.get("failed"):
-        console.warn(f"folds {', '.join(map(str, found['failed']))} failed")
-    if found.get("stopped"):
-        console.note(f"folds {', '.join(map(str, found['stopped']))} stopped in time; the same command goes on")
+        console.next_command(next_of(result["run"], choice, full=full))
+    if result.get("failed"):
+        console.warn(f"folds {', '.join(map(str, result['failed']))} failed")
+    if result.get("stopped"):
+        console.note(f"folds {', '.join(map(str, result['stopped']))} stopped in time; the same command goes on")
         raise typer.Exit(Stopped.exit_code)
-    if found.get("failed"):
+    if result.get("failed"):
         raise typer.Exit(4)
 
 
@@ -98,13 +101,13 @@ def lr_find(
     from kbench import console
     from kbench.commands.lr_find import lr_find as run_lr_find
 
-    found = run_lr_find(choose(competition, experiment, None, assign), fold=fold, stage=stage, device=device)
+    result = run_lr_find(choose(competition, experiment, None, assign), fold=fold, stage=stage, device=device)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.result(f"stage {found['stage']}: suggested learning rate {found['suggestion']:.3g}")
-    console.wrote(found["csv"])
-    console.wrote(found["picture"])
+    console.result(f"stage {result['stage']}: suggested learning rate {result['suggestion']:.3g}")
+    console.wrote(result["csv"])
+    console.wrote(result["picture"])
     console.next_command("kbench train")
 
 
@@ -119,6 +122,7 @@ def sweep(
     threads: Threads = None,
     time_limit: TimeLimit = None,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     json: Json = False,
 ) -> None:
@@ -130,15 +134,17 @@ def sweep(
 
     choice = choose(competition, experiment, None, assign)
     with limited(time_limit) as ends:
-        options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends)
-        found = run_sweep(choice, grid, fold, options)
+        options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends, devices=devices)
+        result = run_sweep(choice, grid, fold, options)
     if json:
-        console.show_json(found)
+        console.show_json(result)
     else:
-        console.show_table(found["rows"], title=f"{found['metric']}; gain is the difference to the first combination")
+        title = f"{result['metric']}; gain is the difference to the first combination"
+        nested = "; nested: what was found on other rows" if any("optimism" in row for row in result["rows"]) else ""
+        console.show_table(result["rows"], title=title + nested)
         console.next_command("kbench ensemble RUN, or write the best as an experiment")
-    if found["failed"]:
-        console.warn(f"failed: {'; '.join(found['failed'])}")
+    if result["failed"]:
+        console.warn(f"failed: {'; '.join(result['failed'])}")
         raise typer.Exit(4)
 
 

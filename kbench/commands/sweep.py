@@ -26,7 +26,7 @@ from kbench.runs.results import metric_of
 from kbench.runs.trial_build import part_problems
 from kbench.workspace import Choice
 
-_FACTS = ("score", "low", "high", "spread", "gain", "gain_low", "gain_high", "verdict")
+_FACTS = ("score", "low", "high", "optimism", "spread", "gain", "gain_low", "gain_high", "verdict")
 
 
 def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions) -> dict[str, Any]:
@@ -42,9 +42,10 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
         options: how.
 
     Returns:
-        `metric`; `rows`, one per combination, best first: values, score, interval, the paired difference to the first
-        combination that has a score, with its interval, the verdict on it beside all others (`ensemble.verdicts`), and
-        the folds that failed; `failed`, the combinations with such folds.
+        `metric`; `rows`, one per combination, best first: values, score (nested, with its `optimism`, where something
+        is fitted to out-of-fold rows), interval, the paired difference to the first combination that has a score, with
+        its interval, the verdict on it beside all others (`ensemble.verdicts`), and the folds that failed; `failed`,
+        the combinations with such folds.
 
     Raises:
         ConfigError: a value is wrong; nothing has trained.
@@ -79,6 +80,8 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
             rows.append({**row, "failed": lost})
     metric = parts.build_metric(first.competition)
     _judge(rows, known, maximise=metric.maximise)
+    if all(row["optimism"] is None for row in rows):  # nothing is fitted to out-of-fold rows
+        rows = [{key: value for key, value in row.items() if key != "optimism"} for row in rows]
     rows.sort(key=lambda row: (row["score"] is None, (row["score"] or 0.0) * (-1 if metric.maximise else 1)))
     return {"metric": metric.name, "rows": rows, "failed": failed}
 
@@ -161,7 +164,7 @@ def _judge(rows: Sequence[dict[str, Any]], known: Sequence[Difference | None], *
 
 def _facts(oof: OutOfFold, base: OutOfFold) -> dict[str, Any]:
     score, experiment = oof.score, oof.run.experiment
-    facts: dict[str, Any] = {key: score[key] for key in ("score", "low", "high", "spread")}
+    facts: dict[str, Any] = {key: score.get(key) for key in ("score", "low", "high", "optimism", "spread")}
     facts |= {"gain": None, "gain_low": None, "gain_high": None}
     if oof is base or oof.table.target_names != base.table.target_names:
         return facts

@@ -32,7 +32,7 @@ _TICK_S = 0.1
 _SILENCE_S = 5.0  # between looks for folds whose worker is silent
 _STOPPING_S = 60.0  # that folds elsewhere have to stop
 _LOSSES = 10  # attempts at a fold that end with their worker, before it counts as failed
-_PARENT = "KBENCH_PARENT"  # process number of the command that trains folds at once
+PARENT = "KBENCH_PARENT"  # process number of the command that trains folds at once
 STOP = "KBENCH_STOP"  # a file: once it is there, folds that were started from elsewhere stop
 FOLDER = "KBENCH_FOLDER"  # where a fold's command is typed, where that is elsewhere
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -79,9 +79,10 @@ class Workers(Protocol):
 
 @dataclass
 class Local:
-    """Processes of this machine, `jobs` at a time."""
+    """Processes of this machine, `jobs` at a time, with so many devices each."""
 
     jobs: int
+    devices: int = 1
     elsewhere: bool = False
     _slots: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -90,7 +91,8 @@ class Local:
         free = [slot for slot in range(self.jobs) if slot not in self._slots or self._slots[slot].poll() is not None]
         if not free:
             return None
-        self._slots[free[0]] = process = start_fold(command.words, divided_environment(free[0], self.jobs), log)
+        environment = divided_environment(free[0], self.jobs, self.devices)
+        self._slots[free[0]] = process = start_fold(command.words, environment, log)
         return _Process(process)
 
     def close(self) -> None:
@@ -114,7 +116,7 @@ def start_fold(words: Sequence[str], environment: Mapping[str, str], log: Path |
     with files.open_log(Path(log)) as handle:
         return subprocess.Popen(
             [sys.executable, "-m", "kbench", *words],
-            env={**os.environ, **environment, _PARENT: str(os.getpid())}, cwd=environment.get(FOLDER) or None,
+            env={**os.environ, **environment, PARENT: str(os.getpid())}, cwd=environment.get(FOLDER) or None,
             stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, start_new_session=True,
         )  # fmt: skip
 
@@ -257,20 +259,21 @@ class Folding:
             self._silent, self.wanted = lease.generation, True
 
 
-def divided_environment(slot: int, jobs: int) -> dict[str, str]:
-    """Return the environment of one of `jobs` processes: its share of the CPU threads, its GPU."""
+def divided_environment(slot: int, jobs: int, devices: int = 1) -> dict[str, str]:
+    """Return the environment of one of `jobs` processes: its share of the CPU threads, its GPU or GPUs."""
     environment = dict(os.environ)
     threads = str(max(1, cores() // jobs))
     environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     gpus = visible_gpus()
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        own = dict.fromkeys(gpus[(slot * devices + one) % len(gpus)] for one in range(devices))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return environment
 
 
 def end_with_parent() -> None:
     """Let the system end this process with the one that started it for a fold, however that one ends (Linux)."""
-    parent = os.environ.pop(_PARENT, None)
+    parent = os.environ.pop(PARENT, None)
     if parent is None:
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -66,11 +66,11 @@ def _view(experiment: Experiment) -> dict[str, Any]:
     view["stages"] = dict(view["stages"])
     plugins = {name: files.sha256(experiment.plugins / name)[:16] for name in experiment.competition.plugins}
     weights = experiment.weights()
-    found = {"folds_file": experiment.folds.hash, "table": experiment.train.fingerprint(), "plugins": plugins}
+    origins = {"folds_file": experiment.folds.hash, "table": experiment.train.fingerprint(), "plugins": plugins}
     pseudo = pseudo_origin(experiment)
     if pseudo is not None:
-        found["pseudo"] = pseudo
-    return _flat({**view, **found, "weights": files.sha256(weights)[:16] if weights else None})
+        origins["pseudo"] = pseudo
+    return _flat({**view, **origins, "weights": files.sha256(weights)[:16] if weights else None})
 
 
 def pseudo_origin(experiment: Experiment) -> dict[str, Any] | None:
@@ -245,7 +245,7 @@ def environment() -> dict[str, Any]:
 def commit() -> str | None:
     """Return the git commit of the current folder, or None outside a repository."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() if found.returncode == 0 else None
+    return answer.stdout.strip() if answer.returncode == 0 else None
