@@ -119,7 +119,9 @@ class OpenVino(nn.Module):
     def __init__(self, path: Path, precision: str) -> None:
         super().__init__()
         core = _openvino().Core()
-        kind = "bf16" if precision == "bf16" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        kind = (
+            "bf16" if precision == "bf16" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        )
         self._model = core.compile_model(
             core.read_model(str(path)), "CPU",
             {"INFERENCE_PRECISION_HINT": kind, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "1",
