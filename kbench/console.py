@@ -86,8 +86,8 @@ def show_score(score: Mapping[str, Any], where: str) -> None:
     """Print a score with its interval; what was fitted, and how much better it looks on its own rows, too.
 
     Args:
-        score: with `metric`, `score`, `low`, `high`; `plain`, `optimism` and `decision` or `postprocess` where
-            something was fitted.
+        score: with `metric`, `score`, `low`, `high`; `plain`, `optimism`, `nested_by` and `decision` or
+            `postprocess` where something was fitted.
         where: the end of the line, such as `over 1,000 rows`.
     """
     text = f"{score['metric']} {score['score']:.5f} [{score['low']:.5f}, {score['high']:.5f}]"
@@ -95,7 +95,8 @@ def show_score(score: Mapping[str, Any], where: str) -> None:
         result(f"{text} {where}")
         return
     plain = score["plain"]
-    result(f"{text} {where}, nested: each fold with what was found on the others")
+    part = "fifth of the only fold" if score.get("nested_by") == "fifth" else "fold"
+    result(f"{text} {where}, nested: each {part} with what was found on the others")
     text = f"{score['metric']} {plain['value']:.5f} [{plain['low']:.5f}, {plain['high']:.5f}]"
     result(f"{text} on the rows it was found on, optimism {score['optimism']:.5f}")
     if "decision" in score:

@@ -77,6 +77,23 @@ class FoldPaths:
         """Held by the process that trains the fold."""
         return self.root / ".lock"
 
+    def lease(self, generation: int) -> Path:
+        """Whose the fold is, in its nth generation; touched while its owner lives."""
+        return self.root / f"lease-{generation}.json"
+
+    def leases(self) -> list[int]:
+        """The generations of leases that are there, sorted; the last one counts."""
+        names = (path.name.removeprefix("lease-").removesuffix(".json") for path in self.root.glob("lease-*.json"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def locks(self) -> list[Path]:
+        """The lock files of the fold: its own, and those of its predictions."""
+        return [self.lock, *self.root.glob("*/.lock")]
+
+    def clock(self, name: str) -> Path:
+        """A file that is written to see what time the file system has."""
+        return self.root / f".clock-{name}"
+
     def lr_find(self, stage: str) -> Path:
         """The learning-rate curve of a stage (CSV; a PNG lies beside it)."""
         return self.root / f"lr-find-{stage}.csv"
@@ -184,6 +201,18 @@ class RunPaths:
     def fold_locks(self) -> list[Path]:
         """The lock files of the folds that were ever trained."""
         return sorted(self.root.glob("*/.lock"))
+
+    def stop(self, name: str) -> Path:
+        """There once the folds that a command trains elsewhere are to stop."""
+        return self.root / f".stop-{name}"
+
+    def seen(self, name: str) -> Path:
+        """What every worker of a cluster must see, or wrote to be seen."""
+        return self.root / f".seen-{name}"
+
+    def all_seen(self, name: str) -> list[Path]:
+        """What begins with such a name."""
+        return sorted(self.root.glob(f".seen-{name}*"))
 
     def fold_numbers(self) -> list[int]:
         """The folds that have a folder."""
@@ -326,8 +355,8 @@ class Workspace:
 
     def run_names(self, competition: str) -> list[str]:
         """The names of a competition's runs, sorted."""
-        found = (RunPaths(path) for path in self.runs(competition).glob("*"))
-        return sorted(paths.name for paths in found if paths.manifest.is_file())
+        runs = (RunPaths(path) for path in self.runs(competition).glob("*"))
+        return sorted(paths.name for paths in runs if paths.manifest.is_file())
 
     def own_file(self, text: str) -> Path:
         """A file of the user's own, relative to the workspace; `~` is the home folder."""
@@ -404,9 +433,9 @@ class Choice:
         return self.experiment is not None or any(one.startswith("data.target=") for one in self.assignments)
 
 
-def current(workspace: Workspace, given: str | None) -> str | None:
+def current(workspace: Workspace, name: str | None) -> str | None:
     """Return the competition given, named by `KBENCH_COMPETITION`, or chosen by `kbench use`; else None."""
-    return given or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
+    return name or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
 
 
 def choose(workspace: Workspace, given: str | None) -> str:

@@ -38,6 +38,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Force = Annotated[bool, typer.Option("--force", help="Do again what is done.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Folds at once.")]
+Devices = Annotated[int, typer.Option("--devices", min=1, help="GPUs, or with --device cpu processes, for each fold.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        envvar="KBENCH_CLUSTER",
+        show_envvar=True,
+        help="dask://HOST:PORT or ray://HOST:PORT: its workers train the folds; they share this folder.",
+    ),
+]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--time-limit", envvar="KBENCH_TIME_LIMIT", show_envvar=True,
+        help="Such as 11h: stop in time, at a resume point; the same command goes on.",
+    ),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of a fold; default: all there are.")]
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _debug = False
 
@@ -126,7 +144,7 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
 
                 again = f"stopped; `{' '.join(['kbench', *sys.argv[1:]])}` goes on from the last resume point"
                 console.note(str(stop) or again)
-                sys.exit(130)
+                sys.exit(getattr(stop, "exit_code", 130))
             except (KbenchError, typer.Exit):
                 raise
             except BrokenPipeError:  # `kbench list | head`: nobody reads on
@@ -146,16 +164,16 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
     return add
 
 
-def refuse_together(given: Mapping[str, object]) -> None:
+def refuse_together(options: Mapping[str, object]) -> None:
     """Refuse options that exclude each other.
 
     Raises:
         ConfigError: more than one is given.
     """
-    if sum(map(bool, given.values())) > 1:
+    if sum(map(bool, options.values())) > 1:
         from kbench.errors import ConfigError
 
-        raise ConfigError(f"{' with '.join(given)}", "one of the two", "remove one of them")
+        raise ConfigError(f"{' with '.join(options)}", "one of the two", "remove one of them")
 
 
 def next_of(run: str, choice: Choice, *, full: bool = False) -> str:

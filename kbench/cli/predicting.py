@@ -21,15 +21,15 @@ def score(
     from kbench import console
     from kbench.commands.score import score as run_score
 
-    found = run_score(choose(competition, experiment, run), device=device)
+    result = run_score(choose(competition, experiment, run), device=device)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    rows = found.get("table") or [{"fold": fold, "mean": value} for fold, value in found["folds"].items()]
-    if "cv_mean" in found and len(rows) > 1:
-        rows = [*rows, {"fold": "mean", "rows": None, **found["cv_mean"]}]
-    console.show_table(rows, title=f"{found['run']}: {found['metric']}, {found['members']} members")
-    console.show_score(found, f"over {found['rows']:,} rows, spread of folds {found['spread']:.5f}")
+    rows = result.get("table") or [{"fold": fold, "mean": value} for fold, value in result["folds"].items()]
+    if "cv_mean" in result and len(rows) > 1:
+        rows = [*rows, {"fold": "mean", "rows": None, **result["cv_mean"]}]
+    console.show_table(rows, title=f"{result['run']}: {result['metric']}, {result['members']} members")
+    console.show_score(result, f"over {result['rows']:,} rows, spread of folds {result['spread']:.5f}")
     console.next_command("kbench ensemble")
 
 
@@ -61,15 +61,15 @@ def ensemble(
         full=full, require_all=require_all, mixed_folds=mixed_folds, name=name, device=device,
         weights=tuple(weight) if weight else None, combine=combine, prune=prune,
     )  # fmt: skip
-    found = run_ensemble(choose(competition, experiment), runs or [], chosen)
+    result = run_ensemble(choose(competition, experiment), runs or [], chosen)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.show_table(found["gains"], title="what each member adds (larger is better; an interval around 0: chance)")
-    console.wrote(found["file"])
-    if found["score"] is not None:
-        console.show_score(found, f"out of fold, {found['members']} members")
-    for text in found["notes"]:
+    console.show_table(result["gains"], title="what each member adds (larger is better; an interval around 0: chance)")
+    console.wrote(result["file"])
+    if result["score"] is not None:
+        console.show_score(result, f"out of fold, {result['members']} members")
+    for text in result["notes"]:
         console.note(text)
     console.next_command("kbench submit")
 
@@ -94,13 +94,13 @@ def predict(
     if image or images:
         _show_images([*(image or ()), *(images or ())], choose(competition, experiment, run), device, json)
         return
-    found = predict_rows(choose(competition, experiment, run), data=data, out=out, device=device, force=force)
+    result = predict_rows(choose(competition, experiment, run), data=data, out=out, device=device, force=force)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.result(f"{found['rows']:,} rows, {found['members']} members")
-    if found["file"]:
-        console.wrote(found["file"])
+    console.result(f"{result['rows']:,} rows, {result['members']} members")
+    if result["file"]:
+        console.wrote(result["file"])
     else:
         console.next_command("kbench ensemble")
 
@@ -109,11 +109,11 @@ def _show_images(files: list[str], choice: Any, device: str, json: bool) -> None
     from kbench import console
     from kbench.commands.predict import predict_files
 
-    found = predict_files(choice, files, device=device)
+    result = predict_files(choice, files, device=device)
     if json:
-        console.show_json({key: found[key] for key in ("run", "task", "rows")})
+        console.show_json({key: result[key] for key in ("run", "task", "rows")})
     else:
-        console.show_table(found["words"])
+        console.show_table(result["words"])
 
 
 @command("import")
@@ -129,9 +129,11 @@ def import_(
     from kbench import console
     from kbench.commands.import_run import import_run
 
-    found = import_run(choose(competition), name, oof=oof, test=test, force=force)
+    result = import_run(choose(competition), name, oof=oof, test=test, force=force)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.result(f"{found['run']}: {found['metric']} {found['score']:.5f} [{found['low']:.5f}, {found['high']:.5f}]")
-    console.next_command(f"kbench ensemble baseline-s0 {found['run']}")
+    console.result(
+        f"{result['run']}: {result['metric']} {result['score']:.5f} [{result['low']:.5f}, {result['high']:.5f}]"
+    )
+    console.next_command(f"kbench ensemble baseline-s0 {result['run']}")

@@ -29,13 +29,13 @@ def list_(
     from kbench import console
     from kbench.commands import workspace
 
-    found = workspace.listing(kind, choose(competition))
+    result = workspace.listing(kind, choose(competition))
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.show_table(found["rows"])
+    console.show_table(result["rows"])
     if kind is None:
-        console.note(f"kinds of parts: {', '.join(found['kinds'])}")
+        console.note(f"kinds of parts: {', '.join(result['kinds'])}")
 
 
 @command()
@@ -56,13 +56,13 @@ def cache(
     from kbench import console
     from kbench.commands.cache import cache as run_cache
 
-    found = run_cache(clear=clear)
+    result = run_cache(clear=clear)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.show_table(found["rows"], title=found["folder"])
+    console.show_table(result["rows"], title=result["folder"])
     if clear:
-        console.result(f"freed {found['freed_mb']} MB")
+        console.result(f"freed {result['freed_mb']} MB")
 
 
 @command()
@@ -73,11 +73,11 @@ def doctor(
     from kbench import console
     from kbench.commands.doctor import doctor as diagnose
 
-    found = diagnose(online=not offline)
+    result = diagnose(online=not offline)
     if json:
-        console.show_json(found)
+        console.show_json(result)
     else:
-        for row in found["rows"]:  # no table: what is to be typed must not be cut
+        for row in result["rows"]:  # no table: what is to be typed must not be cut
             console.result(f"{row['level']}: {row['what']}" + (f"\n  next: {row['todo']}" if row["todo"] else ""))
-    if not found["ok"]:
+    if not result["ok"]:
         raise typer.Exit(1)

@@ -63,13 +63,13 @@ def predict_files(choice: Choice, names: Sequence[str], *, device: str = "auto")
         `decided`, None without a decision; and `words`, of each file the columns of `most_likely`.
     """
     run = open_run(choice)
-    made = predict_images(run, [(Path(name),) for name in names], device=device)
+    predictions = predict_images(run, [(Path(name),) for name in names], device=device)
     rows, words = [], []
     for place, name in enumerate(names):
-        values = dict(zip(made.names, map(float, made.values[place]), strict=True))
+        values = dict(zip(predictions.names, map(float, predictions.values[place]), strict=True))
         chosen = None
-        if made.decided is not None:
-            chosen = dict(zip(made.names, map(float, made.decided[place]), strict=True))
+        if predictions.decided is not None:
+            chosen = dict(zip(predictions.names, map(float, predictions.decided[place]), strict=True))
         rows.append({"file": name, "values": values, "decided": chosen})
         words.append({"file": name, **most_likely(values, run.competition, chosen)})
     return {"run": run.name, "task": run.competition.task, "rows": rows, "words": words}

@@ -24,7 +24,7 @@ from kbench.runs.results import metric_of
 from kbench.runs.trial_build import part_problems
 from kbench.workspace import Choice
 
-_FACTS = ("score", "low", "high", "spread", "gain", "gain_low", "gain_high")
+_FACTS = ("score", "low", "high", "optimism", "spread", "gain", "gain_low", "gain_high")
 
 
 def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions) -> dict[str, Any]:
@@ -40,9 +40,9 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
         options: how.
 
     Returns:
-        `metric`; `rows`, one per combination, best first: values, score, interval, the paired difference to the first
-        combination that has a score, with its interval, and the folds that failed; `failed`, the combinations with
-        such folds.
+        `metric`; `rows`, one per combination, best first: values, score (nested, with its `optimism`, where something
+        is fitted to out-of-fold rows), interval, the paired difference to the first combination that has a score, with
+        its interval, and the folds that failed; `failed`, the combinations with such folds.
 
     Raises:
         ConfigError: a value is wrong; nothing has trained.
@@ -73,6 +73,8 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
                 row |= _facts(oof, base)
             rows.append({**row, "failed": lost})
     metric = parts.build_metric(first.competition)
+    if all(row["optimism"] is None for row in rows):  # nothing is fitted to out-of-fold rows
+        rows = [{key: value for key, value in row.items() if key != "optimism"} for row in rows]
     rows.sort(key=lambda row: (row["score"] is None, (row["score"] or 0.0) * (-1 if metric.maximise else 1)))
     return {"metric": metric.name, "rows": rows, "failed": failed}
 
@@ -97,7 +99,10 @@ def _check(first: Experiment, ways: Mapping[tuple[str, ...], Choice], free: Sequ
 def _train(experiment: Experiment, which: str, options: TrainOptions) -> list[int | str]:
     """Train some folds; return those that failed."""
     try:
-        return list(train(experiment, which, options)["failed"])
+        trained = train(experiment, which, options)
+        if trained["stopped"]:
+            options.deadline.stop()
+        return list(trained["failed"])
     except TrainingError as error:  # the only one that was wanted
         console.show_error(error)
         return wanted_folds(experiment, which)
@@ -144,7 +149,7 @@ def _name(base: str, values: Sequence[str]) -> str:
 
 def _facts(oof: OutOfFold, base: OutOfFold) -> dict[str, Any]:
     score, experiment = oof.score, oof.run.experiment
-    facts: dict[str, Any] = {key: score[key] for key in ("score", "low", "high", "spread")}
+    facts: dict[str, Any] = {key: score.get(key) for key in ("score", "low", "high", "optimism", "spread")}
     facts |= {"gain": None, "gain_low": None, "gain_high": None}
     if oof is base or oof.table.target_names != base.table.target_names:
         return facts

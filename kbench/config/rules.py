@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from kbench.config.bands import file_problems
 from kbench.config.competition import Competition, EnsembleSection, FoldSection, Input
 from kbench.config.stage import Stage, without_effect
 from kbench.config.stage import contradictions as stage_contradictions
@@ -23,6 +24,7 @@ def contradictions(competition: Competition) -> list[Problem]:
     return [
         *stage_problems(competition.stages),
         *member_problems(competition.ensemble, competition.stages),
+        *file_problems(competition.input),
         *statistics_problems(competition.input),
         *ensemble_problems(competition.task, competition.ensemble),
         *target_problems(competition),

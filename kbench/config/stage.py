@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from kbench.config.section import (
+    LATER,
     Component,
     Decay,
     Finite,
@@ -38,6 +39,9 @@ class RangeTest(Section):
     linear: bool = Field(False, description="raise the rate by equal steps instead of equal factors")
     valid: bool = Field(False, description="judge a batch of held-out rows after each update; its loss is what counts")
     stop: bool = Field(True, description="end the test where the loss diverges")
+    divide: Annotated[Finite, LATER] = Field(
+        10.0, ge=1, description="the rate is this many times below that of the lowest smoothed loss"
+    )
 
 
 class Average(Section):
@@ -78,6 +82,9 @@ class Stage(Section):
     batch_size: int = Field(64, ge=1, description="images per batch")
     accumulate: int = Field(1, ge=1, description="batches per update")
     clip: Positive | None = Field(None, description="largest gradient norm")
+    batch_norm: Annotated[Literal["local", "sync"], LATER] = Field(
+        "local", description="with `--devices`: batch norm measures a device's part of a batch, or all of it (sync)"
+    )
     loss: Annotated[Component | None, Kind("loss")] = Field(
         None, description="by default the task's: cross_entropy, bce or mse"
     )

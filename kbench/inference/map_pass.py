@@ -78,10 +78,10 @@ def readings(job: MapJob, members: Sequence[MapMember]) -> list[tuple[str, int |
     """Return what is measured: (name, member or None for the mean, plain view or all views); the mean comes last."""
     ways = [True, False] if len(job.make.views) > 1 else [False]
     single = [(place, way) for way in ways for place in range(len(members))] if len(members) > 1 else []
-    found: list[tuple[str, int | None, bool]] = [
+    single_readings: list[tuple[str, int | None, bool]] = [
         (f"{members[place].name}{', plain view' if way and len(ways) > 1 else ''}", place, way) for place, way in single
     ]
-    return [*found, *((f"mean{', plain view' if way and len(ways) > 1 else ''}", None, way) for way in ways)]
+    return [*single_readings, *((f"mean{', plain view' if way and len(ways) > 1 else ''}", None, way) for way in ways)]
 
 
 def stream(job: MapJob, members: Sequence[MapMember]) -> Iterator[Row]:
@@ -136,8 +136,8 @@ def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, R
     means = {way: make.mean.back(total) for way, total in totals.items()}
     if target is not None:
         worth.update({(None, way): measured(mean, target, make.task) for way, mean in means.items()})
-    found = [worth[place, way] for _, place, way in readings(job, shelf.members)] if worth else []
-    stacked = torch.stack(found, dim=1).cpu().numpy() if found else None  # [b, R, K, 3]
+    counts = [worth[place, way] for _, place, way in readings(job, shelf.members)] if worth else []
+    stacked = torch.stack(counts, dim=1).cpu().numpy() if counts else None  # [b, R, K, 3]
     maps_here = means[False].cpu().numpy()
     for position, row in enumerate(some.rows):
         yield row, Row(maps_here[position], None if stacked is None else stacked[position])
@@ -176,6 +176,7 @@ def sampled(job: MapJob, members: Sequence[MapMember], *, pixels: int) -> Iterat
         for place, member in enumerate(shelf.members):
             shown = shelf.normaliser(place)(images)
             maps, _ = make(shelf.model(place, shown), shown, member.precision)
+            maps = maps if member.units is None else member.units.restored(maps)
             values.append(maps.flatten(2)[..., places])
         stacked, truth = torch.stack(values, 1).cpu().numpy(), target[..., places].cpu().numpy()
         for position, row in enumerate(some.rows):
@@ -187,7 +188,9 @@ def views_apart(job: MapJob, member: MapMember) -> Iterator[tuple[int, np.ndarra
     shelf, make = _Shelf([member], job.make.device), job.make
     for some in _groups(job, member.scale):
         shown = shelf.normaliser(0)(some.images.to(make.device, non_blocking=True))
-        stacked = torch.stack(list(make.apart(shelf.model(0, shown), shown, member.precision)), 1).cpu().numpy()
+        views = list(make.apart(shelf.model(0, shown), shown, member.precision))
+        views = views if member.units is None else [member.units.restored(view) for view in views]
+        stacked = torch.stack(views, 1).cpu().numpy()
         yield from zip(some.rows, stacked, strict=True)
 
 

@@ -160,15 +160,15 @@ def blend(runs: Sequence[Run], options: EnsembleOptions) -> Blend:
         stack = results.run_stack(experiment, shares, table)
         alone = stack is None or len(stack.names) < 2
         adds = [] if stack is None or alone else gains(stack, recipe, evaluate(stack, recipe))
-        found = None
+        member_weights = None
     else:
         stack = results.member_stack(experiment, shares, table)
         weighed = results.weigh(experiment, shares, table, stack, recipe)
-        judged, found = weighed.judged, weighed.weights
+        judged, member_weights = weighed.judged, weighed.weights
         adds = gains(stack, replace(recipe, decision=None) if weighed.outcome.fit.decided is None else recipe,
                      weighed.outcome)  # fmt: skip
     score = score_record(experiment, judged, table)
-    return Blend(experiment, tuple(shares), name, recipe, found, judged.fit, judged.thresholds, score, adds)
+    return Blend(experiment, tuple(shares), name, recipe, member_weights, judged.fit, judged.thresholds, score, adds)
 
 
 def _unscored(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kbench import console, files, registry
-from kbench.config.competition import Competition, FoldSection
+from kbench.config.competition import Competition, FoldSection, Input
 from kbench.config.reading import load_competition
 from kbench.data.folds.copies import contradictions, leaked, same_files, same_pixels, unknown_groups
 from kbench.data.folds.files import read_folds, write_folds
@@ -20,8 +20,11 @@ from kbench.data.folds.folds import Cut, Folds, make_folds
 from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_images, leaks, links
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
-from kbench.data.images.decoding import Decoding
-from kbench.data.images.readers import Reader
+from kbench.data.images.channels import ONE, Channel, channels_of
+from kbench.data.images.decoding import Decoding, first_path, path_of
+from kbench.data.images.georeference import Georeference, read_georeference
+from kbench.data.images.rasters import Stack, stack_of
+from kbench.data.images.readers import Reader, size_by
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
@@ -121,7 +124,8 @@ class Experiment:
             root=data, split=split, task=competition.task, csv=part.csv, images=_texts(part.images), suffix=part.suffix,
             id=part.id, where=dict(part.where), target=_texts(section.target),
             classes=None if section.classes is None else tuple(section.classes), mask=mask_kind(competition, self.data),
-            metadata=tuple(section.metadata), on_problem=section.on_problem,
+            metadata=tuple(section.metadata), on_problem=section.on_problem, files=competition.input.files,
+            dates=tuple(competition.input.dates), missing=competition.input.missing,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)
         if section.on_problem != "error" and look:
@@ -230,15 +234,15 @@ class Experiment:
 
         `auto`: a value near-duplicates share (`group: auto`); `coverage`: how much the class covers (`by: [coverage]`).
         """
-        table, made = self.train, dict[str, np.ndarray]()
+        table, columns = self.train, dict[str, np.ndarray]()
         known: list[str] = [] if table.meta is None else list(table.meta.columns)
         if self.competition.folds.group == AUTO and AUTO not in known:
-            made[AUTO] = table.ids[clusters(len(table), self._links)]
+            columns[AUTO] = table.ids[clusters(len(table), self._links)]
         kind = mask_kind(self.competition, self.data)
         if kind is not None and COVERAGE in self.competition.folds.by and COVERAGE not in known:
-            made[COVERAGE] = np.full(len(table), "00") if self.trial else self._coverage(kind)
+            columns[COVERAGE] = np.full(len(table), "00") if self.trial else self._coverage(kind)
         meta = pd.DataFrame(index=range(len(table))) if table.meta is None else table.meta
-        return replace(table, meta=meta.assign(**made)) if made else table
+        return replace(table, meta=meta.assign(**columns)) if columns else table
 
     def _coverage(self, kind: MaskKind) -> np.ndarray:
         with console.bar("measuring masks") as advance:
@@ -267,12 +271,13 @@ class Experiment:
     def format(self) -> Format:
         """The submission format."""
         part = self.competition.submission.format
-        made: Format = registry.build(
+        format: Format = registry.build(
             "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
-            _sizes=self.test_size, _images=lambda: self._test_ids,
+            _sizes=self.test_size, _places=self.test_place, _images=lambda: self._test_ids,
+            _root=self.data,
             _threshold=label_threshold(self.competition, default=0.2),
         )  # fmt: skip
-        return made
+        return format
 
     @cached_property
     def _test_ids(self) -> frozenset[str]:
@@ -285,18 +290,30 @@ class Experiment:
             DataError: there is no such image, or it cannot be read.
         """
         if name not in self._sizes:
-            row = int(np.searchsorted(self.test.ids, name))
-            known = row < len(self.test) and self.test.ids[row] == name
-            found: Any = "not in the test set"
-            if known:
-                path = self.test.root / self.test.images[row][0]
-                found = look(path, decoding=decoding_of(self.competition))
-            if isinstance(found, str):
+            paths = self._test_files(name)
+            header: Any = "not in the test set"
+            if paths:
+                reader = size_reader(self.competition)
+                header = look(first_path(paths), decoding=decoding_of(self.competition))
+                header = header if reader is None or isinstance(header, str) else size_by(reader, paths)
+            if isinstance(header, str):
                 raise DataError(
-                    f"the image of '{name}' is {found}", "an image of every test row", "`kbench check --images`"
+                    f"the image of '{name}' is {header}", "an image of every test row", "`kbench check --images`"
                 )
-            self._sizes[name] = found[:2]
+            self._sizes[name] = header[:2]
         return self._sizes[name]
+
+    def test_place(self, name: str) -> Georeference:
+        """Return where the pixels of a test image lie; nowhere, where there is no such image."""
+        paths = () if self.competition.data.test is None else self._test_files(name)
+        return read_georeference(first_path(paths)) if paths else Georeference()
+
+    def _test_files(self, name: str) -> tuple[Path, ...]:
+        """Return the files of a test image; none where there is no such image."""
+        row = int(np.searchsorted(self.test.ids, name))
+        if row == len(self.test) or self.test.ids[row] != name:
+            return ()
+        return tuple(path_of(self.test.root, image) for image in self.test.images[row])
 
     @property
     def sample(self) -> Path:
@@ -336,8 +353,8 @@ class Experiment:
 
     def weights(self) -> Path | None:
         """Return the file of `model.weights`."""
-        given = self.competition.model.weights
-        return None if given is None else self.workspace.own_file(given)
+        path = self.competition.model.weights
+        return None if path is None else self.workspace.own_file(path)
 
     def plugin_files(self) -> list[Path]:
         """Return the files of the plug-ins."""
@@ -349,14 +366,14 @@ class Experiment:
         Raises:
             ConfigError: it does not exist.
         """
-        given = self.competition.pseudo
-        if given is None:
+        pseudo = self.competition.pseudo
+        if pseudo is None:
             return None
-        run, _, name = given.partition("/")
+        run, _, name = pseudo.partition("/")
         path = self.workspace.run(self.competition.name, run).pseudo(name or PSEUDO)
         if not path.is_file():
             raise ConfigError(
-                f"`pseudo: {given}` in the YAML, and there is no '{path}'", "pseudo-labels of a run",
+                f"`pseudo: {pseudo}` in the YAML, and there is no '{path}'", "pseudo-labels of a run",
                 f"`kbench pseudo-label {run}{f' --name {name}' if name else ''}`",
             )  # fmt: skip
         return path
@@ -411,9 +428,24 @@ def reader_of(competition: Competition) -> Reader:
     section = competition.input
     reader: Reader = registry.build(
         "reader", section.reader.name, section.reader.params, _channels=section.channels,
-        _decoding=decoding_of(competition),
+        _decoding=decoding_of(competition), _stack=_stack(section) if section.files else None,
     )  # fmt: skip
     return reader
+
+
+def channels(competition: Competition) -> tuple[Channel, ...]:
+    """Return what each channel of an image is, in the order of the pixels [H, W, C]."""
+    section = competition.input
+    if not section.files:
+        return channels_of({ONE: tuple(map(str, range(1, section.channels + 1)))})
+    return channels_of(section.band_names(), dates=section.dates, dated=section.dated)
+
+
+def _stack(section: Input) -> Stack:
+    """Return what the paths of a row are."""
+    named = channels_of(section.band_names(), dates=section.dates, dated=section.dated)
+    nodata = {name: section.bands[name].nodata_values for name in section.files}
+    return stack_of(named, list(section.files), nodata, masked=section.missing == "mask")
 
 
 def opening_of(competition: Competition) -> Opening:
@@ -424,9 +456,9 @@ def opening_of(competition: Competition) -> Opening:
 
 def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
     """Return the metric's threshold of labels, one or one per label; the default where it has none."""
-    given = competition.metric.params.get("threshold")
-    if given is not None:
-        return given
+    threshold = competition.metric.params.get("threshold")
+    if threshold is not None:
+        return threshold
     parameter = registry.get("metric", competition.metric.name).parameters().get("threshold")
     return default if parameter is None or parameter.default is parameter.empty else parameter.default
 

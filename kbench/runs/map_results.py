@@ -16,7 +16,7 @@ import numpy as np
 
 from kbench import console, registry
 from kbench.data.table.table import Table
-from kbench.ensemble.average import Stack
+from kbench.ensemble.average import Stack, member_names
 from kbench.ensemble.bootstrap import interval, paired
 from kbench.ensemble.mask_rules import Rule
 from kbench.ensemble.mask_tuning import neutral, tune, tunes
@@ -35,6 +35,7 @@ from kbench.runs.map_parts import (
     MapPart,
     MapResult,
     fold_part,
+    narrowed,
     of_folds,
     records_of,
     require_readable,
@@ -52,6 +53,7 @@ TAKES_IMAGES = False
 _EIGHT_BITS = 1 / 510  # half a step of kept probabilities: the floor of their geometric mean
 _SAMPLED = 1 << 26  # values of pixels that weights are found on, of all members together: 256 MB of float32
 _PIXELS = 4096  # of an image at most
+MEAN = "mean"  # name of the reading of all members together; what is said of it may follow, after a comma
 
 
 # -- predicting ------------------------------------------------------------------------------------------------------
@@ -136,13 +138,13 @@ def sent(experiment: Experiment, result: MapResult, fit: Rule) -> MaskSet | Numb
         if not part.keeps():
             return part.ruled(fit).masks()
     stores = list(result.stores.values())
-    made = MaskSet if result.task in SEGMENTATION else NumberSet
+    kind = MaskSet if result.task in SEGMENTATION else NumberSet
 
     def read(row: int) -> np.ndarray:
         (_, maps), *_ = result.read(np.array([row]))
         return fit.apply(maps)
 
-    return made(result.ids, result.names, result.task, stores[0].source, read)
+    return kind(result.ids, result.names, result.task, stores[0].source, read)
 
 
 def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -183,14 +185,19 @@ def _gathered(result: MapResult, table: Table, pick: Callable[[MapStore], np.nda
 
 
 def readings_of(result: MapResult, table: Table) -> dict[str, np.ndarray]:
-    """Return what every reading that all folds have is worth: name -> [N, K, 3]; the mean of everything is the last."""
-    first, *others = result.stores.values()
-    shared = [name for name in first.readings if all(name in other.readings for other in others)]
+    """Return what every reading is worth: name -> [N, K, 3]; the mean of everything is the last.
+
+    A snapshot that a fold lacks, because it stopped earlier, is worth there what the mean of the others is.
+    """
+    names = list(dict.fromkeys(name for store in result.stores.values() for name in store.readings))
+    names.sort(key=lambda name: name.partition(",")[0] == MEAN)  # stable: means come last
 
     def reading(name: str, store: MapStore) -> np.ndarray:
-        return np.asarray(_measured(store)[store.readings.index(name)])
+        known = list(store.readings)
+        own = name if name in known else name.replace(name.partition(",")[0], MEAN)
+        return np.asarray(_measured(store)[known.index(own)])
 
-    return {name: _gathered(result, table, partial(reading, name)) for name in shared}
+    return {name: _gathered(result, table, partial(reading, name)) for name in names}
 
 
 def truth_masks(experiment: Experiment, table: Table) -> Callable[[int], np.ndarray]:
@@ -246,12 +253,10 @@ def judge(experiment: Experiment, result: MapResult, table: Table) -> Judged:
             params=part.params, groups=groups, advance=advance,
         )  # fmt: skip
     outcome = tuned.outcome
-    by_fold = {
-        fold: build_rule(experiment, outcome.by_part.get(fold, outcome.fit)) for fold in np.unique(numbers).tolist()
-    }
+    by_part = {part: build_rule(experiment, params) for part, params in outcome.by_part.items()}
     record = {"postprocess": tuned.as_json()}
     rule = build_rule(experiment, outcome.fit)
-    return Judged(outcome, truth_of(outcome.values, table.task), rule, record, outcome.fit, by_fold)
+    return Judged(outcome, truth_of(outcome.values, table.task), rule, record, outcome.fit, by_part)
 
 
 def _worth_after(experiment: Experiment, result: MapResult, rule: Rule, table: Table) -> np.ndarray:
@@ -260,8 +265,8 @@ def _worth_after(experiment: Experiment, result: MapResult, rule: Rule, table: T
     numbers = result.task not in SEGMENTATION
     worth = np.zeros((len(table), k, 3), dtype=np.float64 if numbers else np.int64)
     for row, maps in result.read(np.arange(len(table))):
-        made = rule.apply(maps)
-        worth[row] = image_errors(made, truth(row)) if numbers else image_counts(made, truth(row), n_classes=k)
+        decided = rule.apply(maps)
+        worth[row] = image_errors(decided, truth(row)) if numbers else image_counts(decided, truth(row), n_classes=k)
     return worth
 
 
@@ -279,19 +284,23 @@ def made(result: MapResult) -> None:
 
 
 def scored(experiment: Experiment, result: MapResult, judged: Judged) -> MaskSet | NumberSet:
-    """Return what is scored of the rows of a run's trained folds: masks, each by the rule of its fold, or numbers."""
+    """Return what is scored of the rows of a run's trained folds: masks, each by the rule of its part, or numbers."""
     assert result.fold_of is not None, "out-of-fold maps are those of folds"
-    numbers, of_fold = result.fold_of, {}
+    numbers, of_part = judged.outcome.parts, {}
     for fold, part in result.parts.items():
-        rule = judged.by_part.get(fold, judged.fit)
-        of_fold[fold] = sent(experiment, replace(result, ids=part.ids, parts={0: part}, read=_reader(part)), rule)
+        own = result.fold_of == fold
+        for number in np.unique(numbers[own]).tolist():
+            some = own & (numbers == number)
+            few = part if some.sum() == own.sum() or part.keeps() else narrowed(part, fold, number, result.ids[some])
+            rule = judged.by_part.get(number, judged.fit)
+            of_part[number] = sent(experiment, replace(result, ids=few.ids, parts={0: few}, read=_reader(few)), rule)
 
     def read(row: int) -> np.ndarray:
-        own = of_fold[int(numbers[row])]
-        return own[int(np.searchsorted(own.ids, result.ids[row]))]
+        masks = of_part[int(numbers[row])]
+        return masks[int(np.searchsorted(masks.ids, result.ids[row]))]
 
-    made = MaskSet if result.task in SEGMENTATION else NumberSet
-    return made(result.ids, result.names, result.task, {"run": next(iter(result.parts.values())).run.name}, read)
+    kind = MaskSet if result.task in SEGMENTATION else NumberSet
+    return kind(result.ids, result.names, result.task, {"run": next(iter(result.parts.values())).run.name}, read)
 
 
 def _reader(part: MapPart) -> Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]:
@@ -309,9 +318,14 @@ def details(run: Run, result: MapResult, judged: Judged, table: Table) -> dict[s
     for fold in result.parts:
         rows = numbers == fold
         few = table.select(rows)
+        own = result.stores[fold].readings
+        lacks = [name for name in readings if name not in own and len(result.parts[fold].snapshots) > 1]
         scores = {
-            name: metric.or_none(truth_of(worth[rows], few.task), worth[rows], few) for name, worth in readings.items()
+            name: None if name in lacks else metric.or_none(truth_of(worth[rows], few.task), worth[rows], few)
+            for name, worth in readings.items()
         }
+        if run.competition.maps.postprocess.name != "none":
+            scores["post-processed"] = metric.or_none(judged.targets[rows], judged.outcome.values[rows], few)
         records.append({"fold": fold, "rows": len(few), **scores})
     if run.competition.maps.postprocess.name != "none":
         readings["mean, post-processed"] = judged.outcome.values
@@ -392,13 +406,14 @@ def run_stack(experiment: Experiment, shares: Sequence[Share], table: Table) -> 
 def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) -> Stack:
     """Return what the members of runs say of some pixels of every row, side by side; see `Results`.
 
-    Members are snapshots that every fold has. One pass over the images for each run and fold.
+    Members are snapshots that any fold has; one that a fold lacks says there what the mean of its others says. One pass
+    over the images for each run and fold.
     """
     names: list[str] = []
     base: list[float] = []
     for share in shares:
-        first, *others = [[one.member for one, _ in part.snapshots] for part in share.oof.result.parts.values()]
-        own = [name for name in first if all(name in other for other in others)]
+        parts_of_run = share.oof.result.parts.items()
+        own = member_names({fold: {one.member: one for one, _ in part.snapshots} for fold, part in parts_of_run})
         names += [f"{share.run.name}/{name}" for name in own]
         base += [share.weight / len(own)] * len(own)
     k, task = len(table.target_names), table.task
@@ -406,6 +421,8 @@ def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) 
     values = np.zeros((len(names), len(table), k, pixels), dtype=np.float32)
     truth = _nothing_known(task, len(table), k, pixels)
     places = {str(name): place for place, name in enumerate(table.ids)}
+    lent = np.zeros((len(names), len(table)), dtype=bool)
+    how = mean_of_task(experiment.competition.ensemble.mean, task, k)
     for share in shares:
         for part in share.oof.result.parts.values():
             job, members = part.job()
@@ -419,13 +436,17 @@ def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) 
                     count = sample.values.shape[-1]
                     truth[place, ..., :count] = sample.truth
                     for name, one in zip(rows, sample.values, strict=True):
-                        if name in names:
-                            values[names.index(name), place, :, :count] = one
+                        values[names.index(name), place, :, :count] = one
+                    for number, name in enumerate(names):
+                        if name.partition("/")[0] == share.run.name and name not in rows:
+                            others = np.mean([how.into(one[None]) for one in sample.values], axis=0)
+                            values[number, place, :, :count] = how.back(others)[0]
+                            lent[number, place] = True
     weights = np.asarray(base) / sum(base)
     return Stack(
         tuple(names), values, weights, table, fold_of(experiment, table), metric_of(experiment),
         experiment.competition.ensemble.mean, experiment.groups(table), truth=truth,
-        measure=partial(pixel_worth, task=task),
+        measure=partial(pixel_worth, task=task), lent=lent if lent.any() else None,
     )  # fmt: skip
 
 
@@ -442,10 +463,11 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     rows and once, fold by fold, with those of the other folds.
     """
     outcome = evaluate(stack, Recipe(recipe.combiner, None, recipe.prune))
-    whole = judge(experiment, _weighted(shares, table, stack, lambda fold: outcome.fit), table)
+    whole = judge(experiment, _weighted(shares, table, stack, stack.fold, lambda fold: outcome.fit), table)
     nested = judge(
-        experiment, _weighted(shares, table, stack, lambda fold: outcome.by_part.get(fold, outcome.fit)), table
-    )
+        experiment,
+        _weighted(shares, table, stack, outcome.parts, lambda part: outcome.by_part.get(part, outcome.fit)), table,
+    )  # fmt: skip
     joint = Outcome(
         outcome.fit, whole.outcome.plain, nested.outcome.nested, nested.outcome.values, nested.outcome.parts,
         outcome.by_part,
@@ -455,24 +477,30 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     return Weighed(judged, outcome, weights)
 
 
-def _weighted(shares: Sequence[Share], table: Table, stack: Stack, fit_of: Callable[[int], Fit]) -> MapResult:
-    """Return the out-of-fold maps of members with weights that depend on the fold."""
-    folds = [int(fold) for fold in np.unique(stack.fold)]
+def _weighted(
+    shares: Sequence[Share], table: Table, stack: Stack, parts_of_rows: np.ndarray, fit_of: Callable[[int], Fit]
+) -> MapResult:
+    """Return the out-of-fold maps of members with weights that depend on the part a row is in."""
+    numbers = np.unique(parts_of_rows).tolist()
+    fold_of_part = {part: int(stack.fold[parts_of_rows == part][0]) for part in numbers}
+    whole = len(set(fold_of_part.values())) == len(numbers)  # else they are fifths of the only fold
     of_run: dict[str, dict[int, dict[str, float]]] = {share.run.name: {} for share in shares}
-    for fold in folds:
-        for name, weight in zip(stack.names, fit_of(fold).weights, strict=True):
+    for part in numbers:
+        for name, weight in zip(stack.names, fit_of(part).weights, strict=True):
             run, _, member = name.partition("/")
-            of_run[run].setdefault(fold, {})[member] = float(weight)
+            of_run[run].setdefault(part, {})[member] = float(weight)
     results, totals = [], []
     for share in shares:
-        own = of_run[share.run.name]
-        device = share.oof.result.parts[folds[0]].rows.device
-        used = {fold: weights if any(weights.values()) else None for fold, weights in own.items()}
-        results.append(
-            of_folds(share.run, {fold: fold_part(share.run, fold, device=device, weights=used[fold]) for fold in folds})
-        )
-        totals.append({fold: sum(weights.values()) for fold, weights in own.items()})
+        own, of_part = of_run[share.run.name], {}
+        for part, weights in own.items():
+            fold = fold_of_part[part]
+            device = share.oof.result.parts[fold].rows.device
+            used = weights if any(weights.values()) else None
+            one = fold_part(share.run, fold, device=device, weights=used)
+            of_part[part] = one if whole else narrowed(one, fold, part, table.ids[parts_of_rows == part])
+        results.append(of_folds(share.run, of_part))
+        totals.append({part: sum(weights.values()) for part, weights in own.items()})
     if len(results) == 1:
         return results[0]
     mean = shares[0].run.competition.ensemble.mean
-    return _joined(results, table, mean, lambda fold: [total[fold] for total in totals])
+    return _joined(results, table, mean, lambda part: [total[part] for total in totals])

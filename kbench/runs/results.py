@@ -100,6 +100,7 @@ def predicting(paths: Sequence[Path]) -> Iterator[None]:
         for folder in sorted({path.parent for path in paths}):
             note = f"another command predicts into '{folder}': waiting for it"
             held.enter_context(files.lock(folder / ".lock", on_wait=partial(console.note, note)))
+            files.remove_temporaries(folder)
         yield
 
 
@@ -140,7 +141,7 @@ class Judged:
         fit: what `Results.sent` applies: thresholds and cut points, a mask rule, or None.
         record: what the score says of it: `decision` or `postprocess`; empty where nothing is fitted.
         thresholds: what a lineage says of it.
-        by_part: fold -> what was applied to its rows, of mask rules.
+        by_part: part -> what was applied to its rows, of mask rules; empty where it is `fit` everywhere.
     """
 
     outcome: Outcome[Any]
@@ -309,8 +310,9 @@ def fold_of(experiment: Experiment, table: Table) -> np.ndarray:
 def score_record(experiment: Experiment, judged: Judged, table: Table) -> dict[str, Any]:
     """Return a score as JSON: metric, direction, rows, `score` with its interval (nested, if anything is fitted).
 
-    What is fitted adds `plain`, the score on the rows it was fitted on, `optimism`, how much better that is, and
-    `decision` or `postprocess`: what was found on all rows, and without each fold's.
+    What is fitted adds `plain`, the score on the rows it was fitted on, `optimism`, how much better that is,
+    `nested_by`, the parts that what was found on the others is scored on (`fold`, or `fifth` of the only fold), and
+    `decision` or `postprocess`: what was found on all rows, and without each part's.
     """
     metric, outcome = metric_of(experiment), judged.outcome
     nested: Interval = outcome.nested
@@ -320,7 +322,10 @@ def score_record(experiment: Experiment, judged: Judged, table: Table) -> dict[s
     }  # fmt: skip
     if outcome.by_part:
         gap = outcome.plain.value - nested.value
-        record |= {"plain": asdict(outcome.plain), "optimism": gap if metric.maximise else -gap}
+        by = "fold" if len(np.unique(fold_of(experiment, table))) > 1 else "fifth"
+        record |= {
+            "plain": asdict(outcome.plain), "optimism": gap if metric.maximise else -gap, "nested_by": by,
+        }  # fmt: skip
     return record | judged.record
 
 

@@ -32,6 +32,7 @@ from kbench.runs.views import ViewStack, view_stack
 from kbench.tasks import is_dense
 from kbench.training.fold import state_of
 from kbench.training.fold_context import Plan
+from kbench.training.ranks import ALONE, Ranks
 from kbench.workspace import RunPaths
 
 
@@ -114,9 +115,9 @@ class Run:
             )
         return folds
 
-    def plan(self, fold: int | str) -> Plan:
+    def plan(self, fold: int | str, ranks: Ranks = ALONE) -> Plan:
         """Return the values a fold found while training."""
-        return Plan(self.paths.fold(fold), training=self.trained_as["training"])
+        return Plan(self.paths.fold(fold), training=self.trained_as["training"], ranks=ranks)
 
     def checkpoints(
         self, fold: int | str, *, subset: str = "fold", only: Sequence[str] | None = None
@@ -287,8 +288,8 @@ class Run:
             return pd.DataFrame(columns=columns, dtype=np.float32)
         for fold in folds or ():
             self._snapshots(fold)
-        made = predict_images(self, handed, folds=folds, device=device)
-        values = made.decided if decided and made.decided is not None else made.values
+        predictions = predict_images(self, handed, folds=folds, device=device)
+        values = predictions.decided if decided and predictions.decided is not None else predictions.values
         names = [place if isinstance(item, np.ndarray) else item[0].name for place, item in enumerate(handed)]
         return pd.DataFrame(values, index=pd.Index(names), columns=columns)
 

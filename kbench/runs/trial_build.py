@@ -42,15 +42,15 @@ def part_problems(competition: Competition, table: Table | None) -> list[Problem
         competition: the validated YAML.
         table: the training table; without it, what depends on the number of targets is tried on two.
     """
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for where, build in _trials(Sample(competition, table)):
         try:
             build()
         except KbenchError as error:
-            found += as_problems(where, error)
+            problems += as_problems(where, error)
         except Exception as error:  # a part of a plug-in can fail in any way
-            found.append(Problem(where, f"fails: {type(error).__name__}: {error}"))
-    return list(dict.fromkeys(found))
+            problems.append(Problem(where, f"fails: {type(error).__name__}: {error}"))
+    return list(dict.fromkeys(problems))
 
 
 @dataclass(frozen=True)

@@ -280,8 +280,9 @@ def make_folds(table: Table, strategy: str, cut: Cut, options: Mapping[str, Any]
         todo="correct `folds.options`; see `kbench list fold-strategy`",
     )  # fmt: skip
     _check_used(strategy, cut, uses)
-    made = registry.build("fold strategy", strategy, options, table, cut)
-    fold, avoid = (np.asarray(made.fold), made.avoid) if isinstance(made, Placed) else (np.asarray(made), None)
+    placed = registry.build("fold strategy", strategy, options, table, cut)
+    fold, avoid = (placed.fold, placed.avoid) if isinstance(placed, Placed) else (placed, None)
+    fold = np.asarray(fold)
     if fold.shape != (len(table),) or not np.issubdtype(fold.dtype, np.integer):
         raise FoldError(
             f"the fold strategy '{strategy}' returned {fold.dtype} of shape {fold.shape}",

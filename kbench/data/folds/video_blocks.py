@@ -103,7 +103,7 @@ def _frames(table: Table, by: Sequence[str], order: str | None) -> tuple[np.ndar
 
 def _dealt(count: int, totals: np.ndarray, rounds: int, random: np.random.RandomState) -> np.ndarray:
     """Return [count] int folds in contiguous blocks of equal sizes; the odd rows go to the smallest folds."""
-    n, made, left = len(totals), [], count
+    n, blocks, left = len(totals), [], count
     rank = np.lexsort([random.permutation(n), totals])
     for number in range(rounds):
         share = left // (rounds - number)
@@ -111,9 +111,9 @@ def _dealt(count: int, totals: np.ndarray, rounds: int, random: np.random.Random
         sizes[rank[: share % n]] += 1
         rank = np.roll(rank, -(share % n))
         order = random.permutation(n)
-        made.append(np.repeat(order, sizes[order]))
+        blocks.append(np.repeat(order, sizes[order]))
         left -= share
-    return np.concatenate(made)
+    return np.concatenate(blocks)
 
 
 def _near(times: np.ndarray, fold: np.ndarray, gap: float, n: int) -> np.ndarray:

@@ -339,11 +339,11 @@ def _authenticate(api: Any, environ: Mapping[str, str]) -> None:
 
 
 def _no_sign_in(environ: Mapping[str, str]) -> ServiceError:
-    reason, found = signin.why(environ), signin.found(environ)
+    reason, signins = signin.why(environ), signin.all_signins(environ)
     if reason is not None:
         return ServiceError(reason.what, "a token, a key, or `kaggle auth login`", reason.todo, kind="auth")
     return ServiceError(
-        f"Kaggle refused the {found[0].kind} of {found[0].where}",
+        f"Kaggle refused the {signins[0].kind} of {signins[0].where}",
         "a token or key that is valid now",
         f"make a new one at {signin.SETTINGS}; `kbench doctor` says what else this machine has",
         kind="auth",
@@ -367,15 +367,15 @@ def _explain(
     fault = faults.explain(error, doing=doing, slug=slug, secrets=signin.secrets(environ))
     if fault.kind not in (("auth", "config") if values else ("auth", "config", "protocol")):
         return fault
-    reason, found = signin.why(environ), signin.found(environ)
+    reason, signins = signin.why(environ), signin.all_signins(environ)
     if reason is not None:
         what, expected = f"{doing}: {reason.what}", "a token or key as Kaggle gave it"
         return ServiceError(what, expected, reason.todo, kind=fault.kind)
-    if fault.kind == "auth" and "LEGACY" in values.get("auth_method", "") and found and found[0].kind == "token":
+    if fault.kind == "auth" and "LEGACY" in values.get("auth_method", "") and signins and signins[0].kind == "token":
         return ServiceError(
-            f"{doing}: Kaggle refused the token of {found[0].where}, which hides the key of this machine",
+            f"{doing}: Kaggle refused the token of {signins[0].where}, which hides the key of this machine",
             "a valid token, or none, so that the key is used",
-            f"remove {found[0].where}, or put a new token there ({signin.SETTINGS})",
+            f"remove {signins[0].where}, or put a new token there ({signin.SETTINGS})",
             kind="auth",
         )
     return fault

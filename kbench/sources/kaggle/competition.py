@@ -199,25 +199,25 @@ class KaggleCompetition:
     def about(self, *, patient: bool = True) -> About:
         """Describe the competition; without patience, asked for ten seconds or so."""
         doing = f"ask about '{self.slug}'"
-        found = self._call("get_competition", "ApiGetCompetitionRequest", doing=doing, **({} if patient else _BRIEF))
+        answer = self._call("get_competition", "ApiGetCompetitionRequest", doing=doing, **({} if patient else _BRIEF))
         return About(
             slug=self.slug,
-            title=found.title or self.slug,
+            title=answer.title or self.slug,
             url=f"{faults.SITE}/competitions/{self.slug}",
-            metric=found.evaluation_metric or "",
-            deadline=_utc(found.deadline),
-            entered=found.user_has_entered,
-            code_only=found.is_kernels_submissions_only,
-            closed=found.submissions_disabled,
-            daily=found.max_daily_submissions,
-            category=found.category or "",
+            metric=answer.evaluation_metric or "",
+            deadline=_utc(answer.deadline),
+            entered=answer.user_has_entered,
+            code_only=answer.is_kernels_submissions_only,
+            closed=answer.submissions_disabled,
+            daily=answer.max_daily_submissions,
+            category=answer.category or "",
         )
 
     def pages(self) -> dict[str, str]:
         """Return the text of the competition's pages (overview, data, evaluation ...), by name."""
         doing = f"read the pages of '{self.slug}'"
-        found = self._call("list_competition_pages", "ApiListCompetitionPagesRequest", doing=doing)
-        return {page.name: page.content for page in found.pages}
+        answer = self._call("list_competition_pages", "ApiListCompetitionPagesRequest", doing=doing)
+        return {page.name: page.content for page in answer.pages}
 
     def files(self) -> list[DataFile]:
         """List every file, all pages."""
@@ -229,12 +229,12 @@ class KaggleCompetition:
         """Return how many submissions are allowed now; None when Kaggle does not say."""
         doing = f"ask how many submissions '{self.slug}' takes"
         try:
-            found = self._call("get_submission_limits", "ApiGetSubmissionLimitsRequest", doing=doing, **_BRIEF)
+            answer = self._call("get_submission_limits", "ApiGetSubmissionLimitsRequest", doing=doing, **_BRIEF)
         except ServiceError as error:
             if error.kind == "not_found":
                 return None
             raise
-        return Limits(found.num_today, found.num_allowed_now, found.limited_by_total)
+        return Limits(answer.num_today, answer.num_allowed_now, answer.limited_by_total)
 
     def remaining(self) -> int | None:
         """Return how many submissions are allowed now; None when Kaggle does not say."""
@@ -254,12 +254,12 @@ class KaggleCompetition:
         if not ref.isdecimal():
             raise ConfigError(f"'{ref}' is no submission of Kaggle", "a number", "see `kbench leaderboard`")
         try:
-            found = self.client.call("get_submission", "ApiGetSubmissionRequest", doing=doing, ref=int(ref))
+            answer = self.client.call("get_submission", "ApiGetSubmissionRequest", doing=doing, ref=int(ref))
         except ServiceError as error:
             if error.kind == "not_found":
                 return Receipt(ref, "pending", message="not listed yet")
             raise
-        return _submission(found).receipt()
+        return _submission(answer).receipt()
 
     def upload(self, file: Path, progress: Progress) -> str:
         """Upload a submission's bytes; return their token. A repeat starts over at a new address.

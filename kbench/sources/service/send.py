@@ -108,11 +108,11 @@ def send(service: Service, create: Callable[[str], Receipt], *, message: str, ta
     for pause in LOOKS:
         sleep(pause)
         try:
-            found = find(service, tag)
+            sent = find(service, tag)
         except ServiceError:
             continue  # the list cannot be read now; what matters is said below
-        if found is not None:
-            return found
+        if sent is not None:
+            return sent
     raise UnknownOutcome(
         f"it was submitted to '{service.slug}', and whether it counted is not known: {receipt.message}",
         f"a submission described with '[{tag}]' in the competition's list of submissions",
@@ -133,12 +133,12 @@ def find(service: Service, tag: str) -> Receipt | None:
 
 def find_all(service: Service, tags: Collection[str]) -> dict[str, Receipt]:
     """Return the submissions sent with these tags, by tag; those the service does not list are left out."""
-    found: dict[str, Receipt] = {}
+    receipts: dict[str, Receipt] = {}
     for item in service.submissions():  # newest first
-        found |= {tag: item.receipt() for tag in tags if tag not in found and _tagged(item, tag)}
-        if len(found) == len(set(tags)):
+        receipts |= {tag: item.receipt() for tag in tags if tag not in receipts and _tagged(item, tag)}
+        if len(receipts) == len(set(tags)):
             break
-    return found
+    return receipts
 
 
 def _tagged(submission: Submission, tag: str) -> bool:
