@@ -26,7 +26,7 @@ BATCH = 32
 
 
 def measure(name: str, size: int, rounds: int) -> dict[str, float]:
-    """Return images a second of each engine, and the largest difference from float32, in parts of the largest answer."""
+    """Return images a second of each engine, and how far it is off float32, in parts of the largest answer."""
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False, num_classes=10).eval().to(memory_format=torch.channels_last)
     images = torch.randn(BATCH, 3, size, size).to(memory_format=torch.channels_last)
@@ -66,7 +66,8 @@ def main() -> None:
         speeds = measure(name, int(size), chosen.rounds)
         print(
             f"{name} {size} px: torch {speeds['torch']:.0f}, OpenVINO {speeds['openvino']:.0f} images/s "
-            f"({speeds['openvino'] / speeds['torch']:.2f}x); off by {speeds['torch off']:.2g} and {speeds['openvino off']:.2g}"
+            f"({speeds['openvino'] / speeds['torch']:.2f}x); off by {speeds['torch off']:.2g} and "
+            f"{speeds['openvino off']:.2g}"
         )
 
 

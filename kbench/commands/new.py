@@ -69,7 +69,7 @@ def _bring(workspace: Workspace, name: str, source: dict[str, Any]) -> dict[str,
         about = host.about()
         said = {"title": about.title, "metric": about.metric, "code_only": about.code_only}
         if about.code_only:
-            said["hours"] = limits_in(made.pages())
+            said["hours"] = limits_in(host.pages())
             console.note(
                 f"'{name}' is a code competition: a notebook is submitted, no file; after training `kbench export`, "
                 "`kbench push` and `kbench submit --kernel`"

@@ -102,8 +102,9 @@ def _notebook(name: str, hours: Sequence[float]) -> list[str]:
     limit = f" --hours {hours[0]:g}" if hours else ""
     said = f"; its pages say {' or '.join(f'{one:g}' for one in hours)} h" if hours else ""
     return [
-        f"# A code competition: no file is sent, a notebook is{said}. After training: `kbench export -c {name}{limit}`,",
-        f"# `kbench push -c {name}`, `kbench submit --kernel -c {name}`; docs/code-competitions.md has more.",
+        f"# A code competition: no file is sent. A notebook is{said}. After training:",
+        f"# `kbench export -c {name}{limit}`, `kbench push -c {name}`, `kbench submit --kernel -c {name}`;",
+        "# docs/code-competitions.md has more.",
     ]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from kbench.runs.members import checkpoints
 from kbench.runs.results import Share
 
-
 _UNKNOWN = 1.0
 
 
