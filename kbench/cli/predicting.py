@@ -9,7 +9,7 @@ import typer
 from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command
 
 
-@command()
+@command(long=True)
 def score(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -35,7 +35,7 @@ def score(
     console.next_command("kbench ensemble")
 
 
-@command()
+@command(long=True)
 def ensemble(
     runs: Annotated[list[str] | None, typer.Argument(help="Runs; default: the current experiment's.")] = None,
     competition: Competition = None,
@@ -78,7 +78,7 @@ def ensemble(
     console.next_command("kbench submit")
 
 
-@command()
+@command(long=True)
 def predict(
     images: Annotated[list[str] | None, typer.Argument(help="More images, after --image.")] = None,
     competition: Competition = None,
@@ -120,7 +120,7 @@ def _show_images(files: list[str], choice: Any, device: str, json: bool) -> None
         console.show_table(result["words"])
 
 
-@command("import")
+@command("import", long=True)
 def import_(
     name: Annotated[str, typer.Argument(help="Name of the new run.")],
     oof: Annotated[str, typer.Option("--oof", help="CSV of out-of-fold predictions.")],
@@ -141,3 +141,27 @@ def import_(
         f"{result['run']}: {result['metric']} {result['score']:.5f} [{result['low']:.5f}, {result['high']:.5f}]"
     )
     console.next_command(f"kbench ensemble baseline-s0 {result['run']}")
+
+
+@command(long=True)
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two runs or more; the others are held against the first.")],
+    competition: Competition = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Say whether runs are better than the first: differences, intervals, verdicts."""
+    from kbench import console
+    from kbench.commands.compare import compare as run_compare
+
+    compared = run_compare(choose(competition), runs, device=device)
+    if json:
+        console.show_json(compared)
+        return
+    columns = ("run", "score", "difference", "low", "high", "verdict", "folds")
+    title = f"{compared['metric']}, against {compared['base']}; {compared['level']:.0%} intervals, Holm over all"
+    console.show_table([{key: row.get(key) for key in columns} for row in compared["rows"]], title=title)
+    console.show_table([{"setting": key, **values} for key, values in compared["differs"].items()])
+    if any(row.get("folds") == 1 for row in compared["rows"]):
+        console.note("on one fold only images speak: what another seed would change is not known")
+    console.next_command("kbench ensemble RUN")

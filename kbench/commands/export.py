@@ -127,5 +127,5 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
 
 
 def flat_name(path: Path) -> str:
-    """Return the name of a file of a bundle where there are no folders; wheels keep theirs, which says what they are."""
+    """Return the name of a file of a bundle where there are no folders; wheels keep theirs, which pip reads."""
     return path.name if path.suffix == ".whl" else "--".join(path.parts)

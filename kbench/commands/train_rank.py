@@ -22,6 +22,7 @@ from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_processes import end_with_parent
 from kbench.runs.opening import run_of
 from kbench.runs.rank_processes import RankTask, keep_error, meeting, read_task
+from kbench.training.deadline import Stopped
 from kbench.training.ranks import joined
 
 
@@ -57,8 +58,8 @@ def main(folder: Path, rank: int) -> int:
     end_with_parent()
     try:
         train_rank(read_task(folder), rank, meeting(folder))
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        return Stopped.exit_code if isinstance(stop, Stopped) else 130
     except Exception as error:  # whatever it is, the user is told in three parts
         if os.environ.get("KBENCH_DEBUG"):
             traceback.print_exc()

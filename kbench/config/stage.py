@@ -103,6 +103,9 @@ class Stage(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="what the hardware can, or this one")
     channels_last: Literal["auto"] | bool = Field("auto", description="memory format of the images")
+    checkpoint_blocks: Annotated[bool, LATER] = Field(
+        False, description="compute the body's blocks again in the backward pass: less memory, a third more time"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept")
     early_stop: int | None = Field(None, ge=1, description="epochs without a better score before the stage stops")
     min_delta: Finite = Field(0.0, ge=0, description="how much better counts as better")
@@ -159,6 +162,8 @@ def without_effect(stage: Stage) -> Iterator[Problem]:
             f"'{stage.crop.name}' would have no effect: with `precompute: true` an image is seen once, as it is judged"
         )
         yield Problem("crop", what, "remove it, or write `crop: centre`")
+    if stage.checkpoint_blocks and stage.groups == "head":
+        yield Problem("checkpoint_blocks", "would have no effect: no gradient goes through a frozen body", "remove it")
     if stage.draws > 1 and not stage.precompute:
         yield Problem("draws", "would have no effect without `precompute: true`",
                       "remove it: images are drawn anew every epoch")  # fmt: skip

@@ -26,6 +26,7 @@ from kbench.errors import ConfigError, KbenchError, RankLost, counted
 from kbench.runs.fold_job import TrainOptions, fold_option
 from kbench.runs.fold_processes import PARENT, divided_environment
 from kbench.runs.run import Run
+from kbench.training.deadline import Stopped
 from kbench.workspace import Choice
 
 _POLL_S = 0.1
@@ -137,6 +138,8 @@ def train_on_devices(run: Run, fold: int | str, options: TrainOptions) -> None:
             raise
         finally:
             _ended(ranks)
+        if Stopped.exit_code in codes:
+            options.deadline.stop()
         if any(codes):
             raise _reason(folder, fold, codes, options)
 

@@ -21,6 +21,7 @@ from kbench.data.dataset import ImageDataset, Loader, Normalise
 from kbench.errors import first_names
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
 from kbench.metrics.metric import Undefined
+from kbench.models.block_checkpoints import checkpoint_blocks
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import Precision, choose_precision, free_memory, place, usable_precision
 from kbench.models.layer_groups import chosen, freeze_but, layer_groups, train_mode, trains_head_alone
@@ -108,6 +109,7 @@ class _Runner:
         layers = layer_groups(model)
         freeze_but(model, layers, chosen(stage.groups, len(layers)))
         train_mode(model)
+        checkpoint_blocks(model, on=stage.checkpoint_blocks)
         whole = self.dense or (stage.step.name != "supervised" and self.activations is None)
         self.head_alone = trains_head_alone(model) and not whole
         self.learned: nn.Module = getattr(model, "head") if self.head_alone else model  # noqa: B009
@@ -309,7 +311,7 @@ class _Runner:
         self.keeper.keep(made_epoch, done=done, constant=constant)
         yield from self._said()
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
-        ending = self.context.deadline.lacks("update", "saving")
+        ending = self._agreed(self.context.deadline.lacks("update", "saving"))
         if done or ending or time.monotonic() - self.saved >= pause:
             self._checkpoint()
             self.saved = time.monotonic()
@@ -335,10 +337,14 @@ class _Runner:
         deadline = self.context.deadline
         deadline.took("update", update.seconds)
         if batches > self.stage.accumulate:
-            return deadline.lacks("update", "saving")
+            return self._agreed(deadline.lacks("update", "saving"))
         rows = len(self.context.valid_rows) if self.judges else 0
         unknown = 0.0 if self.progress.epoch else rows * update.seconds / max(1, update.images)
-        return deadline.lacks("update", "judging", "saving", more=unknown)
+        return self._agreed(deadline.lacks("update", "judging", "saving", more=unknown))
+
+    def _agreed(self, ending: bool) -> bool:
+        """Return what the first of several devices decides, where there is a time to look at."""
+        return ending if self.context.deadline.at is None else self.context.ranks.decided(ending)
 
     def _tell(self, update: Update) -> None:
         """Say how far the stage is; it ends earlier where it stops early."""
