@@ -22,6 +22,7 @@ from kbench.data.images.cache import memoised
 from kbench.data.images.decoding import Decoding
 from kbench.data.images.readers import Reader
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
+from kbench.data.table.content import Content
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, is_filled, marked, without
@@ -75,6 +76,11 @@ class Experiment:
     def test(self) -> Table:
         """The test table."""
         return self.table("test")
+
+    @property
+    def content(self) -> Content:
+        """The files of the training table; those of uncached images are known by their sizes alone."""
+        return Content(self.train, self.workspace.cache(), exact=self.competition.input.cache != "off")
 
     def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
