@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from drawn_images import drawn, write_images
 from typer.testing import CliRunner
 
 from kbench.cli.app import app
-from kbench.commands.predict import most_likely
+from kbench.commands.predict import most_likely, predict_rows
+from kbench.errors import ConfigError, DataError
 from kbench.runs.experiment import open_experiment
 from kbench.runs.opening import open_run
 from kbench.runs.rates import batch_warnings, found_rates, on_activations, plan_rows, rate_notes
@@ -82,3 +84,24 @@ def test_the_plan_shows_every_stage_as_it_stands(small_workspace: Path) -> None:
     assert (first["learns"], first["on"], first["lr"], first["epochs"]) == ("head", "images", "find", 1)
     assert (whole["cycles"], whole["apart"], whole["batch"], whole["keeps"]) == (2, 3, 8, "cycles")
     assert not on_activations(competition)
+
+
+def test_rows_of_another_folder_are_never_written_over_its_data(small_workspace: Path, tmp_path: Path) -> None:
+    choice = Choice("classes", workspace=small_workspace)
+    other = tmp_path / "other"
+    write_images(other / "test", drawn(3))
+    mine = other / "train.csv"
+    mine.write_text("id,label\na,left\n")
+    options = {"data": str(other), "device": "cpu", "force": False}
+    for file in (mine, other):
+        with pytest.raises(ConfigError, match="which a prediction would replace"):
+            predict_rows(choice, out=str(file), **options)
+    kept = small_workspace / "data" / "classes" / "train.csv"
+    before = kept.read_bytes()
+    with pytest.raises(ConfigError, match="which a prediction would replace"):
+        predict_rows(choice, out=str(kept), **options)
+    assert (kept.read_bytes(), mine.read_text()) == (before, "id,label\na,left\n")
+    for _ in range(2):  # its own file may be written again
+        assert predict_rows(choice, out=str(tmp_path / "out.csv"), **options)["rows"] == 3
+    with pytest.raises(DataError, match="there is no folder"):
+        predict_rows(choice, out=None, **{**options, "data": str(tmp_path / "nowhere")})

@@ -57,7 +57,7 @@ def one_file(request: Request, frame: pd.DataFrame, ids: np.ndarray, *, folder: 
         suffix: what their names have after the id; None finds it.
     """
     mask_files = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
-    lacking, problems = file_problems(request, [mask_files], ids)
+    lacking, problems = file_problems(request, [mask_files], ids, masks=True)
     places = [Place(folder, suffix, mask_files.paths)]
     stray = stray_files(request, ids, places)
     problems += shared_problems(ids, places)
