@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command
+from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command, refuse_together
 
 
 @command()
@@ -91,6 +91,8 @@ def predict(
     from kbench import console
     from kbench.commands.predict import predict_rows
 
+    refuse_together({"--image": image or images, "--data": data})
+    refuse_together({"--image": image or images, "--out": out})
     if image or images:
         _show_images([*(image or ()), *(images or ())], choose(competition, experiment, run), device, json)
         return

@@ -36,6 +36,10 @@ def test_images_are_predicted_by_the_whole_ensemble(small_workspace: Path, monke
         assert sum(row["values"].values()) == pytest.approx(1, abs=1e-5)
     shown = ask(small_workspace, monkeypatch, "-c", "classes", "--image", files[0])
     assert "0000.png" in shown.replace("\n", "") or "most likely" in shown
+    for option in ("--data", "--out"):
+        done = CliRunner().invoke(app, ["predict", "-c", "classes", "--image", files[0], option, "x"])
+        assert isinstance(done.exception, ConfigError)
+        assert f"--image with {option}" in done.exception.what
 
 
 def test_a_picture_in_words(small_workspace: Path) -> None:
