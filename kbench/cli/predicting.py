@@ -29,7 +29,7 @@ def score(
     if "cv_mean" in result and len(rows) > 1:
         rows = [*rows, {"fold": "mean", "rows": None, **result["cv_mean"]}]
     console.show_table(rows, title=f"{result['run']}: {result['metric']}, {result['members']} members")
-    console.show_score(result, f"over {result['rows']:,} rows, spread of folds {result['spread']:.5f}")
+    console.show_score(result, f"over {result['rows']:,} rows, spread of folds {console.score_text(result['spread'])}")
     console.next_command("kbench ensemble")
 
 

@@ -242,9 +242,7 @@ def _webp(data: Bytes) -> Header:
             break
         size = int(struct.unpack("<I", head[4:])[0])
         place += 8 + size + size % 2
-    return Header(
-        "webp", height, width, 4 if flags & 0x10 else 3, orientation=orientation, pages=bool(flags & 0x02)
-    )
+    return Header("webp", height, width, 4 if flags & 0x10 else 3, orientation=orientation, pages=bool(flags & 0x02))
 
 
 def _tiff(data: Bytes) -> Header:
@@ -391,7 +389,7 @@ def _begin(data: Bytes, base: int) -> tuple[str, bool, int]:
 
 
 def _directory(data: Bytes, base: int, first: int | None = None) -> Iterator[tuple[int, tuple[tuple[int, ...], int]]]:
-    """Yield the whole-number tags of a directory of a TIFF or EXIF block that begins at `base`; the first by default."""
+    """Yield the whole-number tags of a directory, the first by default, of a TIFF or EXIF block from `base` on."""
     order, big, begin = _begin(data, base)
     first = begin if first is None else first
     number, entry = (f"{order}Q", f"{order}HHQ") if big else (f"{order}I", f"{order}HHI")
@@ -411,4 +409,17 @@ def _directory(data: Bytes, base: int, first: int | None = None) -> Iterator[tup
         yield tag, (struct.unpack(letter, data.at(offset, size)), offset)
 
 
-_WANTED = {_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _FORMAT, ORIENTATION, _NODATA, _SUBFILE, *_OFFSETS, *_COUNTS}
+_WANTED = {
+    _WIDTH,
+    _HEIGHT,
+    _BITS,
+    _PHOTOMETRIC,
+    _SAMPLES,
+    _PLANAR,
+    _FORMAT,
+    ORIENTATION,
+    _NODATA,
+    _SUBFILE,
+    *_OFFSETS,
+    *_COUNTS,
+}

@@ -212,7 +212,7 @@ def decode(text: str, size: Size, rule: Convention) -> np.ndarray:
 def _wrong(text: str, rule: Convention, what: str) -> DataError:
     todo = f"look at the file, and at the convention in the YAML: {', '.join(CONVENTIONS)}"
     if text.strip().lower() in _EMPTY:
-        todo = f"`empty: [\"{text.strip()}\"]` in data.masks if it says that there is nothing, or {todo}"
+        todo = f'`empty: ["{text.strip()}"]` in data.masks if it says that there is nothing, or {todo}'
     pairs = {"length": "pairs `start length`", "end": "pairs `start end`", "counts": "counts of 0 and 1 in turn"}
     return DataError(
         f"the run-length text '{text[:40]}{'...' if len(text) > 40 else ''}' has {what}",

@@ -293,9 +293,7 @@ def file_problems(
             if len(paths) < len(ids):
                 way = "fill" if request.split == "test" else "drop"
                 hint = f"{hint}; `data: {{on_problem: {way}}}` goes on without them"
-            problems.append(
-                Problem(where, f"{counted(len(paths), 'missing file')}: {first_names(paths)}", hint)
-            )
+            problems.append(Problem(where, f"{counted(len(paths), 'missing file')}: {first_names(paths)}", hint))
     return lacking, problems
 
 
@@ -309,7 +307,7 @@ def _longer(ids: np.ndarray, there: Iterable[str]) -> str:
         if name.startswith(base) and not name.removeprefix(base)[:1].isalnum()
     )
     end, count = max(ends.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
-    return f"`suffix: \"{end}\"` would find {count} of the first {min(len(ids), _TRIED)}" if end and count > 1 else ""
+    return f'`suffix: "{end}"` would find {count} of the first {min(len(ids), _TRIED)}' if end and count > 1 else ""
 
 
 def marked(table: Table, rows: np.ndarray, why: str) -> Table:
@@ -319,11 +317,20 @@ def marked(table: Table, rows: np.ndarray, why: str) -> Table:
         table: the rows.
         rows: [N] bool, True for what cannot be read.
         why: completes the note: "1 of 6 test rows is *without an image*".
+
+    Raises:
+        DataError: no row is left that can be read.
     """
     if not rows.any():
         return table
     before = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
     names = [str(name) for name in table.ids[rows]]
+    if (before | rows).all():
+        raise DataError(
+            f"no test row can be read, all are {why}: {first_names(names)}",
+            "some rows that can be predicted",
+            "correct `data.test` in the YAML, or `kbench download`",
+        )
     note = f"{counted(len(names), 'test row')} of {len(table):,} {why}, filled with the training share: "
     return replace(table, unreadable=before | rows, notes=(*table.notes, note + first_names(names)))
 

@@ -146,7 +146,7 @@ def _separator_note(where: str, counts: Mapping[str, int], tags: Sequence[Sequen
         if sign != separator.strip() and shared and max(map(len, tags), default=0) <= 1:
             return (
                 f"'{where}' has tags such as {first_names(list(counts), 2)}, and '{sign}' seems to separate tags: "
-                f"`data: {{layout: {{name: csv, separator: \"{sign}\"}}}}` makes {len(parts)} tags of them"
+                f'`data: {{layout: {{name: csv, separator: "{sign}"}}}}` makes {len(parts)} tags of them'
             )
     return ""
 
@@ -196,7 +196,7 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], ids: np.ndarray) -> Ta
 def _number_hint(cells: Sequence[str]) -> str:
     """Return what to type where cells are no numbers."""
     if cells and all(_COMMA.fullmatch(cell.strip()) for cell in cells):
-        return "`data: {layout: {name: csv, decimal: \",\"}}` if they have decimal commas"
+        return '`data: {layout: {name: csv, decimal: ","}}` if they have decimal commas'
     if cells and all(cell.strip().lower() in ("true", "false", "yes", "no") for cell in cells):
         return "write 1 and 0"
     return "write numbers such as 1.5, and leave cells blank whose number is not known"

@@ -141,7 +141,7 @@ def rle(
         if len(columns) == 1:
             return columns[0]
         of_class = [name for name in columns if all(named_class(cell, _names) for cell in set(texts(sample, name)))]
-        todo = "write the other columns with a format of your own (a plug-in with `@register(\"format\")`)"
+        todo = 'write the other columns with a format of your own (a plug-in with `@register("format")`)'
         if label is None and of_class:
             todo = f"`submission: {{format: {{name: rle, label: {of_class[0]}}}}}` writes one row per image and class"
         raise SubmissionError(
