@@ -3,14 +3,17 @@
     KbenchError
     ├── ConfigError        a YAML file, a registered name or an option
     ├── DataError          files, tables, images, archives
+    │   └── NoLocks            a file system without locks between processes
     ├── FoldError          fold files and fold strategies
     ├── TrainingError      a fold that cannot be trained
-    │   └── Diverged           its loss or weights are not finite; the only error that marks a fold failed for good
+    │   ├── Diverged           its loss or weights are not finite; the only error that marks a fold failed for good
+    │   └── RankLost           another process of the fold, on another device, is gone
     ├── CheckpointError    weights and resume files
     ├── PredictionError    predictions that cannot be made or combined
     ├── SubmissionError    a file that would be refused
     │   └── UnknownOutcome     sent, but whether it counted is not known (exit code 3)
     ├── Busy               another process holds what one process at a time may hold
+    │   └── FoldBusy           a fold that is another worker's, or has become another's (exit code 6)
     └── SourceError        a competition's origin: archive, folder, Kaggle
         └── ServiceError       a service refused, failed or could not be reached; carries its kind
 
@@ -71,6 +74,10 @@ class Diverged(TrainingError):
     """A loss or weights are not finite: the same training would end the same again."""
 
 
+class RankLost(TrainingError):
+    """Another process that trains the fold, on another device, is gone; what ended it says why."""
+
+
 class CheckpointError(KbenchError):
     """A weights or resume file is missing, damaged or of another run."""
 
@@ -93,6 +100,16 @@ class Busy(KbenchError):
     """Another process holds what one process at a time may hold; `holder` is its number, if that is known."""
 
     holder: int | None = None
+
+
+class FoldBusy(Busy):
+    """A fold is another worker's, or was taken up by another one while this one did not answer."""
+
+    exit_code = 6
+
+
+class NoLocks(DataError):
+    """A folder lies on a file system without locks between processes (flock)."""
 
 
 class SourceError(KbenchError):

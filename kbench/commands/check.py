@@ -11,6 +11,7 @@ import pandas as pd
 
 from kbench import console
 from kbench.config.reading import load_competition, read_document
+from kbench.config.rules import called_default
 from kbench.data.masks.cache import images_with_text, look_at_masks, sizes_of
 from kbench.data.table.csv_files import texts
 from kbench.data.table.image_files import list_images
@@ -74,6 +75,7 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     for text in batch_warnings(experiment):
         console.warn(text)
     _gather(problems, "source.solution", lambda: experiment.source().solution(experiment.data))
+    problems = [called_default(problem, experiment.competition) for problem in problems]
     raise_all(
         problems, error=ConfigError, subject=f"'{name}'",
         expected="parts that can be built, and data that fits the YAML",

@@ -16,7 +16,6 @@ from kbench.runs.experiment import Experiment, label_threshold
 from kbench.runs.opening import open_run
 from kbench.runs.results import Rows
 from kbench.runs.single_images import predict_images
-from kbench.submission.check import write_submission
 from kbench.workspace import Choice
 
 
@@ -41,17 +40,13 @@ def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: s
     if not folder.is_dir():
         raise DataError(f"there is no folder '{folder}'", "a folder laid out like the competition's", "correct --data")
     table = run.experiment.table("test", data=folder)
-    unseen = run.experiment.with_test(table)
-    sample = unseen.read_sample(folder)
-    file = Path(out or f"submission{unseen.format.suffix}").absolute()
-    _refuse_loss(file, unseen, [folder, unseen.data])
+    file = Path(out or f"submission{run.experiment.format.suffix}").absolute()
+    _refuse_loss(file, run.experiment, [folder, run.experiment.data])
     part = f"data-{files.digest([str(folder), table.fingerprint()])}"
     combined = blend([run], EnsembleOptions(device=device))
     result = combined.predict(Rows(table, part, device, force=force))
-    file = write_submission(
-        file, unseen.format.build(combined.sent(result), sample), sample=sample, format=unseen.format,
-        gzip=run.competition.submission.gzip,
-    )  # fmt: skip
+    unseen = combined.experiment.with_test(table)
+    file = combined.submission(result, unseen=unseen, data=folder).write(file)
     return {"rows": len(table), "members": len(result.members), "file": str(file)}
 
 

@@ -299,10 +299,13 @@ class Normalise(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Turn [B, H, W, C] of any dtype into [B, C, H, W] float32, channels-last in memory.
 
+        What is unknown (NaN) becomes exactly 0, so that none of it reaches the network.
+
         Raises:
             DataError: they are not of the dtype it is for.
         """
         if self._known is not None:
             check_dtype(str(images.dtype).removeprefix("torch."), self._known, name=lambda: "a batch of images")
         images = images.permute(0, 3, 1, 2)
-        return torch.addcmul(-self.offset, images.float(), self.factor)
+        scaled = torch.addcmul(-self.offset, images.float(), self.factor)
+        return scaled.masked_fill_(scaled.isnan(), 0.0) if images.is_floating_point() else scaled

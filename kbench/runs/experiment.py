@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kbench import console, files, registry
-from kbench.config.competition import Competition, FoldSection
+from kbench.config.competition import Competition, FoldSection, Input
 from kbench.config.reading import load_competition
 from kbench.data.folds.copies import contradictions, leaked, same_files, same_pixels, unknown_groups
 from kbench.data.folds.files import read_folds, write_folds
@@ -19,14 +20,17 @@ from kbench.data.folds.folds import Cut, Folds, make_folds
 from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_images, leaks, links
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
-from kbench.data.images.decoding import Decoding
-from kbench.data.images.readers import Reader
+from kbench.data.images.channels import ONE, Channel, channels_of
+from kbench.data.images.decoding import Decoding, first_path, path_of
+from kbench.data.images.georeference import Georeference, read_georeference
+from kbench.data.images.rasters import Stack, stack_of
+from kbench.data.images.readers import Reader, size_by
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
 from kbench.data.table.content import Content
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, is_filled, marked, without
-from kbench.data.table.table import Table, readable
+from kbench.data.table.table import Table, readable, training_share
 from kbench.data.table.verify import Opening, look, look_at_images
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
@@ -37,7 +41,7 @@ from kbench.workspace import Choice, Workspace, choose, find_workspace
 PSEUDO = "first"
 """Name of pseudo-labels that were given none."""
 
-
+Size = tuple[int, int]
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
 WHY = "with an unreadable image"
 COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
@@ -53,6 +57,7 @@ class Experiment:
         choice: what the user chose.
         plugins: folder of the plug-ins.
         trial: of a smoke run: folds that are not there yet are cut without a look at images, and not written.
+        share: [K] what is said of a test row without a readable image; the training rows' share by default.
     """
 
     workspace: Workspace
@@ -60,6 +65,9 @@ class Experiment:
     choice: Choice
     plugins: Path
     trial: bool = False
+    share: np.ndarray | None = field(default=None, repr=False)
+    _train: Table | None = field(default=None, repr=False)
+    _test: Table | None = field(default=None, repr=False)
     _folds: Folds | None = field(default=None, repr=False)
     _sizes: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
@@ -71,12 +79,12 @@ class Experiment:
     @cached_property
     def train(self) -> Table:
         """The training table."""
-        return self.table("train")
+        return self.table("train") if self._train is None else self._train
 
     @cached_property
     def test(self) -> Table:
         """The test table."""
-        return self.table("test")
+        return self.table("test") if self._test is None else self._test
 
     @property
     def content(self) -> Content:
@@ -85,22 +93,23 @@ class Experiment:
 
     def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
-        other = replace(self)
-        other.train = table
-        return other
+        return replace(self, _train=table)
 
-    def with_test(self, table: Table) -> Experiment:
-        """Return the same with other rows for the test set."""
-        other = replace(self, _sizes={})
-        other.test = table
-        return other
+    def with_test(self, table: Table, *, sizes: Mapping[str, Size] | None = None) -> Experiment:
+        """Return the same with other rows for the test set, and the size of images that do not tell it themselves."""
+        return replace(self, _sizes=dict(sizes or {}), _test=table)
 
-    def table(self, split: Literal["train", "test"], *, data: Path | None = None) -> Table:
+    def filler(self) -> np.ndarray:
+        """Return [K] what is said of a test row without a readable image: the training rows' share of each target."""
+        return training_share(self.train) if self.share is None else self.share
+
+    def table(self, split: Literal["train", "test"], *, data: Path | None = None, look: bool = True) -> Table:
         """Read a split's table.
 
         Args:
             split: `train` or `test`.
             data: another folder of the same layout.
+            look: open every file to leave out or mark what cannot be read, where `on_problem` says so.
         """
         competition = self.competition
         if data is None:
@@ -122,10 +131,11 @@ class Experiment:
             root=data, split=split, task=competition.task, csv=part.csv, images=_texts(part.images), suffix=part.suffix,
             id=part.id, where=dict(part.where), target=_texts(section.target),
             classes=None if section.classes is None else tuple(section.classes), mask=mask_kind(competition, self.data),
-            metadata=tuple(section.metadata), on_problem=section.on_problem,
+            metadata=tuple(section.metadata), on_problem=section.on_problem, files=competition.input.files,
+            dates=tuple(competition.input.dates), missing=competition.input.missing,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)
-        if section.on_problem != "error":
+        if section.on_problem != "error" and look:
             table = self._readable(table, split)
         for text in table.notes:
             console.warn(text)
@@ -253,7 +263,7 @@ class Experiment:
     def cut_folds(self) -> Folds:
         """Cut folds as the YAML says and write them; those of a trial are only as a real run would shape them."""
         section = self.competition.folds
-        cut = Cut(section.n, section.seed, tuple(section.by), section.group)
+        cut = Cut(section.n, section.seed, tuple(section.by), section.group, "n" not in section.model_fields_set)
         folds = make_folds(self.to_cut(), section.strategy, cut, section.options)
         folds.manifest["table"] = self.train.fingerprint()
         self._folds = folds
@@ -272,7 +282,8 @@ class Experiment:
         part = self.competition.submission.format
         format: Format = registry.build(
             "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
-            _sizes=self.test_size, _images=lambda: self._test_ids,
+            _sizes=self.test_size, _places=self.test_place, _images=lambda: self._test_ids,
+            _root=self.data,
             _threshold=label_threshold(self.competition, default=0.2),
         )  # fmt: skip
         return format
@@ -288,18 +299,30 @@ class Experiment:
             DataError: there is no such image, or it cannot be read.
         """
         if name not in self._sizes:
-            row = int(np.searchsorted(self.test.ids, name))
-            known = row < len(self.test) and self.test.ids[row] == name
+            paths = self._test_files(name)
             header: Any = "not in the test set"
-            if known:
-                path = self.test.root / self.test.images[row][0]
-                header = look(path, decoding=decoding_of(self.competition))
+            if paths:
+                reader = size_reader(self.competition)
+                header = look(first_path(paths), decoding=decoding_of(self.competition))
+                header = header if reader is None or isinstance(header, str) else size_by(reader, paths)
             if isinstance(header, str):
                 raise DataError(
                     f"the image of '{name}' is {header}", "an image of every test row", "`kbench check --images`"
                 )
             self._sizes[name] = header[:2]
         return self._sizes[name]
+
+    def test_place(self, name: str) -> Georeference:
+        """Return where the pixels of a test image lie; nowhere, where there is no such image."""
+        paths = () if self.competition.data.test is None else self._test_files(name)
+        return read_georeference(first_path(paths)) if paths else Georeference()
+
+    def _test_files(self, name: str) -> tuple[Path, ...]:
+        """Return the files of a test image; none where there is no such image."""
+        row = int(np.searchsorted(self.test.ids, name))
+        if row == len(self.test) or self.test.ids[row] != name:
+            return ()
+        return tuple(path_of(self.test.root, image) for image in self.test.images[row])
 
     @property
     def sample(self) -> Path:
@@ -423,9 +446,24 @@ def reader_of(competition: Competition) -> Reader:
     section = competition.input
     reader: Reader = registry.build(
         "reader", section.reader.name, section.reader.params, _channels=section.channels,
-        _decoding=decoding_of(competition),
+        _decoding=decoding_of(competition), _stack=_stack(section) if section.files else None,
     )  # fmt: skip
     return reader
+
+
+def channels(competition: Competition) -> tuple[Channel, ...]:
+    """Return what each channel of an image is, in the order of the pixels [H, W, C]."""
+    section = competition.input
+    if not section.files:
+        return channels_of({ONE: tuple(map(str, range(1, section.channels + 1)))})
+    return channels_of(section.band_names(), dates=section.dates, dated=section.dated)
+
+
+def _stack(section: Input) -> Stack:
+    """Return what the paths of a row are."""
+    named = channels_of(section.band_names(), dates=section.dates, dated=section.dated)
+    nodata = {name: section.bands[name].nodata_values for name in section.files}
+    return stack_of(named, list(section.files), nodata, masked=section.missing == "mask")
 
 
 def opening_of(competition: Competition) -> Opening:

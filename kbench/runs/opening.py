@@ -13,10 +13,11 @@ from kbench.config.yaml12 import dump_yaml
 from kbench.data.pseudo_rows import describe
 from kbench.data.table.content import changed
 from kbench.errors import ConfigError, raise_all
+from kbench.runs import leases
 from kbench.runs.experiment import Experiment
 from kbench.runs.run import Run
 from kbench.runs.trial_build import part_problems
-from kbench.workspace import Choice, RunPaths, Workspace, choose, find_workspace
+from kbench.workspace import Choice, FoldPaths, RunPaths, Workspace, choose, find_workspace
 
 FREE = (
     "tta",
@@ -109,7 +110,8 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
                 otherwise = before["training"] != known["training"]
                 raise _trained_otherwise(experiment, paths, before) if otherwise else changed(paths.name, changes)
             for lock in paths.fold_locks():
-                with files.lock(lock, waiting="wait until the run is trained, or stop it, then type this again"):
+                todo = "wait until the run is trained, or stop it, then type this again"
+                with leases.holding(FoldPaths(lock.parent), todo=todo):
                     pass
             console.warn(f"training '{paths.name}' anew: what it held is removed")
             files.remove(paths.root)

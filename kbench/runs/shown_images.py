@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from kbench.config.competition import Competition
 from kbench.data import seeds
 from kbench.data.dataset import Draw, Normalise, Show
-from kbench.data.images.cache import DirectImages, Images, Resize
-from kbench.data.images.decoding import usable
+from kbench.data.images.cache import DirectImages, Images, Resize, RowPaths
+from kbench.data.images.decoding import first_path, usable
 from kbench.data.images.quick import QuickReader
 from kbench.data.images.readers import Reader
 from kbench.data.table.table import Table
@@ -64,7 +64,8 @@ def file_images(
     """
     reader = reader_of(competition)
     chosen = range(len(table)) if rows is None else rows
-    return DirectImages([tuple(table.root / path for path in table.images[row]) for row in chosen], reader, resize)
+    rows_of_paths = RowPaths(table.root, [table.images[row] for row in chosen])
+    return DirectImages(rows_of_paths, reader, resize)
 
 
 def resize_of(show: Show) -> Resize:
@@ -263,7 +264,7 @@ class GivenImages:
     def name(self, row: int) -> str:
         """Return the path of an image, or which one it is of the arrays."""
         item = self._items[row]
-        return f"image {row}" if isinstance(item, np.ndarray) else str(item[0])
+        return f"image {row}" if isinstance(item, np.ndarray) else str(first_path(item))
 
     def __getitem__(self, row: int) -> np.ndarray:
         item = self._items[row]

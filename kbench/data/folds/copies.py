@@ -42,7 +42,7 @@ def equal_groups(table: Table, known: Mapping[int, str]) -> list[list[int]]:
 def _pixels(table: Table, row: int) -> tuple[str, ...]:
     """Return what tells the pixels of a row's images from others; nothing where one cannot be read."""
     digests = []
-    for name in table.images[row]:
+    for name in filter(None, table.images[row]):
         try:
             pixels = decode(table.root / name, cv2.IMREAD_UNCHANGED)
         except DataError:
@@ -100,7 +100,7 @@ def same_files(train: Table, test: Table) -> list[tuple[int, int]]:
     for place, table in enumerate((train, test)):
         for size in sorted(both):
             for row in sizes[place][size]:
-                key = " ".join(sha256(table.root / name) for name in table.images[row])
+                key = " ".join(sha256(table.root / name) if name else "" for name in table.images[row])
                 contents[place].setdefault(key, []).append(row)
     shared = sorted(set(contents[0]) & set(contents[1]))
     return sorted((one, other) for key in shared for one in contents[0][key][:1] for other in contents[1][key])
@@ -124,7 +124,7 @@ def same_pixels(train: Table, test: Table, pixels: tuple[Sequence[str], Sequence
 def _by_size(table: Table) -> dict[tuple[int, ...], list[int]]:
     rows_of_size: dict[tuple[int, ...], list[int]] = {}
     for row, names in enumerate(table.images):
-        paths = [table.root / name for name in names]
+        paths = [table.root / name for name in names if name]
         if names and all(path.is_file() for path in paths):
             rows_of_size.setdefault(tuple(path.stat().st_size for path in paths), []).append(row)
     return rows_of_size

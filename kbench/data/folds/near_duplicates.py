@@ -87,7 +87,7 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
         progress: called as `progress(done, total)`.
         jobs: number of threads.
     """
-    rows = [(table.root / paths[0],) for paths in table.images]
+    rows = [(table.root / next(filter(None, paths), ""),) for paths in table.images]
 
     def look(paths: tuple[Path, ...]) -> str:
         try:

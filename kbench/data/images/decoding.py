@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +60,23 @@ class Decoding:
 
 
 PLAIN = Decoding()
+NOWHERE = Path()
+"""Stands for the path of a file that is not there and need not be."""
+
+
+def path_of(root: Path, name: str) -> Path:
+    """Return a table's path below its root; `NOWHERE` where a row lacks a file."""
+    return root / name if name else NOWHERE
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a path of a row is one."""
+    return path != NOWHERE
+
+
+def first_path(paths: Sequence[Path]) -> Path:
+    """Return the first path of a row that is one."""
+    return next(filter(is_there, paths), NOWHERE)
 
 
 def decode(path: Path, flags: int, decoding: Decoding = PLAIN) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 
 from kbench import files
 from kbench.data.images.cache import RowPaths, content_key, file_digests
+from kbench.data.images.decoding import is_there
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError, DataError, counted, first_names
 
@@ -62,6 +63,8 @@ class Content:
             for paths in rows:
                 for path in paths:
                     entry = [_size(path), *([next(digests)[:_DIGITS]] if self.exact else [])]
+                    if not is_there(path):
+                        continue
                     columns[path.relative_to(self.table.root).as_posix()] = entry
         return columns
 

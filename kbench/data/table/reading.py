@@ -51,6 +51,10 @@ class Request:
         metadata: columns kept as text; in a test split those of them it has.
         on_problem: whether rows without an image or a target are an error or dropped (and noted); what a test
             split needs is marked instead, see `is_filled`.
+        files: name -> pattern of the files of a row, below the image folder, with `{id}` and `{date}`; none where a
+            row has one file in each folder of `images`.
+        dates: what `{date}` stands for.
+        missing: whether a file of a row that is not there is an error, drops the row, or stays unknown.
     """
 
     root: Path
@@ -66,6 +70,9 @@ class Request:
     mask: MaskKind | None = None
     metadata: tuple[str, ...] = ()
     on_problem: Literal["error", "drop", "fill"] = "error"
+    files: Mapping[str, str] = field(default_factory=dict)
+    dates: tuple[str, ...] = ()
+    missing: Literal["error", "drop", "mask"] = "error"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from kbench.data.images.decoding import PLAIN, Decoding, decode, not_a_file
+from kbench.data.images.decoding import PLAIN, Decoding, decode, not_a_file, path_of
 from kbench.data.images.headers import Damaged, read_header
 from kbench.data.images.quiet import native_lines_muted
 from kbench.data.images.readers import Reader
@@ -171,7 +171,7 @@ def look_at_images(
         opening: how the competition does; by default only headers and, where deep, whole files are looked at.
     """
     report, opening = ImageReport(), opening or Opening()
-    total = sum(len(paths) for paths in [*table.images, *_mask_files(table)])
+    total = sum(len(list(filter(None, paths))) for paths in [*table.images, *_mask_files(table)])
     done, work, jobs = 0, _batches(table), jobs or cores()
     with _quiet_pillow(), ThreadPoolExecutor(max_workers=jobs) as pool:
         while window := list(islice(work, jobs * 4)):  # so many batches are in memory, however many rows there are
@@ -199,11 +199,19 @@ def _mask_files(table: Table) -> tuple[tuple[str, ...], ...]:
 
 @dataclass(frozen=True)
 class _Row:
-    """Paths of a row's images and masks, relative to the root."""
+    """Paths of a row's images and masks, relative to the root; `paths` are those of its images as a reader takes them.
+
+    Those of images that need not be there are empty.
+    """
 
     number: int
-    images: tuple[str, ...]
+    paths: tuple[str, ...]
     masks: tuple[str, ...]
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Paths of the images that are there."""
+        return tuple(filter(None, self.paths))
 
 
 def _batches(table: Table) -> Iterator[list[_Row]]:
@@ -226,16 +234,21 @@ def _look_at_row(root: Path, deep: bool, opening: Opening, row: _Row) -> list[Lo
             Look((0, 0, 0)) if look in (UNKNOWN, "damaged") or isinstance(look, Look) else look for look in images
         ]
     if deep and opening.read is not None and not any(isinstance(look, str) for look in images):
-        images = _as_read(root, opening, row.images, [look for look in images if isinstance(look, Look)])
+        images = _as_read(root, opening, row, [look for look in images if isinstance(look, Look)])
     return [*images, *(_look_at_mask(root / path, deep, opening) for path in row.masks)]
 
 
-def _as_read(root: Path, opening: Opening, paths: Sequence[str], looks: list[Look]) -> list[Look | str]:
+def _as_read(root: Path, opening: Opening, row: _Row, looks: list[Look]) -> list[Look | str]:
     """Return what the competition's reader makes of a row; what is wrong stands at each of its images."""
     assert opening.read is not None, "asked only where there is a reader"
+    paths = row.images
     try:
-        image = opening.read([root / path for path in paths])
+        image = opening.read([path_of(root, path) for path in row.paths])
     except DataError as error:
+        named = [f"'{root / path}'" in error.what for path in paths]
+        if not opening.headers and len(paths) > 1 and any(named):  # the others are whole, as far as that is known
+            why = f"that the reader refuses ({error.expected})"
+            return [why if guilty else look for guilty, look in zip(named, looks, strict=True)]
         reasons = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
         if any(isinstance(reason, str) and reason != UNKNOWN for reason in reasons):
             return list(reasons)
