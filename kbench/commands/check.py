@@ -64,6 +64,7 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     name = experiment.competition.name
     result: dict[str, Any] = {"competition": name, "yaml": "ok", "stages": list(experiment.competition.stages)}
     problems = _weights_problems(experiment)
+    _gather(problems, "pseudo", experiment.pseudo)
     if experiment.data.exists():
         result |= _check_data(experiment, problems, deep=images)
     else:
