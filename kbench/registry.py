@@ -36,6 +36,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "source": ("kbench.sources.embedded", "kbench.sources.local", "kbench.sources.kaggle.client"),
     "layout": ("kbench.data.table.layouts",),
     "reader": ("kbench.data.images.readers", "kbench.data.images.rasters"),
+    "index": ("kbench.data.images.indices",),
     "mask": ("kbench.data.masks.kinds", "kbench.data.masks.layers", "kbench.data.masks.run_length_csv"),
     "fold strategy": ("kbench.data.folds.strategies", "kbench.data.folds.video_blocks"),
     "augmentation": ("kbench.data.images.augment",),

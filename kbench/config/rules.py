@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from kbench.config.bands import file_problems
+from kbench.config.bands import file_problems, normalising_problems
 from kbench.config.competition import Competition, EnsembleSection, FoldSection, Input
 from kbench.config.stage import Stage, without_effect
 from kbench.config.stage import contradictions as stage_contradictions
@@ -25,6 +25,7 @@ def contradictions(competition: Competition) -> list[Problem]:
         *stage_problems(competition.stages),
         *member_problems(competition.ensemble, competition.stages),
         *file_problems(competition.input),
+        *normalising_problems(competition.input, competition.data.metadata),
         *statistics_problems(competition.input),
         *ensemble_problems(competition.task, competition.ensemble),
         *target_problems(competition),

@@ -115,7 +115,7 @@ def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, R
     worth: dict[tuple[int | None, bool], Tensor] = {}
     totals: dict[bool, Tensor] = {}
     for place, member in enumerate(shelf.members):
-        shown = shelf.normaliser(place)(images)
+        shown = shelf.normaliser(place)(images, some.regions)
         maps, plain = make(shelf.model(place, shown), shown, member.precision)
         if member.units is not None:
             maps, plain = member.units.restored(maps), member.units.restored(plain)
@@ -166,7 +166,7 @@ def sampled(job: MapJob, members: Sequence[MapMember], *, pixels: int) -> Iterat
         places = torch.linspace(0, target.shape[-1] - 1, min(pixels, target.shape[-1]), device=make.device).long()
         values = []
         for place, member in enumerate(shelf.members):
-            shown = shelf.normaliser(place)(images)
+            shown = shelf.normaliser(place)(images, some.regions)
             maps, _ = make(shelf.model(place, shown), shown, member.precision)
             values.append(maps.flatten(2)[..., places])
         stacked, truth = torch.stack(values, 1).cpu().numpy(), target[..., places].cpu().numpy()
@@ -178,7 +178,7 @@ def views_apart(job: MapJob, member: MapMember) -> Iterator[tuple[int, np.ndarra
     """Yield (row, [1 + n, K, H, W] float32), each view of a row as one model says it, in any order of rows."""
     shelf, make = _Shelf([member], job.make.device), job.make
     for some in _groups(job, member.scale):
-        shown = shelf.normaliser(0)(some.images.to(make.device, non_blocking=True))
+        shown = shelf.normaliser(0)(some.images.to(make.device, non_blocking=True), some.regions)
         stacked = torch.stack(list(make.apart(shelf.model(0, shown), shown, member.precision)), 1).cpu().numpy()
         yield from zip(some.rows, stacked, strict=True)
 

@@ -171,10 +171,7 @@ class FoldContext:
         found = self.plan.get("scale")
         if found is None:
             assert images is not None, "the first stage brings its images"
-            found = asdict(self.scale(images, self._measured(self.train_rows)))
-            self.plan.set(
-                "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
-            )
+            self.plan.set("scale", self.scale(images, self._measured(self.train_rows)).known())
         return dict(self.plan.get("scale"))
 
     def units(self) -> Units | None:

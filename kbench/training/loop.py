@@ -151,7 +151,7 @@ class Feed:
 
     def ready(self, batch: Batch, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """Move, normalise and mix one batch."""
-        images = self.normalise(batch.images[0].to(self.device, non_blocking=True))
+        images = self.normalise(batch.images[0].to(self.device, non_blocking=True), batch.regions)
         assert batch.target is not None, "training rows have targets"
         target = batch.target.to(self.device, non_blocking=True)
         if target.ndim == 4:  # masks
