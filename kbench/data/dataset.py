@@ -21,6 +21,7 @@ from kbench.data import seeds
 from kbench.data.images.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.images.cache import Images, name_of
 from kbench.data.images.crops import Crop, Geometry, Size, before_turns, warp
+from kbench.data.images.dropout import Dropout
 from kbench.data.images.normalise import check_dtype
 from kbench.data.images.regions import region_of
 from kbench.data.masks.shown import shown_mask
@@ -48,11 +49,13 @@ class Show:
         size: height and width in pixels.
         crop: which window.
         augmentation: what happens to it.
+        dropout: which dates or files of it are left out; None: none.
     """
 
     size: Size
     crop: Crop
     augmentation: Augmentation = NO_AUGMENTATION
+    dropout: Dropout | None = None
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = None
@@ -73,6 +76,7 @@ class Show:
         shown, truth = change(image), None if mask is None else shown_mask(change, mask)
         if self.augmentation.pixels:
             shown, truth = self.augmentation.pixels(shown, truth, rng)
+        shown = shown if self.dropout is None else self.dropout(shown, rng)
         return shown, truth
 
 

@@ -22,6 +22,7 @@ from kbench.config.stage import Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
 from kbench.data.images.cache import Images, Resize, RowPaths, open_images
+from kbench.data.images.dropout import Dropout, dropout_of
 from kbench.data.images.normalise import Scale, choose
 from kbench.data.images.readers import remembering
 from kbench.data.images.regions import RegionImages, measure_regions
@@ -37,7 +38,7 @@ from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
 from kbench.models.outputs import default_loss
 from kbench.runs.experiment import Experiment, mask_kind, size_reader
-from kbench.runs.steps import decoding_of, fixed_channels, reader_key, reader_of
+from kbench.runs.steps import channels, decoding_of, fixed_channels, reader_key, reader_of
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
 
@@ -69,13 +70,18 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         name=name, index=index, stage=stage,
         schedule=partial(stage.build, "schedule"),
         optimizer=partial(stage.build, "optimizer"),
-        show=Show(size, crop, stage.build("augment")), valid_show=Show(size, judged),
+        show=Show(size, crop, stage.build("augment"), _dropout(competition, stage)), valid_show=Show(size, judged),
         loss=partial(build_loss, stage, competition.task),
         mix=stage.build("mix") if stage.mix else None,
         sampler=partial(stage.build, "sampler"),
         step=stage.build("step"),
         monitor=_monitor(competition, stage),
     )  # fmt: skip
+
+
+def _dropout(competition: Competition, stage: Stage) -> Dropout | None:
+    part = stage.axis_dropout
+    return None if part is None else dropout_of(channels(competition.input), part.axis, part.p, part.each)
 
 
 def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int) -> Loss:
