@@ -117,7 +117,7 @@ def _pixels(path: Path, content: np.ndarray, header: Header | None, *, flags: in
         raise DataError(
             f"'{path}' stores its {header.channels} channels of {header.dtype or 'many bits'} one after another",
             "channels that are stored pixel by pixel, or 8 bits",
-            "write `input: {reader: raster}`, which reads it, or convert it (`gdal_translate -co INTERLEAVE=PIXEL IN OUT`)",
+            "write `input: {reader: raster}`, or convert it (`gdal_translate -co INTERLEAVE=PIXEL IN OUT`)",
         )
     colour = flags != cv2.IMREAD_UNCHANGED and bool(flags & cv2.IMREAD_COLOR_RGB)
     swapped = colour and (header is None or header.kind not in _RGB)
