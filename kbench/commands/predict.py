@@ -16,7 +16,6 @@ from kbench.runs.experiment import label_threshold
 from kbench.runs.opening import open_run
 from kbench.runs.results import Rows
 from kbench.runs.single_images import predict_images
-from kbench.submission.check import write_submission
 from kbench.workspace import Choice
 
 
@@ -42,12 +41,9 @@ def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: s
     part = f"data-{files.digest([str(folder), table.fingerprint()])}"
     combined = blend([run], EnsembleOptions(device=device))
     result = combined.predict(Rows(table, part, device, force=force))
-    unseen = run.experiment.with_test(table)
-    sample = unseen.read_sample(folder)
-    file = write_submission(
-        Path(out or f"submission{unseen.format.suffix}").absolute(), unseen.format.build(combined.sent(result), sample),
-        sample=sample, format=unseen.format, gzip=run.competition.submission.gzip,
-    )  # fmt: skip
+    unseen = combined.experiment.with_test(table)
+    submission = combined.submission(result, unseen=unseen, data=folder)
+    file = submission.write(Path(out or f"submission{unseen.format.suffix}").absolute())
     return {"rows": len(table), "members": len(result.members), "file": str(file)}
 
 
@@ -67,13 +63,13 @@ def predict_files(choice: Choice, names: Sequence[str], *, device: str = "auto")
         `decided`, None without a decision; and `words`, of each file the columns of `most_likely`.
     """
     run = open_run(choice)
-    made = predict_images(run, [(Path(name),) for name in names], device=device)
+    predictions = predict_images(run, [(Path(name),) for name in names], device=device)
     rows, words = [], []
     for place, name in enumerate(names):
-        values = dict(zip(made.names, map(float, made.values[place]), strict=True))
+        values = dict(zip(predictions.names, map(float, predictions.values[place]), strict=True))
         chosen = None
-        if made.decided is not None:
-            chosen = dict(zip(made.names, map(float, made.decided[place]), strict=True))
+        if predictions.decided is not None:
+            chosen = dict(zip(predictions.names, map(float, predictions.decided[place]), strict=True))
         rows.append({"file": name, "values": values, "decided": chosen})
         words.append({"file": name, **most_likely(values, run.competition, chosen)})
     return {"run": run.name, "task": run.competition.task, "rows": rows, "words": words}

@@ -89,7 +89,7 @@ def group(samples: Sequence[WholeSample | KbenchError], *, pixels: int) -> list[
         pixels: of a group at most, unless a single image has more. Only samples that follow one another within this
             many are put together, so that what waits for its turn is never more either.
     """
-    found: list[Group] = []
+    groups: list[Group] = []
     by_size: dict[tuple[int, ...], list[WholeSample]] = {}
     room = pixels
     for sample in samples:
@@ -97,11 +97,11 @@ def group(samples: Sequence[WholeSample | KbenchError], *, pixels: int) -> list[
             return sample
         area = sample[1].shape[0] * sample[1].shape[1]
         if area > room:
-            found += map(_stacked, by_size.values())
+            groups += map(_stacked, by_size.values())
             by_size, room = {}, pixels
         by_size.setdefault(sample[1].shape, []).append(sample)
         room -= area
-    return [*found, *map(_stacked, by_size.values())]
+    return [*groups, *map(_stacked, by_size.values())]
 
 
 def _stacked(some: Sequence[WholeSample]) -> Group:

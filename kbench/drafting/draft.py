@@ -9,37 +9,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kbench import registry
 from kbench.config.yaml12 import parse_yaml
-from kbench.drafting.facts import Facts, Images, discover
+from kbench.drafting.facts import discover
+from kbench.drafting.known import Facts, Images
+from kbench.drafting.recipe import experiment
+from kbench.tasks import DENSE
 
 _TODO = "TODO"
 _METADATA = 10  # columns kept for folds and reports
 _PLAIN = re.compile(r"[A-Za-z0-9_.~/]([A-Za-z0-9_./~+() -]*[A-Za-z0-9_./~+()-])?")
-_SCRATCH = [
-    "train: {{optimizer: adamw, batch_size: {batch}, weight_decay: 0.01, augment: basic}}",
-    "stages:",
-    "  all: {lr: find, schedule: {name: sgdr, cycles: 3, cycle_len: 2, cycle_mult: 2}, keep: [cycles]}",
-    "tta: none",
-]
-_PRETRAINED = [
-    "train: {{optimizer: adamw, batch_size: {batch}, weight_decay: 0.01, augment: side_on}}",
-    "stages:",
-    "  head: {groups: head, lr: find, schedule: {name: one_cycle, epochs: 1}}",
-    "  all: {lr: find, lr_decay: 3, schedule: {name: sgdr, cycles: 2, cycle_mult: 2}, keep: [cycles]}",
-    "tta: flip",
-]
-_SCRATCH_FEW = [line.replace("lr: find", "lr: 1e-3") for line in _SCRATCH]
-_PRETRAINED_FEW = [
-    _PRETRAINED[0], _PRETRAINED[1], _PRETRAINED[2].replace("lr: find", "lr: 2e-3"),
-    _PRETRAINED[3].replace("lr: find", "lr: 5e-4"), _PRETRAINED[4],
-]  # fmt: skip
-_FEW = 200  # rows; a range test of fewer sees too little to find a rate
 _OWN = {"single_label": "label", "multi_label": "probabilities", "regression": "value"}
 """Task -> the format of own data without a sample submission."""
 _METRICS = {
@@ -63,6 +47,10 @@ _CALLED: dict[tuple[str, ...], str] = {
     ("mse",): "mse meansquarederror meansquareerror",
     ("mae",): "mae meanabsoluteerror",
     ("r2",): "r2 r2score rsquared coefficientofdetermination",
+    ("mean_iou",): "iou meaniou miou jaccard jaccardindex intersectionoverunion meanintersectionoverunion",
+    ("dice_per_image",): "dice dicecoefficient dicescore sorensendice sorensendicecoefficient",
+    ("pixel_accuracy",): "pixelaccuracy",
+    ("rmse_pixels",): "pixelrmse rmsepixels",
 }
 """Registered metrics (the first one for the task counts) -> what services call them, letters and digits alone."""
 
@@ -75,6 +63,7 @@ def draft(
     title: str = "",
     metric: str = "",
     code_only: bool = False,
+    hours: tuple[float, ...] = (),
 ) -> str:
     """Return the text of a YAML for a competition: the contract and a first experiment.
 
@@ -85,29 +74,45 @@ def draft(
         title: its name for people; `name` by default.
         metric: the score in the service's words; guessed from the submission's format by default.
         code_only: whether the service takes notebooks instead of files.
+        hours: time limits of notebooks that its pages name.
 
     Raises:
         DataError: a CSV in the folder cannot be read.
     """
     facts = discover(root)
     lines = [
-        *_head(name, source, facts, title=title, code_only=code_only),
+        *_head(name, source, facts, title=title, notebook=_notebook(name, hours) if code_only else []),
         *_data(facts),
         *_contract(facts, metric, source),
         "",
         "# the baseline experiment",
         "seed: 0",
-        *_experiment(facts),
+        *experiment(facts),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _head(name: str, source: Mapping[str, Any], facts: Facts, *, title: str, code_only: bool) -> list[str]:
+def limits_in(pages: Mapping[str, str]) -> tuple[float, ...]:
+    """Return the hours that a competition's pages allow notebooks, the shortest first; none where they name none."""
+    said = re.findall(r"(?:<=|≤|&lt;=|at most|up to|limit of)\s*(\d+(?:\.\d+)?)[\s-]*hours?", " ".join(pages.values()))
+    return tuple(sorted({float(one) for one in said}))
+
+
+def _notebook(name: str, hours: Sequence[float]) -> list[str]:
+    limit = f" --hours {hours[0]:g}" if hours else ""
+    said = f"; its pages say {' or '.join(f'{one:g}' for one in hours)} h" if hours else ""
+    return [
+        f"# A code competition: no file is sent. A notebook is{said}. After training:",
+        f"# `kbench export -c {name}{limit}`, `kbench push -c {name}`, `kbench submit --kernel -c {name}`;",
+        "# docs/code-competitions.md has more.",
+    ]
+
+
+def _head(name: str, source: Mapping[str, Any], facts: Facts, *, title: str, notebook: list[str]) -> list[str]:
     todo = "  # TODO single_label, multi_label, regression, segmentation or dense_regression"
-    notebook = "# A code competition: no file is sent. A notebook runs `kbench predict --data DIR` and is submitted."
     return [
         f"# Drafted by `kbench new` from the competition's files. Look for {_TODO}, then run `kbench check -c {name}`.",
-        *([notebook] if code_only else []),
+        *notebook,
         f"title: {_value(title or name)}",
         f"task: {facts.task or _TODO}" + ("" if facts.task else todo),
         f"source: {_value(dict(source) if len(source) > 1 else source['name'])}",
@@ -125,7 +130,8 @@ def _data(facts: Facts) -> list[str]:
         layout = {"name": "folders", **({"valid": facts.valid} if facts.valid else {})}
         lines.append(f"  layout: {_value(layout if facts.valid else 'folders')}")
     elif facts.masks:
-        lines += [f"  masks: {_value(_masks(facts.masks))}", f"  classes: [{_TODO}]  # TODO their names, in order"]
+        lines += [f"  # {_comment(text)}" for text in facts.masks.why]
+        lines += [f"  masks: {_value(facts.masks.kind)}", f"  classes: {_value(list(facts.classes))}"]
     elif facts.task == "segmentation":
         lines += [f"  masks: {{name: {_TODO}}}  # TODO how masks are written; `kbench list mask`"]
     lines.append(
@@ -137,11 +143,11 @@ def _data(facts: Facts) -> list[str]:
             f"  # the folders of {_value(facts.test.folder)} are named like the classes: all its images are rows. To "
             "grade here, write ids and these names into a CSV, and `solution:` under source"
         )
-    if not facts.by_class and facts.task != "segmentation":
+    if not facts.by_class and not facts.masks and facts.task != "segmentation":
         target: Any = list(facts.target) if len(facts.target) > 1 else (facts.target or (_TODO,))[0]
         lines.append(f"  target: {_value(target)}" + ("" if facts.target else "  # TODO the column to predict"))
         lines += [f"  # {_comment(text)}" for text in facts.why]
-    if facts.classes:
+    if facts.classes and not facts.masks:
         lines.append(f"  # {len(facts.classes)} {'targets' if facts.task == 'regression' else 'classes'}")
     if facts.valid:
         lines.append("  metadata: [split]")
@@ -169,25 +175,22 @@ def _test_comment(facts: Facts) -> str:
     return "" if facts.test else "  # TODO where the test images are; remove the line if there are none"
 
 
-def _masks(masks: Images) -> dict[str, Any]:
-    return {"name": "index", "folder": masks.folder, **({"suffix": masks.suffix} if masks.suffix else {})}
-
-
 def _contract(facts: Facts, words: str, source: Mapping[str, Any]) -> list[str]:
     lines = [f"folds: {_value(_folds(facts))}"]
     if facts.group and not facts.valid:
-        strategy = {"multi_label": "group", "segmentation": "group"}.get(facts.task or "", "stratified_group")
+        strategy = "group" if facts.task in ("multi_label", *DENSE) else "stratified_group"
         grouped = {"strategy": strategy, "group": facts.group, "n": 5, "seed": 42}
         lines.append(f"# if images of one {facts.group} resemble each other, keep them in one fold:")
         lines.append(f"# folds: {_value(grouped)}")
-    own = _OWN.get(facts.task or "") if source.get("name") == "local" and not facts.sample else None
-    if own is not None:
-        facts = replace(facts, format=own)
-        lines.append(_metric(facts, words))
-        lines.append("# no sample submission was found: the file is written from the test ids, in this format")
-        return [*lines, f"submission: {_value({'format': own})}"]
+    own = source.get("name") == "local" and not facts.sample
+    if own and facts.masks is None and facts.task in _OWN:
+        facts = replace(facts, format=_OWN[facts.task])
     lines.append(_metric(facts, words))
+    lines += [f"# {_comment(text)}" for text in facts.format_why]
     format: Any = {"name": facts.format, **facts.format_params} if facts.format_params else facts.format or _TODO
+    if own and facts.format:
+        lines.append("# no sample submission was found: the file is written from the test ids, in this format")
+        return [*lines, f"submission: {_value({'format': format})}"]
     lines.append(f"submission: {_value({'format': format, 'sample': facts.sample or _TODO})}")
     if facts.format_params.get("target") == _TODO:
         names = " or ".join(facts.classes)
@@ -202,11 +205,20 @@ def _contract(facts: Facts, words: str, source: Mapping[str, Any]) -> list[str]:
 def _metric(facts: Facts, words: str) -> str:
     """Return the line of the metric: the one the service names, or else what such submissions are usually scored by."""
     words = "".join(char if char.isprintable() else " " for char in words)[:100].strip()
-    metric = named_metric(words, facts.task) if words else _METRICS.get(facts.format or "")
+    metric = named_metric(words, facts.task) if words else _usual(facts)
     comment = f"the service says '{words}'" if words else "guessed; the evaluation page names it"
     if not metric:
         comment = f"{_TODO} {comment}" if words else f"{_TODO} the evaluation page names it"
     return f"metric: {metric or _TODO}  # {comment}; `kbench list metric`"
+
+
+def _usual(facts: Facts) -> str | None:
+    """Return the metric such submissions are usually scored by."""
+    if facts.masks is None:
+        return _METRICS.get(facts.format or "")
+    if facts.task == "dense_regression":
+        return "rmse_pixels"
+    return "dice_per_image" if len(facts.classes) == 1 or facts.task != "segmentation" else "mean_iou"
 
 
 def named_metric(words: str, task: str | None) -> str | None:
@@ -229,36 +241,8 @@ def named_metric(words: str, task: str | None) -> str | None:
 def _folds(facts: Facts) -> dict[str, Any]:
     if facts.valid:
         return {"strategy": "predefined", "n": 1, "options": {"column": "split"}}
-    strategy = {"multi_label": "multilabel", "segmentation": "kfold"}.get(facts.task or "", "stratified")
+    strategy = "kfold" if facts.task in DENSE else "multilabel" if facts.task == "multi_label" else "stratified"
     return {"strategy": strategy, "n": 5, "seed": 42}
-
-
-def _experiment(facts: Facts) -> list[str]:
-    """Return a recipe: from scratch for thumbnails, from ImageNet weights, head first, for photographs."""
-    height, width, channels = facts.size or (224, 224, 3)
-    side = next((step for step in (32, 64, 128, 160) if min(height, width) <= step), 224)
-    lines = [f"input: {{size: {side}, channels: {channels}}}"]
-    if not facts.size:
-        lines[-1] += "  # TODO no image was found to look at"
-    if facts.task in ("segmentation", "dense_regression"):
-        model = f"{{name: {_TODO}}}  # TODO a network for '{facts.task}'; `kbench list model`"
-    else:
-        model = "{backbone: resnet10t}" if side <= 64 else "{backbone: resnet34, pretrained: true}"
-    lines.append(f"model: {model}")
-    few = facts.rows is not None and facts.rows < _FEW
-    if few:
-        lines.append(
-            f"# {facts.rows} rows are too few to find a rate on, so it is a plain one; `lr: find` looks for it"
-        )
-    scratch, pretrained = (_SCRATCH_FEW, _PRETRAINED_FEW) if few else (_SCRATCH, _PRETRAINED)
-    train, *stages = scratch if side <= 64 else pretrained
-    lines += [train.format(batch=_batch(facts.rows, most=64 if side <= 64 else 32)), *stages]
-    return [*lines, "ensemble: {decision: threshold}"] if facts.format == "tags" else lines
-
-
-def _batch(rows: int | None, *, most: int) -> int:
-    """Return a batch size, a power of two from 8 on, that makes some dozen updates of an epoch."""
-    return next((size for size in (64, 32, 16) if size <= most and (rows is None or rows >= 20 * size)), 8)
 
 
 def _comment(text: str) -> str:

@@ -86,8 +86,8 @@ def chosen_rows(predictions: Predictions, sure: Sure) -> list[Chosen]:
     if predictions.task == "single_label":
         labels, shares = values.argmax(1), values.max(1)
         taken = np.flatnonzero(shares >= sure.threshold)
-        found = [Chosen(str(predictions.ids[row]), float(shares[row]), int(labels[row])) for row in taken]
-        by_class = ([one for one in found if one.label == k] for k in range(len(predictions.names)))
+        chosen = [Chosen(str(predictions.ids[row]), float(shares[row]), int(labels[row])) for row in taken]
+        by_class = ([one for one in chosen if one.label == k] for k in range(len(predictions.names)))
         return sorted((one for group in by_class for one in surest(group, sure.most)), key=lambda one: one.id)
     known = np.where(values >= sure.threshold, 1, np.where(values <= 1 - sure.threshold, 0, np.nan)).astype(np.float32)
     shares = (~np.isnan(known)).mean(1)

@@ -26,6 +26,7 @@ from kbench.data.images.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.images.cache import Images, Resize
 from kbench.data.images.crops import Crop, Size
 from kbench.inference.activations import features
+from kbench.inference.clock import Clock, timing
 from kbench.inference.mean import Mean
 from kbench.inference.predictions import Predictions, array_path, create_array, save
 from kbench.inference.views import Load, View, is_plain, window_of
@@ -124,6 +125,7 @@ class Job:
         workers: loader processes.
         seed: of random views.
         apart: keep the views of tasks that predict rows apart: a member's values are then [N, K, views].
+        clock: told how long each body takes.
     """
 
     ids: np.ndarray
@@ -138,6 +140,7 @@ class Job:
     workers: int = 0
     seed: int = 0
     apart: bool = False
+    clock: Clock | None = None
 
 
 def predict_members(job: Job, members: Sequence[Member]) -> Iterator[int]:
@@ -149,7 +152,8 @@ def predict_members(job: Job, members: Sequence[Member]) -> Iterator[int]:
     for group in grouped(members, drawn=any(view.load.draw is not None for view in job.views)):
         waiting = list(group)
         while waiting:
-            families, waiting = _load_some(waiting, job.device)
+            with timing(job.clock, (), job.device):
+                families, waiting = _load_some(waiting, job.device)
             yield from accumulate(_one_pass(job, families))
             for member in (member for family in families for member in family.members):
                 save(member.out, _opened(job, member))
@@ -210,13 +214,15 @@ def _one_pass(job: Job, families: list[Family]) -> Iterator[int]:
     for rows, images, regions in _batches(job, first, loads, families):
         tensors = [part.to(job.device, non_blocking=True) for part in images]
         for family, normalise in zip(families, normalisers, strict=True):
-            batch = [normalise(part, regions) for part in tensors]
             if start == 0 and tensors:
-                fold(family.model, batch[0])
-            if family.known is not None:
-                batch.append(torch.from_numpy(np.array(family.known[rows])).to(job.device))
-            answer = partial(_views_apart if job.apart else _mean_over_views, job, family, loads if tensors else [])
-            values = in_parts(answer, batch).cpu().numpy()
+                with timing(job.clock, (), job.device):
+                    fold(family.model, normalise(tensors[0], regions))
+            with timing(job.clock, [member.source.get("weights", "") for member in family.members], job.device):
+                batch = [normalise(part, regions) for part in tensors]
+                if family.known is not None:
+                    batch.append(torch.from_numpy(np.array(family.known[rows])).to(job.device))
+                answer = partial(_views_apart if job.apart else _mean_over_views, job, family, loads if tensors else [])
+                values = in_parts(answer, batch).cpu().numpy()
             for position, member in enumerate(family.members):
                 array = arrays.get(id(member))
                 if array is None:

@@ -6,6 +6,7 @@ with bootstrap intervals. To add a table, write a function here that returns rec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,14 +23,27 @@ from kbench.metrics.classification import binary_auc
 from kbench.metrics.metric import Metric
 from kbench.pictures.confusion import confusion_matrix, label_confusion
 
+_FORMULA = tuple("=+-@\t\r")  # what a formula may begin with
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 _MOST_VALUES = 20  # slices of a column; more become ranges, or the rest
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Write records as CSV; return the path."""
+    """Write records as CSV; return the path.
+
+    Texts that a spreadsheet would take for a formula get an apostrophe in front: names of classes and ids come from
+    whoever made the data.
+    """
+    plain = [{_no_formula(name): _no_formula(value) for name, value in row.items()} for row in rows]
     with files.replacing(path) as temporary:
-        pd.DataFrame(list(rows)).to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
+        pd.DataFrame(plain).to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
     return path
+
+
+def _no_formula(value: Any) -> Any:
+    """Return a cell that no spreadsheet computes."""
+    text = isinstance(value, str) and value[:1] in _FORMULA and not _NUMBER.fullmatch(value)
+    return f"'{value}" if text else value
 
 
 def class_table(
@@ -118,8 +132,8 @@ def slices_of(table: Table, column: str) -> tuple[np.ndarray, list[str]]:
     numbers = pd.to_numeric(known, errors="coerce").to_numpy(dtype=np.float64)
     numeric = len(numbers) > 0 and bool(np.isfinite(numbers).all())
     if len(counts) > _MOST_VALUES and numeric:
-        found, names = _ranges(numbers)
-        values = pd.Series(found, index=known.index, dtype=object).reindex(values.index, fill_value="(empty)")
+        ranges, names = _ranges(numbers)
+        values = pd.Series(ranges, index=known.index, dtype=object).reindex(values.index, fill_value="(empty)")
     elif len(counts) > _MOST_VALUES:
         kept = sorted(set(counts.sort_index().sort_values(ascending=False, kind="stable").index[: _MOST_VALUES - 1]))
         values = values.where(values.isin(kept), "(other)")
@@ -171,19 +185,19 @@ def slice_table(
     for place, name in enumerate(names):
         rows = slices == place
         part = table.select(rows)
-        found = _score(metric, part, predictions[rows], None if groups is None else groups[rows], draws)
-        records.append({column: name, "rows": int(rows.sum()), **found})
+        score = _score(metric, part, predictions[rows], None if groups is None else groups[rows], draws)
+        records.append({column: name, "rows": int(rows.sum()), **score})
     return records
 
 
 def _score(
     metric: Metric, table: Table, predictions: np.ndarray, groups: np.ndarray | None, draws: int
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"score": None, "low": None, "high": None, "note": ""}
+    record: dict[str, Any] = {"score": None, "low": None, "high": None, "note": ""}
     try:
-        found["score"] = metric(table.targets, predictions, table)
-        made = interval(metric, np.asarray(table.targets), predictions, table, groups=groups, draws=draws)
-        found |= {"low": made.low, "high": made.high}
+        record["score"] = metric(table.targets, predictions, table)
+        range_of = interval(metric, np.asarray(table.targets), predictions, table, groups=groups, draws=draws)
+        record |= {"low": range_of.low, "high": range_of.high}
     except DataError as error:  # few rows: said in the record, the other slices still count
-        found["note"] = error.what
-    return found
+        record["note"] = error.what
+    return record

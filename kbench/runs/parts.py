@@ -22,6 +22,8 @@ from kbench.config.stage import Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
 from kbench.data.images.cache import Images, Resize, RowPaths, open_images
+from kbench.data.images.channels import by_date
+from kbench.data.images.crops import preferring
 from kbench.data.images.dropout import Dropout, dropout_of
 from kbench.data.images.normalise import Scale, choose
 from kbench.data.images.readers import remembering
@@ -29,6 +31,7 @@ from kbench.data.images.regions import RegionImages, measure_regions
 from kbench.data.masks.cache import open_masks, sizes_of
 from kbench.data.table.content import Content
 from kbench.data.table.table import Table
+from kbench.errors import ConfigError, nearest
 from kbench.inference.activations import Activations, Seen, Source, activations
 from kbench.inference.views import View
 from kbench.inference.windows import Windows
@@ -36,9 +39,10 @@ from kbench.metrics.metric import Metric, make_metric
 from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
-from kbench.models.outputs import default_loss
+from kbench.models.outputs import Units, default_loss
 from kbench.runs.experiment import Experiment, mask_kind, size_reader
 from kbench.runs.steps import channels, decoding_of, fixed_channels, reader_key, reader_of
+from kbench.tasks import SEGMENTATION
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
 
@@ -59,7 +63,10 @@ def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
 
 def _stage(competition: Competition, name: str, index: int, stage: Stage) -> StagePlan:
     size = size_of(stage.size or competition.input.size)
-    crop = stage.build("crop", _names=competition.data.classes or ())
+    names = tuple(competition.data.classes or ())
+    crop, wanted = stage.build("crop", _names=names), _looked_for(competition, stage)
+    if wanted:
+        crop = preferring(crop, wanted, len(names), stage.sampler.params.get("positive", 0.5))
     judged = crop_for_validation(
         competition.input.crop,
         crop,
@@ -76,6 +83,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         sampler=partial(stage.build, "sampler"),
         step=stage.build("step"),
         monitor=_monitor(competition, stage),
+        positive=wanted,
     )  # fmt: skip
 
 
@@ -84,7 +92,32 @@ def _dropout(competition: Competition, stage: Stage) -> Dropout | None:
     return None if part is None else dropout_of(channels(competition.input), part.axis, part.p, part.each)
 
 
-def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int) -> Loss:
+def _looked_for(competition: Competition, stage: Stage) -> tuple[int, ...]:
+    """Return the numbers of the classes that a sampler of patches has the crop look for.
+
+    Raises:
+        ConfigError: there are no such classes, or the crop looks for some itself.
+    """
+    part = registry.get("sampler", stage.sampler.name)
+    wanted, names = stage.sampler.params.get("classes") or [], list(competition.data.classes or ())
+    if not part.meta.get("patches") or not wanted:
+        return ()
+    strange = [name for name in wanted if name not in names]
+    if strange or competition.task not in SEGMENTATION:
+        raise ConfigError(
+            f"the sampler '{part.name}' is to show the class '{(strange or wanted)[0]}'",
+            "names of data.classes of a segmentation",
+            f"{nearest((strange or wanted)[0], names)} Correct `sampler.classes`, or write data.classes",
+        )
+    if stage.crop.params.get("classes"):
+        raise ConfigError(
+            f"the sampler '{part.name}' and the crop '{stage.crop.name}' both look for classes", "one of the two",
+            "remove `classes` of one of them",
+        )  # fmt: skip
+    return tuple(names.index(name) for name in wanted)
+
+
+def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int, units: Units | None = None) -> Loss:
     """Return the loss of a stage, that of the task where it names none.
 
     Args:
@@ -92,8 +125,9 @@ def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int) ->
         task: the competition's.
         counts: [K] positives per target among the rows, or None where there are no classes.
         rows: how many train.
+        units: of a regression's targets, where they are learned standardised.
     """
-    known: dict[str, Any] = {"_counts": counts, "_rows": rows, "_task": task}
+    known: dict[str, Any] = {"_counts": counts, "_rows": rows, "_task": task, "_units": units}
     default = default_loss(task, 2 if counts is None else len(counts))
     loss: Loss = stage.build("loss", **known) if stage.loss else registry.build("loss", default, {}, **known)
     return loss
@@ -139,10 +173,12 @@ def build_model(
     """
     section = competition.model
     sizes = [size_of(stage.size or competition.input.size) for stage in competition.stages.values()]
+    dates = by_date(channels(competition.input))
     model: nn.Module = section.build(
         "name", n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
-        _several=len(set(sizes)) > 1,
+        _several=len(set(sizes)) > 1, _task=competition.task,
+        _dates=max(1, len(dates.keys() - {None})), _undated=len(dates.get(None, ())) if len(dates) > 1 else 0,
     )  # fmt: skip
     if weights is not None:
         load_pretrained(getattr(model, "body", model), read_tensors(weights), file=str(weights))

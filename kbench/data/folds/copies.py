@@ -14,6 +14,7 @@ import numpy as np
 
 from kbench.data.images.decoding import decode
 from kbench.data.table.csv_files import UNKNOWN
+from kbench.data.table.spellings import plain
 from kbench.data.table.table import Table
 from kbench.errors import DataError, counted, first_names
 from kbench.files import sha256
@@ -40,7 +41,7 @@ def equal_groups(table: Table, known: Mapping[int, str]) -> list[list[int]]:
 
 def _pixels(table: Table, row: int) -> tuple[str, ...]:
     """Return what tells the pixels of a row's images from others; nothing where one cannot be read."""
-    found = []
+    digests = []
     for name in filter(None, table.images[row]):
         try:
             pixels = decode(table.root / name, cv2.IMREAD_UNCHANGED)
@@ -48,8 +49,8 @@ def _pixels(table: Table, row: int) -> tuple[str, ...]:
             return ()
         state = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=16)
         state.update(np.ascontiguousarray(pixels).tobytes())
-        found.append(state.hexdigest())
-    return tuple(found)
+        digests.append(state.hexdigest())
+    return tuple(digests)
 
 
 def contradictions(table: Table, groups: Iterable[list[int]]) -> list[str]:
@@ -121,12 +122,12 @@ def same_pixels(train: Table, test: Table, pixels: tuple[Sequence[str], Sequence
 
 
 def _by_size(table: Table) -> dict[tuple[int, ...], list[int]]:
-    found: dict[tuple[int, ...], list[int]] = {}
+    rows_of_size: dict[tuple[int, ...], list[int]] = {}
     for row, names in enumerate(table.images):
         paths = [table.root / name for name in names if name]
         if names and all(path.is_file() for path in paths):
-            found.setdefault(tuple(path.stat().st_size for path in paths), []).append(row)
-    return found
+            rows_of_size.setdefault(tuple(path.stat().st_size for path in paths), []).append(row)
+    return rows_of_size
 
 
 def leaked(train: Table, test: Table, pairs: Iterable[tuple[int, int]]) -> list[str]:
@@ -155,7 +156,7 @@ def unknown_groups(table: Table, column: str | None) -> list[str]:
     if column is None or table.meta is None or column not in table.meta.columns:
         return []
     cells = table.column(column)
-    rows = np.array([str(cell).strip().lower() in UNKNOWN for cell in cells], dtype=bool)
+    rows = np.array([plain(str(cell)) in UNKNOWN for cell in cells], dtype=bool)
     if not rows.any():
         return []
     words = sorted({str(cell) for cell in cells[rows]})

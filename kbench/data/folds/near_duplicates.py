@@ -105,12 +105,12 @@ def hash_images(
         return f"{perceptual_hash(pixels).hex()}:{content.hexdigest()}:{flat}"
 
     def make() -> list[str]:
-        made = []
+        groups = []
         with ThreadPoolExecutor(jobs) as pool:
             for text in pool.map(look, rows):
-                made.append(text)
-                progress(len(made), len(rows))
-        return made
+                groups.append(text)
+                progress(len(groups), len(rows))
+        return groups
 
     parts = [text.split(":") for text in memoised(folder, "prints" if reader is None else "band-prints", rows, make)]
     return Prints(
@@ -144,24 +144,24 @@ def near_pairs(hashes: Sequence[bytes], *, distance: int = NEAR) -> np.ndarray:
     unique, first, inverse = np.unique(bits, axis=0, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
     equal = np.stack([rows[first[inverse]], rows], axis=1)
-    found = [equal[equal[:, 0] != equal[:, 1]]]
+    pairs = [equal[equal[:, 0] != equal[:, 1]]]
     if len(unique) <= _FEW:
         near = _compared(unique, _all(len(unique)), distance)
     elif _density(unique) > _DENSE:
         near = _sampled(unique, distance)
     else:
         near = _compared(unique, _candidates(unique), distance)
-    found.append(np.sort(rows[first[near]], axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+    pairs.append(np.sort(rows[first[near]], axis=1))
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
 def _compared(bits: np.ndarray, candidates: Iterator[tuple[np.ndarray, np.ndarray]], distance: int) -> np.ndarray:
     """Return [P, 2] those of the candidates that are within a distance."""
-    words, found = bits.view(np.uint64), [np.empty((0, 2), dtype=np.int64)]
+    words, pairs = bits.view(np.uint64), [np.empty((0, 2), dtype=np.int64)]
     for one, other in candidates:
         close = _apart(words[one], words[other]) <= distance
-        found.append(np.stack([one[close], other[close]], axis=1))
-    return np.concatenate(found)
+        pairs.append(np.stack([one[close], other[close]], axis=1))
+    return np.concatenate(pairs)
 
 
 def _all(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -202,7 +202,7 @@ def _sampled(bits: np.ndarray, distance: int) -> np.ndarray:
         keys = signs[:, chosen[:size]].astype(np.uint64) @ rng.integers(0, 2**63, size, dtype=np.uint64)
         rest = np.ascontiguousarray(np.packbits(signs[:, chosen[size : size + 64]], axis=1)).view(">u8")[:, 0]
         order = np.lexsort((rest, keys))
-        found = [pairs]
+        all_pairs = [pairs]
         for step in range(1, _BUCKET + 1):
             one, other = order[:-step], order[step:]
             same = keys[one] == keys[other]
@@ -211,8 +211,8 @@ def _sampled(bits: np.ndarray, distance: int) -> np.ndarray:
             one, other = one[same], other[same]
             close = _apart(words[one], words[other]) <= distance
             low, high = np.minimum(one[close], other[close]), np.maximum(one[close], other[close])
-            found.append(low * count + high)
-        pairs = np.unique(np.concatenate(found))
+            all_pairs.append(low * count + high)
+        pairs = np.unique(np.concatenate(all_pairs))
     return np.stack([pairs // count, pairs % count], axis=1)
 
 
@@ -259,17 +259,17 @@ def frame_numbers(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     `aachen_000000_000019_leftImg8bit`, or just the last one; the drive is the rest of the id.
     """
     texts = [str(name) for name in ids]
-    found = [list(_NUMBER.finditer(text)) for text in texts]
+    numbers_of = [list(_NUMBER.finditer(text)) for text in texts]
     alike: dict[str, list[int]] = {}
     for row, text in enumerate(texts):
         alike.setdefault(_NUMBER.sub("\0", text), []).append(row)
     drives, numbers = list(texts), np.full(len(texts), -1, dtype=np.int64)
     for rows in alike.values():
-        count = len(found[rows[0]])
-        rests = [[_without(texts[row], found[row][place]) for row in rows] for place in range(count)]
+        count = len(numbers_of[rows[0]])
+        rests = [[_without(texts[row], numbers_of[row][place]) for row in rows] for place in range(count)]
         telling = [place for place in range(count) if len(set(rests[place])) < len(rows)] or list(range(count))
         for at, row in enumerate(rows if telling else ()):
-            drives[row], numbers[row] = rests[telling[-1]][at], int(found[row][telling[-1]][0])
+            drives[row], numbers[row] = rests[telling[-1]][at], int(numbers_of[row][telling[-1]][0])
     return np.array(drives, dtype=str), numbers
 
 

@@ -431,10 +431,10 @@ def cache_entries(folder: Path) -> list[CacheEntry]:
     """Return what the cache holds, oldest first."""
     entries = []
     for path in [*(folder / "images").glob("*.json"), *(folder / "activations").glob("*.json")]:
-        found = records.read_seal(path, verify="size")
-        if found and {"rows", "resize", "made"} <= set(found):
-            size = sum(entry["bytes"] for entry in found["files"].values())
-            entries.append(CacheEntry(path.stem, path.parent.name, found["rows"], found["resize"], size, found["made"]))
+        seal = records.read_seal(path, verify="size")
+        if seal and {"rows", "resize", "made"} <= set(seal):
+            size = sum(entry["bytes"] for entry in seal["files"].values())
+            entries.append(CacheEntry(path.stem, path.parent.name, seal["rows"], seal["resize"], size, seal["made"]))
     return sorted(entries, key=lambda entry: entry.made)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -220,6 +220,29 @@ def native(
     return Crop("keep", window, masked if wanted else None, judged)
 
 
+def preferring(crop: Crop, wanted: Sequence[int], count: int, share: float) -> Crop:
+    """Return a crop whose window has, in a share of the draws, a pixel of one of some classes, where the mask has one.
+
+    Args:
+        crop: says how large a window is, and where it lies in the other draws.
+        wanted: class numbers; which comes first is drawn, and one that the mask lacks gives way to the next.
+        count: number of classes of the task.
+        share: of the draws.
+    """
+
+    def masked(mask: np.ndarray, size: Size, rng: np.random.Generator) -> Window:
+        image, point = (mask.shape[0], mask.shape[1]), None
+        looks = rng.random() < share
+        for number in rng.permutation(np.asarray(wanted)).tolist() if looks else ():
+            point = _pixel_of(mask, number, count, rng)
+            if point is not None:
+                break
+        window = crop.window(image, size, rng)
+        return window if point is None else _placed(image, (int(window.height), int(window.width)), rng, point)
+
+    return replace(crop, masked=masked)
+
+
 @register("crop")
 def whole() -> Crop:
     """Show the whole image, squashed to the size from its own resolution, as rows are judged; one of the size as it is.
@@ -367,9 +390,9 @@ def _pixel_of(mask: np.ndarray, number: int, count: int, rng: np.random.Generato
     """Return a pixel of a class, or None where the mask has none of it."""
     layer, value = (0, 1 if count == 1 else number) if mask.shape[2] == 1 else (number, 1)
     for step in (_STEP, 1):
-        found = np.flatnonzero(mask[::step, ::step, layer] == value)
-        if len(found):
-            place = int(found[rng.integers(len(found))])
+        pixels = np.flatnonzero(mask[::step, ::step, layer] == value)
+        if len(pixels):
+            place = int(pixels[rng.integers(len(pixels))])
             across = -(-mask.shape[1] // step)
             return place // across * step, place % across * step
     return None

@@ -119,13 +119,13 @@ def sizes_of(table: Table, reader: Reader | None, decoding: Decoding = PLAIN) ->
     def size(row: int) -> Size:
         paths = tuple(path_of(table.root, name) for name in table.images[row])
         if reader is None:
-            found = look(paths[0], decoding=decoding)
-            if isinstance(found, str):
+            header = look(paths[0], decoding=decoding)
+            if isinstance(header, str):
                 raise DataError(
-                    f"'{paths[0]}' is {found}, so the size of its mask is not known", "an image file",
+                    f"'{paths[0]}' is {header}, so the size of its mask is not known", "an image file",
                     "`kbench check` lists every such file; fetch it again, or set `data: {on_problem: drop}`",
                 )  # fmt: skip
-            return found[0], found[1]
+            return header[0], header[1]
         return size_by(reader, paths)
 
     return size
@@ -166,20 +166,22 @@ def look_at_masks(
         except KbenchError as error:
             return error
 
-    found, bad, images = list[Problem](), list[int](), np.zeros(len(kind.names), dtype=np.int64)
+    problems, bad, images = list[Problem](), list[int](), np.zeros(len(kind.names), dtype=np.int64)
     with ThreadPoolExecutor(jobs) as pool:
         for row, look in enumerate(pool.map(look_at, range(len(direct)))):
             progress(row + 1, len(direct))
             if isinstance(look, KbenchError):
                 bad.append(row)
-                hint = "" if found else look.todo
-                found += [Problem(f"data.masks: row '{table.ids[row]}'", look.what, hint)] if len(bad) <= _SHOWN else []
+                hint = "" if problems else look.todo
+                problems += (
+                    [Problem(f"data.masks: row '{table.ids[row]}'", look.what, hint)] if len(bad) <= _SHOWN else []
+                )
             else:
                 images += look
-    if len(bad) > len(found):
-        found.append(Problem("data.masks", f"and {len(bad) - len(found):,} more rows with a wrong mask"))
+    if len(bad) > len(problems):
+        problems.append(Problem("data.masks", f"and {len(bad) - len(problems):,} more rows with a wrong mask"))
     counts = {} if table.task not in SEGMENTATION else dict(zip(kind.names, images.tolist(), strict=True))
-    return MaskReport(found, counts, bad)
+    return MaskReport(problems, counts, bad)
 
 
 def _shown(mask: np.ndarray, count: int) -> np.ndarray:

@@ -57,7 +57,7 @@ class Content:
 
     def listed(self) -> dict[str, list[Any]]:
         """Return path below the root -> size, and the beginning of its checksum where files are read."""
-        found: dict[str, list[Any]] = {}
+        columns: dict[str, list[Any]] = {}
         for rows in self._rows:
             digests = iter(file_digests(rows, self.folder)) if self.exact and len(rows) else iter(())
             for paths in rows:
@@ -65,8 +65,8 @@ class Content:
                     entry = [_size(path), *([next(digests)[:_DIGITS]] if self.exact else [])]
                     if not is_there(path):
                         continue
-                    found[path.relative_to(self.table.root).as_posix()] = entry
-        return found
+                    columns[path.relative_to(self.table.root).as_posix()] = entry
+        return columns
 
     def keep(self, path: Path) -> dict[str, Any]:
         """Write the list of the files; return what the manifest says of them."""

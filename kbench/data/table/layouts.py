@@ -166,8 +166,8 @@ def _find_masks(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskR
         hint = "say how they are written: `data: {masks: {name: index, folder: FOLDER}}`, see `kbench list mask`"
         nothing.problems.append(Problem("data.masks", f"'{request.task}' needs masks", hint))
         return nothing
-    found = request.mask.find(request, frame, ids)
-    return replace(found, problems=[*nothing.problems, *found.problems])
+    mask_rows = request.mask.find(request, frame, ids)
+    return replace(mask_rows, problems=[*nothing.problems, *mask_rows.problems])
 
 
 def _target_problems(request: Request, target: Sequence[str]) -> list[Problem]:

@@ -17,11 +17,12 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.table.csv_files import DELIMITERS, Dialect, dialect_of, read_frame
-from kbench.data.table.image_files import Found, clean
+from kbench.data.table.image_files import MatchedFiles, clean
 from kbench.data.table.joins import other_columns
+from kbench.data.table.names import meant
 from kbench.data.table.spellings import counts_of, spelling_note
 from kbench.data.table.table import Table
-from kbench.errors import DataError, Problem, counted, first_names, nearest, raise_all
+from kbench.errors import DataError, Problem, counted, first_names, nearest, raise_all, visible
 from kbench.tasks import is_dense
 
 Size = tuple[int, int]
@@ -183,7 +184,9 @@ def read_rows(
         for key, name in wanted
         if name not in columns
     ]
-    sign = re.search(r"[,;\t|]", columns[0]) if len(columns) == 1 else None
+    if columns[0].startswith("sep="):
+        raise_problems(request, [Problem(str(request.csv), f"its first line is '{columns[0]}'", "remove that line")])
+    sign = re.search(r"[,;\t| :]" if problems else r"[,;\t|]", columns[0]) if len(columns) == 1 else None
     if sign is not None:
         hint = f"`data: {{layout: {{name: csv, delimiter: {json.dumps(sign[0])}}}}}` if '{sign[0]}' separates its cells"
         problems.append(Problem(str(request.csv), f"its one column is '{columns[0]}', cells separated by commas", hint))
@@ -255,23 +258,27 @@ def id_problems(where: str, ids: np.ndarray) -> list[Problem]:
     repeated = list(dict.fromkeys(str(name) for name in ids[1:][(ids[1:] == ids[:-1]) & ~empty[1:]]))
     if repeated:
         problems.append(Problem(where, f"{counted(len(repeated), 'repeated id')}: {first_names(repeated)}"))
-    unsafe = [repr(str(name))[1:-1] for name in ids if name and _UNSAFE.search(clean(name))]
+    unsafe = [str(name) for name in ids if name and _UNSAFE.search(clean(name))]
     if unsafe:
         whole = re.match(r"/|[A-Za-z]:[\\/]", unsafe[0]) is not None
         short = re.split(r"[\\/]", unsafe[0])[-1]
         hint = f"names from the image folder on, such as '{short}'" if whole else "file names without `..` or breaks"
+        if unsafe[0] != unsafe[0].strip() or visible(unsafe[0]) != unsafe[0]:
+            hint = "ids that neither begin nor end with a blank"
         problems.append(Problem(where, f"{counted(len(unsafe), 'unusable id')}: {first_names(unsafe)}", hint))
     return problems
 
 
-def file_problems(request: Request, found: Sequence[Found], ids: np.ndarray) -> tuple[np.ndarray, list[Problem]]:
+def file_problems(
+    request: Request, per_folder: Sequence[MatchedFiles], ids: np.ndarray
+) -> tuple[np.ndarray, list[Problem]]:
     """Return [N] bool, which rows lack a file, and what to report of them.
 
     Rows with two files for one id are always a problem; rows without one only where they are not dropped.
     """
     lacking = np.zeros(len(ids), dtype=bool)
     problems = []
-    for part in found:
+    for part in per_folder:
         lacking[part.missing] = True
         if part.several:
             names = [str(ids[row]) for row in part.several]
@@ -280,8 +287,10 @@ def file_problems(request: Request, found: Sequence[Found], ids: np.ndarray) -> 
             problems.append(Problem("data.images", what, hint))
         if part.missing and request.on_problem == "error":
             paths = [part.paths[row] for row in part.missing]
-            way = "fill" if request.split == "test" else "drop"
-            hint = f"{part.example}; `data: {{on_problem: {way}}}` goes on without them"
+            hint = meant(paths, sorted(part.there)) or part.example
+            if len(paths) < len(ids):
+                way = "fill" if request.split == "test" else "drop"
+                hint = f"{hint}; `data: {{on_problem: {way}}}` goes on without them"
             problems.append(
                 Problem("data.images", f"{counted(len(paths), 'missing file')}: {first_names(paths)}", hint)
             )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kbench.data.images.channels import places_of
-from kbench.data.table.image_files import Found, Listing, clean, find_files, folders_of, stem
+from kbench.data.table.image_files import Listing, MatchedFiles, clean, find_files, folders_of, stem
 from kbench.data.table.reading import Request, file_problems
 from kbench.errors import Problem, counted, first_names, nearest
 
@@ -56,9 +56,9 @@ def find_images(request: Request, ids: np.ndarray, *, known: Sequence[Sequence[s
     if request.files:
         return _by_pattern(request, ids)
     folders = (request.images or ("",))[len(known) :]
-    found = [find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in folders]
-    lacking, problems = file_problems(request, found, ids)
-    return FileRows(tuple(zip(*known, *(part.paths for part in found), strict=True)), lacking, problems)
+    per_folder = [find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in folders]
+    lacking, problems = file_problems(request, per_folder, ids)
+    return FileRows(tuple(zip(*known, *(part.paths for part in per_folder), strict=True)), lacking, problems)
 
 
 def _by_pattern(request: Request, ids: np.ndarray) -> FileRows:
@@ -72,22 +72,22 @@ def _by_pattern(request: Request, ids: np.ndarray) -> FileRows:
     places = places_of(list(request.files), dates=request.dates, dated=dated)
     stems = [stem(str(name)) for name in ids]
     names = [_names(request.files[file], stems, date) for file, date in places]
-    found = [find_files(request.root, folder, some, suffix="") for some in names]
+    per_folder = [find_files(request.root, folder, some, suffix="") for some in names]
     absent = np.zeros((len(ids), len(places)), dtype=bool)
-    for place, part in enumerate(found):
+    for place, part in enumerate(per_folder):
         absent[part.missing, place] = True
     notes = _strange_dates(request, folder, ids)
     if request.missing == "error":
-        lacking, problems = file_problems(request, found, ids)
+        lacking, problems = file_problems(request, per_folder, ids)
         way = ", and `input: {missing: mask}` with what is in them unknown"
         problems = [replace(one, hint=one.hint + way) if "missing" in one.what else one for one in problems]
-        return FileRows(tuple(zip(*(part.paths for part in found), strict=True)), lacking, problems, notes)
+        return FileRows(tuple(zip(*(part.paths for part in per_folder), strict=True)), lacking, problems, notes)
     paths = tuple(
-        tuple("" if absent[row, place] else part.paths[row] for place, part in enumerate(found))
+        tuple("" if absent[row, place] else part.paths[row] for place, part in enumerate(per_folder))
         for row in range(len(ids))
     )
     gone = np.asarray(absent.all(1))
-    problems = _gone_problems(request, gone, ids, found)
+    problems = _gone_problems(request, gone, ids, per_folder)
     if request.missing == "drop":
         return FileRows(paths, gone, problems, notes, absent.any(1) & ~gone)
     return FileRows(paths, gone, problems, (*_absent_notes(request, places, absent), *notes))
@@ -97,14 +97,16 @@ def _names(pattern: str, stems: Sequence[str], date: str | None) -> list[str]:
     return [pattern.replace(_DATE, date or "").replace(_ID, name) for name in stems]
 
 
-def _gone_problems(request: Request, gone: np.ndarray, ids: np.ndarray, found: Sequence[Found]) -> list[Problem]:
+def _gone_problems(
+    request: Request, gone: np.ndarray, ids: np.ndarray, per_folder: Sequence[MatchedFiles]
+) -> list[Problem]:
     """Return a problem that names the rows all of whose files are missing, where they are not left out."""
     if not gone.any() or request.on_problem != "error":
         return []
     names = [str(name) for name in ids[gone]]
     way = "fill" if request.split == "test" else "drop"
     what = f"{counted(len(names), 'row')} without any file: {first_names(names)}"
-    hint = f"{found[0].example}; `data: {{on_problem: {way}}}` goes on without them"
+    hint = f"{per_folder[0].example}; `data: {{on_problem: {way}}}` goes on without them"
     return [Problem("input.files", what, hint)]
 
 
