@@ -45,9 +45,7 @@ def submit(
     from kbench.commands.submit import submit as run_submit
 
     refuse_together({"a submission": file, "--file": own, "--kernel": kernel})
-    result = run_submit(
-        choose(competition), file, own=own, kernel=kernel, wait=wait, wait_s=wait_s, resend=resend
-    )
+    result = run_submit(choose(competition), file, own=own, kernel=kernel, wait=wait, wait_s=wait_s, resend=resend)
     if json:
         console.show_json(result)
         return

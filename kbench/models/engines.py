@@ -56,7 +56,8 @@ def export_onnx(model: nn.Module, example: torch.Tensor, path: Path, *, name: st
     except Exception as error:  # the exporter refuses in many ways
         raise PredictionError(
             f"'{name}' cannot be written as ONNX: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
-            "a network of operations that ONNX has", "leave out `--engine`",
+            "a network of operations that ONNX has",
+            "leave out `--engine`",
         ) from error
     engine = load_engine("onnx" if _there("onnxruntime") else "openvino", path, "fp32")
     answer = engine(images).numpy()
@@ -108,7 +109,9 @@ class OpenVino(nn.Module):
     def __init__(self, path: Path, precision: str) -> None:
         super().__init__()
         core = _openvino().Core()
-        kind = "bf16" if precision == "bf16" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        kind = (
+            "bf16" if precision == "bf16" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        )
         self._model = core.compile_model(
             core.read_model(str(path)), "CPU",
             {"INFERENCE_PRECISION_HINT": kind, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "1",

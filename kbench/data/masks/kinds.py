@@ -202,9 +202,7 @@ def _listed(values: np.ndarray) -> str:
     return ", ".join(map(str, values[:8].tolist())) + (f" and {len(values) - 8:,} more" if len(values) > 8 else "")
 
 
-def _numbers(
-    path: Path, cell: str, *, alone: bool, decoding: Decoding, soft: bool = False
-) -> tuple[np.ndarray, int]:
+def _numbers(path: Path, cell: str, *, alone: bool, decoding: Decoding, soft: bool = False) -> tuple[np.ndarray, int]:
     """Return [H, W, 1] pixel values, of a palette image the numbers of its colours, and what viewers multiply them by.
 
     Args:

@@ -116,8 +116,11 @@ class KaggleNotebooks:
         files = [{"token": token} for token in tokens]
         if before:
             method, request = "create_dataset_version", "ApiCreateDatasetVersionRequest"
-            body: dict[str, Any] = {"ownerSlug": self.owner, "datasetSlug": slug,
-                                    "body": {"versionNotes": notes, "files": files, "deleteOldVersions": False}}
+            body: dict[str, Any] = {
+                "ownerSlug": self.owner,
+                "datasetSlug": slug,
+                "body": {"versionNotes": notes, "files": files, "deleteOldVersions": False},
+            }
         else:
             method, request = "create_dataset", "ApiCreateDatasetRequest"
             body = {"ownerSlug": self.owner, "slug": slug, "title": title, "licenseName": "other", "isPrivate": True,
