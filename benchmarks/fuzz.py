@@ -3,8 +3,8 @@
     python benchmarks/fuzz.py [--yaml 200] [--csv 200] [--images 100] [--seed 0] [--seconds 600]
 
 Every case starts from a small competition that passes, makes one to three changes, and runs in this process. A defect,
-an exception that is no error of kbench, an error that lacks a part, and a case that takes five minutes are failures; each
-is printed with its seed. The suite runs some seconds of it (`tests/test_fuzz.py`).
+an exception that is no error of kbench, an error that lacks a part, and a case of five minutes are failures; each is
+printed with its seed. The suite runs some seconds of it (`tests/test_fuzz.py`).
 """
 
 from __future__ import annotations

@@ -3,14 +3,17 @@
     KbenchError
     ├── ConfigError        a YAML file, a registered name or an option
     ├── DataError          files, tables, images, archives
+    │   └── NoLocks            a file system without locks between processes
     ├── FoldError          fold files and fold strategies
     ├── TrainingError      a fold that cannot be trained
-    │   └── Diverged           its loss or weights are not finite; the only error that marks a fold failed for good
+    │   ├── Diverged           its loss or weights are not finite; the only error that marks a fold failed for good
+    │   └── RankLost           another process of the fold, on another device, is gone
     ├── CheckpointError    weights and resume files
     ├── PredictionError    predictions that cannot be made or combined
     ├── SubmissionError    a file that would be refused
     │   └── UnknownOutcome     sent, but whether it counted is not known (exit code 3)
     ├── Busy               another process holds what one process at a time may hold
+    │   └── FoldBusy           a fold that is another worker's, or has become another's (exit code 6)
     └── SourceError        a competition's origin: archive, folder, Kaggle
         └── ServiceError       a service refused, failed or could not be reached; carries its kind
 
@@ -22,6 +25,7 @@ from __future__ import annotations
 
 import difflib
 import numbers
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +74,10 @@ class Diverged(TrainingError):
     """A loss or weights are not finite: the same training would end the same again."""
 
 
+class RankLost(TrainingError):
+    """Another process that trains the fold, on another device, is gone; what ended it says why."""
+
+
 class CheckpointError(KbenchError):
     """A weights or resume file is missing, damaged or of another run."""
 
@@ -92,6 +100,16 @@ class Busy(KbenchError):
     """Another process holds what one process at a time may hold; `holder` is its number, if that is known."""
 
     holder: int | None = None
+
+
+class FoldBusy(Busy):
+    """A fold is another worker's, or was taken up by another one while this one did not answer."""
+
+    exit_code = 6
+
+
+class NoLocks(DataError):
+    """A folder lies on a file system without locks between processes (flock)."""
 
 
 class SourceError(KbenchError):
@@ -172,9 +190,9 @@ def raise_all(
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        made = error(f"{subject}: {count}\n{lines}", expected, todo)
-        made.problems = tuple(problems)
-        raise made
+        gathered = error(f"{subject}: {count}\n{lines}", expected, todo)
+        gathered.problems = tuple(problems)
+        raise gathered
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -182,13 +200,25 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     if close:
-        return f"did you mean '{close[0]}'?"
-    return f"known: {', '.join(names)}" if names else "none is known"
+        return f"did you mean '{visible(close[0])}'?"
+    return f"known: {', '.join(map(visible, names))}" if names else "none is known"
+
+
+def visible(name: str) -> str:
+    r"""Return a name with every sign that does not show, or shows like another one, written as `\u200b`."""
+    if name.isascii() and name.isprintable():
+        return name
+    return "".join(sign.encode("unicode_escape").decode() if _unseen(sign) else sign for sign in name)
+
+
+def _unseen(sign: str) -> bool:
+    kind = unicodedata.category(sign)
+    return kind in ("Cc", "Cf", "Mn", "Zl", "Zp") or (kind == "Zs" and sign != " ")
 
 
 def first_names(names: Sequence[str], limit: int = 5) -> str:
     """Return the first few names and how many more there are: `'a', 'b' and 7 more`."""
-    shown = ", ".join(f"'{name}'" for name in list(names)[:limit])
+    shown = ", ".join(f"'{visible(str(name))}'" for name in list(names)[:limit])
     rest = len(names) - limit
     return f"{shown} and {rest:,} more" if rest > 0 else shown
 

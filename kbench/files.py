@@ -10,28 +10,42 @@ To add a way of writing, add a function here; a test keeps every other module fr
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import glob
 import hashlib
 import json
 import os
-import re
 import shutil
-import socket
 import tempfile
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from kbench.errors import Busy, DataError, KbenchError
+from kbench import processes
+from kbench.errors import DataError, KbenchError
 
 _TEMPORARY = ".tmp-"
-_LEFTOVER = re.compile(r"\.tmp-([0-9]+)(?:\.([0-9a-f]{6}))?-")
-_DAY = 24 * 3600
 _OF_SAFETENSORS = ".tmp" + 6 * "[A-Za-z0-9]"  # what safetensors itself writes before it gives a file its name
+
+
+_fences: dict[Path, tuple[int, Callable[[], None]]] = {}  # folder -> whose process, what is asked before each change
+
+
+@contextlib.contextmanager
+def fenced(folder: Path, ask: Callable[[], None]) -> Iterator[None]:
+    """Have this process call `ask` before it changes anything in a folder, for the block; an error stops the change."""
+    _fences[folder] = os.getpid(), ask
+    try:
+        yield
+    finally:
+        del _fences[folder]
+
+
+def _ask(path: Path) -> None:
+    for folder, (process, ask) in _fences.items():
+        if process == os.getpid() and Path(path).is_relative_to(folder):
+            ask()
 
 
 @contextlib.contextmanager
@@ -47,13 +61,14 @@ def replacing(path: Path) -> Iterator[Path]:
         DataError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}.{_host()}-{os.urandom(4).hex()}-{path.name}")
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}.{processes.host()}-{os.urandom(4).hex()}-{path.name}")
     try:
         make_folder(path.parent)
         _remove_leftovers(path.parent)
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
+        _ask(path)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -77,41 +92,15 @@ def remove_temporaries(path: Path) -> None:
 
 
 @functools.cache
-def _host() -> str:
-    """Return six digits of this machine's name: a process number means a process on one machine alone."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-
-
-@functools.cache
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed commands left half written in a folder: once for each folder a process writes to.
-
-    A process of this machine that is gone left it behind; what another machine writes is left alone for a day.
-    """
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(_TEMPORARY)]
-    for name in names:
-        match = _LEFTOVER.match(name)
-        if match is None:
-            continue
+    """Remove what killed commands left half written in a folder: once for each folder a process writes to."""
+    for path in processes.leftovers(folder, _TEMPORARY):
         with contextlib.suppress(OSError):
-            here = match[2] == _host()
-            if not _runs(int(match[1])) if here else time.time() - (folder / name).stat().st_mtime > _DAY:
-                (folder / name).unlink()
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+            path.unlink()
 
 
 def _write_error(path: Path, error: OSError) -> KbenchError:
-    free = _free_bytes(path.parent)
+    free = free_bytes(path.parent)
     other = error.filename if error.filename and Path(str(error.filename)).name.find(path.name) < 0 else None
     return DataError(
         f"cannot write '{path}': {error.strerror or error}" + (f" ('{other}')" if other else ""),
@@ -120,23 +109,21 @@ def _write_error(path: Path, error: OSError) -> KbenchError:
     )
 
 
-def _free_bytes(folder: Path) -> int:
+def _there(folder: Path) -> Path:
+    folder = Path(folder).absolute()
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 def free_bytes(folder: Path) -> int:
     """Return the bytes free on the disk of `folder`, which need not exist yet."""
-    return _free_bytes(Path(folder).absolute())
+    return shutil.disk_usage(_there(folder)).free
 
 
 def free_files(folder: Path) -> int | None:
     """Return how many more files the disk of `folder` can take; None where it does not say."""
-    folder = Path(folder).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    status = os.statvfs(folder)
+    status = os.statvfs(_there(folder))
     return status.f_favail if status.f_files else None
 
 
@@ -192,6 +179,7 @@ def read_json(path: Path) -> Any:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line and sync it; a line half written by a crash is cut by `keep_lines`."""
+    _ask(path)
     try:
         with open(path, "a", encoding="utf-8") as handle:
             handle.write(line.rstrip("\n") + "\n")
@@ -228,7 +216,7 @@ def keep_lines(path: Path, count: int) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder if it is there."""
-    path = Path(path)
+    _ask(path)
     try:
         if path.is_dir() and not path.is_symlink():
             doomed = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
@@ -242,6 +230,7 @@ def remove(path: Path) -> None:
 
 def move(source: Path, target: Path) -> None:
     """Rename a file or folder on one disk; an existing target file is replaced."""
+    _ask(target)
     make_folder(target.parent)
     try:
         os.replace(source, target)
@@ -254,6 +243,22 @@ def copy(source: Path, target: Path) -> Path:
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)
     return target
+
+
+def write_exclusively(path: Path, content: Any) -> bool:
+    """Write JSON that nobody has written yet, even at this moment; return whether it was this process that wrote it."""
+    make_folder(path.parent)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+    try:
+        temporary.write_text(compact_json(content), encoding="utf-8")
+        os.link(temporary, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -310,12 +315,22 @@ def link_folder(path: Path, to: Path) -> Path:
     return path
 
 
+def link_file(path: Path, to: Path) -> Path:
+    """Make `path` a symbolic link to a file, replacing what lies there; return it."""
+    make_folder(path.parent)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+    try:
+        temporary.symlink_to(to)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _write_error(path, error) from error
+    return path
+
+
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; when the block succeeds, rename it to `path`.
-
-    `path` must not exist. When the block fails the temporary folder is removed.
-    """
+    """Yield a temporary folder beside `path`, which must not exist; rename it when the block succeeds, or remove it."""
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
     try:
@@ -368,10 +383,8 @@ class Spool:
 def staging_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`, held by one process at a time and removed afterwards.
 
-    What is finished in it is moved to `path` with `move`. What a killed process left in it is removed first.
-
-    Raises:
-        DataError: the disk is full or the folder cannot be written.
+    What is finished in it is moved to `path` with `move`. What a killed process left in it is removed first. Raises
+    `DataError` where the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     with lock(path.with_name(f"{_TEMPORARY}{path.name}.lock")):
@@ -430,6 +443,7 @@ def create_npy(path: Path, shape: tuple[int, ...], dtype: str) -> Any:
     """
     import numpy
 
+    _ask(path)
     path.unlink(missing_ok=True)
     array = None
     try:
@@ -459,6 +473,7 @@ def lock(path: Path, *, waiting: str | None = None, on_wait: Callable[[], None] 
 
     Raises:
         Busy: another process holds it, and `waiting` is given.
+        NoLocks: the file system has none.
         DataError: the folder cannot be written.
     """
     make_folder(path.parent)
@@ -468,31 +483,14 @@ def lock(path: Path, *, waiting: str | None = None, on_wait: Callable[[], None] 
         raise _write_error(path, error) from error
     with handle:
         try:
-            _take(handle, on_wait, wait=not waiting)
+            processes.take(handle, on_wait, wait=not waiting)
         except BlockingIOError as error:
-            raise _busy(path, handle, waiting or "") from error
+            raise processes.busy(path, handle, waiting or "") from error
         except OSError as error:
+            if error.errno in processes.NO_FLOCK:
+                raise processes.no_locks(path, error) from error
             raise _write_error(path, error) from error
         with contextlib.suppress(OSError):  # a full disk keeps nobody from holding it
             handle.truncate(0)
             handle.write(str(os.getpid()).encode())
         yield
-
-
-def _take(handle: IO[bytes], on_wait: Callable[[], None] | None, *, wait: bool) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not wait:
-            raise
-        if on_wait is not None:
-            on_wait()
-        fcntl.flock(handle, fcntl.LOCK_EX)
-
-
-def _busy(path: Path, handle: IO[bytes], todo: str) -> Busy:
-    handle.seek(0)
-    number = handle.read(20).decode("ascii", "replace")
-    busy = Busy(f"another kbench process ({number or '?'}) holds '{path}'", "one process at a time here", todo)
-    busy.holder = int(number) if number.isdecimal() else None
-    return busy

@@ -39,3 +39,35 @@ def keep_freed_memory() -> bool:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, -1))
+
+
+def this_machine() -> str:
+    """Return what tells processes apart that can see each other: the boot and the space of process numbers.
+
+    Empty where the system does not say (only Linux does): then no process is known to be dead by its number.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as handle:
+            return f"{handle.read().strip()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def started(process: int) -> str:
+    """Return when a process of this machine was started, in ticks since the boot; empty where there is none."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as handle:
+            words = handle.read().rpartition(")")[2].split()  # the name before it may hold anything
+    except OSError:
+        return ""
+    return "" if words[0] in "ZX" else words[19]
+
+
+def processor() -> str:
+    """Return the name of the processor; empty where the system does not say."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle:
+            names = [line.partition(":")[2].strip() for line in handle if line.startswith("model name")]
+    except OSError:
+        return ""
+    return names[0] if names else ""

@@ -35,14 +35,26 @@ from kbench.errors import ConfigError, KbenchError, Problem, nearest
 MODULES: dict[str, tuple[str, ...]] = {
     "source": ("kbench.sources.embedded", "kbench.sources.local", "kbench.sources.kaggle.client"),
     "layout": ("kbench.data.table.layouts",),
-    "reader": ("kbench.data.images.readers",),
-    "mask": ("kbench.data.masks.kinds", "kbench.data.masks.layers", "kbench.data.masks.run_length_csv"),
+    "reader": ("kbench.data.images.readers", "kbench.data.images.rasters"),
+    "index": ("kbench.data.images.indices",),
+    "mask": (
+        "kbench.data.masks.kinds",
+        "kbench.data.masks.layers",
+        "kbench.data.masks.run_length_csv",
+        "kbench.data.masks.polygons",
+    ),
     "fold strategy": ("kbench.data.folds.strategies", "kbench.data.folds.video_blocks"),
     "augmentation": ("kbench.data.images.augment",),
     "crop": ("kbench.data.images.crops",),
     "sampler": ("kbench.data.samplers",),
     "metric": ("kbench.metrics",),
-    "model": ("kbench.models.classifier", "kbench.models.segmenter", "kbench.models.signate_unet"),
+    "model": (
+        "kbench.models.classifier",
+        "kbench.models.segmenter",
+        "kbench.models.signate_unet",
+        "kbench.models.plain_unets",
+        "kbench.models.temporal",
+    ),
     "schedule": ("kbench.training.schedules",),
     "optimizer": ("kbench.training.optimizers",),
     "loss": (
@@ -65,6 +77,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.submission.formats.runs_json",
         "kbench.submission.formats.mask_zip",
         "kbench.submission.formats.number_zip",
+        "kbench.submission.formats.raster_zip",
+        "kbench.submission.formats.wkt",
     ),
 }
 

@@ -37,9 +37,15 @@ def check_name(name: str, *, of: str) -> str:
 
 @dataclass(frozen=True)
 class FoldPaths:
-    """Files of one fold of a run; `kbench/runs/<competition>/<run>/fold-<k>/`."""
+    """Files of one fold of a run; `kbench/runs/<competition>/<run>/fold-<k>/`.
+
+    Attributes:
+        root: the fold's folder.
+        written: where predictions go instead; None: into the folder itself.
+    """
 
     root: Path
+    written: Path | None = None
 
     @property
     def log(self) -> Path:
@@ -70,6 +76,23 @@ class FoldPaths:
     def lock(self) -> Path:
         """Held by the process that trains the fold."""
         return self.root / ".lock"
+
+    def lease(self, generation: int) -> Path:
+        """Whose the fold is, in its nth generation; touched while its owner lives."""
+        return self.root / f"lease-{generation}.json"
+
+    def leases(self) -> list[int]:
+        """The generations of leases that are there, sorted; the last one counts."""
+        names = (path.name.removeprefix("lease-").removesuffix(".json") for path in self.root.glob("lease-*.json"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def locks(self) -> list[Path]:
+        """The lock files of the fold: its own, and those of its predictions."""
+        return [self.lock, *self.root.glob("*/.lock")]
+
+    def clock(self, name: str) -> Path:
+        """A file that is written to see what time the file system has."""
+        return self.root / f".clock-{name}"
 
     def lr_find(self, stage: str) -> Path:
         """The learning-rate curve of a stage (CSV; a PNG lies beside it)."""
@@ -102,14 +125,20 @@ class FoldPaths:
 
     def predictions(self, part: str, member: str) -> Path:
         """The JSON of a member's predictions; `part` is `oof`, `test` or another split's name."""
-        return self.root / part / f"{member}.json"
+        return (self.written or self.root) / part / f"{member}.json"
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Files of one run: one experiment with one seed."""
+    """Files of one run: one experiment with one seed.
+
+    Attributes:
+        root: the run's folder.
+        written: where predictions go instead, of a run in a bundle that cannot be written; None: into the folder.
+    """
 
     root: Path
+    written: Path | None = None
 
     @property
     def name(self) -> str:
@@ -173,6 +202,30 @@ class RunPaths:
         """The lock files of the folds that were ever trained."""
         return sorted(self.root.glob("*/.lock"))
 
+    def stop(self, name: str) -> Path:
+        """There once the folds that a command trains elsewhere are to stop."""
+        return self.root / f".stop-{name}"
+
+    def seen(self, name: str) -> Path:
+        """What every worker of a cluster must see, or wrote to be seen."""
+        return self.root / f".seen-{name}"
+
+    def portable(self) -> list[Path]:
+        """The files that are the run, wherever it lies: no locks, leases, and nothing half-written."""
+        left_out = re.compile(r"\..*|lease-\d+\.json")
+        return sorted(
+            path for path in self.root.rglob("*")
+            if path.is_file() and not any(left_out.fullmatch(part) for part in path.relative_to(self.root).parts)
+        )  # fmt: skip
+
+    def inside(self, name: str) -> Path:
+        """A file of the run by its name in the folder, such as `fold-0/log.jsonl`."""
+        return self.root / name
+
+    def all_seen(self, name: str) -> list[Path]:
+        """What begins with such a name."""
+        return sorted(self.root.glob(f".seen-{name}*"))
+
     def fold_numbers(self) -> list[int]:
         """The folds that have a folder."""
         names = (path.name.removeprefix("fold-") for path in self.root.glob("fold-*"))
@@ -180,11 +233,73 @@ class RunPaths:
 
     def fold(self, fold: int | str) -> FoldPaths:
         """Files of one fold; `full` stands for all rows."""
-        return FoldPaths(self.root / (fold if isinstance(fold, str) else f"fold-{fold}"))
+        name = fold if isinstance(fold, str) else f"fold-{fold}"
+        return FoldPaths(self.root / name, self.written and self.written / name)
 
     def predictions(self, part: str) -> Path:
         """The JSON of the run's merged predictions, such as `oof`."""
-        return self.root / part / "merged.json"
+        return (self.written or self.root) / part / "merged.json"
+
+
+@dataclass(frozen=True)
+class BundlePaths:
+    """Files of a bundle: an ensemble that predicts elsewhere."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What the bundle says of itself."""
+        return self.root / "bundle.json"
+
+    @property
+    def wheels(self) -> Path:
+        """The folder of wheels that are installed from the bundle."""
+        return self.root / "wheels"
+
+    @property
+    def notebook(self) -> Path:
+        """The notebook that runs it."""
+        return self.root / "notebook.ipynb"
+
+    @property
+    def push(self) -> Path:
+        """What is known of the dataset and the notebook that were made of it."""
+        return self.root.with_name(f"{self.root.name}.push.json")
+
+    def run(self, name: str, *, written: Path | None = None) -> RunPaths:
+        """Files of a run of the bundle; what it predicts goes to another folder, if one is named."""
+        return RunPaths(self.root / "runs" / name, written and written / name)
+
+    def file(self, path: str) -> Path:
+        """A file by its path in the bundle, with `/`."""
+        return self.root / path
+
+    def engine(self, checksum: str) -> Path:
+        """The network of a snapshot, by the checksum of its weights, as another engine reads it."""
+        return self.root / "engine" / f"{checksum[:16]}.onnx"
+
+
+@dataclass(frozen=True)
+class WorkPaths:
+    """Files of a bundle at work: what is kept between two starts."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        """Which rows are predicted, and how long they took."""
+        return self.root / "plan.json"
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle with its folders, as links, where it was carried without them."""
+        return self.root / "bundle"
+
+    @property
+    def predictions(self) -> Path:
+        """The folder of what each model said."""
+        return self.root / "predictions"
 
 
 @dataclass(frozen=True)
@@ -193,9 +308,11 @@ class Workspace:
 
     Attributes:
         root: the folder that has `competitions/` in it.
+        fixed: whether nothing lies elsewhere, whatever `KBENCH_DATA` and `KBENCH_RUNS` say.
     """
 
     root: Path
+    fixed: bool = False
 
     @property
     def competitions(self) -> Path:
@@ -254,8 +371,8 @@ class Workspace:
 
     def run_names(self, competition: str) -> list[str]:
         """The names of a competition's runs, sorted."""
-        found = (RunPaths(path) for path in self.runs(competition).glob("*"))
-        return sorted(paths.name for paths in found if paths.manifest.is_file())
+        runs = (RunPaths(path) for path in self.runs(competition).glob("*"))
+        return sorted(paths.name for paths in runs if paths.manifest.is_file())
 
     def own_file(self, text: str) -> Path:
         """A file of the user's own, relative to the workspace; `~` is the home folder."""
@@ -266,7 +383,7 @@ class Workspace:
         return RunPaths(self.runs(competition) / f".{what}")
 
     def _movable(self, variable: str, default: str) -> Path:
-        chosen = os.environ.get(variable)
+        chosen = None if self.fixed else os.environ.get(variable)
         return Path(os.path.expanduser(chosen)).absolute() if chosen else self.root / default
 
     def competition_names(self) -> list[str]:
@@ -332,9 +449,9 @@ class Choice:
         return self.experiment is not None or any(one.startswith("data.target=") for one in self.assignments)
 
 
-def current(workspace: Workspace, given: str | None) -> str | None:
+def current(workspace: Workspace, name: str | None) -> str | None:
     """Return the competition given, named by `KBENCH_COMPETITION`, or chosen by `kbench use`; else None."""
-    return given or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
+    return name or os.environ.get("KBENCH_COMPETITION") or workspace.chosen()
 
 
 def choose(workspace: Workspace, given: str | None) -> str:

@@ -23,7 +23,7 @@ MODULES = {
 ORDER = (
     "__main__", "cli", "commands", "api", "report", "runs", "pictures", "submission", "training", "ensemble",
     "inference", "models", "drafting", "data", "metrics", "config", "sources", "registry", "workspace", "console",
-    "records", "files", "machine", "tasks", "errors",
+    "records", "files", "processes", "machine", "tasks", "errors",
 )  # fmt: skip
 GROUND = ORDER[ORDER.index("config") :]
 UPWARDS = {  # who may look up, and why

@@ -42,7 +42,10 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
     ("mask", "values"): {"folder": "masks"},
     ("mask", "per_class"): {"folder": "masks/{class}"},
     ("mask", "instances"): {"folder": "masks/{id}", "label": r"(?P<label>.)\.png"},
+    ("mask", "wkt"): {"csv": "polygons.csv"},
+    ("mask", "geojson"): {"folder": "polygons", "label": "class"},
     ("loss", "sum"): {"parts": [{"name": "cross_entropy", "weight": 0.5}, "dice"]},
+    ("loss", "ssim"): {"range": 1.0},
     ("windows", "resized"): {"scale": 0.5},  # one of two, so neither has to be given
     ("recipe", "progressive"): {"sizes": [64, 128]},
     ("augmentation", "pipeline"): {"transforms": ["HorizontalFlip"]},
@@ -322,6 +325,8 @@ def test_a_mask_kind_names_its_classes(name: str) -> None:
 @of("postprocess")
 @pytest.mark.parametrize("task", ["segmentation", "multi_label_segmentation"])
 def test_a_postprocess_takes_what_is_certain(name: str, task: str) -> None:
+    if task not in registry.get("postprocess", name).meta.get("tasks", (task,)):
+        return
     rule = build("postprocess", name, _names=("a", "b"), _task=task)
     sure = np.zeros((2, 40, 40), dtype=np.float32)
     sure[0, :, :20], sure[1, :, 20:] = 1, 1

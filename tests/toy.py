@@ -20,6 +20,7 @@ from kbench.data.images.normalise import Scale
 from kbench.data.table.table import Table
 from kbench.inference.activations import Activations, Source, activations
 from kbench.training.fold_context import FoldContext, Log, Plan
+from kbench.training.ranks import ALONE
 from kbench.training.stage_plan import StagePlan
 from kbench.workspace import FoldPaths
 
@@ -110,7 +111,7 @@ def stage(name: str = "only", *, size: tuple[int, int] = (8, 8), **changes: Any)
         optimizer=partial(settings.build, "optimizer"),
         show=Show(size, settings.build("crop"), settings.build("augment")),
         valid_show=Show(size, registry.build("crop", "centre", {})),
-        loss=lambda counts, rows: settings.build("loss", _counts=counts, _rows=rows),
+        loss=lambda counts, rows, units=None: settings.build("loss", _counts=counts, _rows=rows, _units=units),
         mix=settings.build("mix") if settings.mix else None, sampler=partial(settings.build, "sampler"),
         step=settings.build("step"), monitor=None,
     )  # fmt: skip
@@ -122,14 +123,15 @@ def context(folder: Path, *, rows: int = 36, lines: int = 0, **changes: Any) -> 
     images = changes.pop("arrays", None)
     images = drawn(rows) if images is None else images
     held_out = np.arange(rows - rows // 4, rows)
-    paths = FoldPaths(folder)
+    paths, ranks = FoldPaths(folder), changes.get("ranks", ALONE)
     known = table(rows)
     made = FoldContext(
         fold=0, number=0, seed=0, table=known, train_rows=np.setdiff1d(np.arange(rows), held_out), valid_rows=held_out,
         images=lambda resize: ArrayImages(images, resize),
         scale=lambda _, __: Scale(1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        device=CPU, paths=paths, identity=IDENTITY, plan=Plan(paths, training=IDENTITY["training"]),
-        log=Log(paths, lines=lines), plan_of=lambda fold: Plan(paths, training=IDENTITY["training"]),
+        device=CPU, paths=paths, identity=IDENTITY,
+        plan=Plan(paths, training=IDENTITY["training"], ranks=ranks),
+        log=Log(paths, lines=lines, ranks=ranks), plan_of=lambda fold: Plan(paths, training=IDENTITY["training"]),
     )  # fmt: skip
     return replace(made, **changes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kbench.cli import data, predicting, submitting, training, workspace
+from kbench.cli import data, notebooks, predicting, submitting, training, workspace
 from kbench.cli.app import app, main, script
 
-__all__ = ["app", "data", "main", "predicting", "script", "submitting", "training", "workspace"]
+__all__ = ["app", "data", "main", "notebooks", "predicting", "script", "submitting", "training", "workspace"]

@@ -9,7 +9,7 @@ import typer
 from kbench.cli.app import Assign, Competition, Device, Experiment, Force, Json, Run, choose, command
 
 
-@command()
+@command(long=True)
 def check(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -22,17 +22,17 @@ def check(
     from kbench import console
     from kbench.commands.check import check as run_check
 
-    found = run_check(choose(competition, experiment, None, assign), images=images, every=every)
+    result = run_check(choose(competition, experiment, None, assign), images=images, every=every)
     if json:
-        console.show_json(found)
+        console.show_json(result)
     else:
-        plan = found.pop("plan", [])
-        console.show_table([found] if not every else [{"checked": name} for name in found["checked"]])
+        plan = result.pop("plan", [])
+        console.show_table([result] if not every else [{"checked": name} for name in result["checked"]])
         console.show_table(plan, title="the recipe, with every default")
         console.next_command("kbench train")
 
 
-@command()
+@command(long=True)
 def new(
     name: Annotated[str, typer.Argument(help="A Kaggle competition's slug or address; with --data any name.")],
     data: Annotated[str | None, typer.Option("--data", help="A folder or zip you already have.")] = None,
@@ -43,14 +43,14 @@ def new(
     from kbench import console
     from kbench.commands.new import new as draft
 
-    found = draft(name, data=data, solution=solution, force=force)
-    console.wrote(found["file"])
-    for text in found["todo"]:
+    result = draft(name, data=data, solution=solution, force=force)
+    console.wrote(result["file"])
+    for text in result["todo"]:
         console.warn(text)
-    console.next_command(f"edit {found['file']}, then kbench check")
+    console.next_command(f"edit {result['file']}, then kbench check")
 
 
-@command()
+@command(long=True)
 def download(
     name: Annotated[str | None, typer.Argument(help="A competition; it becomes the current one.")] = None,
     competition: Competition = None,
@@ -62,17 +62,17 @@ def download(
     from kbench import console
     from kbench.commands.download import download as fetch
 
-    found = fetch(choose(name or competition), only=file or [], force=force)
+    result = fetch(choose(name or competition), only=file or [], force=force)
     if json:
-        console.show_json(found)
+        console.show_json(result)
     else:
         console.result(
-            f"{found['files']:,} files, {found['bytes'] / 1e6:,.1f} MB, {found['new']:,} new: {found['folder']}"
+            f"{result['files']:,} files, {result['bytes'] / 1e6:,.1f} MB, {result['new']:,} new: {result['folder']}"
         )
         console.next_command("kbench check, then kbench train")
 
 
-@command()
+@command(long=True)
 def folds(
     competition: Competition = None,
     adopt: Annotated[str | None, typer.Option("--from", help="Adopt a fold file (CSV or JSON).")] = None,
@@ -83,17 +83,17 @@ def folds(
     from kbench import console
     from kbench.commands.folds import folds as cut_folds
 
-    found = cut_folds(choose(competition), adopt=adopt, force=force)
+    result = cut_folds(choose(competition), adopt=adopt, force=force)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.show_table(found["rows"], title=f"{found['strategy']}, hash {found['hash']}")
-    for text in found["warnings"]:
+    console.show_table(result["rows"], title=f"{result['strategy']}, hash {result['hash']}")
+    for text in result["warnings"]:
         console.warn(text)
     console.next_command("kbench train")
 
 
-@command()
+@command(long=True)
 def inspect(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -106,22 +106,22 @@ def inspect(
     from kbench import console
     from kbench.commands.inspect import inspect as look_at
 
-    found = look_at(choose(competition, experiment, None, assign), fold=fold, samples=samples)
+    result = look_at(choose(competition, experiment, None, assign), fold=fold, samples=samples)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
     keys = ("stage", "size", "lr", "schedule", "epochs", "updates", "batch", "members")
-    console.show_table(found["rows"], title="rows")
-    console.show_table(found["missing"], title="missing values")
-    console.show_table([{key: stage[key] for key in keys} for stage in found["stages"]], title="stages")
-    for text in found["warnings"]:
+    console.show_table(result["rows"], title="rows")
+    console.show_table(result["missing"], title="missing values")
+    console.show_table([{key: stage[key] for key in keys} for stage in result["stages"]], title="stages")
+    for text in result["warnings"]:
         console.warn(text)
-    for file in [*found["files"], found["page"]]:
+    for file in [*result["files"], result["page"]]:
         console.wrote(file)
     console.next_command("kbench lr-find, then kbench train")
 
 
-@command()
+@command(long=True)
 def report(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -148,19 +148,19 @@ def report(
     options = ReportOptions(
         k=k, by_class=by_class, slices=tuple(slice_ or ()), views=views, solution=solution, device=device
     )
-    found = write_report(choose(competition, experiment, run), options)
+    result = write_report(choose(competition, experiment, run), options)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.show_table(found.get("growth", []), title=f"{found['run']}: {found['score']['metric']}, out of fold")
-    console.show_table(found.get("adds", []), title="what each member adds (larger is better)")
-    console.show_table(found.get("views", []), title="step by step (larger is better)")
-    console.show_table(found.get("test", []), title="graded on the local solution")
-    console.wrote(found["page"])
+    console.show_table(result.get("growth", []), title=f"{result['run']}: {result['score']['metric']}, out of fold")
+    console.show_table(result.get("adds", []), title="what each member adds (larger is better)")
+    console.show_table(result.get("views", []), title="step by step (larger is better)")
+    console.show_table(result.get("test", []), title="graded on the local solution")
+    console.wrote(result["page"])
     console.next_command("kbench ensemble")
 
 
-@command("pseudo-label")
+@command("pseudo-label", long=True)
 def pseudo_label(
     run: Annotated[str, typer.Argument(help="The run whose snapshots label the test set.")],
     competition: Competition = None,
@@ -176,10 +176,10 @@ def pseudo_label(
     from kbench.commands.pseudo_label import pseudo_label as label_rows
     from kbench.ensemble.pseudo_labels import Sure
 
-    found = label_rows(choose(competition, None, run), sure=Sure(threshold, least, most), name=name, device=device)
+    result = label_rows(choose(competition, None, run), sure=Sure(threshold, least, most), name=name, device=device)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.show_table(found["rows"])
-    console.wrote(found["file"])
-    console.next_command(f"`pseudo: {found['labels']}` in an experiment's YAML, then kbench train -e NAME")
+    console.show_table(result["rows"])
+    console.wrote(result["file"])
+    console.next_command(f"`pseudo: {result['labels']}` in an experiment's YAML, then kbench train -e NAME")

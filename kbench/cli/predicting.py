@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command
+from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command, refuse_together
 
 
-@command()
+@command(long=True)
 def score(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -21,19 +21,21 @@ def score(
     from kbench import console
     from kbench.commands.score import score as run_score
 
-    found = run_score(choose(competition, experiment, run), device=device)
+    result = run_score(choose(competition, experiment, run), device=device)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    rows = found.get("table") or [{"fold": fold, "mean": value} for fold, value in found["folds"].items()]
-    if "cv_mean" in found and len(rows) > 1:
-        rows = [*rows, {"fold": "mean", "rows": None, **found["cv_mean"]}]
-    console.show_table(rows, title=f"{found['run']}: {found['metric']}, {found['members']} members")
-    console.show_score(found, f"over {found['rows']:,} rows, spread of folds {found['spread']:.5f}")
+    rows = result.get("table") or [{"fold": fold, "mean": value} for fold, value in result["folds"].items()]
+    if "cv_mean" in result and len(rows) > 1:
+        rows = [*rows, {"fold": "mean", "rows": None, **result["cv_mean"]}]
+    console.show_table(rows, title=f"{result['run']}: {result['metric']}, {result['members']} members")
+    console.show_score(result, f"over {result['rows']:,} rows, spread of folds {console.score_text(result['spread'])}")
+    for text in result["doubts"]:
+        console.warn(text)
     console.next_command("kbench ensemble")
 
 
-@command()
+@command(long=True)
 def ensemble(
     runs: Annotated[list[str] | None, typer.Argument(help="Runs; default: the current experiment's.")] = None,
     competition: Competition = None,
@@ -61,20 +63,22 @@ def ensemble(
         full=full, require_all=require_all, mixed_folds=mixed_folds, name=name, device=device,
         weights=tuple(weight) if weight else None, combine=combine, prune=prune,
     )  # fmt: skip
-    found = run_ensemble(choose(competition, experiment), runs or [], chosen)
+    result = run_ensemble(choose(competition, experiment), runs or [], chosen)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.show_table(found["gains"], title="what each member adds (larger is better; an interval around 0: chance)")
-    console.wrote(found["file"])
-    if found["score"] is not None:
-        console.show_score(found, f"out of fold, {found['members']} members")
-    for text in found["notes"]:
+    console.show_table(result["gains"], title="what each member adds (larger is better; an interval around 0: chance)")
+    console.wrote(result["file"])
+    if result["score"] is not None:
+        console.show_score(result, f"out of fold, {result['members']} members")
+    for text in result["doubts"]:
+        console.warn(text)
+    for text in result["notes"]:
         console.note(text)
     console.next_command("kbench submit")
 
 
-@command()
+@command(long=True)
 def predict(
     images: Annotated[list[str] | None, typer.Argument(help="More images, after --image.")] = None,
     competition: Competition = None,
@@ -91,16 +95,18 @@ def predict(
     from kbench import console
     from kbench.commands.predict import predict_rows
 
+    refuse_together({"--image": image or images, "--data": data})
+    refuse_together({"--image": image or images, "--out": out})
     if image or images:
         _show_images([*(image or ()), *(images or ())], choose(competition, experiment, run), device, json)
         return
-    found = predict_rows(choose(competition, experiment, run), data=data, out=out, device=device, force=force)
+    result = predict_rows(choose(competition, experiment, run), data=data, out=out, device=device, force=force)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.result(f"{found['rows']:,} rows, {found['members']} members")
-    if found["file"]:
-        console.wrote(found["file"])
+    console.result(f"{result['rows']:,} rows, {result['members']} members")
+    if result["file"]:
+        console.wrote(result["file"])
     else:
         console.next_command("kbench ensemble")
 
@@ -109,14 +115,14 @@ def _show_images(files: list[str], choice: Any, device: str, json: bool) -> None
     from kbench import console
     from kbench.commands.predict import predict_files
 
-    found = predict_files(choice, files, device=device)
+    result = predict_files(choice, files, device=device)
     if json:
-        console.show_json({key: found[key] for key in ("run", "task", "rows")})
+        console.show_json({key: result[key] for key in ("run", "task", "rows")})
     else:
-        console.show_table(found["words"])
+        console.show_table(result["words"])
 
 
-@command("import")
+@command("import", long=True)
 def import_(
     name: Annotated[str, typer.Argument(help="Name of the new run.")],
     oof: Annotated[str, typer.Option("--oof", help="CSV of out-of-fold predictions.")],
@@ -129,9 +135,35 @@ def import_(
     from kbench import console
     from kbench.commands.import_run import import_run
 
-    found = import_run(choose(competition), name, oof=oof, test=test, force=force)
+    result = import_run(choose(competition), name, oof=oof, test=test, force=force)
     if json:
-        console.show_json(found)
+        console.show_json(result)
         return
-    console.result(f"{found['run']}: {found['metric']} {found['score']:.5f} [{found['low']:.5f}, {found['high']:.5f}]")
-    console.next_command(f"kbench ensemble baseline-s0 {found['run']}")
+    console.result(
+        f"{result['run']}: {result['metric']} {result['score']:.5f} [{result['low']:.5f}, {result['high']:.5f}]"
+    )
+    console.next_command(f"kbench ensemble baseline-s0 {result['run']}")
+
+
+@command(long=True)
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two runs or more; the others are held against the first.")],
+    competition: Competition = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Say whether runs are better than the first: differences, intervals, verdicts."""
+    from kbench import console
+    from kbench.commands.compare import compare as run_compare
+
+    compared = run_compare(choose(competition), runs, device=device)
+    if json:
+        console.show_json(compared)
+        return
+    columns = ("run", "score", "difference", "low", "high", "verdict", "folds")
+    title = f"{compared['metric']}, against {compared['base']}; {compared['level']:.0%} intervals, Holm over all"
+    console.show_table([{key: row.get(key) for key in columns} for row in compared["rows"]], title=title)
+    console.show_table([{"setting": key, **values} for key, values in compared["differs"].items()])
+    if any(row.get("folds") == 1 for row in compared["rows"]):
+        console.note("on one fold only images speak: what another seed would change is not known")
+    console.next_command("kbench ensemble RUN")

@@ -11,12 +11,13 @@ import pandas as pd
 
 from kbench import console
 from kbench.config.reading import load_competition, read_document
+from kbench.config.rules import called_default
 from kbench.data.masks.cache import images_with_text, look_at_masks, sizes_of
 from kbench.data.table.csv_files import texts
 from kbench.data.table.image_files import list_images
 from kbench.data.table.reading import MaskKind
 from kbench.data.table.table import Table, readable
-from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
+from kbench.data.table.verify import ImageReport, channel_warnings, dtype_problems, look_at_images
 from kbench.errors import (
     ConfigError,
     KbenchError,
@@ -31,8 +32,10 @@ from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
-from kbench.runs.experiment import Experiment, decoding_of, mask_kind, open_experiment, opening_of, size_reader
+from kbench.runs.experiment import Experiment, mask_kind, open_experiment, opening_of, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
+from kbench.runs.scales import scale_warnings
+from kbench.runs.steps import decoding_of
 from kbench.runs.trial_build import part_problems
 from kbench.runs.unscored import unscored_folds
 from kbench.submission.check import check_submission, part_of, sample_problems
@@ -58,27 +61,29 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     """
     if every:
         return _check_every(find_workspace())
-    setup = _open(choice)
-    name = setup.competition.name
-    found: dict[str, Any] = {"competition": name, "yaml": "ok", "stages": list(setup.competition.stages)}
-    problems = _weights_problems(setup)
-    if setup.data.exists():
-        found |= _check_data(setup, problems, deep=images)
+    experiment = _open(choice)
+    name = experiment.competition.name
+    result: dict[str, Any] = {"competition": name, "yaml": "ok", "stages": list(experiment.competition.stages)}
+    problems = _weights_problems(experiment)
+    _gather(problems, "pseudo", experiment.pseudo)
+    if experiment.data.exists():
+        result |= _check_data(experiment, problems, deep=images)
     else:
         console.warn(f"no data yet: `kbench download {name}`")
-        found["data"] = None
-    wrong = part_problems(setup.competition, setup.train if found.get("rows") else None)
+        result["data"] = None
+    wrong = part_problems(experiment.competition, experiment.train if result.get("rows") else None)
     told = {(problem.what, problem.hint) for problem in wrong}  # under the setting's own name
     problems = [one for one in problems if (one.what, one.hint) not in told] + wrong
-    for text in batch_warnings(setup):
+    for text in batch_warnings(experiment):
         console.warn(text)
-    _gather(problems, "source.solution", lambda: setup.source().solution(setup.data))
+    _gather(problems, "source.solution", lambda: experiment.source().solution(experiment.data))
+    problems = [called_default(problem, experiment.competition) for problem in problems]
     raise_all(
         problems, error=ConfigError, subject=f"'{name}'",
         expected="parts that can be built, and data that fits the YAML",
         todo="correct what is named above, then `kbench check` again",
     )  # fmt: skip
-    return {**found, "plan": plan_rows(setup.competition)}
+    return {**result, "plan": plan_rows(experiment.competition)}
 
 
 def _open(choice: Choice) -> Experiment:
@@ -100,48 +105,52 @@ def _open(choice: Choice) -> Experiment:
         raise
 
 
-def _check_data(setup: Experiment, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
+def _check_data(experiment: Experiment, problems: list[Problem], *, deep: bool) -> dict[str, Any]:
     """Return what the data is; add what is wrong with it to the problems."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     reports: dict[str, ImageReport] = {}
     with console.bar("checking images") as advance:
-        found["rows"] = _gather(problems, "data.train", lambda: len(setup.train))
-        if found["rows"]:
-            reports["train"] = _looked_at(setup, setup.train, deep, advance)
+        result["rows"] = _gather(problems, "data.train", lambda: len(experiment.train))
+        if result["rows"]:
+            reports["train"] = _looked_at(experiment, experiment.train, deep, advance)
             unreadable = reports["train"].problems()
             problems += unreadable
-            kind = None if unreadable else mask_kind(setup.competition, setup.data)
-            if kind is not None and setup.train.masks is not None:
-                found["masks"] = _check_masks(setup, kind, problems, advance, deep=deep)
-            found["targets"] = len(setup.train.target_names)
+            kind = None if unreadable else mask_kind(experiment.competition, experiment.data)
+            if kind is not None and experiment.train.masks is not None:
+                result["masks"] = _check_masks(experiment, kind, problems, advance, deep=deep)
+            result["targets"] = len(experiment.train.target_names)
         else:
-            problems += _looked_at(setup, _images_alone(setup), deep, advance).problems()
-        if found["rows"]:
-            found["folds"] = _gather(problems, "folds", lambda: setup.folds.n)
-            _warn_of_order(setup)
-            _warn_of_few_updates(setup)
-            if found["folds"] and not unreadable:
-                for text in _gather(problems, "folds", lambda: unscored_folds(setup, every_mask=deep)) or ():
-                    console.warn(text)
-        if setup.competition.data.test is not None:
-            found["test"] = _gather(problems, "data.test", lambda: len(setup.test))
-            if found["test"]:
-                reports["test"] = _looked_at(setup, readable(setup.test), deep, advance)
-                problems += reports["test"].problems() or dtype_problems(reports)
-        if found["rows"] and found.get("test", 1):
-            for text in _gather(problems, "images", lambda: setup.doubtful_rows(deep=deep)) or ():
+            problems += _looked_at(experiment, _images_alone(experiment), deep, advance).problems()
+        if result["rows"]:
+            result["folds"] = _gather(problems, "folds", lambda: experiment.folds.n)
+            _warn_of_order(experiment)
+            _warn_of_few_updates(experiment)
+            for text in scale_warnings(experiment.competition, reports["train"].sizes):
                 console.warn(text)
-        found["sample"] = _gather(problems, "submission.sample", lambda: len(setup.read_sample()))
-        if found["rows"] and found["sample"] and found.get("test", 1):
-            _gather(problems, "submission", lambda: _try_submission(setup))
-    return found
+            if result["folds"] and not unreadable:
+                for text in _gather(problems, "folds", lambda: unscored_folds(experiment, every_mask=deep)) or ():
+                    console.warn(text)
+        if experiment.competition.data.test is not None:
+            result["test"] = _gather(problems, "data.test", lambda: len(experiment.test))
+            if result["test"]:
+                reports["test"] = _looked_at(experiment, readable(experiment.test), deep, advance)
+                problems += reports["test"].problems() or dtype_problems(reports)
+                for text in channel_warnings(reports["train"], reports["test"]) if "train" in reports else ():
+                    console.warn(text)
+        if result["rows"] and result.get("test", 1):
+            for text in _gather(problems, "images", lambda: experiment.doubtful_rows(deep=deep)) or ():
+                console.warn(text)
+        result["sample"] = _gather(problems, "submission.sample", lambda: len(experiment.read_sample()))
+        if result["rows"] and result["sample"] and result.get("test", 1):
+            _gather(problems, "submission", lambda: _try_submission(experiment))
+    return result
 
 
-def _warn_of_few_updates(setup: Experiment) -> None:
+def _warn_of_few_updates(experiment: Experiment) -> None:
     """Say where an epoch is so short that neither batch norm nor a search for the rate can follow."""
-    n = setup.competition.folds.n
-    rows = len(setup.train) * (n - 1) // n if n > 1 else len(setup.train)
-    for name, stage in setup.competition.stages.items():
+    n = experiment.competition.folds.n
+    rows = len(experiment.train) * (n - 1) // n if n > 1 else len(experiment.train)
+    for name, stage in experiment.competition.stages.items():
         updates = -(-rows // (stage.batch_size * stage.accumulate))
         if updates < _MIN_UPDATES and stage.batch_size > _SMALL_BATCH:
             console.warn(
@@ -150,15 +159,15 @@ def _warn_of_few_updates(setup: Experiment) -> None:
             )
 
 
-def _warn_of_order(setup: Experiment) -> None:
+def _warn_of_order(experiment: Experiment) -> None:
     """Say where a metric counts steps between grades whose order nothing says but the alphabet."""
-    competition = setup.competition
-    names = setup.train.target_names
+    competition = experiment.competition
+    names = experiment.train.target_names
     if competition.metric.name != "quadratic_kappa" or competition.data.classes is not None:
         return
     numbers = [re.findall(r"[0-9]+", name) for name in names]
-    counted_up = all(len(found) == 1 for found in numbers)
-    order = [int(found[0]) for found in numbers] if counted_up else []
+    counted_up = all(len(digits) == 1 for digits in numbers)
+    order = [int(digits[0]) for digits in numbers] if counted_up else []
     if not counted_up or order != sorted(order):
         console.warn(
             f"'quadratic_kappa' counts the steps between grades, and their order is the alphabet's: "
@@ -166,54 +175,54 @@ def _warn_of_order(setup: Experiment) -> None:
         )
 
 
-def _images_alone(setup: Experiment) -> Table:
+def _images_alone(experiment: Experiment) -> Table:
     """Return the training images as the folders have them, for when the rows cannot be told."""
-    part = setup.competition.data.train
+    part = experiment.competition.data.train
     folders = [part.images] if isinstance(part.images, str) else part.images or []
-    there = [folder for folder in folders if (setup.data / folder).is_dir()]
-    paths = sorted(path for folder in there for path in list_images(setup.data, folder, suffix=part.suffix)[1])
+    there = [folder for folder in folders if (experiment.data / folder).is_dir()]
+    paths = sorted(path for folder in there for path in list_images(experiment.data, folder, suffix=part.suffix)[1])
     return Table(
-        ids=np.array(paths, dtype=str), root=setup.data, images=tuple((path,) for path in paths),
-        task=setup.competition.task, target_names=(), targets=None,
+        ids=np.array(paths, dtype=str), root=experiment.data, images=tuple((path,) for path in paths),
+        task=experiment.competition.task, target_names=(), targets=None,
     )  # fmt: skip
 
 
-def _try_submission(setup: Experiment) -> None:
+def _try_submission(experiment: Experiment) -> None:
     """Write a submission of a few rows in memory: do the sample's ids and columns fit the targets?
 
     Raises:
         SubmissionError: the sample has other columns than the targets, or ids that are no test row.
     """
-    sample, names, task = setup.read_sample(), setup.train.target_names, setup.competition.task
+    sample, names, task = experiment.read_sample(), experiment.train.target_names, experiment.competition.task
     try:
-        format = setup.format
+        format = experiment.format
     except KbenchError:
         return  # said under `submission.format`
     refuse("the sample submission", sample_problems(sample, format), sample)
-    if setup.competition.data.test is not None:
-        _refuse_unknown_ids(texts(sample, id_column(sample)).tolist(), setup.test.ids, format)
-    _warn_of_open_column(setup, sample)
+    if experiment.competition.data.test is not None:
+        _refuse_unknown_ids(texts(sample, id_column(sample)).tolist(), experiment.test.ids, format)
+    _warn_of_open_column(experiment, sample)
     if task in SEGMENTATION:
-        if setup.competition.data.test is not None:  # the size of an image is in its file
-            _try_masks(setup, sample)
+        if experiment.competition.data.test is not None:  # the size of an image is in its file
+            _try_masks(experiment, sample)
         return
-    if setup.train.masks is not None:
+    if experiment.train.masks is not None:
         return
     few = sample.head(_FEW)
-    if setup.choice.of_a_part:
+    if experiment.choice.of_a_part:
         few = part_of(few, names, task)
         if few.shape[1] < sample.shape[1]:
             console.warn("not all columns of the sample are targets: `kbench ensemble` needs runs of the others beside")
     ids = np.unique(texts(few, id_column(few)))
     values = np.zeros((len(ids), len(names)), dtype=np.float32)
     values[:, 0 if task == "single_label" else slice(None)] = 1
-    made = format.build(Predictions(ids, names, values, task, {}), few)
-    check_submission(made, few, format=format)
+    frame = format.build(Predictions(ids, names, values, task, {}), few)
+    check_submission(frame, few, format=format)
 
 
-def _looked_at(setup: Experiment, table: Table, deep: bool, advance: console.Advance) -> ImageReport:
+def _looked_at(experiment: Experiment, table: Table, deep: bool, advance: console.Advance) -> ImageReport:
     report = look_at_images(
-        table, jobs=2 * cores(), deep=deep, opening=opening_of(setup.competition),
+        table, jobs=2 * cores(), deep=deep, opening=opening_of(experiment.competition),
         progress=lambda what, done, total: advance(done, total),
     )  # fmt: skip
     for text in report.warnings():
@@ -221,9 +230,9 @@ def _looked_at(setup: Experiment, table: Table, deep: bool, advance: console.Adv
     return report
 
 
-def _warn_of_open_column(setup: Experiment, sample: pd.DataFrame) -> None:
+def _warn_of_open_column(experiment: Experiment, sample: pd.DataFrame) -> None:
     """Say which class fills a column of one probability that names none."""
-    part, names = setup.competition.submission.format, setup.train.target_names
+    part, names = experiment.competition.submission.format, experiment.train.target_names
     columns = target_columns(sample)
     if part.name != "single_probability" or part.params.get("target") is not None or len(columns) != 1:
         return
@@ -264,20 +273,20 @@ def _one_of_each(sample: pd.DataFrame, images: list[str], format: Format) -> lis
     return list(dict.fromkeys(known.values()))[:_FEW]
 
 
-def _try_masks(setup: Experiment, sample: pd.DataFrame) -> None:
+def _try_masks(experiment: Experiment, sample: pd.DataFrame) -> None:
     """Write a submission of a few images' masks in memory, each of one class: do the ids and columns fit the format?
 
     Raises:
         SubmissionError: the sample asks for what the format cannot write.
     """
-    format, names, task = setup.format, setup.train.target_names, setup.competition.task
+    format, names, task = experiment.format, experiment.train.target_names, experiment.competition.task
     images = [format.image_of(name) for name in texts(sample, id_column(sample)).tolist()]
     few = _one_of_each(sample, images, format)
     rows = sample[np.isin(images, few)].reset_index(drop=True)
     ids = np.array(sorted(few), dtype=str)
 
     def one(row: int) -> np.ndarray:
-        size = setup.test_size(str(ids[row]))
+        size = experiment.test_size(str(ids[row]))
         if exclusive(task, len(names)):
             return np.full(size, row % len(names), dtype=np.uint8)
         return np.ones((len(names), *size), dtype=np.uint8)
@@ -286,21 +295,21 @@ def _try_masks(setup: Experiment, sample: pd.DataFrame) -> None:
 
 
 def _check_masks(
-    setup: Experiment, kind: MaskKind, problems: list[Problem], advance: console.Advance, *, deep: bool
+    experiment: Experiment, kind: MaskKind, problems: list[Problem], advance: console.Advance, *, deep: bool
 ) -> list[str]:
     """Return in how many images each class is; of files that is known only where they are read.
 
     Args:
-        setup: the competition; its masks' files can be opened.
+        experiment: the competition; its masks' files can be opened.
         kind: reads the masks.
         problems: what is wrong with them is added.
         advance: moves the bar.
         deep: read every mask.
     """
-    images = images_with_text(setup.train, kind)
+    images = images_with_text(experiment.train, kind)
     if deep:
-        size_of = sizes_of(setup.train, size_reader(setup.competition), decoding_of(setup.competition))
-        report = look_at_masks(setup.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
+        size_of = sizes_of(experiment.train, size_reader(experiment.competition), decoding_of(experiment.competition))
+        report = look_at_masks(experiment.train, kind=kind, size_of=size_of, progress=advance, jobs=2 * cores())
         problems += report.problems
         images = {} if report.problems else report.images
     nowhere = [name for name, count in images.items() if count == 0]
@@ -312,7 +321,7 @@ def _check_masks(
             f"masks say yes in {len(kind.on)} ways: {ways}; all are taken as the class. If one of them is void, write "
             "`ignore: [VALUE]` in data.masks"
         )
-    return [f"{name}: {count:,} of {counted(len(setup.train), 'image')}" for name, count in images.items()]
+    return [f"{name}: {count:,} of {counted(len(experiment.train), 'image')}" for name, count in images.items()]
 
 
 def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> _Found | None:
@@ -324,8 +333,8 @@ def _gather(problems: list[Problem], where: str, look: Callable[[], _Found]) -> 
         return None
 
 
-def _weights_problems(setup: Experiment) -> list[Problem]:
-    weights = setup.weights()
+def _weights_problems(experiment: Experiment) -> list[Problem]:
+    weights = experiment.weights()
     if weights is None or weights.is_file():
         return []
     return [Problem("model.weights", f"'{weights}' does not exist", "the path is relative to the workspace")]

@@ -36,25 +36,26 @@ def demo(*, folder: str, jobs: int | None, device: str) -> dict[str, Any]:
     if not workspace.competition("digits").is_file():
         init(str(workspace.root))
     choice = Choice("digits")
-    made = run(choice, TrainOptions(jobs=jobs or min(5, max(1, cores() // 2)), device=device), send=False)
+    result = run(choice, TrainOptions(jobs=jobs or min(5, max(1, cores() // 2)), device=device), send=False)
     experiment = open_experiment(choice)
     solution = experiment.source().solution(experiment.data)
     assert solution is not None, "the embedded competition has its solution"
     sample = experiment.read_sample()
     test = {
         name: grade(
-            Path(made["file"]), solution, sample=sample, format=experiment.format, metric=make_metric(name)
+            Path(result["file"]), solution, sample=sample, format=experiment.format, metric=make_metric(name)
         ).score
         for name in ("accuracy", "log_loss")
     }
     seconds = time.perf_counter() - started
     console.result(
-        f"out of fold: log loss {made['score']:.4f} [{made['low']:.4f}, {made['high']:.4f}] "
-        f"({made['members']} models x {len(_views(choice))} views)"
+        f"out of fold: log loss {result['score']:.4f} [{result['low']:.4f}, {result['high']:.4f}] "
+        f"({result['members']} models x {len(_views(choice))} views)"
     )
     console.result(f"test set:    log loss {test['log_loss']:.4f}, accuracy {test['accuracy']:.4f}")
     console.result(f"{seconds:.0f} s")
-    return {**{key: made[key] for key in ("file", "score", "low", "high", "members")}, "test": test, "seconds": seconds}
+    said = {key: result[key] for key in ("file", "score", "low", "high", "members")}
+    return {**said, "test": test, "seconds": seconds}
 
 
 def _views(choice: Choice) -> tuple[Any, ...]:

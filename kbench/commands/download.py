@@ -12,10 +12,10 @@ from kbench.workspace import Choice
 
 def download(choice: Choice, *, only: Sequence[str], force: bool) -> dict[str, Any]:
     """Fetch a competition's files and make it the current competition."""
-    setup = open_experiment(choice)
-    with console.bar(f"fetching {setup.competition.name}") as advance:
-        fetched = setup.source().fetch(
-            setup.data, files=list(only), force=force, progress=lambda what, done, total: advance(done, total)
+    experiment = open_experiment(choice)
+    with console.bar(f"fetching {experiment.competition.name}") as advance:
+        fetched = experiment.source().fetch(
+            experiment.data, files=list(only), force=force, progress=lambda what, done, total: advance(done, total)
         )
-    setup.workspace.choose(setup.competition.name)
-    return {"folder": str(setup.data), "files": fetched.files, "bytes": fetched.bytes, "new": fetched.new}
+    experiment.workspace.choose(experiment.competition.name)
+    return {"folder": str(experiment.data), "files": fetched.files, "bytes": fetched.bytes, "new": fetched.new}

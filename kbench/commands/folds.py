@@ -24,32 +24,32 @@ def folds(choice: Choice, *, adopt: str | None, force: bool) -> dict[str, Any]:
     Raises:
         FoldError: there are other folds already, or the file does not fit.
     """
-    setup = open_experiment(choice)
-    path = setup.workspace.folds(setup.competition.name)
+    experiment = open_experiment(choice)
+    path = experiment.workspace.folds(experiment.competition.name)
     if adopt is not None:
-        made = _adopt(setup, Path(adopt), path, force=force)
+        folds = _adopt(experiment, Path(adopt), path, force=force)
     elif path.is_file() and not force:
-        made = read_folds(path)
-        made.check(setup.train)
+        folds = read_folds(path)
+        folds.check(experiment.train)
     else:
-        made = setup.cut_folds()
-    doubts = setup.doubtful_rows()
+        folds = experiment.cut_folds()
+    doubts = experiment.doubtful_rows()
     return {
-        "file": str(path), "hash": made.hash, "strategy": made.manifest["strategy"],
-        "rows": describe(made, setup.train), "warnings": [*made.manifest.get("warnings", []), *doubts],
+        "file": str(path), "hash": folds.hash, "strategy": folds.manifest["strategy"],
+        "rows": describe(folds, experiment.train), "warnings": [*folds.manifest.get("warnings", []), *doubts],
     }  # fmt: skip
 
 
-def _adopt(setup: Experiment, file: Path, path: Path, *, force: bool) -> Folds:
-    section = setup.competition.folds
-    cut = Cut(section.n, section.seed, tuple(section.by), section.group)
-    made = adopt_folds(file, setup.to_cut(), cut=cut)
-    if path.is_file() and not force and read_folds(path).hash != made.hash:
+def _adopt(experiment: Experiment, file: Path, path: Path, *, force: bool) -> Folds:
+    section = experiment.competition.folds
+    cut = Cut(section.n, section.seed, tuple(section.by), section.group, "n" not in section.model_fields_set)
+    folds = adopt_folds(file, experiment.to_cut(), cut=cut)
+    if path.is_file() and not force and read_folds(path).hash != folds.hash:
         raise FoldError(
             f"'{path}' holds other folds already", "no folds yet, or the same ones",
             f"`kbench folds --from {file} --force` replaces them; runs trained on the old ones must be trained again",
         )  # fmt: skip
-    made.manifest["warnings"] += setup.leaking(made)
-    write_folds(path, made)
+    folds.manifest["warnings"] += experiment.leaking(folds)
+    write_folds(path, folds)
     console.wrote(path)
-    return made
+    return folds

@@ -51,31 +51,28 @@ def inspect(choice: Choice, *, fold: int = 0, samples: int = 6) -> dict[str, Any
     experiment = open_experiment(choice)
     folder = experiment.workspace.inspection(experiment.competition.name)
     experiment.folds.valid(fold)  # says so when there is no such fold
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "competition": experiment.competition.name,
         "folder": str(folder),
         "files": [],
         "warnings": [],
     }
-    masked = experiment.competition.task in SEGMENTATION
     sections = [
-        _rows(experiment, found),
-        _masks(experiment, folder, found)
-        if masked
-        else _numbers(experiment, folder, found)
+        _rows(experiment, summary),
+        _dense(experiment, folder, summary)
         if experiment.competition.task in DENSE
-        else _targets(experiment.train, folder, found),
-        _folds(experiment, found),
-        _rates(experiment, fold, folder, found),
-        _augmentations(experiment, fold, samples, folder, found),
+        else _targets(experiment.train, folder, summary),
+        _folds(experiment, summary),
+        _rates(experiment, fold, folder, summary),
+        _augmentations(experiment, fold, samples, folder, summary),
     ]
-    page = _page(experiment, sections, found)
-    found["page"] = str(files.write_text(folder / "inspect.html", render(page)))
-    return found
+    page = _page(experiment, sections, summary)
+    summary["page"] = str(files.write_text(folder / "inspect.html", render(page)))
+    return summary
 
 
-def _drawn(found: dict[str, Any], path: Path, caption: str = "") -> Picture:
-    found["files"].append(str(path))
+def _drawn(summary: dict[str, Any], path: Path, caption: str = "") -> Picture:
+    summary["files"].append(str(path))
     return Picture(path.name, caption)
 
 
@@ -87,39 +84,41 @@ def _tables(experiment: Experiment) -> dict[str, Table]:
     return tables
 
 
-def _rows(experiment: Experiment, found: dict[str, Any]) -> Section:
+def _rows(experiment: Experiment, summary: dict[str, Any]) -> Section:
     tables = _tables(experiment)
     looks = {split: _look(experiment, table, split) for split, table in tables.items()}
-    found["rows"] = [
+    summary["rows"] = [
         {"split": split, "rows": len(table), "images": sum(map(len, table.images)),
          "sizes": len(looks[split].sizes), "unreadable": len(looks[split].rows),
          "targets": len(table.target_names) if split == "train" else None}
         for split, table in tables.items()
     ]  # fmt: skip
     sizes = {split: look.sizes for split, look in looks.items() if look.sizes}
-    found["sizes"] = balance.size_table(sizes)
-    found["missing"] = [
+    summary["sizes"] = balance.size_table(sizes)
+    summary["missing"] = [
         {"split": split, **row} for split, table in tables.items() for row in balance.missing_table(table)
     ]
     for split, look in looks.items():
         for reason, paths in look.reasons.items():
-            found["warnings"].append(f"{split}: {len(paths):,} {reason}, such as '{paths[0]}'; `kbench check --images`")
-        found["warnings"] += [f"{split}: {text}" for text in look.warnings()]
-    found["warnings"] += [str(problem) for problem in dtype_problems(looks)]
-    found["warnings"] += _size_warnings(sizes)
-    shown: list[Picture | Grid] = [Grid(found["rows"], "rows")]
-    if found["missing"]:
-        shown.append(Grid(found["missing"], "missing values"))
+            summary["warnings"].append(
+                f"{split}: {len(paths):,} {reason}, such as '{paths[0]}'; `kbench check --images`"
+            )
+        summary["warnings"] += [f"{split}: {text}" for text in look.warnings()]
+    summary["warnings"] += [str(problem) for problem in dtype_problems(looks)]
+    summary["warnings"] += _size_warnings(sizes)
+    shown: list[Picture | Grid] = [Grid(summary["rows"], "rows")]
+    if summary["missing"]:
+        shown.append(Grid(summary["missing"], "missing values"))
     if sizes:
         path = balance.draw_sizes(sizes, experiment.workspace.inspection(experiment.competition.name) / "sizes.png")
-        shown += [_drawn(found, path, "image sizes"), Grid(found["sizes"], "the commonest sizes")]
+        shown += [_drawn(summary, path, "image sizes"), Grid(summary["sizes"], "the commonest sizes")]
     return Section("Rows and images", "Training and test images should look alike.", shown)
 
 
-def _look(setup: Experiment, table: Table, split: str) -> ImageReport:
+def _look(experiment: Experiment, table: Table, split: str) -> ImageReport:
     with console.bar(f"looking at {split} images") as advance:
         return look_at_images(
-            table, jobs=2 * cores(), opening=opening_of(setup.competition),
+            table, jobs=2 * cores(), opening=opening_of(experiment.competition),
             progress=lambda what, done, total: advance(done, total),
         )  # fmt: skip
 
@@ -134,39 +133,48 @@ def _size_warnings(sizes: dict[str, Counter[tuple[int, int, int]]]) -> list[str]
     return []
 
 
-def _targets(table: Table, folder: Path, found: dict[str, Any]) -> Section:
-    found["balance"] = balance.balance_table(table)
+def _targets(table: Table, folder: Path, summary: dict[str, Any]) -> Section:
+    summary["balance"] = balance.balance_table(table)
     shown: list[Picture | Grid] = []
     if table.targets is not None:
-        shown.append(_drawn(found, balance.draw_balance(table, folder / "balance.png")))
+        shown.append(_drawn(summary, balance.draw_balance(table, folder / "balance.png")))
         if table.task == "multi_label":
             matrix = balance.cooccurrence(table.targets)
-            shown.append(_drawn(found, balance.draw_cooccurrence(matrix, table.target_names, folder / "together.png")))
-    if found["balance"]:
-        shown.append(Grid(found["balance"], "targets"))
+            shown.append(
+                _drawn(summary, balance.draw_cooccurrence(matrix, table.target_names, folder / "together.png"))
+            )
+    if summary["balance"]:
+        shown.append(Grid(summary["balance"], "targets"))
     return Section("Targets", "What is rare is learned last: a sampler or class weights may help.", shown)
 
 
-def _masks(experiment: Experiment, folder: Path, found: dict[str, Any]) -> Section:
-    found["balance"] = _mask_balance(experiment)
-    picture = _drawn(found, _draw_masks(experiment, folder / "masks.png"))
+def _masks(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> Section:
+    summary["balance"] = _mask_balance(experiment)
+    picture = _drawn(summary, _draw_masks(experiment, folder / "masks.png"))
     text = "A class of few pixels is learned last: class weights, a loss of regions or crops around it may help."
-    return Section("Masks", text, [picture, Grid(found["balance"], "classes: images that have them, share of pixels")])
+    return Section(
+        "Masks", text, [picture, Grid(summary["balance"], "classes: images that have them, share of pixels")]
+    )
 
 
-def _numbers(experiment: Experiment, folder: Path, found: dict[str, Any]) -> Section:
+def _dense(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> Section:
+    masked = experiment.competition.task in SEGMENTATION
+    return (_masks if masked else _numbers)(experiment, folder, summary)
+
+
+def _numbers(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> Section:
     """Draw some images beside their targets; the record per target is kept as `balance`."""
     table, cache = experiment.train, experiment.workspace.cache()
     masks = parts.masks_of(experiment.competition, table, cache, what="training")
     assert masks is not None, "a dense task has masks"
     images, truth = parts.opened_images(experiment.competition, table, cache, what="training")(KEEP), masks(KEEP)
-    found["balance"] = number_maps.truth_rows(truth.__getitem__, _even(table, _COUNTED), table.target_names)
+    summary["balance"] = number_maps.truth_rows(truth.__getitem__, _even(table, _COUNTED), table.target_names)
     path = number_maps.draw_numbers(
         _even(table, _SHOWN), folder / "targets.png", images=images.__getitem__, truth=truth.__getitem__, table=table,
         title="images and their targets; grey is unknown",
     )  # fmt: skip
     text = "Targets that few pixels know, or whose ends lie far from the mean, are learned last."
-    return Section("Targets", text, [_drawn(found, path), Grid(found["balance"], "targets of up to 500 images")])
+    return Section("Targets", text, [_drawn(summary, path), Grid(summary["balance"], "targets of up to 500 images")])
 
 
 def _even(table: Table, count: int) -> list[int]:
@@ -174,10 +182,10 @@ def _even(table: Table, count: int) -> list[int]:
     return sorted({int(row) for row in np.linspace(0, len(table) - 1, min(count, len(table)))})
 
 
-def _folds(experiment: Experiment, found: dict[str, Any]) -> Section:
+def _folds(experiment: Experiment, summary: dict[str, Any]) -> Section:
     records = describe(experiment.folds, experiment.train)
-    found["folds"] = records
-    found["warnings"] += experiment.folds.manifest.get("warnings", [])
+    summary["folds"] = records
+    summary["warnings"] += experiment.folds.manifest.get("warnings", [])
     plain = [{key: value for key, value in record.items() if not isinstance(value, dict)} for record in records]
     shown: list[Picture | Grid] = [
         Grid(plain, f"strategy {experiment.folds.manifest['strategy']}, hash {experiment.folds.hash}")
@@ -189,14 +197,16 @@ def _folds(experiment: Experiment, found: dict[str, Any]) -> Section:
     return Section("Folds", "Every fold should hold the same mixture; otherwise scores of folds differ by it.", shown)
 
 
-def _rates(experiment: Experiment, fold: int, folder: Path, found: dict[str, Any]) -> Section:
+def _rates(experiment: Experiment, fold: int, folder: Path, summary: dict[str, Any]) -> Section:
     plans = parts.build_stages(experiment.competition)
     images = [len(epoch_rows(experiment, plan, fold)) for plan in plans]
     rates = [_stage_rates(plan, count) for plan, count in zip(plans, images, strict=True)]
-    found["stages"] = [_stage_row(plan, drawn, count) for plan, drawn, count in zip(plans, rates, images, strict=True)]
-    picture = _drawn(found, draw_stages(rates, folder / "plan.png"), f"learning rates of fold {fold}")
+    summary["stages"] = [
+        _stage_row(plan, drawn, count) for plan, drawn, count in zip(plans, rates, images, strict=True)
+    ]
+    picture = _drawn(summary, draw_stages(rates, folder / "plan.png"), f"learning rates of fold {fold}")
     text = "Schedules are known before training; a rate that is still to be found is drawn relative to itself."
-    return Section("Recipe", text, [picture, Grid(found["stages"], "stages")])
+    return Section("Recipe", text, [picture, Grid(summary["stages"], "stages")])
 
 
 def _stage_rates(plan: StagePlan, images: int) -> StageRates:
@@ -233,7 +243,7 @@ def _values(lr: Any) -> list[float]:
     return [lr] if isinstance(lr, int | float) else list(lr)
 
 
-def _augmentations(experiment: Experiment, fold: int, samples: int, folder: Path, found: dict[str, Any]) -> Section:
+def _augmentations(experiment: Experiment, fold: int, samples: int, folder: Path, summary: dict[str, Any]) -> Section:
     """Draw one sheet per stage that shows images differently: the file, how it is judged, and a few draws."""
     shown: list[Picture | Grid] = []
     known: list[Any] = []
@@ -246,7 +256,7 @@ def _augmentations(experiment: Experiment, fold: int, samples: int, folder: Path
         groups = _before_and_after(experiment, stage_named(experiment.competition, name), fold, samples)
         title = f"stage {name}: the file, how it is judged, how it is trained on"
         draw_sheet(groups, path, title=title, across=2 + _AUGMENTED, side=110)
-        shown.append(_drawn(found, path, f"stage {name}"))
+        shown.append(_drawn(summary, path, f"stage {name}"))
     return Section("Augmentation", "A person should still name every image; mixup and cutmix are not shown.", shown)
 
 
@@ -282,17 +292,17 @@ def _spread(draws: list[Draw], table: Table, count: int) -> list[Draw]:
     return [draws[place] for _, place in sorted(turns)[:count]]
 
 
-def _page(experiment: Experiment, sections: list[Section], found: dict[str, Any]) -> Page:
+def _page(experiment: Experiment, sections: list[Section], summary: dict[str, Any]) -> Page:
     competition = experiment.competition
     facts = [
-        *(Fact(f"{row['split']} rows", f"{row['rows']:,}", f"{row['images']:,} images") for row in found["rows"]),
+        *(Fact(f"{row['split']} rows", f"{row['rows']:,}", f"{row['images']:,} images") for row in summary["rows"]),
         Fact("task", competition.task.replace("_", " "), f"{len(experiment.train.target_names):,} targets"),
         Fact("folds", str(experiment.folds.n), experiment.folds.manifest["strategy"]),
         Fact("model", competition.model.backbone or competition.model.name, f"{len(competition.stages)} stages"),
         Fact("metric", competition.metric.name),
     ]
     subtitle = f"{competition.experiment} before training"
-    return Page(competition.title or competition.name, subtitle, facts, sections, found["warnings"])
+    return Page(competition.title or competition.name, subtitle, facts, sections, summary["warnings"])
 
 
 _COUNTED = 500  # masks at most

@@ -20,6 +20,7 @@ from kbench.runs.members import kept_snapshots
 from kbench.runs.opening import run_of
 from kbench.runs.run import Run
 from kbench.training.fold import load_end, restore
+from kbench.training.lr_finder import level_note
 from kbench.training.resume import Progress, load_resume
 from kbench.training.stage import range_test
 from kbench.workspace import Choice
@@ -64,10 +65,13 @@ def lr_find(choice: Choice, *, fold: int, stage: str | None, device: str) -> dic
     if curve.suggested is None:  # the error says to look at them
         console.wrote(csv)
         console.wrote(picture)
+    if curve.judged.level:
+        console.warn(level_note(names[index], curve.suggestion))
     return {
         "stage": names[index],
         "fold": fold,
         "suggestion": curve.suggestion,
+        "level": curve.judged.level,
         "csv": str(csv),
         "picture": str(picture),
     }

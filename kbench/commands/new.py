@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kbench import console, files, registry
-from kbench.drafting.draft import draft
+from kbench.drafting.draft import draft, limits_in
 from kbench.errors import ConfigError
 from kbench.sources.kaggle.competition import slug_of
 from kbench.workspace import Workspace, find_workspace
@@ -62,12 +62,18 @@ def _written(path: str) -> str:
 def _bring(workspace: Workspace, name: str, source: dict[str, Any]) -> dict[str, Any]:
     """Fetch a competition's files; return what its service says of it."""
     params = {key: value for key, value in source.items() if key != "name"}
-    made = registry.build("source", source["name"], params, _root=workspace.root)
+    host = registry.build("source", source["name"], params, _root=workspace.root)
     said = {}
-    made.solution(workspace.data(name))  # one that does not exist is said now, not when the first file is graded
+    host.solution(workspace.data(name))  # one that does not exist is said now, not when the first file is graded
     if source["name"] == "kaggle":
-        about = made.about()
+        about = host.about()
         said = {"title": about.title, "metric": about.metric, "code_only": about.code_only}
+        if about.code_only:
+            said["hours"] = limits_in(host.pages())
+            console.note(
+                f"'{name}' is a code competition: a notebook is submitted, no file; after training `kbench export`, "
+                "`kbench push` and `kbench submit --kernel`"
+            )
     with console.bar(f"fetching {name}") as advance:
-        made.fetch(workspace.data(name), files=(), force=False, progress=lambda what, done, total: advance(done, total))
+        host.fetch(workspace.data(name), files=(), force=False, progress=lambda what, done, total: advance(done, total))
     return said

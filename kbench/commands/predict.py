@@ -10,13 +10,12 @@ import numpy as np
 
 from kbench import files
 from kbench.config.competition import Competition
-from kbench.errors import ConfigError
+from kbench.errors import ConfigError, DataError
 from kbench.runs.blend import EnsembleOptions, blend
-from kbench.runs.experiment import label_threshold
+from kbench.runs.experiment import Experiment, label_threshold
 from kbench.runs.opening import open_run
 from kbench.runs.results import Rows
 from kbench.runs.single_images import predict_images
-from kbench.submission.check import write_submission
 from kbench.workspace import Choice
 
 
@@ -38,17 +37,31 @@ def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: s
         run.results.made(result)
         return {"rows": len(result.ids), "members": len(result.members), "file": None}
     folder = Path(data).absolute()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder '{folder}'", "a folder laid out like the competition's", "correct --data")
     table = run.experiment.table("test", data=folder)
+    file = Path(out or f"submission{run.experiment.format.suffix}").absolute()
+    _refuse_loss(file, run.experiment, [folder, run.experiment.data])
     part = f"data-{files.digest([str(folder), table.fingerprint()])}"
     combined = blend([run], EnsembleOptions(device=device))
     result = combined.predict(Rows(table, part, device, force=force))
-    unseen = run.experiment.with_test(table)
-    sample = unseen.read_sample(folder)
-    file = write_submission(
-        Path(out or f"submission{unseen.format.suffix}").absolute(), unseen.format.build(combined.sent(result), sample),
-        sample=sample, format=unseen.format, gzip=run.competition.submission.gzip,
-    )  # fmt: skip
+    unseen = combined.experiment.with_test(table)
+    file = combined.submission(result, unseen=unseen, data=folder).write(file)
     return {"rows": len(table), "members": len(result.members), "file": str(file)}
+
+
+def _refuse_loss(file: Path, experiment: Experiment, data: Sequence[Path]) -> None:
+    """Refuse to write over what cannot be made again: data, and submissions with a lineage.
+
+    Raises:
+        ConfigError: the file is one of these, or a folder.
+    """
+    kept = [*data, experiment.workspace.submissions(experiment.competition.name)]
+    inside = next((folder for folder in kept if file.resolve().is_relative_to(folder.resolve())), None)
+    if not file.exists() or (inside is None and file.is_file()):
+        return
+    what = "is a folder" if file.is_dir() else f"is a file of '{inside}'"
+    raise ConfigError(f"'{file}' {what}, which a prediction would replace", "a new file", "name another one by --out")
 
 
 _SHOWN = 3  # classes named of each image
@@ -67,13 +80,13 @@ def predict_files(choice: Choice, names: Sequence[str], *, device: str = "auto")
         `decided`, None without a decision; and `words`, of each file the columns of `most_likely`.
     """
     run = open_run(choice)
-    made = predict_images(run, [(Path(name),) for name in names], device=device)
+    predictions = predict_images(run, [(Path(name),) for name in names], device=device)
     rows, words = [], []
     for place, name in enumerate(names):
-        values = dict(zip(made.names, map(float, made.values[place]), strict=True))
+        values = dict(zip(predictions.names, map(float, predictions.values[place]), strict=True))
         chosen = None
-        if made.decided is not None:
-            chosen = dict(zip(made.names, map(float, made.decided[place]), strict=True))
+        if predictions.decided is not None:
+            chosen = dict(zip(predictions.names, map(float, predictions.decided[place]), strict=True))
         rows.append({"file": name, "values": values, "decided": chosen})
         words.append({"file": name, **most_likely(values, run.competition, chosen)})
     return {"run": run.name, "task": run.competition.task, "rows": rows, "words": words}

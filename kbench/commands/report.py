@@ -14,6 +14,7 @@ import numpy as np
 
 from kbench import files
 from kbench.config.section import Component
+from kbench.ensemble.average import with_every_member
 from kbench.ensemble.combiners import mean as plain_mean
 from kbench.ensemble.nested import Recipe, decided_by_part, evaluate, gains
 from kbench.errors import ConfigError
@@ -50,19 +51,19 @@ def report(choice: Choice, options: ReportOptions) -> dict[str, Any]:
     _check_columns(run.experiment, options.slices)
     oof = run.out_of_fold(device=options.device)
     look = Look(run, oof, options, [])
-    found: dict[str, Any] = {"run": run.name, "score": oof.score}
+    summary: dict[str, Any] = {"run": run.name, "score": oof.score}
     if run.table.masks is not None:
-        first, *others = chapters_maps.sections(look, found)
+        first, *others = chapters_maps.sections(look, summary)
     else:
         first, *others = [
-            _members(look, found),
+            _members(look, summary),
             chapters_rows.confusions(look),
-            chapters_rows.classes(look, found),
-            chapters_rows.slices(look, found),
+            chapters_rows.classes(look, summary),
+            chapters_rows.slices(look, summary),
             chapters_rows.sheets(look),
         ]
-    page = files.write_text(run.paths.report, render(_page(look, [first, _training(look, found), *others])))
-    return {**found, "page": str(page), "files": look.written}
+    page = files.write_text(run.paths.report, render(_page(look, [first, _training(look, summary), *others])))
+    return {**summary, "page": str(page), "files": look.written}
 
 
 def _check_columns(experiment: Experiment, columns: Sequence[str]) -> None:
@@ -91,6 +92,7 @@ def _page(look: Look, sections: list[Section]) -> Page:
     warnings = (
         [f"Folds {', '.join(map(str, missing))} are not trained; every number is of the others."] if missing else []
     )
+    warnings += [f"{text[:1].upper()}{text[1:]}." for text in score["doubts"]]
     title = f"{competition.title or competition.name}: {look.run.name}"
     better = "larger is better" if score["maximise"] else "smaller is better"
     return Page(title, f"{competition.experiment}, {score['metric']} ({better})", facts, sections, warnings)
@@ -99,40 +101,39 @@ def _page(look: Look, sections: list[Section]) -> Page:
 # -- what the ensemble is made of ----------------------------------------------------------------------------------
 
 
-def _members(look: Look, found: dict[str, Any]) -> Section:
+def _members(look: Look, summary: dict[str, Any]) -> Section:
     shown_parts: list[Picture | Grid] = []
     if look.run.foreign:
-        found["members"] = [{"fold": int(fold), "mean": value} for fold, value in look.oof.score["folds"].items()]
-        shown_parts.append(look.grid(found["members"], "members.csv", "score per fold"))
+        summary["members"] = [{"fold": int(fold), "mean": value} for fold, value in look.oof.score["folds"].items()]
+        shown_parts.append(look.grid(summary["members"], "members.csv", "score per fold"))
         return Section(
             "Folds", "Made of somebody else's predictions: there are no snapshots to look into.", shown_parts
         )
-    members = look.oof.result.by_fold
-    judge = curves.Judge(
-        look.metric, look.oof.table, look.groups, look.experiment.competition.ensemble.mean, partial(_decided, look)
-    )
-    found["members"] = look.oof.score["table"]
-    found["growth"] = curves.growing(judge, members) if curves.member_names(members) else []
-    found["adds"] = _adds(look)
+    mean = look.experiment.competition.ensemble.mean
+    members = with_every_member(look.oof.result.by_fold, mean=mean)
+    judge = curves.Judge(look.metric, look.oof.table, look.groups, mean, partial(_decided, look))
+    summary["members"] = look.oof.score["table"]
+    summary["growth"] = curves.growing(judge, members)
+    summary["adds"] = _adds(look)
     caption = "score of each snapshot alone and of their mean"
     if look.experiment.competition.ensemble.decision is not None:
         caption += ", decided by what the other folds found; at_best: by what the fold itself would like best"
-    shown_parts.append(look.grid(found["members"], "members.csv", caption))
-    if found["growth"]:
-        path = curves.draw_growth(found["growth"], look.metric, look.place("growth.png"))
+    shown_parts.append(look.grid(summary["members"], "members.csv", caption))
+    if summary["growth"]:
+        path = curves.draw_growth(summary["growth"], look.metric, look.place("growth.png"))
         shown_parts.append(look.picture(path, "the ensemble growing from its last snapshot"))
-        shown_parts.append(look.grid(found["growth"], "growth.csv", "the same as numbers"))
-    if found["adds"]:
-        shown_parts.append(look.grid(found["adds"], "adds.csv", "what each snapshot adds to the mean of the others"))
-    if look.options.views and found["growth"]:
+        shown_parts.append(look.grid(summary["growth"], "growth.csv", "the same as numbers"))
+    if summary["adds"]:
+        shown_parts.append(look.grid(summary["adds"], "adds.csv", "what each snapshot adds to the mean of the others"))
+    if look.options.views and summary["growth"]:
         plain = out_of_fold_members(
             look.run, look.folds, device=look.options.device, part="oof-plain", views=Component(name="none")
         )  # fmt: skip
-        found["views"] = curves.view_gains(judge, plain, members)
-        shown_parts.append(look.grid(found["views"], "views.csv", "what snapshots and views add, step by step"))
+        summary["views"] = curves.view_gains(judge, with_every_member(plain, mean=mean), members)
+        shown_parts.append(look.grid(summary["views"], "views.csv", "what snapshots and views add, step by step"))
     if look.options.solution:
-        found["test"] = _graded(look)
-        shown_parts.append(look.grid(found["test"], "test.csv", "folds added one by one, graded on the solution"))
+        summary["test"] = _graded(look)
+        shown_parts.append(look.grid(summary["test"], "test.csv", "folds added one by one, graded on the solution"))
     text = (
         "Out of fold: every row is predicted by models that did not train on it. A member whose gain has an interval "
         "around 0 may as well be left out. What more folds add shows only on test rows."
@@ -177,7 +178,7 @@ def _graded(look: Look) -> list[dict[str, Any]]:
 # -- how it was trained --------------------------------------------------------------------------------------------
 
 
-def _training(look: Look, found: dict[str, Any]) -> Section:
+def _training(look: Look, summary: dict[str, Any]) -> Section:
     places = {f"fold {fold}": look.run.paths.fold(fold) for fold in look.folds}
     shown_parts: list[Picture | Grid] = []
     epochs = {name: logged for name, place in places.items() if (logged := read_epochs(place))}
@@ -189,7 +190,7 @@ def _training(look: Look, found: dict[str, Any]) -> Section:
         if curves:
             path = draw_range_tests(curves, look.place(f"lr-find-{stage}.png"))
             shown_parts.append(look.picture(path, f"stage {stage}: learning-rate range test"))
-    found["rates"] = rates = found_rates(look.run)
+    summary["rates"] = rates = found_rates(look.run)
     if rates:
         rows = [
             {"stage": name, **{f"fold {fold}": rate for fold, rate in known["folds"].items()}, "mean": known["mean"],

@@ -30,12 +30,14 @@ def run(choice: Choice, options: TrainOptions, *, send: bool) -> dict[str, Any]:
     if not experiment.data.exists():
         download(choice, only=(), force=False)
     trained = train(experiment, "all", options)
+    if trained["stopped"]:
+        options.deadline.stop()
     if trained["failed"]:
         raise TrainingError(
             f"folds {', '.join(map(str, trained['failed']))} failed", "every fold trained",
             "the folds' console.log says why; `kbench train` goes on with the unfinished ones",
         )  # fmt: skip
-    made = ensemble(choice, [choice.run] if choice.run else [], EnsembleOptions(device=options.device))
+    submission = ensemble(choice, [choice.run] if choice.run else [], EnsembleOptions(device=options.device))
     if send or experiment.source().solution(experiment.data) is not None:
-        made["submitted"] = submit(choice, made["file"], wait=True, wait_s=900.0)
-    return made
+        submission["submitted"] = submit(choice, submission["file"], wait=True, wait_s=900.0)
+    return submission

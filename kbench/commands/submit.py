@@ -35,11 +35,21 @@ from kbench.submission.ledger import (
 )
 from kbench.workspace import Choice
 
+WAIT_S, WAIT_KERNEL_S = 900.0, 12 * 3600.0
+"""Seconds that are waited for the score of a file, and of a notebook, which runs first."""
+
 _STATUS: dict[str, Status] = {"pending": "sent", "complete": "complete", "error": "error"}
 
 
 def submit(
-    choice: Choice, file: str | None, *, own: str | None = None, wait: bool, wait_s: float, resend: bool = False
+    choice: Choice,
+    file: str | None,
+    *,
+    own: str | None = None,
+    kernel: bool = False,
+    wait: bool,
+    wait_s: float | None,
+    resend: bool = False,
 ) -> dict[str, Any]:
     """Check a submission, then send it, or grade it on this machine where the solution is at hand.
 
@@ -47,8 +57,9 @@ def submit(
         choice: the competition.
         file: the file or its name; the newest unsent one by default.
         own: a file that kbench did not write, in place of `file`: checked, copied, and in the ledger without a score.
+        kernel: the newest notebook that `kbench push` ran and nobody sent, in place of a file.
         wait: wait for the score.
-        wait_s: seconds to wait at most.
+        wait_s: seconds to wait at most; 900 of a file and 12 h of a notebook by default.
         resend: the user looked: one whose outcome is unknown is not in the service's list, so send it again.
 
     Raises:
@@ -56,17 +67,18 @@ def submit(
             could not score it.
         UnknownOutcome: it was sent and nobody knows whether it counted.
     """
-    setup = open_experiment(choice)
-    entry = _entry(setup, file) if own is None else _own(setup, Path(own))
+    experiment = open_experiment(choice)
+    entry = _entry(experiment, file, kernel=kernel) if own is None else _own(experiment, Path(own))
     try:
-        source = setup.source()
-        solution = source.solution(setup.data)
+        source = experiment.source()
+        solution = source.solution(experiment.data)
         if solution is not None:
-            return _grade(setup, entry, solution)
+            return _grade(experiment, entry, solution)
         with hold(entry.file) as entry:
-            entry, left = _send(setup, source, entry, resend=resend)
+            entry, left = _send(experiment, source, entry, resend=resend)
         if wait and entry.status == "sent":
-            entry = _await_score(source, entry, wait_s)
+            usual = WAIT_KERNEL_S if entry.lineage.kernel else WAIT_S
+            entry = _await_score(source, entry, usual if wait_s is None else wait_s)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(read_entry(entry.file), choice)) from None
     if entry.status == "error":
@@ -78,16 +90,21 @@ def submit(
     return {**_report(entry), "left": left}
 
 
-def _entry(setup: Experiment, file: str | None) -> Entry:
-    folder = setup.workspace.submissions(setup.competition.name)
+def _entry(experiment: Experiment, file: str | None, *, kernel: bool) -> Entry:
+    folder = experiment.workspace.submissions(experiment.competition.name)
     if file is None:
         open_ends = [entry for entry in read_ledger(folder) if entry.status in ("sending", "unknown")]
         if open_ends:  # what became of it comes first; it may have counted
             return open_ends[-1]
-        entry = newest_unsent(folder)
+        entry = newest_unsent(folder, kernel=kernel)
+        if entry is None and kernel:
+            raise SubmissionError(
+                f"'{experiment.competition.name}' has no notebook that was not sent yet", "one that `kbench push` ran",
+                "`kbench export`, then `kbench push`",
+            )  # fmt: skip
         if entry is None:
             raise SubmissionError(
-                f"'{setup.competition.name}' has no submission that was not sent yet", "a file written by kbench",
+                f"'{experiment.competition.name}' has no submission that was not sent yet", "a file written by kbench",
                 "`kbench ensemble` writes one",
             )  # fmt: skip
         return entry
@@ -102,44 +119,44 @@ def _entry(setup: Experiment, file: str | None) -> Entry:
     return named[0]
 
 
-def _own(setup: Experiment, path: Path) -> Entry:
+def _own(experiment: Experiment, path: Path) -> Entry:
     """Return the entry of a file that kbench did not write, once it is known to fit the sample."""
-    suffixes = (setup.format.suffix, *((".csv.gz",) if setup.format.encode is None else ()))
+    suffixes = (experiment.format.suffix, *((".csv.gz",) if experiment.format.encode is None else ()))
     if not path.name.endswith(suffixes):
         raise SubmissionError(
-            f"'{path}' does not end in {' or '.join(suffixes)}", f"a file as '{setup.competition.name}' takes it",
-            f"rename it: `mv {shlex.quote(str(path))} {shlex.quote(str(path.with_suffix(setup.format.suffix)))}`",
+            f"'{path}' does not end in {' or '.join(suffixes)}", f"a file as '{experiment.competition.name}' takes it",
+            f"rename it: `mv {shlex.quote(str(path))} {shlex.quote(str(path.with_suffix(experiment.format.suffix)))}`",
         )  # fmt: skip
-    check_submission(path, setup.read_sample(), format=setup.format)
-    competition = setup.competition
+    check_submission(path, experiment.read_sample(), format=experiment.format)
+    competition = experiment.competition
     metric = parts.build_metric(competition)
     lineage = Lineage(
         competition.name, format=competition.submission.format.model_dump(), metric=metric.name,
         maximise=metric.maximise, notes=[f"a file of the user's own, '{path.name}': nothing is known of its making"],
     )  # fmt: skip
-    entry = adopt(setup.workspace.submissions(competition.name), path.resolve(), lineage)
+    entry = adopt(experiment.workspace.submissions(competition.name), path.resolve(), lineage)
     console.note(f"'{path}' is the submission '{entry.name}' of the ledger")
     return entry
 
 
-def _grade(setup: Experiment, entry: Entry, solution: Path) -> dict[str, Any]:
+def _grade(experiment: Experiment, entry: Entry, solution: Path) -> dict[str, Any]:
     """Grade a submission on this machine, if it is still what was written."""
     with hold(entry.file, wait=True) as entry:
-        sample, metric = setup.read_sample(), parts.build_metric(setup.competition)
-        check_submission(entry.file, sample, format=setup.format)
+        sample, metric = experiment.read_sample(), parts.build_metric(experiment.competition)
+        check_submission(entry.file, sample, format=experiment.format)
         verify_file(entry)
-        scores = grade(entry.file, solution, sample=sample, format=setup.format, metric=metric)
+        scores = grade(entry.file, solution, sample=sample, format=experiment.format, metric=metric)
         public = scores.score if scores.public is None else scores.public
         entry = update_entry(entry.file, "complete", public=public, private=scores.private, message="graded here")
     return _report(entry, all_rows=scores.score)
 
 
-def _send(setup: Experiment, source: Source, entry: Entry, *, resend: bool) -> tuple[Entry, int | None]:
+def _send(experiment: Experiment, source: Source, entry: Entry, *, resend: bool) -> tuple[Entry, int | None]:
     """Send a submission, or find out what became of it; return how many are left after it, if that is known."""
     if entry.status in ("sending", "unknown"):
-        found = _look(source, entry, resend=resend, again=_command(entry, setup.choice, "--resend"))
-        if found is not None:
-            return _record(entry, found), None
+        answer = _look(source, entry, resend=resend, again=_command(entry, experiment.choice, "--resend"))
+        if answer is not None:
+            return _record(entry, answer), None
     if entry.status == "sent":  # it waits for its score
         return entry, None
     if entry.status == "complete":
@@ -147,29 +164,34 @@ def _send(setup: Experiment, source: Source, entry: Entry, *, resend: bool) -> t
             f"'{entry.name}' is sent and scored: {entry.public}", "a file that was not sent yet",
             "`kbench leaderboard` shows its scores; `kbench ensemble` writes a new file",
         )  # fmt: skip
-    check_submission(entry.file, setup.read_sample(), format=setup.format)
+    check_submission(entry.file, experiment.read_sample(), format=experiment.format)
     verify_file(entry)
-    left = source.check_open()
+    left = source.check_open(notebook=bool(entry.lineage.kernel))
     if left is not None:
         console.note(f"{counted(left, 'submission')} left before this one")
     if entry.status == "uploading":
         console.note(f"the upload of '{entry.name}' was cut off, and nothing of it counted; it is sent now")
-    return _submit_once(source, entry, setup.choice), None if left is None else left - 1
+    return _submit_once(source, entry, experiment.choice), None if left is None else left - 1
 
 
 def _submit_once(source: Source, entry: Entry, choice: Choice) -> Entry:
     """Upload a submission and make the one call that counts; every step is in the ledger before it is taken."""
     if entry.status == "sending":  # whoever sent it was killed: this process holds its lock
         entry = update_entry(entry.file, "unknown", message="the sending was cut off")
-    entry = update_entry(entry.file, "uploading")
     lineage = entry.lineage
+    if not lineage.kernel:
+        entry = update_entry(entry.file, "uploading")
     score = "" if lineage.score is None else f", CV {lineage.metric} {lineage.score:.5f}"
     message = f"{', '.join(lineage.runs) or entry.name}{score}"
     try:
-        with console.bar("sending") as advance:
-            upload = source.upload(entry.file, lambda what, done, total: advance(done, total))
-        entry = update_entry(entry.file, "sending")  # with a tag of its own from here on
-        receipt = source.send(upload, message=message, tag=entry.tag)
+        if lineage.kernel:
+            entry = update_entry(entry.file, "sending")
+            receipt = source.send_notebook(lineage.kernel, message=message, tag=entry.tag)
+        else:
+            with console.bar("sending") as advance:
+                upload = source.upload(entry.file, lambda what, done, total: advance(done, total))
+            entry = update_entry(entry.file, "sending")  # with a tag of its own from here on
+            receipt = source.send(upload, message=message, tag=entry.tag)
     except UnknownOutcome as error:
         entry = update_entry(entry.file, "unknown", message=error.what)
         if entry.status != "unknown":  # `kbench leaderboard` has found it meanwhile
@@ -191,12 +213,12 @@ def _look(source: Source, entry: Entry, *, resend: bool, again: str) -> Receipt 
     """
     said, todo = "the service does not list it", f"look for it on the competition's page; if it is not there, {again}"
     try:
-        found = source.find(entry.tag)
+        answer = source.find(entry.tag)
     except ServiceError as error:
         if error.kind in ("auth", "forbidden", "config", "install"):
             raise
-        found, said, todo = None, f"the service's list cannot be read now: {error.what}", error.todo
-    if found is None and not resend:
+        answer, said, todo = None, f"the service's list cannot be read now: {error.what}", error.todo
+    if answer is None and not resend:
         if entry.status == "sending":  # whoever sent it was killed: this process holds its lock
             update_entry(entry.file, "unknown", message="the sending was cut off")
         raise UnknownOutcome(
@@ -204,9 +226,9 @@ def _look(source: Source, entry: Entry, *, resend: bool, again: str) -> Receipt 
             f"a submission described with '[{entry.tag}]' among yours",
             todo,
         )
-    if found is None:
+    if answer is None:
         console.note(f"{said}; it is sent again, as you asked")
-    return found
+    return answer
 
 
 def _command(entry: Entry, choice: Choice, *options: str) -> str:
@@ -269,20 +291,20 @@ def leaderboard(choice: Choice) -> dict[str, Any]:
     The private score comes after the competition, so what has none is asked for every time: one look at the list.
     Where the service cannot be asked, that is said and the ledger is shown as it is.
     """
-    setup = open_experiment(choice)
-    folder = setup.workspace.submissions(setup.competition.name)
+    experiment = open_experiment(choice)
+    folder = experiment.workspace.submissions(experiment.competition.name)
     entries = read_ledger(folder)
     open_ends = [(entry, tag) for entry in entries if _is_open(entry) for tag in _tags(entry)]
     fresh = True
     if open_ends:
         try:
-            found = setup.source().find_all([tag for _, tag in open_ends])
+            answers = experiment.source().find_all([tag for _, tag in open_ends])
         except ServiceError as error:
             console.warn(f"the scores are those known before: {error.what}; {error.todo}")
-            found, fresh = {}, False
+            answers, fresh = {}, False
         for entry, tag in open_ends:
-            if tag in found:
-                _update(entry, tag, found[tag])
+            if tag in answers:
+                _update(entry, tag, answers[tag])
         entries = read_ledger(folder)
     return {"rows": leaderboard_rows(entries), "rank_correlation": rank_correlation(entries), "fresh": fresh}
 

@@ -12,11 +12,13 @@ weights, leave it out of `Competition.training_view`. Below `runs/` only a stage
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
-from kbench.config.section import Component, Finite, Kind, Positive, Section, Size
+from kbench.config.bands import Align, Bands, DateName, FileName, Missing, Normalising, fields_of
+from kbench.config.section import LATER, UNFIT, Component, Finite, Kind, Positive, Section, Size, Surroundings
 from kbench.config.stage import Stage
 from kbench.files import digest, sha256
 
@@ -115,6 +117,50 @@ class Input(Section):
         "exact", description="decode and resize every pixel, or photographs as quickly as their size on screen allows"
     )
     max_pixels: int = Field(1 << 30, ge=1, description="height x width of the largest image or mask that is decoded")
+    files: Annotated[dict[FileName, str], LATER] = Field(
+        {}, description="the files of an image, by names of their own: below `images`, with `{id}` and `{date}`"
+    )
+    dates: Annotated[list[DateName], LATER] = Field([], description="what `{date}` stands for, in order")
+    missing: Annotated[Missing, LATER] = Field(
+        "error", description="a file of a row that is not there is an error, drops the row, or is masked"
+    )
+    bands: Annotated[dict[FileName, Bands], LATER] = Field({}, description="what the bands of each file are")
+    align: Annotated[Align | None, LATER] = Field(
+        None, description="move files that lie some pixels off one another, such as sensors of one satellite"
+    )
+    derive: Annotated[list[Annotated[Component, Kind("index")]], LATER] = Field(
+        [], description="channels made of bands: `kbench list index`"
+    )
+    normalise: Annotated[Normalising, LATER] = Field(
+        Normalising(), description="what the values of a channel are brought to, where nothing else says it"
+    )
+
+    @model_validator(mode="after")
+    def _counted(self, info: ValidationInfo) -> Self:
+        """Let `channels` be what files, dates and bands make, where the YAML names files."""
+        count = self._count()
+        written = "channels" in self.model_fields_set and self.channels != count
+        if count and written and isinstance(info.context, Surroundings):
+            what = f"is {self.channels}, and files, dates and bands make {count}"
+            said = {"where": "input.channels", "what": what, "hint": "remove it: it is counted"}
+            raise PydanticCustomError(UNFIT, "{what}", said)
+        if count:
+            self.__dict__["channels"] = count
+        return self
+
+    @property
+    def dated(self) -> list[str]:
+        """The files there is one of for each date."""
+        return [name for name, pattern in self.files.items() if "date" in fields_of(pattern)]
+
+    def band_names(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of the bands of each file of `files`."""
+        return {name: self.bands[name].band_names() if name in self.bands else () for name in self.files}
+
+    def _count(self) -> int:
+        counts = {name: len(bands) for name, bands in self.band_names().items()}
+        derived = len(self.derive) * (len(self.dates) if self.dated else 1) if counts else 0
+        return sum(count * (len(self.dates) if name in self.dated else 1) for name, count in counts.items()) + derived
 
 
 class ModelSection(Section):

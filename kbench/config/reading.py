@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from kbench import registry
 from kbench.config.competition import Competition, Task
-from kbench.config.rules import contradictions, unused_problems
+from kbench.config.rules import called_default, contradictions, idle_problems, unused_problems
 from kbench.config.section import UNFIT, Surroundings, as_component
 from kbench.config.stage import Stage, switched
 from kbench.config.yaml12 import parse_yaml
@@ -111,8 +111,8 @@ def written_out(recipe: Any) -> dict[str, Any]:
         problems, error=ConfigError, subject="the YAML", expected="one of the recipes of `kbench list recipe`",
         todo="correct `recipe:`, then `kbench check`",
     )  # fmt: skip
-    made: dict[str, Any] = registry.build("recipe", recipe["name"], params)
-    return made
+    expanded: dict[str, Any] = registry.build("recipe", recipe["name"], params)
+    return expanded
 
 
 _OURS = ("name", "experiment")  # fields of `Competition` that come from file names
@@ -220,17 +220,18 @@ def validate(
         Problem(key, "unknown key", nearest(key, _keys(Competition) - set(_OURS))) for key in _OURS if key in content
     ]
     content = {key: value for key, value in content.items() if key not in _OURS}
-    content, found = _without_bad_defaults(content)
-    problems += found
+    content, more = _without_bad_defaults(content)
+    problems += more
     written, content = content.get("stages"), with_stage_defaults(content)
     unloadable = _load_plugins(content.get("plugins"), folder)
-    competition, found = _read(content, name, experiment)
-    problems += found
+    competition, more = _read(content, name, experiment)
+    problems += more
     if competition is not None:
-        between = contradictions(competition)
+        between = [called_default(problem, competition) for problem in contradictions(competition)]
         problems += between
         if not record and not between:
             problems += unused_problems(competition.stages, written or {}, competition.folds)
+            problems += idle_problems(competition)
     problems += unloadable
     raise_all(
         list(dict.fromkeys(problems)), error=ConfigError, subject=f"'{file}'",
@@ -302,17 +303,17 @@ def _problems(
         said = item["type"] if item["type"] in _SHORT and isinstance(item["loc"][-1], str) else item["msg"]
         messages.setdefault(path, []).append(said.replace("Field required", "Input should be longer"))
         values[path] = item["input"]
-    found = []
+    problems = []
     for path, texts in messages.items():
         if any(other[: len(path)] == path for other in messages if len(other) > len(path)):
             continue  # one of several types did not fit; the deeper finding says more
         where = ".".join((*prefix, *path))
         if texts[0] in _SHORT:
             hint = nearest(path[-1], _keys(model, path[:-1])) if texts[0] == "extra_forbidden" else f"`{path[-1]}: ...`"
-            found.append(Problem(where, _SHORT[texts[0]], hint))
+            problems.append(Problem(where, _SHORT[texts[0]], hint))
         else:
-            found.append(Problem(where, registry.type_message(texts, values[path])))
-    return found + unfit
+            problems.append(Problem(where, registry.type_message(texts, values[path])))
+    return problems + unfit
 
 
 _SHORT = {"extra_forbidden": "unknown key", "missing": "this key is needed"}
@@ -343,8 +344,8 @@ def _keys(model: Any, path: Sequence[str] = ()) -> set[str]:
 def _section_of(annotation: Any) -> Any:
     if hasattr(annotation, "model_fields"):
         return annotation
-    found = (_section_of(argument) for argument in getattr(annotation, "__args__", ()))
-    return next((section for section in found if section is not None), None)
+    sections = (_section_of(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((section for section in sections if section is not None), None)
 
 
 def load_competition(

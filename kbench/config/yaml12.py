@@ -65,15 +65,15 @@ def _refused(node: yaml.Node, why: str) -> yaml.YAMLError:
 def _mapping(loader: _Loader, node: yaml.Node) -> dict[str, Any]:
     if not isinstance(node, yaml.MappingNode):
         raise _refused(node, "a mapping was expected")
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
             raise _refused(key_node, f"the key {key!r} is not text; write it in quotes")
-        if key in found:
+        if key in mapping:
             raise _refused(key_node, f"the key '{key}' stands twice")
-        found[key] = loader.construct_object(value_node, deep=True)
-    return found
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
 
 
 def _list(loader: _Loader, node: Any) -> list[Any]:

@@ -228,8 +228,8 @@ def _format(
 
 def _named(column: str, classes: Sequence[str]) -> str | None:
     """Return the class a column is called, but for case and spaces; None where it names none, or two."""
-    found = [name for name in classes if name == column] or [name for name in classes if plain(name) == plain(column)]
-    return found[0] if len(found) == 1 else None
+    alike = [name for name in classes if name == column] or [name for name in classes if plain(name) == plain(column)]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _size(root: Path, images: Images | None) -> tuple[int, int, int] | None:

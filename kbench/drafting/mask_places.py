@@ -73,9 +73,9 @@ def masks_beside(root: Path, folders: Sequence[str], names: Sequence[str], table
 
 def _place(root: Path, folder: str, names: Sequence[str]) -> Place:
     """Return a folder as the place of the masks of images."""
-    found = find_files(root, folder, names, suffix=None)
-    lacking = {*found.missing, *found.several}
-    paths = {names[row]: path for row, path in enumerate(found.paths) if row not in lacking and stem(path) != path}
+    files = find_files(root, folder, names, suffix=None)
+    lacking = {*files.missing, *files.several}
+    paths = {names[row]: path for row, path in enumerate(files.paths) if row not in lacking and stem(path) != path}
     suffixes = {path[path.rfind(name) + len(name) :] for name, path in paths.items()}
     suffix = next(iter(suffixes)) if len(suffixes) == 1 else None
     return Place(folder, suffix, list(paths.values()), len(paths) / len(names))

@@ -68,16 +68,16 @@ def _unreadable(error: OSError) -> None:
 def table_named(tables: Sequence[str], words: Sequence[str]) -> str | None:
     """Return the shallowest table whose name has one of the words, earlier words first."""
     for word in words:
-        found = [name for name in tables if word in name.rpartition("/")[2].lower()]
-        if found:
-            return min(found, key=lambda name: (name.count("/"), len(name), name))
+        named = [name for name in tables if word in name.rpartition("/")[2].lower()]
+        if named:
+            return min(named, key=lambda name: (name.count("/"), len(name), name))
     return None
 
 
 def match(tree: Tree, frame: pd.DataFrame, *, word: str) -> tuple[str, Images | None]:
     """Return the column whose values name images and the folder that has them; the first column if none does."""
     best = (0.5, 0, 0)
-    found: tuple[str, Images | None] = (str(frame.columns[0]), None)
+    matched: tuple[str, Images | None] = (str(frame.columns[0]), None)
     for position, column in enumerate(map(str, frame.columns[:8])):
         names = [name for name in dict.fromkeys(frame[column].head(_PROBE)) if name]
         for folder in dict.fromkeys([*_places(tree.folders), "", *_patterns(tree.folders)]):
@@ -86,8 +86,8 @@ def match(tree: Tree, frame: pd.DataFrame, *, word: str) -> tuple[str, Images | 
             share, images = (0.0, None) if ANSWERS.search(folder) else images_of(tree.root, folder, names)
             fits = (share, int(word in folder.lower()), -position) if share else (0.0, 0, 0)
             if images and fits > best:
-                best, found = fits, (column, images)
-    return found
+                best, matched = fits, (column, images)
+    return matched
 
 
 def _patterns(folders: Sequence[str]) -> list[str]:
@@ -105,9 +105,9 @@ def _parents(folder: str) -> list[str]:
 
 def images_of(root: Path, folder: str, names: Sequence[str]) -> tuple[float, Images | None]:
     """Return the share of names that have an image in the folder, and how those are called."""
-    found = find_files(root, folder, names, suffix=None)
-    lacking = {*found.missing, *found.several}
-    there = [(names[row], path) for row, path in enumerate(found.paths) if row not in lacking]
+    files = find_files(root, folder, names, suffix=None)
+    lacking = {*files.missing, *files.several}
+    there = [(names[row], path) for row, path in enumerate(files.paths) if row not in lacking]
     paths = {name: path for name, path in there if stem(path) != path}
     if not paths:
         return 0.0, None

@@ -163,7 +163,7 @@ def weights() -> Combiner:
         ConfigError: `ensemble.mean` is geometric.
     """
 
-    def found(stack: Stack) -> np.ndarray:
+    def fitted(stack: Stack) -> np.ndarray:
         if stack.mean != "arithmetic":
             raise ConfigError(
                 "ensemble.combine: weights with a geometric mean", "an arithmetic mean, whose best weights are unique",
@@ -173,7 +173,7 @@ def weights() -> Combiner:
             return _least_squares(stack)
         return _largest_likelihood(_likelihoods(stack))
 
-    return Combiner(found)
+    return Combiner(fitted)
 
 
 def _likelihoods(stack: Stack) -> np.ndarray:

@@ -22,7 +22,7 @@ from kbench.errors import ConfigError, check_number, first_names
 from kbench.metrics.metric import Metric, Rows, row_mean
 from kbench.registry import register
 
-Found = dict[str, Any]
+Fitted = dict[str, Any]
 _SWEEPS = 20  # passes over all labels or cut points; each ends earlier when nothing gets better
 _NOISE = 1e-12  # differences of scores that are rounding
 _PLACES = 128  # places a cut point is tried at in one pass
@@ -37,8 +37,8 @@ class Decision:
         apply: ([N, K] values, what was found) -> [N, K] float32 decided values.
     """
 
-    fit: Callable[[Metric, np.ndarray, np.ndarray, Rows], Found]
-    apply: Callable[[np.ndarray, Found], np.ndarray]
+    fit: Callable[[Metric, np.ndarray, np.ndarray, Rows], Fitted]
+    apply: Callable[[np.ndarray, Fitted], np.ndarray]
 
 
 @register("decision", tasks=("multi_label",))
@@ -69,7 +69,7 @@ def threshold(*, per_label: bool = False, low: float = 0.01, high: float = 0.99,
         )
     grid = np.round(low + step * np.arange(int((high - low) / step + 1e-6) + 1), 10)
 
-    def fit(metric: Metric, targets: np.ndarray, values: np.ndarray, table: Rows) -> Found:
+    def fit(metric: Metric, targets: np.ndarray, values: np.ndarray, table: Rows) -> Fitted:
         scores = [_value(metric, targets, _above(values, limit), table) for limit in grid]
         start = float(grid[_best(np.array(scores), metric)])
         if not per_label:
@@ -77,9 +77,9 @@ def threshold(*, per_label: bool = False, low: float = 0.01, high: float = 0.99,
         limits = _per_label(metric, targets, values, table, grid=grid, start=start)
         return {"thresholds": dict(zip(table.target_names, limits, strict=True))}
 
-    def apply(values: np.ndarray, found: Found) -> np.ndarray:
-        given = found["threshold"] if "threshold" in found else list(found["thresholds"].values())
-        return _above(values, given)
+    def apply(values: np.ndarray, fitted: Fitted) -> np.ndarray:
+        limits = fitted["threshold"] if "threshold" in fitted else list(fitted["thresholds"].values())
+        return _above(values, limits)
 
     return Decision(fit, apply)
 
@@ -157,7 +157,7 @@ def cut_points(*, grades: list[int] | None = None) -> Decision:
             f"ensemble.decision.grades is {grades}", "two or more rising whole numbers", "write grades: [0, 1, 2, 3, 4]"
         )
 
-    def fit(metric: Metric, targets: np.ndarray, values: np.ndarray, table: Rows) -> Found:
+    def fit(metric: Metric, targets: np.ndarray, values: np.ndarray, table: Rows) -> Fitted:
         known = [_grades(targets[:, k], name, grades) for k, name in enumerate(table.target_names)]
         starts = [
             [_rounding(levels) for levels in known],
@@ -171,17 +171,17 @@ def cut_points(*, grades: list[int] | None = None) -> Decision:
             "cut_points": {name: [float(cut) for cut in cuts] for name, cuts in zip(names, best.cuts, strict=True)},
         }
 
-    def apply(values: np.ndarray, found: Found) -> np.ndarray:
+    def apply(values: np.ndarray, fitted: Fitted) -> np.ndarray:
         columns = [
-            _graded(values[:, k], found["grades"][name], np.asarray(cuts))
-            for k, (name, cuts) in enumerate(found["cut_points"].items())
+            _graded(values[:, k], fitted["grades"][name], np.asarray(cuts))
+            for k, (name, cuts) in enumerate(fitted["cut_points"].items())
         ]
         return np.stack(columns, axis=1)
 
     return Decision(fit, apply)
 
 
-def _grades(targets: np.ndarray, name: str, given: list[int] | None) -> list[int]:
+def _grades(targets: np.ndarray, name: str, grades: list[int] | None) -> list[int]:
     known = targets[~np.isnan(targets)]
     if len(known) and not np.array_equal(known, np.rint(known)):
         odd = known[known != np.rint(known)][0]
@@ -189,15 +189,15 @@ def _grades(targets: np.ndarray, name: str, given: list[int] | None) -> list[int
             f"the target '{name}' has the value {odd:g}", "whole grades, as `ensemble.decision: cut_points` needs",
             "remove ensemble.decision from the YAML, or correct the table",
         )  # fmt: skip
-    if given is None:
+    if grades is None:
         return list(range(int(known.min()), int(known.max()) + 1)) if len(known) else [0]
-    outside = np.setdiff1d(known, given)
+    outside = np.setdiff1d(known, grades)
     if len(outside):
         raise ConfigError(
             f"the target '{name}' has grades that are not listed: {first_names([f'{one:g}' for one in outside])}",
-            f"the grades {given}", "correct ensemble.decision.grades in the YAML",
+            f"the grades {grades}", "correct ensemble.decision.grades in the YAML",
         )  # fmt: skip
-    return given
+    return grades
 
 
 def _rounding(grades: list[int]) -> np.ndarray:
@@ -235,8 +235,8 @@ def _begin(
     metric: Metric, targets: np.ndarray, values: np.ndarray, table: Rows, grades: list[list[int]],
     cuts: list[np.ndarray],
 ) -> _Cuts:  # fmt: skip
-    made = np.stack([_graded(values[:, k], grades[k], cuts[k]) for k in range(len(cuts))], axis=1)
-    return _Cuts(metric, targets, values, table, grades, cuts, made, _value(metric, targets, made, table))
+    graded = np.stack([_graded(values[:, k], grades[k], cuts[k]) for k in range(len(cuts))], axis=1)
+    return _Cuts(metric, targets, values, table, grades, cuts, graded, _value(metric, targets, graded, table))
 
 
 def _search(state: _Cuts) -> _Cuts:

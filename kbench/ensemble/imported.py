@@ -84,9 +84,9 @@ def _match_columns(frame: pd.DataFrame, task: str, names: tuple[str, ...]) -> tu
     return list(names), [*missing[:10], *extra[:10]]
 
 
-def _id_problems(given: np.ndarray, ids: np.ndarray) -> list[Problem]:
+def _id_problems(names: np.ndarray, ids: np.ndarray) -> list[Problem]:
     problems = []
-    unique, counts = np.unique(given, return_counts=True)
+    unique, counts = np.unique(names, return_counts=True)
     if (counts > 1).any():
         twice = unique[counts > 1]
         problems.append(Problem("id", f"{len(twice):,} ids stand twice: {first_names(twice.tolist())}"))

@@ -5,9 +5,9 @@ In the YAML a parameter of `standard` says `tuned` (one number for all classes) 
     maps:
       postprocess: {name: standard, min_object: tuned, threshold: tuned_per_class, grid: {min_object: [0, 20, 80]}}
 
-Every candidate is counted on some images, one image in memory at a time; then each fold is scored with what was best
-on the other folds (nested), and what is sent is what was best on all of them. The gain of the nested choice over the
-post-process without tuned parameters is the one to believe.
+Every candidate is counted on some images, one image in memory at a time; then each fold, or each fifth of the only one,
+is scored with what was best on the others (nested), and what is sent is what was best on all of them. The gain of the
+nested choice over the post-process without tuned parameters is the one to believe.
 
 Candidates are counted image by image; what picks alike picks once for all. To make another parameter tunable, add it to
 `mask_rules.NEUTRAL` and `GRID`.
@@ -27,7 +27,7 @@ from kbench import registry
 from kbench.data.table.table import Table
 from kbench.ensemble.bootstrap import Interval, interval, paired
 from kbench.ensemble.mask_rules import NEUTRAL, PICKING, Rule
-from kbench.ensemble.nested import Outcome, crossfit
+from kbench.ensemble.nested import Outcome, crossfit, parts_of
 from kbench.errors import ConfigError, first_names
 from kbench.metrics.maps import image_counts
 from kbench.metrics.metric import Metric
@@ -48,11 +48,11 @@ def area(truth: Callable[[int], np.ndarray], n_rows: int) -> int:
 
 def alike(candidates: Sequence[Params], table: Table) -> list[Alike]:
     """Return the rules of candidates, those that pick alike together."""
-    found: dict[str, dict[str, list[int]]] = {}
+    picks: dict[str, dict[str, list[int]]] = {}
     for number, one in enumerate(candidates):
         picking = repr([one.get(key) for key in PICKING])
-        found.setdefault(picking, {}).setdefault(repr(one), []).append(number)
-    return [[(_rule(candidates[numbers[0]], table), numbers) for numbers in rules.values()] for rules in found.values()]
+        picks.setdefault(picking, {}).setdefault(repr(one), []).append(number)
+    return [[(_rule(candidates[numbers[0]], table), numbers) for numbers in rules.values()] for rules in picks.values()]
 
 
 def count(
@@ -101,6 +101,8 @@ Advance = Callable[[int, int], None]
 GRID: dict[str, tuple[float | bool, ...]] = {
     "threshold": (0.5, 0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7),
     "bias": (0.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0),
+    "open": (0, 3, 5, 9),
+    "close": (0, 3, 5, 9),
     "min_object": (0, 10, 30, 100, 300),
     "min_hole": (0, 10, 30, 100, 300),
     "largest": (False, True),
@@ -117,9 +119,10 @@ class Tuned:
 
     Attributes:
         outcome: the parameters of the rule, numbers only, with their plain and nested score and the [N, K, 3] counts
-            of each row with the parameters of its fold; with one fold with those of all rows.
+            of each row with the parameters of its part.
         before: score without the tuned parameters.
-        gain: nested score minus that one with its interval, turned so that more is better; None with one fold.
+        gain: nested score minus that one with its interval, turned so that more is better; None where nothing could be
+            nested.
         candidates: how many were tried.
     """
 
@@ -197,7 +200,8 @@ def tune(
     names, n_rows = table.target_names, len(table)
     apart = exclusive(table.task, len(names))
     search = _candidates(params, names, apart=apart)
-    rows = _some(fold_of, min(most, pixels // area(truth, n_rows)))
+    parts = parts_of(fold_of, groups)
+    rows = _some(parts, min(most, pixels // area(truth, n_rows)))
     joint = apart and "tuned_per_class" in tunes(params).values()
     passes = 2 if joint else 1
     total = passes * len(rows) + n_rows
@@ -210,11 +214,11 @@ def tune(
 
     first = tried(search.params, 0)
     turned = _turned(metric)
-    judge = _scorer(turned, table)
+    judge = _scorer(turned, table, undefined=-np.inf)
     before: list[np.ndarray] = []
 
-    def fit(parts: Mapping[int, np.ndarray]) -> dict[int, Params]:
-        inside = {part: chosen[rows] for part, chosen in parts.items()}  # of the rows that candidates were tried on
+    def fit(rows_of: Mapping[int, np.ndarray]) -> dict[int, Params]:
+        inside = {part: chosen[rows] for part, chosen in rows_of.items()}  # of the rows that candidates were tried on
         score_on = {part: partial(_judged, judge, rows[some]) for part, some in inside.items()}
         if not joint:
             return {part: _choose(search, first[:, some], score_on[part], params, names)
@@ -228,17 +232,17 @@ def tune(
         }
 
     def apply(whole: Params, by_part: Mapping[int, Params]) -> tuple[np.ndarray, np.ndarray]:
-        folds = map(int, np.unique(fold_of))
-        finals = {fold: alike([search.params[0], whole, by_part.get(fold, whole)], table) for fold in folds}
+        numbers = map(int, np.unique(parts))
+        finals = {part: alike([search.params[0], whole, by_part.get(part, whole)], table) for part in numbers}
         untuned, plain, nested = count(
-            lambda row: finals[int(fold_of[row])], 3, np.arange(n_rows), maps=maps, truth=truth, table=table,
+            lambda row: finals[int(parts[row])], 3, np.arange(n_rows), maps=maps, truth=truth, table=table,
             advance=lambda done: advance(passes * len(rows) + done, total),
         )  # fmt: skip
         before.append(untuned)
         return plain, nested
 
     outcome = crossfit(
-        fold_of, fit=fit, apply=apply,
+        parts, fit=fit, apply=apply,
         score=lambda counts: interval(metric, _real(counts), counts, table, groups=groups),
     )  # fmt: skip
     untuned = before[0]
@@ -263,34 +267,34 @@ def _turned(metric: Metric) -> Metric:
 
 def _candidates(params: Mapping[str, Any], names: Sequence[str], *, apart: bool) -> _Search:
     wanted = tunes(params)
-    given = params.get("grid") or {}
+    grid = params.get("grid") or {}
     fixed = neutral(params)
-    idle = [key for key in given if key not in wanted]
+    idle = [key for key in grid if key not in wanted]
     if idle:
         raise ConfigError(
             f"maps.postprocess.grid for {first_names(idle)}", f"parameters that are tuned: {first_names(list(wanted))}",
             f"write `{idle[0]}: tuned`, or remove it from the grid",
         )  # fmt: skip
-    grids = {key: [NEUTRAL[key], *(v for v in given.get(key, GRID[key]) if v != NEUTRAL[key])] for key in wanted}
+    grids = {key: [NEUTRAL[key], *(v for v in grid.get(key, GRID[key]) if v != NEUTRAL[key])] for key in wanted}
     alone = [key for key, how in wanted.items() if how == "tuned_per_class" and apart]
     shared = [key for key in wanted if key not in alone]
-    found: list[Params] = []
+    candidates: list[Params] = []
     blocks: list[tuple[int, list[tuple[int, Any, int]]]] = []
     for values in itertools.product(*(grids[key] for key in shared)):
         base = {**fixed, **dict(zip(shared, values, strict=True))}
-        found.append(base)
+        candidates.append(base)
         deviations: list[tuple[int, Any, int]] = []
-        blocks.append((len(found) - 1, deviations))
+        blocks.append((len(candidates) - 1, deviations))
         for key in alone:
             for k, value in itertools.product(range(len(names)), grids[key][1:]):
-                deviations.append((k, (key, value), len(found)))
-                found.append({**base, key: {names[k]: value}})
-    if len(found) > _MOST:
+                deviations.append((k, (key, value), len(candidates)))
+                candidates.append({**base, key: {names[k]: value}})
+    if len(candidates) > _MOST:
         raise ConfigError(
-            f"{len(found):,} candidates for maps.postprocess with {', '.join(wanted)} tuned",
+            f"{len(candidates):,} candidates for maps.postprocess with {', '.join(wanted)} tuned",
             f"at most {_MOST}", "tune fewer parameters at once, or name fewer values in maps.postprocess.grid",
         )  # fmt: skip
-    return _Search(found, blocks)
+    return _Search(candidates, blocks)
 
 
 def _some(fold_of: np.ndarray, most: int) -> np.ndarray:
@@ -308,9 +312,16 @@ def _real(counts: np.ndarray) -> np.ndarray:
     return np.asarray(counts[..., 0].astype(np.int64) + counts[..., 2])
 
 
-def _scorer(metric: Metric, table: Table) -> Callable[[np.ndarray, np.ndarray], float]:
+def _scorer(
+    metric: Metric, table: Table, *, undefined: float | None = None
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """Return the function from counts of some rows to their score, or to `undefined` where there is none."""
+
     def score(counts: np.ndarray, rows: np.ndarray) -> float:
-        return metric(_real(counts), counts, table.select(rows))
+        if undefined is None:
+            return metric(_real(counts), counts, table.select(rows))
+        value = metric.or_none(_real(counts), counts, table.select(rows))
+        return undefined if value is None else value
 
     return score
 
@@ -355,7 +366,7 @@ def _sets_of_changes(
     Changes of such classes do not add up: to raise one class is to lower the others. So they are joined one by one, in
     the order of what each gains alone, and every set is to be counted.
     """
-    found: list[tuple[float, Params, list[tuple[float, str, int, Any]]]] = []
+    starts: list[tuple[float, Params, list[tuple[float, str, int, Any]]]] = []
     for base, deviations in search.blocks:
         start = score(counts[base])
         gains: dict[tuple[str, int], tuple[float, Any]] = {}
@@ -365,8 +376,8 @@ def _sets_of_changes(
                 gains[key, k] = gain, value
         changes = sorted(((gain, key, k, value) for (key, k), (gain, value) in gains.items()),
                          key=lambda change: (-change[0], change[1:3]))  # fmt: skip
-        found.append((start + (changes[0][0] if changes else 0.0), search.params[base], changes))
-    _, chosen, changes = max(found, key=lambda one: one[0])
+        starts.append((start + (changes[0][0] if changes else 0.0), search.params[base], changes))
+    _, chosen, changes = max(starts, key=lambda one: one[0])
     sets = [chosen]
     for _, key, k, value in changes:
         before = sets[-1].get(key)

@@ -135,31 +135,36 @@ def fit(stack: Stack, recipe: Recipe) -> Fit:
     return Fit(weights, recipe.decision.fit(stack.metric, stack.targets, stack.mixed(weights), stack.table))
 
 
-def _of_decided(metric: Metric, decision: Decision, found: dict[str, Any]) -> Metric:
+def _of_decided(metric: Metric, decision: Decision, fitted: dict[str, Any]) -> Metric:
     """Return the metric of predictions that are decided first: what weights are to be good for."""
 
     def function(targets: np.ndarray, values: np.ndarray, table: Rows) -> float:
-        return metric.function(targets, decision.apply(values, found), table)
+        return metric.function(targets, decision.apply(values, fitted), table)
 
     def per_row(targets: np.ndarray, values: np.ndarray, table: Rows) -> np.ndarray:
         assert metric.per_row is not None, "asked only of metrics that are means over rows"
-        return metric.per_row(targets, decision.apply(values, found), table)
+        return metric.per_row(targets, decision.apply(values, fitted), table)
 
     return replace(metric, function=function, per_row=None if metric.per_row is None else per_row)
 
 
-def applied(stack: Stack, recipe: Recipe, found: Fit) -> np.ndarray:
+def applied(stack: Stack, recipe: Recipe, fitted: Fit) -> np.ndarray:
     """Return [N, K] float32 predictions of a stack's rows by what was found, perhaps on other rows."""
-    mixed = stack.mixed(found.weights)
-    if recipe.decision is None or found.decided is None:
+    mixed = stack.mixed(fitted.weights)
+    if recipe.decision is None or fitted.decided is None:
         return mixed
-    return recipe.decision.apply(mixed, found.decided)
+    return recipe.decision.apply(mixed, fitted.decided)
 
 
-def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
+def evaluate(stack: Stack, recipe: Recipe, *, draws: int = _DRAWS) -> Outcome[Fit]:
     """Fit a recipe, and score it plain and nested.
 
     Where only one fold is trained, fifths of its rows (or groups) take the place of folds.
+
+    Args:
+        stack: the members.
+        recipe: what is fitted.
+        draws: of the scores' intervals.
 
     Raises:
         DataError: there is only one row or group.
@@ -169,28 +174,35 @@ def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
     if not recipe.fitted:
         whole = fit(stack, recipe)
         values = applied(stack, recipe, whole)
-        plain = _interval(stack, values)
+        plain = _interval(stack, values, draws)
         return Outcome(whole, plain, plain, values, stack.fold, {})
-    parts = stack.fold if len(np.unique(stack.fold)) > 1 else _fifths(stack)
+    parts = parts_of(stack.fold, stack.groups)
 
     def apply(whole: Fit, by_part: Mapping[int, Fit]) -> tuple[np.ndarray, np.ndarray]:
         values = applied(stack, recipe, whole)
         nested = np.empty_like(values)
-        for part, found in by_part.items():
-            nested[parts == part] = applied(stack.select(parts == part), recipe, found)
+        for part, fitted in by_part.items():
+            nested[parts == part] = applied(stack.select(parts == part), recipe, fitted)
         return values, nested
 
     return crossfit(
         parts,
         fit=lambda of: {part: fit(stack if part == WHOLE else stack.select(rows), recipe) for part, rows in of.items()},
         apply=apply,
-        score=lambda values: _interval(stack, values),
+        score=lambda values: _interval(stack, values, draws),
     )
 
 
-def _fifths(stack: Stack) -> np.ndarray:
-    """Return [N] int, five parts of the rows by lot; a group is in one of them."""
-    units = np.arange(len(stack.fold)) if stack.groups is None else np.unique(stack.groups, return_inverse=True)[1]
+def parts_of(fold: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Return [N] int, the parts that what is fitted is nested by: the folds, or five parts of the only one.
+
+    Args:
+        fold: [N] int, the fold of each row.
+        groups: [N] labels whose rows stay together, or None.
+    """
+    if len(np.unique(fold)) > 1:
+        return fold
+    units = np.arange(len(fold)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(units.max()) + 1  # two or more, or there were no interval
     order = np.random.default_rng(0).permutation(count)
     return np.asarray((order % min(5, count))[units])
@@ -207,16 +219,16 @@ def decided_by_part(recipe: Recipe, outcome: Outcome[Fit], values: np.ndarray, r
     """
     if recipe.decision is None:
         return values
-    made = np.empty(values.shape, dtype=np.float32)
-    for part, found in outcome.by_part.items():
+    decided = np.empty(values.shape, dtype=np.float32)
+    for part, fitted in outcome.by_part.items():
         inside = outcome.parts[rows] == part
-        assert found.decided is not None, "every part decided"
-        made[inside] = recipe.decision.apply(values[inside], found.decided)
-    return made
+        assert fitted.decided is not None, "every part decided"
+        decided[inside] = recipe.decision.apply(values[inside], fitted.decided)
+    return decided
 
 
-def _interval(stack: Stack, values: np.ndarray) -> Interval:
-    return interval(stack.metric, stack.targets, stack.measured(values), stack.table, groups=stack.groups)
+def _interval(stack: Stack, values: np.ndarray, draws: int) -> Interval:
+    return interval(stack.metric, stack.targets, stack.measured(values), stack.table, groups=stack.groups, draws=draws)
 
 
 # -- what each member adds ---------------------------------------------------------------------------------------
@@ -224,13 +236,13 @@ def _interval(stack: Stack, values: np.ndarray) -> Interval:
 
 def _adds(stack: Stack, whole: np.ndarray, without: list[np.ndarray], *, draws: int) -> list[Interval]:
     """Return how much better the whole is than each of [N, K] mixtures, larger is better whatever the metric."""
-    found = contrasts(
+    intervals = contrasts(
         stack.metric, stack.targets, stack.measured(whole), list(map(stack.measured, without)), stack.table,
         groups=stack.groups, draws=draws,
     )  # fmt: skip
     if stack.metric.maximise:
-        return found
-    return [replace(one, value=-one.value, low=-one.high, high=-one.low) for one in found]
+        return intervals
+    return [replace(one, value=-one.value, low=-one.high, high=-one.low) for one in intervals]
 
 
 def gains(stack: Stack, recipe: Recipe, outcome: Outcome[Fit]) -> list[dict[str, Any]]:
@@ -238,7 +250,8 @@ def gains(stack: Stack, recipe: Recipe, outcome: Outcome[Fit]) -> list[dict[str,
 
     `adds` is the nested score less that of the same mixtures without the member (the others keep their weights, and
     each fold its thresholds), larger is better whatever the metric. An interval around 0 says that it may be chance.
-    Members without weight add nothing; a single one, or the only one of a target, has nothing to be left out of.
+    Members without weight add nothing; a single one, or the only one of a target, has nothing to be left out of. A
+    member that some folds lack is scored `alone` on the rows of the others.
     """
     if recipe.combiner.ranks:
         stack = ranked_by_fold(stack)
@@ -247,19 +260,29 @@ def gains(stack: Stack, recipe: Recipe, outcome: Outcome[Fit]) -> list[dict[str,
     order = [int(member) for member in np.argsort(-weights, kind="stable")]
     used = [member for member in order if weights[member] > 0 and stack.complete(_without(weights, member))]
     without = [_nested(stack, recipe, outcome.parts, fits, leave_out=member) for member in used]
-    found = dict(zip(used, _adds(stack, outcome.values, without, draws=_DRAWS), strict=True)) if used else {}
+    gain_of = dict(zip(used, _adds(stack, outcome.values, without, draws=_DRAWS), strict=True)) if used else {}
     records = []
     for member in order:
         alone = np.zeros(len(weights))
         alone[member] = 1
         values = _nested(stack, recipe, outcome.parts, fits, only=alone) if stack.complete(alone) else None
-        gain = found.get(member)
+        score = None if values is None else _own_score(stack, member, values)
+        gain = gain_of.get(member)
         records.append(
             {"member": stack.names[member], "weight": float(weights[member]),
-             "alone": None if values is None else stack.score(values),
+             "alone": score,
              "adds": gain and gain.value, "low": gain and gain.low, "high": gain and gain.high}
         )  # fmt: skip
     return records
+
+
+def _own_score(stack: Stack, member: int, values: np.ndarray) -> float | None:
+    """Return the score of a member's predictions on the rows of the folds that have it; None where there is none."""
+    if stack.lent is None or not stack.lent[member].any():
+        return stack.score(values)
+    own = ~stack.lent[member]
+    few = stack.select(own)
+    return few.metric.or_none(few.targets, few.measured(values[own]), few.table)
 
 
 def _without(weights: np.ndarray, member: int) -> np.ndarray:
@@ -277,12 +300,12 @@ def _nested(
 ) -> np.ndarray:
     """Return nested predictions with other weights: those given, or the fitted ones less a member."""
     values = np.empty(stack.values.shape[1:], dtype=np.float32)
-    for part, found in fits.items():
+    for part, fitted in fits.items():
         rows = parts == part
-        weights = found.weights.copy() if only is None else only
+        weights = fitted.weights.copy() if only is None else only
         if leave_out is not None and weights.sum() > weights[leave_out]:
             weights[leave_out] = 0
-        values[rows] = applied(stack.select(rows), recipe, replace(found, weights=weights))
+        values[rows] = applied(stack.select(rows), recipe, replace(fitted, weights=weights))
     return values
 
 

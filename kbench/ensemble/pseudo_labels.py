@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -86,8 +87,8 @@ def chosen_rows(predictions: Predictions, sure: Sure) -> list[Chosen]:
     if predictions.task == "single_label":
         labels, shares = values.argmax(1), values.max(1)
         taken = np.flatnonzero(shares >= sure.threshold)
-        found = [Chosen(str(predictions.ids[row]), float(shares[row]), int(labels[row])) for row in taken]
-        by_class = ([one for one in found if one.label == k] for k in range(len(predictions.names)))
+        chosen = [Chosen(str(predictions.ids[row]), float(shares[row]), int(labels[row])) for row in taken]
+        by_class = ([one for one in chosen if one.label == k] for k in range(len(predictions.names)))
         return sorted((one for group in by_class for one in surest(group, sure.most)), key=lambda one: one.id)
     known = np.where(values >= sure.threshold, 1, np.where(values <= 1 - sure.threshold, 0, np.nan)).astype(np.float32)
     shares = (~np.isnan(known)).mean(1)
@@ -156,9 +157,29 @@ def write_pseudo(
     """
     check_task(task)
     masks = is_dense(task)
-    files.remove(path)  # what lies there counts no longer, even if this is not finished
-    written: dict[str, Path] = {}
-    counts = {}
+    draft = path.parent / f".tmp-{os.getpid()}-labels" / path.name  # what lies there counts until all is written
+    try:
+        counts = _drafted(draft, places, names=names, task=task, sure=sure)
+        files.remove(path)
+        written: dict[str, Path] = {}
+        for place in places:
+            written[place] = labels_file(path, place)
+            files.move(labels_file(draft, place), written[place])
+            if masks:
+                written[f"{place}-masks"] = masks_file(path, place)
+                files.move(masks_file(draft, place), written[f"{place}-masks"])
+    finally:
+        files.remove(draft.parent)
+    description = {"task": task, "names": list(names), "sure": asdict(sure), "places": counts, "origin": dict(origin)}
+    records.seal(path, description, parts=written, timed=False)
+    return description
+
+
+def _drafted(
+    path: Path, places: Mapping[str, Iterable[Chosen]], *, names: tuple[str, ...], task: str, sure: Sure
+) -> dict[str, Any]:
+    """Write the files of every place; return what is counted in each."""
+    masks, counts = is_dense(task), {}
     for place, rows in places.items():
         kept = surest(_stored(masks_file(path, place), rows, names=names), sure.most) if masks else list(rows)
         if not kept:
@@ -167,13 +188,9 @@ def write_pseudo(
                 f"a probability of {sure.threshold} (of at least {sure.least:.0%} of the pixels or labels)",
                 "lower --threshold or --least, or train the run better first",
             )
-        written[place] = files.write_text(labels_file(path, place), _csv(kept, names, task, masks=masks))
-        if masks:
-            written[f"{place}-masks"] = masks_file(path, place)
+        files.write_text(labels_file(path, place), _csv(kept, names, task, masks=masks))
         counts[place] = _counts(kept, names, task)
-    description = {"task": task, "names": list(names), "sure": asdict(sure), "places": counts, "origin": dict(origin)}
-    records.seal(path, description, parts=written, timed=False)
-    return description
+    return counts
 
 
 def _stored(path: Path, rows: Iterable[Chosen], *, names: tuple[str, ...]) -> Iterator[Chosen]:

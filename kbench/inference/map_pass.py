@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kbench.data.dataset import Draw, Loader, Normalise, cut
 from kbench.data.images.cache import Images
 from kbench.data.whole_images import Group, WholeImages, batch_size, group, pixels_at_once
+from kbench.inference.clock import Clock, timing
 from kbench.inference.map_store import Row
 from kbench.inference.maps import MapMaker
 from kbench.metrics.maps import measured
@@ -36,6 +37,7 @@ class MapMember:
         precision: of the forward pass.
         weight: its share of the mean, relative to the others.
         units: of a regression's targets, where it answers in standardised ones.
+        checksum: of its weights, which tells it from other models.
     """
 
     name: str
@@ -44,6 +46,7 @@ class MapMember:
     precision: Precision
     weight: float = 1.0
     units: Units | None = None
+    checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class MapJob:
         make: windows and views.
         most: images at once at most.
         workers: loader processes.
+        clock: told how long each model takes.
     """
 
     rows: np.ndarray
@@ -67,16 +71,17 @@ class MapJob:
     make: MapMaker
     most: int
     workers: int = 0
+    clock: Clock | None = None
 
 
 def readings(job: MapJob, members: Sequence[MapMember]) -> list[tuple[str, int | None, bool]]:
     """Return what is measured: (name, member or None for the mean, plain view or all views); the mean comes last."""
     ways = [True, False] if len(job.make.views) > 1 else [False]
     single = [(place, way) for way in ways for place in range(len(members))] if len(members) > 1 else []
-    found: list[tuple[str, int | None, bool]] = [
+    single_readings: list[tuple[str, int | None, bool]] = [
         (f"{members[place].name}{', plain view' if way and len(ways) > 1 else ''}", place, way) for place, way in single
     ]
-    return [*found, *((f"mean{', plain view' if way and len(ways) > 1 else ''}", None, way) for way in ways)]
+    return [*single_readings, *((f"mean{', plain view' if way and len(ways) > 1 else ''}", None, way) for way in ways)]
 
 
 def stream(job: MapJob, members: Sequence[MapMember]) -> Iterator[Row]:
@@ -115,8 +120,11 @@ def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, R
     worth: dict[tuple[int | None, bool], Tensor] = {}
     totals: dict[bool, Tensor] = {}
     for place, member in enumerate(shelf.members):
-        shown = shelf.normaliser(place)(images)
-        maps, plain = make(shelf.model(place, shown), shown, member.precision)
+        shown = shelf.normaliser(place)(images, some.regions)
+        with timing(None if shelf.has(place) else job.clock, (), device):
+            model = shelf.model(place, shown)
+        with timing(job.clock, [member.checksum], device):
+            maps, plain = make(model, shown, member.precision)
         if member.units is not None:
             maps, plain = member.units.restored(maps), member.units.restored(plain)
         for way, values in ((False, maps), (True, plain)):
@@ -128,8 +136,8 @@ def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, R
     means = {way: make.mean.back(total) for way, total in totals.items()}
     if target is not None:
         worth.update({(None, way): measured(mean, target, make.task) for way, mean in means.items()})
-    found = [worth[place, way] for _, place, way in readings(job, shelf.members)] if worth else []
-    stacked = torch.stack(found, dim=1).cpu().numpy() if found else None  # [b, R, K, 3]
+    counts = [worth[place, way] for _, place, way in readings(job, shelf.members)] if worth else []
+    stacked = torch.stack(counts, dim=1).cpu().numpy() if counts else None  # [b, R, K, 3]
     maps_here = means[False].cpu().numpy()
     for position, row in enumerate(some.rows):
         yield row, Row(maps_here[position], None if stacked is None else stacked[position])
@@ -166,8 +174,9 @@ def sampled(job: MapJob, members: Sequence[MapMember], *, pixels: int) -> Iterat
         places = torch.linspace(0, target.shape[-1] - 1, min(pixels, target.shape[-1]), device=make.device).long()
         values = []
         for place, member in enumerate(shelf.members):
-            shown = shelf.normaliser(place)(images)
+            shown = shelf.normaliser(place)(images, some.regions)
             maps, _ = make(shelf.model(place, shown), shown, member.precision)
+            maps = maps if member.units is None else member.units.restored(maps)
             values.append(maps.flatten(2)[..., places])
         stacked, truth = torch.stack(values, 1).cpu().numpy(), target[..., places].cpu().numpy()
         for position, row in enumerate(some.rows):
@@ -178,8 +187,10 @@ def views_apart(job: MapJob, member: MapMember) -> Iterator[tuple[int, np.ndarra
     """Yield (row, [1 + n, K, H, W] float32), each view of a row as one model says it, in any order of rows."""
     shelf, make = _Shelf([member], job.make.device), job.make
     for some in _groups(job, member.scale):
-        shown = shelf.normaliser(0)(some.images.to(make.device, non_blocking=True))
-        stacked = torch.stack(list(make.apart(shelf.model(0, shown), shown, member.precision)), 1).cpu().numpy()
+        shown = shelf.normaliser(0)(some.images.to(make.device, non_blocking=True), some.regions)
+        views = list(make.apart(shelf.model(0, shown), shown, member.precision))
+        views = views if member.units is None else [member.units.restored(view) for view in views]
+        stacked = torch.stack(views, 1).cpu().numpy()
         yield from zip(some.rows, stacked, strict=True)
 
 
@@ -204,6 +215,10 @@ class _Shelf:
             self._kept[place] = model
             fold(model, images[..., :PROBE, :PROBE])
         return model
+
+    def has(self, place: int) -> bool:
+        """Return whether a member's model stays loaded."""
+        return place in self._kept
 
     def normaliser(self, place: int) -> nn.Module:
         """Return the normalisation of a member."""

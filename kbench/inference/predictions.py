@@ -74,11 +74,11 @@ class Predictions:
             PredictionError: some of the ids are not predicted.
         """
         rows = np.searchsorted(self.ids, ids)
-        found = rows < len(self.ids)
-        found[found] = self.ids[rows[found]] == ids[found]
-        if not found.all():
+        known = rows < len(self.ids)
+        known[known] = self.ids[rows[known]] == ids[known]
+        if not known.all():
             raise PredictionError(
-                f"{int((~found).sum()):,} ids are not predicted: {first_names([str(name) for name in ids[~found]])}",
+                f"{int((~known).sum()):,} ids are not predicted: {first_names([str(name) for name in ids[~known]])}",
                 "a prediction for every id",
                 "`kbench predict --force`",
             )

@@ -123,8 +123,8 @@ class Metric:
         else:
             names = len(table.target_names)
             predictions = np.random.default_rng(0).dirichlet(np.ones(names), len(targets)).astype(np.float32)
-        found = self.or_none(targets, predictions, table)
-        return _why_undefined(targets, table) if found is None else ""
+        score = self.or_none(targets, predictions, table)
+        return _why_undefined(targets, table) if score is None else ""
 
     def better(self, new: float, old: float) -> bool:
         """Return whether `new` is strictly better than `old`; NaN is never better, and anything beats NaN."""

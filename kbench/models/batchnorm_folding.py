@@ -33,8 +33,8 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
     model.eval()
     if not _foldable(model):
         return model
-    made = copy.deepcopy(model)
-    return made if fold(made, images) else model
+    folded_model = copy.deepcopy(model)
+    return folded_model if fold(folded_model, images) else model
 
 
 @torch.no_grad()
@@ -100,16 +100,16 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _observed(model: nn.Module, probe: Tensor) -> tuple[Tensor, list[tuple[nn.Conv2d, _BatchNorm]]]:
     """Return what the model answers, and the norms that are given exactly what a convolution made."""
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors are held, so no two share an id
-    given: list[tuple[_BatchNorm, Tensor]] = []
+    scaled: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensors are held, so no two share an id
+    shifted: list[tuple[_BatchNorm, Tensor]] = []
     calls: Counter[int] = Counter()
 
     def hook(module: Any, inputs: Any, output: Any) -> None:
         calls[id(module)] += 1
         if isinstance(module, nn.Conv2d):
-            made[id(output)] = (module, output)
+            scaled[id(output)] = (module, output)
         else:
-            given.append((module, inputs[0]))
+            shifted.append((module, inputs[0]))
 
     watched = [module for module in model.modules() if isinstance(module, nn.Conv2d) or _is_norm(module)]
     hooks = [module.register_forward_hook(hook) for module in watched]
@@ -118,7 +118,7 @@ def _observed(model: nn.Module, probe: Tensor) -> tuple[Tensor, list[tuple[nn.Co
     finally:
         for one in hooks:
             one.remove()
-    followed = [(made[id(tensor)][0], norm) for norm, tensor in given if id(tensor) in made]
+    followed = [(scaled[id(tensor)][0], norm) for norm, tensor in shifted if id(tensor) in scaled]
     once = Counter(id(conv) for conv, _ in followed)
     pairs = [(conv, norm) for conv, norm in followed
              if calls[id(conv)] == calls[id(norm)] == once[id(conv)] == 1 and "weight" in conv._parameters]  # fmt: skip

@@ -92,14 +92,14 @@ def read_body(paths: FoldPaths, digest: str) -> Tensors:
         CheckpointError: it is missing or damaged.
     """
     path = paths.body(digest)
-    found = read_checkpoint(path)
-    if found is None:
+    checkpoint = read_checkpoint(path)
+    if checkpoint is None:
         raise CheckpointError(
             f"the frozen body '{path}' is missing or damaged",
             "the weights that were kept beside the folds",
             "bring the file back, or train the run again with `--force`",
         )
-    return read_tensors(found.tensors)
+    return read_tensors(checkpoint.tensors)
 
 
 def snapshot_tensors(checkpoint: Checkpoint) -> Tensors:
@@ -196,11 +196,11 @@ def load_pretrained(body: nn.Module, tensors: Mapping[str, torch.Tensor], *, fil
         CheckpointError: names or shapes do not fit.
     """
     own = body.state_dict()
-    given = {name.removeprefix("module.").removeprefix("body."): tensor for name, tensor in tensors.items()}
-    given = _as_named(given, own)
-    given = _adapt_stem(body, given, own)
-    missing = [name for name in own if name not in given and not name.endswith("num_batches_tracked")]
-    shapes = [name for name in own if name in given and given[name].shape != own[name].shape]
+    weights = {name.removeprefix("module.").removeprefix("body."): tensor for name, tensor in tensors.items()}
+    weights = _as_named(weights, own)
+    weights = _adapt_stem(body, weights, own)
+    missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
+    shapes = [name for name in own if name in weights and weights[name].shape != own[name].shape]
     if missing or shapes:
         raise CheckpointError(
             f"'{file}' does not fit the backbone: "
@@ -212,8 +212,8 @@ def load_pretrained(body: nn.Module, tensors: Mapping[str, torch.Tensor], *, fil
             "weights of the same timm model, created with the same options",
             "correct model.backbone or model.options (such as `create: {pad_type: same}`)",
         )
-    body.load_state_dict({name: given.get(name, own[name]) for name in own})
-    return sorted(set(given) - set(own))
+    body.load_state_dict({name: weights.get(name, own[name]) for name in own})
+    return sorted(set(weights) - set(own))
 
 
 def joined(name: str) -> str:
@@ -221,12 +221,12 @@ def joined(name: str) -> str:
     return name.removeprefix("model.").replace(".", "_")
 
 
-def _as_named(given: Tensors, own: Tensors) -> Tensors:
+def _as_named(tensors: Tensors, own: Tensors) -> Tensors:
     names = {joined(name): name for name in own}
-    return {name if name in own else names.get(joined(name), name): tensor for name, tensor in given.items()}
+    return {name if name in own else names.get(joined(name), name): tensor for name, tensor in tensors.items()}
 
 
-def _adapt_stem(body: nn.Module, given: Tensors, own: Tensors) -> Tensors:
+def _adapt_stem(body: nn.Module, tensors: Tensors, own: Tensors) -> Tensors:
     from timm.models import adapt_input_conv
 
     config = getattr(body, "pretrained_cfg", {})
@@ -234,6 +234,6 @@ def _adapt_stem(body: nn.Module, given: Tensors, own: Tensors) -> Tensors:
     names = {joined(name): name for name in own}
     for stem in (stems,) if isinstance(stems, str) else stems:
         name = names.get(joined(f"{stem}.weight"), "")
-        if name in given and name in own and given[name].shape[1:2] == (3,) and own[name].shape[1] != 3:
-            given = {**given, name: adapt_input_conv(own[name].shape[1], given[name])}
-    return given
+        if name in tensors and name in own and tensors[name].shape[1:2] == (3,) and own[name].shape[1] != 3:
+            tensors = {**tensors, name: adapt_input_conv(own[name].shape[1], tensors[name])}
+    return tensors

@@ -302,7 +302,7 @@ def _feature_shape(body: nn.Module, in_channels: int, size: tuple[int, int], *, 
     was = body.training
     body.eval()
     try:
-        made = body(torch.zeros(1, in_channels, *size))
+        maps = body(torch.zeros(1, in_channels, *size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"the backbone does not take images of {size[0]} x {size[1]}: {error}",
@@ -310,7 +310,7 @@ def _feature_shape(body: nn.Module, in_channels: int, size: tuple[int, int], *, 
             "correct input.size, such as 224, or choose another model.backbone",
         ) from error
     body.train(was)
-    if not isinstance(made, torch.Tensor) or made.ndim not in dims:
+    if not isinstance(maps, torch.Tensor) or maps.ndim not in dims:
         raise ConfigError(
             "the backbone gives neither feature maps nor tokens"
             if 3 in dims
@@ -318,7 +318,7 @@ def _feature_shape(body: nn.Module, in_channels: int, size: tuple[int, int], *, 
             "one that does",
             "choose another model.backbone, or another `head` in model.options",
         )
-    return _channels_first(body, made).shape
+    return _channels_first(body, maps).shape
 
 
 def _halves(body: Any) -> list[list[str]]:

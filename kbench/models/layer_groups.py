@@ -37,8 +37,8 @@ def layer_groups(model: nn.Module) -> Layers:
 def _group_of(name: str, where: dict[str, int]) -> int:
     if name in where:
         return where[name]
-    found = [prefix for prefix in where if name.startswith(prefix)]
-    return where[max(found, key=len)] if found else 0
+    prefixes = [prefix for prefix in where if name.startswith(prefix)]
+    return where[max(prefixes, key=len)] if prefixes else 0
 
 
 def chosen(groups: Literal["all", "head"] | Sequence[int], count: int) -> list[int]:

@@ -33,6 +33,25 @@ _WIDTHS = (256, 128, 64, 32, 16)  # of U-Nets, deepest block first
 _SQUEEZE = 16  # by how much scSE reduces channels
 
 
+class _Exact(nn.Module):
+    """What a layer becomes by `exactly`: its own class with this one before it."""
+
+    def forward(self, *maps: Any) -> Any:
+        """Compute in fp32, whatever the pass around it does."""
+        with torch.autocast(maps[0].device.type, enabled=False):
+            return super().forward(*(one.float() for one in maps))
+
+
+def exactly(layer: nn.Module) -> nn.Module:
+    """Have a layer of maps compute in fp32 in passes of any precision; it stays the same object with the same weights.
+
+    A last layer in bf16 says numbers in steps: of 2 at 300. In fp32 it costs next to nothing.
+    """
+    kind = type(layer)
+    layer.__class__ = type(kind.__name__, (_Exact, kind), {})
+    return layer
+
+
 class Segmenter(nn.Module):
     """A network of images [B, C, H, W] to logits [B, K, H, W], for any H and W.
 
@@ -51,8 +70,14 @@ class Segmenter(nn.Module):
         super().__init__()
         self.net, self._body = net, body
         self.divisor, self.least = divisor, max(least, divisor)
-        self.config = config
+        self.config, self._marks = config, tuple(marks)
         self.layer_prefixes = [*_halves(self.body, f"net.{body}.", marks), ["net."]]
+
+    def around(self, net: nn.Module) -> Segmenter:
+        """Return the same around another network that has this one's encoder by the same name."""
+        return Segmenter(
+            net, body=self._body, marks=self._marks, divisor=self.divisor, least=self.least, config=self.config
+        )
 
     @property
     def body(self) -> nn.Module:
@@ -114,6 +139,7 @@ def smp(
     _backbone: str,
     _pretrained: bool = False,
     _size: tuple[int, int] = (224, 224),
+    _task: str = "segmentation",
     decoder: Decoder = "unet",
     decoder_attention: Literal["scse"] | None = None,
     decoder_channels: int | list[int] | None = None,
@@ -131,6 +157,7 @@ def smp(
         _backbone: name of a timm model; `dpt` takes vision transformers, the others models with feature maps.
         _pretrained: fetch timm's weights from their hub.
         _size: image height and width, for the messages; images may have any size.
+        _task: the competition's; numbers come from a last layer in fp32.
         decoder: the architecture.
         decoder_attention: `scse` puts squeeze and excitation of channels and places into every block (U-Nets).
         decoder_channels: a width per block, deepest first (U-Nets, `manet`); a single width elsewhere.
@@ -152,16 +179,19 @@ def smp(
         decoder, depth, attention=decoder_attention, channels=decoder_channels, dropout=dropout,
         interpolation=interpolation,
     )  # fmt: skip
-    given = {**options, **(decode or {}), **(create or {})}
-    with making(_backbone, pretrained=_pretrained, size=_size, options={"decoder": decoder, **given}):
+    settings = {**options, **(decode or {}), **(create or {})}
+    with making(_backbone, pretrained=_pretrained, size=_size, options={"decoder": decoder, **settings}):
+        headless = {"num_classes": 0, "global_pool": ""} if decoder == "dpt" else {}
         build = segmentation_models_pytorch.MODEL_ARCHITECTURES_MAPPING[decoder]
         net: Any = build(
             f"tu-{_backbone}", encoder_depth=depth, encoder_weights=True if _pretrained else None,
             in_channels=in_channels, classes=n_outputs,
-            **{**any_size(_backbone), **({"num_classes": 0, "global_pool": ""} if decoder == "dpt" else {}), **given},
+            **{**any_size(_backbone), **headless, **settings},
         )  # fmt: skip
         if dropout and not facts.dropout:
             net.segmentation_head = nn.Sequential(nn.Dropout2d(dropout), net.segmentation_head)
+        if _task == "dense_regression":
+            exactly(net.segmentation_head)
         stride, body = int(net.encoder.output_stride), net.encoder.model
         if decoder == "dpt":
             body.norm = nn.Identity()  # behind the last maps it takes

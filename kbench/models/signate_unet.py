@@ -12,7 +12,7 @@ from torch import nn
 
 from kbench.errors import ConfigError, check_number
 from kbench.models.classifier import check_backbone, making
-from kbench.models.segmenter import Segmenter
+from kbench.models.segmenter import Segmenter, exactly
 from kbench.registry import register
 from kbench.tasks import DENSE
 
@@ -89,6 +89,7 @@ def resnet_unet(
     _backbone: str,
     _pretrained: bool = False,
     _size: tuple[int, int] = (256, 256),
+    _task: str = "segmentation",
     filters: int = 32,
     deconv: bool = False,
     dropout: float = 0.0,
@@ -102,6 +103,7 @@ def resnet_unet(
         _backbone: a ResNet of timm: resnet18, 34, 50, 101, 152 are torchvision's, and take its weights files.
         _pretrained: fetch timm's weights from their hub.
         _size: image height and width, for the messages; images may have any size.
+        _task: the competition's; numbers come from a last layer in fp32.
         filters: the widths of the decoder are 1, 2, 4 and 8 times as many.
         deconv: enlarge by transposed convolutions instead of repeating pixels.
         dropout: of whole maps before the last layer.
@@ -126,4 +128,6 @@ def resnet_unet(
             "correct model.backbone, or take `model: {name: smp}`",
         )  # fmt: skip
     net = _ResNetUNet(encoder, n_outputs, filters=filters, deconv=deconv, dropout=dropout)
+    if _task == "dense_regression":
+        exactly(net.final)
     return Segmenter(net, body="encoder", marks=("act1", *_STAGES), divisor=_DIVISOR, least=_DIVISOR, config=config)

@@ -145,8 +145,8 @@ def size_table(sizes: Mapping[str, Sizes], *, limit: int = 10) -> list[dict[str,
     """Return the commonest image sizes of each split: `split`, `height`, `width`, `channels`, `images`."""
     return [
         {"split": split, "height": size[0], "width": size[1], "channels": size[2], "images": count}
-        for split, found in sizes.items()
-        for size, count in Counter(found).most_common(limit)
+        for split, sizes_of_split in sizes.items()
+        for size, count in Counter(sizes_of_split).most_common(limit)
     ]
 
 
@@ -161,7 +161,7 @@ def draw_sizes(sizes: Mapping[str, Sizes], path: Path) -> Path:
     looks = (("height", "pixels"), ("width", "pixels"), ("width / height", "aspect"))
     for place, (what, unit) in enumerate(looks):
         axes = figure.add_subplot(1, 3, place + 1)
-        columns = {split: _column(found, place) for split, found in sizes.items() if found}
+        columns = {split: _column(sizes_of_split, place) for split, sizes_of_split in sizes.items() if sizes_of_split}
         bins = _bins([values for values, _ in columns.values()])
         for colour, (split, (values, weights)) in zip(SERIES, columns.items(), strict=False):
             share = weights / weights.sum()
@@ -189,12 +189,12 @@ def _bins(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 def missing_table(table: Table) -> list[dict[str, Any]]:
     """Return what is not known of the rows: `column`, `missing`, `share`; columns without a gap are left out."""
-    found: list[tuple[str, int]] = []
+    gaps: list[tuple[str, int]] = []
     if table.targets is not None and table.targets.ndim == 2:
         unknown = np.isnan(table.targets).sum(axis=0)
-        found += [(str(name), int(count)) for name, count in zip(table.target_names, unknown, strict=True)]
+        gaps += [(str(name), int(count)) for name, count in zip(table.target_names, unknown, strict=True)]
     if table.meta is not None:
         for name in table.meta.columns:
             cells = np.char.lower(np.char.strip(table.column(str(name)).astype(str)))
-            found.append((str(name), int(np.isin(cells, ("", "nan", "na", "null", "none")).sum())))
-    return [{"column": name, "missing": count, "share": count / max(1, len(table))} for name, count in found if count]
+            gaps.append((str(name), int(np.isin(cells, ("", "nan", "na", "null", "none")).sum())))
+    return [{"column": name, "missing": count, "share": count / max(1, len(table))} for name, count in gaps if count]

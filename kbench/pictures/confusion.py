@@ -151,9 +151,9 @@ def draw_label_confusion(counts: np.ndarray, names: Sequence[str], path: Path, *
     line = min(0.28, _LARGEST / k)
     figure, axes = new_figure(width=8, height=k * line + 1.4)
     places = np.arange(k)
-    found, missed, extra = counts[:, 1, 1], counts[:, 1, 0], counts[:, 0, 1]
-    axes.barh(places, found, color=RIGHT, label="found")
-    axes.barh(places, missed, left=found, color=MUTED, label="missed")
+    right, missed, extra = counts[:, 1, 1], counts[:, 1, 0], counts[:, 0, 1]
+    axes.barh(places, right, color=RIGHT, label="found")
+    axes.barh(places, missed, left=right, color=MUTED, label="missed")
     axes.barh(places, -extra, color=WRONG, label="said, but not there")
     axes.axvline(0, color="0.3", linewidth=0.8)
     axes.set_yticks(places, [shorten(name, 30) for name in names], fontsize=min(9.0, line * 60))

@@ -2,8 +2,8 @@
 
 Schedules are pure functions of the update, so the picture of the rates is exact; a rate that is still to be found is
 drawn in units of itself. Losses, scores and range tests are drawn from the folds' logs and CSVs alone. What members add
-is counted out of fold, so for the rows no model of the mean has seen; a member is a snapshot, such as `cycles-2`, of
-every fold. To show more of a stage, add a field to `StageRates`; to compare other mixtures, hand `stacked` other names.
+is counted out of fold, so for the rows no model of the mean has seen; a member is a snapshot, such as `cycles-2`. To
+show more of a stage, add a field to `StageRates`; to compare other mixtures, hand `stacked` other names.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import pandas as pd
 
 from kbench import records
 from kbench.data.table.table import Table
-from kbench.ensemble.average import aligned, average, concat
+from kbench.ensemble.average import aligned, average, concat, member_names
 from kbench.ensemble.bootstrap import interval, paired
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import Metric
 from kbench.pictures.figures import MUTED, SERIES, blank_figure, new_figure, save_figure, shorten, tidy
-from kbench.training.lr_finder import LRCurve, shown
+from kbench.training.lr_finder import TENTH, LRCurve, shown
 from kbench.workspace import FoldPaths
 
 _POINTS = 4000  # of a curve; longer ones are thinned
@@ -104,7 +104,7 @@ def _thinned(count: int) -> np.ndarray:
 
 
 Members = Mapping[int | str, Mapping[str, Predictions]]
-"""fold -> member -> predictions of the fold's rows; members in the order they were trained."""
+"""fold -> member -> predictions of the fold's rows; the same members for every fold, in the order of training."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,6 @@ class Judge:
     def values(self, predictions: Predictions) -> np.ndarray:
         """Return [N, K] in the table's order, decided."""
         return self.decide(aligned(predictions, ids=self.table.ids, names=self.table.target_names))
-
-
-def member_names(members: Members) -> list[str]:
-    """Return the members that every fold has, in the order they were trained."""
-    first, *others = members.values()
-    return [name for name in first if all(name in other for other in others)]
 
 
 def stacked(members: Members, names: Sequence[str], *, mean: Literal["arithmetic", "geometric"]) -> Predictions:
@@ -160,9 +154,9 @@ def growing(judge: Judge, members: Members) -> list[dict[str, Any]]:
     records = []
     for what, chosen in steps:
         values = judge.values(stacked(members, chosen, mean=judge.mean))
-        made = interval(judge.metric, targets, values, judge.table, groups=judge.groups)
-        records.append({"ensemble": what, "members": len(chosen), "score": made.value, "low": made.low,
-                        "high": made.high})  # fmt: skip
+        score = interval(judge.metric, targets, values, judge.table, groups=judge.groups)
+        records.append({"ensemble": what, "members": len(chosen), "score": score.value, "low": score.low,
+                        "high": score.high})  # fmt: skip
     return records
 
 
@@ -297,7 +291,8 @@ def _robust(axes: Any, columns: Sequence[np.ndarray]) -> None:
 def read_curve(csv: Path) -> LRCurve:
     """Return the learning-rate range test of a CSV."""
     frame = pd.read_csv(csv)
-    return LRCurve(tuple(frame["lr"]), tuple(frame["loss"]), tuple(frame.get("valid_loss", ())))
+    divide = float(frame["divide"].iloc[0]) if "divide" in frame else TENTH
+    return LRCurve(tuple(frame["lr"]), tuple(frame["loss"]), tuple(frame.get("valid_loss", ())), divide)
 
 
 def draw_range_tests(curves: Mapping[str, Path], path: Path) -> Path:

@@ -70,17 +70,17 @@ def judge(
     right, among = np.empty(len(targets), dtype=bool), np.ones(len(targets), dtype=bool)
     spread = _spread(targets) if task == "regression" and target is None else np.ones(1)
     for rows in blocks(predictions.shape):
-        wanted, given = targets[rows], np.asarray(predictions[rows], dtype=np.float64)
+        wanted, values = targets[rows], np.asarray(predictions[rows], dtype=np.float64)
         if task == "single_label":
-            truth[rows], right[rows], margin[rows] = _class_block(wanted, given)
+            truth[rows], right[rows], margin[rows] = _class_block(wanted, values)
             among[rows] = True if target is None else wanted == target
             continue
         columns = slice(None) if target is None else slice(target, target + 1)
-        wanted, given = wanted[:, columns], given[:, columns]
+        wanted, values = wanted[:, columns], values[:, columns]
         if task == "regression":
-            truth[rows], among[rows] = _number_block(wanted, given, spread)
+            truth[rows], among[rows] = _number_block(wanted, values, spread)
         else:
-            truth[rows], right[rows], margin[rows], concerned = _label_block(wanted, given, threshold)
+            truth[rows], right[rows], margin[rows], concerned = _label_block(wanted, values, threshold)
             among[rows] = concerned if target is not None else ~np.isnan(wanted).all(axis=1)
     return Judged(truth, None, None, among) if task == "regression" else Judged(truth, right, margin, among)
 
@@ -94,26 +94,26 @@ def _spread(targets: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(spread > 0, spread, 1))
 
 
-def _class_block(targets: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    truth = np.take_along_axis(given, targets[:, None], axis=1)[:, 0]
-    best = np.partition(given, -2, axis=1)[:, -2:] if given.shape[1] > 1 else np.pad(given, ((0, 0), (1, 0)))
-    return truth, given.argmax(axis=1) == targets, best[:, 1] - best[:, 0]
+def _class_block(targets: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    truth = np.take_along_axis(values, targets[:, None], axis=1)[:, 0]
+    best = np.partition(values, -2, axis=1)[:, -2:] if values.shape[1] > 1 else np.pad(values, ((0, 0), (1, 0)))
+    return truth, values.argmax(axis=1) == targets, best[:, 1] - best[:, 0]
 
 
-def _number_block(targets: np.ndarray, given: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _number_block(targets: np.ndarray, values: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     known = ~np.isnan(targets)
-    errors = np.where(known, np.abs(given - targets) / spread, -np.inf)
+    errors = np.where(known, np.abs(values - targets) / spread, -np.inf)
     return -errors.max(axis=1), known.any(axis=1)
 
 
 def _label_block(
-    targets: np.ndarray, given: np.ndarray, threshold: float | Sequence[float]
+    targets: np.ndarray, values: np.ndarray, threshold: float | Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     known = ~np.isnan(targets)
     limits = np.asarray(threshold, dtype=np.float64)
-    has, said = known & (targets > 0.5), known & (given > limits)
-    truth = np.where(known, np.where(has, given, 1 - given), 1).min(axis=1)
-    margin = np.where(known, np.abs(given - limits), 1).min(axis=1)
+    has, said = known & (targets > 0.5), known & (values > limits)
+    truth = np.where(known, np.where(has, values, 1 - values), 1).min(axis=1)
+    margin = np.where(known, np.abs(values - limits), 1).min(axis=1)
     return truth, (has == said).all(axis=1), margin, (has | said).any(axis=1)
 
 

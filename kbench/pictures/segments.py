@@ -32,8 +32,8 @@ VOID = (96, 96, 96)  # what is not known
 def class_colours(n: int) -> np.ndarray:
     """Return [n, 3] uint8 colours that can be told apart: hues by the golden ratio, in turn light and dark."""
     tints = ((0.75, 1.0), (0.95, 0.75), (0.5, 0.95))
-    found = [colorsys.hsv_to_rgb((0.6 + k * 0.61803399) % 1, *tints[k % 3]) for k in range(n)]
-    return (np.array(found).reshape(n, 3) * 255).round().astype(np.uint8)
+    colours = [colorsys.hsv_to_rgb((0.6 + k * 0.61803399) % 1, *tints[k % 3]) for k in range(n)]
+    return (np.array(colours).reshape(n, 3) * 255).round().astype(np.uint8)
 
 
 def paint(mask: np.ndarray, colours: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
@@ -163,15 +163,15 @@ def class_rows(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]
     """
     total = counts.sum(0, dtype=np.float64)
     real = total[:, 0] + total[:, 2]
-    found = []
+    records = []
     for k, name in enumerate(names):
         tp, fp, fn = total[k].tolist()
-        found.append({
+        records.append({
             "class": name, "images": int((counts[:, k, 0] + counts[:, k, 2] > 0).sum()),
             "pixels": _ratio(real[k], real.sum()), "iou": _ratio(tp, tp + fp + fn),
             "dice": _ratio(2 * tp, 2 * tp + fp + fn), "recall": _ratio(tp, tp + fn), "precision": _ratio(tp, tp + fp),
         })  # fmt: skip
-    return found
+    return records
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -132,8 +132,8 @@ def slices_of(table: Table, column: str) -> tuple[np.ndarray, list[str]]:
     numbers = pd.to_numeric(known, errors="coerce").to_numpy(dtype=np.float64)
     numeric = len(numbers) > 0 and bool(np.isfinite(numbers).all())
     if len(counts) > _MOST_VALUES and numeric:
-        found, names = _ranges(numbers)
-        values = pd.Series(found, index=known.index, dtype=object).reindex(values.index, fill_value="(empty)")
+        ranges, names = _ranges(numbers)
+        values = pd.Series(ranges, index=known.index, dtype=object).reindex(values.index, fill_value="(empty)")
     elif len(counts) > _MOST_VALUES:
         kept = sorted(set(counts.sort_index().sort_values(ascending=False, kind="stable").index[: _MOST_VALUES - 1]))
         values = values.where(values.isin(kept), "(other)")
@@ -185,19 +185,19 @@ def slice_table(
     for place, name in enumerate(names):
         rows = slices == place
         part = table.select(rows)
-        found = _score(metric, part, predictions[rows], None if groups is None else groups[rows], draws)
-        records.append({column: name, "rows": int(rows.sum()), **found})
+        score = _score(metric, part, predictions[rows], None if groups is None else groups[rows], draws)
+        records.append({column: name, "rows": int(rows.sum()), **score})
     return records
 
 
 def _score(
     metric: Metric, table: Table, predictions: np.ndarray, groups: np.ndarray | None, draws: int
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {"score": None, "low": None, "high": None, "note": ""}
+    record: dict[str, Any] = {"score": None, "low": None, "high": None, "note": ""}
     try:
-        found["score"] = metric(table.targets, predictions, table)
-        made = interval(metric, np.asarray(table.targets), predictions, table, groups=groups, draws=draws)
-        found |= {"low": made.low, "high": made.high}
+        record["score"] = metric(table.targets, predictions, table)
+        range_of = interval(metric, np.asarray(table.targets), predictions, table, groups=groups, draws=draws)
+        record |= {"low": range_of.low, "high": range_of.high}
     except DataError as error:  # few rows: said in the record, the other slices still count
-        found["note"] = error.what
-    return found
+        record["note"] = error.what
+    return record

@@ -27,30 +27,32 @@ _PANELS = 8  # images of a sheet
 _PIXELS = 200  # images whose pixels a confusion matrix counts at most
 
 
-def sections(look: Look, found: dict[str, Any]) -> list[Section]:
+def sections(look: Look, summary: dict[str, Any]) -> list[Section]:
     """Return the chapters of a dense task.
 
     Args:
         look: the run.
-        found: what the command returns; `growth`, `classes` (of masks) or `targets` and `deciles` (of numbers) and
+        summary: what the command returns; `growth`, `classes` (of masks) or `targets` and `deciles` (of numbers) and
             `slices` are added, and `test` with a solution.
     """
     sent = look.oof.sent()
-    where = _numbers(look, sent, found) if isinstance(sent, NumberSet) else _classes(look, cast(MaskSet, sent), found)
-    return [_growth(look, found), where, _slices(look, found), _panels(look, sent)]
+    where = (
+        _numbers(look, sent, summary) if isinstance(sent, NumberSet) else _classes(look, cast(MaskSet, sent), summary)
+    )
+    return [_growth(look, summary), where, _slices(look, summary), _panels(look, sent)]
 
 
-def _growth(look: Look, found: dict[str, Any]) -> Section:
-    found["growth"] = look.oof.score["growth"]
-    grid = look.grid(found["growth"], "growth.csv", "gain: what the last one adds to this one, out of fold")
+def _growth(look: Look, summary: dict[str, Any]) -> Section:
+    summary["growth"] = look.oof.score["growth"]
+    grid = look.grid(summary["growth"], "growth.csv", "gain: what the last one adds to this one, out of fold")
     text = (
         "A snapshot alone and its plain view, the mean of snapshots, the mean over views, and what the post-process "
         "makes of it, where there is one. Folds show on test rows only."
     )
     if not look.options.solution:
         return Section("Snapshots and views", text, [grid])
-    found["test"] = _graded(look, look.oof.judged.fit)
-    folds = look.grid(found["test"], "test.csv", "folds added one by one, graded on the solution")
+    summary["test"] = _graded(look, look.oof.judged.fit)
+    folds = look.grid(summary["test"], "test.csv", "folds added one by one, graded on the solution")
     return Section("Snapshots, views and folds", text, [grid, folds])
 
 
@@ -73,11 +75,11 @@ def _graded(look: Look, rule: Rule) -> list[dict[str, Any]]:
     return records
 
 
-def _classes(look: Look, masks: MaskSet, found: dict[str, Any]) -> Section:
+def _classes(look: Look, masks: MaskSet, summary: dict[str, Any]) -> Section:
     oof = look.oof
     names, truth = oof.table.target_names, truth_masks(look.experiment, oof.table)
-    found["classes"] = segments.class_rows(oof.values, names)
-    shown: list[Picture | Grid] = [look.grid(found["classes"], "classes.csv", "pixels of all images together")]
+    summary["classes"] = segments.class_rows(oof.values, names)
+    shown: list[Picture | Grid] = [look.grid(summary["classes"], "classes.csv", "pixels of all images together")]
     if exclusive(oof.table.task, len(names)):
         rows = segments.random_rows(len(oof.table), _PIXELS)
         matrix = segments.pixel_confusion(masks, truth, oof.table, rows.tolist())
@@ -89,28 +91,28 @@ def _classes(look: Look, masks: MaskSet, found: dict[str, Any]) -> Section:
     )
 
 
-def _slices(look: Look, found: dict[str, Any]) -> Section:
+def _slices(look: Look, summary: dict[str, Any]) -> Section:
     oof = look.oof
     meta = oof.table.meta
     columns = look.options.slices or (() if meta is None else tuple(map(str, meta.columns)))
-    found["slices"], shown = {}, []
+    summary["slices"], shown = {}, []
     for column in columns:
         if len(slices_of(oof.table, column)[1]) < 2:
             continue
         rows = segments.slice_rows(look.metric, oof.values, oof.table, column, groups=look.groups)
-        found["slices"][column] = rows
+        summary["slices"][column] = rows
         shown.append(look.grid(rows, f"slices-{column}.csv", f"by {column}"))
     return Section("Slices", "A slice whose interval lies below the others is where to look first.", shown)
 
 
-def _numbers(look: Look, numbers: NumberSet, found: dict[str, Any]) -> Section:
+def _numbers(look: Look, numbers: NumberSet, summary: dict[str, Any]) -> Section:
     oof, truth = look.oof, truth_masks(look.experiment, look.oof.table)
-    found["targets"] = number_maps.target_rows(oof.values, oof.table.target_names)
+    summary["targets"] = number_maps.target_rows(oof.values, oof.table.target_names)
     rows = segments.random_rows(len(oof.table), _PIXELS).tolist()
-    found["deciles"] = number_maps.decile_rows(numbers, truth, oof.table, rows)
+    summary["deciles"] = number_maps.decile_rows(numbers, truth, oof.table, rows)
     shown: list[Picture | Grid] = [
-        look.grid(found["targets"], "targets.csv", "pixels of all images together"),
-        look.grid(found["deciles"], "deciles.csv", f"errors by tenth of the truth, of {len(rows)} images"),
+        look.grid(summary["targets"], "targets.csv", "pixels of all images together"),
+        look.grid(summary["deciles"], "deciles.csv", f"errors by tenth of the truth, of {len(rows)} images"),
     ]
     return Section("Numbers", "Where the bias changes its sign, large values are taken for smaller ones.", shown)
 

@@ -52,21 +52,21 @@ def confusions(look: Look) -> Section:
     return Section("Confusion", text, shown_parts)
 
 
-def classes(look: Look, found: dict[str, Any]) -> Section:
+def classes(look: Look, summary: dict[str, Any]) -> Section:
     """Write the table of classes, labels or targets; it is kept as `classes`."""
-    found["classes"] = tables.class_table(look.oof.table, look.values, threshold=look.threshold)
-    grid = look.grid(found["classes"], "classes.csv", "out of fold")
+    summary["classes"] = tables.class_table(look.oof.table, look.values, threshold=look.threshold)
+    grid = look.grid(summary["classes"], "classes.csv", "out of fold")
     word = {"single_label": "class", "multi_label": "label"}.get(look.oof.table.task, "target")
     return Section(f"Each {word}", "", [grid])
 
 
-def slices(look: Look, found: dict[str, Any]) -> Section:
+def slices(look: Look, summary: dict[str, Any]) -> Section:
     """Write a table per metadata column; they are kept as `slices`."""
-    found["slices"] = {}
+    summary["slices"] = {}
     shown_parts: list[Picture | Grid] = []
     for column in look.options.slices or _telling_columns(look):
         rows = tables.slice_table(look.metric, look.oof.table, look.oof.values, column, groups=look.groups)
-        found["slices"][column] = rows
+        summary["slices"][column] = rows
         name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in column)
         shown_parts.append(look.grid(rows, f"slices-{name}.csv", f"by {column}"))
     text = "Scores with bootstrap intervals: slices whose intervals do not meet differ by more than chance."

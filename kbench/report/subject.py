@@ -84,10 +84,10 @@ class Look:
     @cached_property
     def threshold(self) -> Any:
         """Above which a label is predicted; one, or a list of one per label."""
-        found = self.oof.score.get("decision", {}).get("found", {})
-        if "thresholds" in found:
-            return list(found["thresholds"].values())
-        return found.get("threshold", label_threshold(self.experiment.competition))
+        decision = self.oof.score.get("decision", {}).get("found", {})
+        if "thresholds" in decision:
+            return list(decision["thresholds"].values())
+        return decision.get("threshold", label_threshold(self.experiment.competition))
 
     @cached_property
     def groups(self) -> np.ndarray | None:

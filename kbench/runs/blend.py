@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from kbench import console
 from kbench.data.table.table import Table
 from kbench.ensemble.nested import Recipe, evaluate, gains
 from kbench.errors import ConfigError, PredictionError, first_names
+from kbench.runs.doubts import blend_doubts
 from kbench.runs.experiment import Experiment
 from kbench.runs.out_of_fold import out_of_fold
 from kbench.runs.results import Rows, Share, is_plain, recipe_of, score_record
+from kbench.submission.check import write_submission
 
 if TYPE_CHECKING:
     from kbench.runs.run import Run
@@ -61,6 +65,7 @@ class Blend:
         thresholds: what a lineage says of it.
         score: as of `score_record`, or None where nothing can be scored.
         gains: what each member adds.
+        doubts: what speaks against members or the rule, a line each.
     """
 
     experiment: Experiment
@@ -72,6 +77,7 @@ class Blend:
     thresholds: dict[str, Any]
     score: dict[str, Any] | None
     gains: list[dict[str, Any]]
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def results(self) -> Any:
@@ -88,6 +94,40 @@ class Blend:
     def sent(self, result: Any) -> Any:
         """Return predictions as a format takes them, decided."""
         return self.results.sent(self.experiment, result, self.fit)
+
+    def submission(self, result: Any, *, unseen: Experiment | None = None, data: Path | None = None) -> Submission:
+        """Return the rows of a submission.
+
+        Args:
+            result: of `predict`.
+            unseen: the experiment with other rows for the test set.
+            data: folder with the sample submission of those rows.
+        """
+        experiment = unseen or self.experiment
+        sample = experiment.read_sample(data)
+        return Submission(experiment, sample, experiment.format.build(self.sent(result), sample))
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The rows of a submission, to be written.
+
+    Attributes:
+        experiment: says how.
+        sample: what was asked for.
+        frame: the rows.
+    """
+
+    experiment: Experiment
+    sample: pd.DataFrame
+    frame: pd.DataFrame
+
+    def write(self, path: Path) -> Path:
+        """Check the rows, write them, read them back and check again; return the file."""
+        return write_submission(
+            path, self.frame, sample=self.sample, format=self.experiment.format,
+            gzip=self.experiment.competition.submission.gzip,
+        )  # fmt: skip
 
 
 def blend(runs: Sequence[Run], options: EnsembleOptions) -> Blend:
@@ -123,15 +163,19 @@ def blend(runs: Sequence[Run], options: EnsembleOptions) -> Blend:
         stack = results.run_stack(experiment, shares, table)
         alone = stack is None or len(stack.names) < 2
         adds = [] if stack is None or alone else gains(stack, recipe, evaluate(stack, recipe))
-        found = None
+        member_weights = None
     else:
         stack = results.member_stack(experiment, shares, table)
         weighed = results.weigh(experiment, shares, table, stack, recipe)
-        judged, found = weighed.judged, weighed.weights
+        judged, member_weights = weighed.judged, weighed.weights
         adds = gains(stack, replace(recipe, decision=None) if weighed.outcome.fit.decided is None else recipe,
                      weighed.outcome)  # fmt: skip
     score = score_record(experiment, judged, table)
-    return Blend(experiment, tuple(shares), name, recipe, found, judged.fit, judged.thresholds, score, adds)
+    only = shares[0].oof.score if len(shares) == 1 else None
+    said = blend_doubts(experiment, judged, table, score, adds, only=only)
+    return Blend(
+        experiment, tuple(shares), name, recipe, member_weights, judged.fit, judged.thresholds, score, adds, said
+    )
 
 
 def _unscored(

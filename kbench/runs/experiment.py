@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +20,19 @@ from kbench.data.folds.folds import Cut, Folds, make_folds
 from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_images, leaks, links
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
-from kbench.data.images.decoding import Decoding
-from kbench.data.images.readers import Reader
+from kbench.data.images.decoding import first_path, path_of
+from kbench.data.images.georeference import Georeference, read_georeference
+from kbench.data.images.readers import Reader, size_by
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
+from kbench.data.table.content import Content
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, is_filled, marked, without
-from kbench.data.table.table import Table, readable
+from kbench.data.table.table import Table, readable, training_share
 from kbench.data.table.verify import Opening, look, look_at_images, stand_in_size
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
+from kbench.runs.steps import decoding_of, reader_of
 from kbench.submission.check import read_sample
 from kbench.submission.formats.base import Format
 from kbench.workspace import Choice, Workspace, choose, find_workspace
@@ -36,8 +40,9 @@ from kbench.workspace import Choice, Workspace, choose, find_workspace
 PSEUDO = "first"
 """Name of pseudo-labels that were given none."""
 
-
+Size = tuple[int, int]
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
+WHY = "with an unreadable image"
 COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
 
 
@@ -51,6 +56,7 @@ class Experiment:
         choice: what the user chose.
         plugins: folder of the plug-ins.
         trial: of a smoke run: folds that are not there yet are cut without a look at images, and not written.
+        share: [K] what is said of a test row without a readable image; the training rows' share by default.
     """
 
     workspace: Workspace
@@ -58,6 +64,9 @@ class Experiment:
     choice: Choice
     plugins: Path
     trial: bool = False
+    share: np.ndarray | None = field(default=None, repr=False)
+    _train: Table | None = field(default=None, repr=False)
+    _test: Table | None = field(default=None, repr=False)
     _folds: Folds | None = field(default=None, repr=False)
     _sizes: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
@@ -69,31 +78,37 @@ class Experiment:
     @cached_property
     def train(self) -> Table:
         """The training table."""
-        return self.table("train")
+        return self.table("train") if self._train is None else self._train
 
     @cached_property
     def test(self) -> Table:
         """The test table."""
-        return self.table("test")
+        return self.table("test") if self._test is None else self._test
+
+    @property
+    def content(self) -> Content:
+        """The files of the training table; those of uncached images are known by their sizes alone."""
+        return Content(self.train, self.workspace.cache(), exact=self.competition.input.cache != "off")
 
     def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
-        made = replace(self)
-        made.train = table
-        return made
+        return replace(self, _train=table)
 
-    def with_test(self, table: Table) -> Experiment:
-        """Return the same with other rows for the test set."""
-        made = replace(self, _sizes={})
-        made.test = table
-        return made
+    def with_test(self, table: Table, *, sizes: Mapping[str, Size] | None = None) -> Experiment:
+        """Return the same with other rows for the test set, and the size of images that do not tell it themselves."""
+        return replace(self, _sizes=dict(sizes or {}), _test=table)
 
-    def table(self, split: Literal["train", "test"], *, data: Path | None = None) -> Table:
+    def filler(self) -> np.ndarray:
+        """Return [K] what is said of a test row without a readable image: the training rows' share of each target."""
+        return training_share(self.train) if self.share is None else self.share
+
+    def table(self, split: Literal["train", "test"], *, data: Path | None = None, look: bool = True) -> Table:
         """Read a split's table.
 
         Args:
             split: `train` or `test`.
             data: another folder of the same layout.
+            look: open every file to leave out or mark what cannot be read, where `on_problem` says so.
         """
         competition = self.competition
         if data is None:
@@ -115,10 +130,11 @@ class Experiment:
             root=data, split=split, task=competition.task, csv=part.csv, images=_texts(part.images), suffix=part.suffix,
             id=part.id, where=dict(part.where), target=_texts(section.target),
             classes=None if section.classes is None else tuple(section.classes), mask=mask_kind(competition, self.data),
-            metadata=tuple(section.metadata), on_problem=section.on_problem,
+            metadata=tuple(section.metadata), on_problem=section.on_problem, files=competition.input.files,
+            dates=tuple(competition.input.dates), missing=competition.input.missing,
         )  # fmt: skip
         table = read_table(section.layout.name, section.layout.params, request)
-        if section.on_problem != "error":
+        if section.on_problem != "error" and look:
             table = self._readable(table, split)
         for text in table.notes:
             console.warn(text)
@@ -129,6 +145,8 @@ class Experiment:
 
         Such rows of a test set that are filled stay, marked.
         """
+        filled = is_filled(split, self.competition.data.on_problem, self.competition.task)
+        table = marked(table, _without_files(table), WHY) if filled else without(table, _without_files(table), WHY)
         known = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
         whole, table = table, table.select(~known)  # a file that is missing is known already
         every = [*table.images, *((table.masks or ()) if not table.encoded else ())]
@@ -146,11 +164,11 @@ class Experiment:
 
         bad = np.zeros(len(table), dtype=bool)
         bad[memoised(self.workspace.cache(), "unreadable", rows, look, key=how)] = True
-        if is_filled(split, self.competition.data.on_problem, self.competition.task):
+        if filled:
             unreadable = np.zeros(len(whole), dtype=bool)
             unreadable[np.flatnonzero(~known)[bad]] = True
-            return marked(whole, unreadable, "with an unreadable image")
-        return self._with_right_masks(without(table, bad, "with an unreadable image"))
+            return marked(whole, unreadable, WHY)
+        return self._with_right_masks(without(table, bad, WHY))
 
     def _with_right_masks(self, table: Table) -> Table:
         """Leave out rows whose masks say what they cannot: wrong run lengths, values that are no class."""
@@ -192,8 +210,9 @@ class Experiment:
         return np.empty((0, 2), dtype=np.int64) if self.trial else links(self.train, self._prints(self.train))
 
     def _prints(self, table: Table) -> Prints:
+        reader = reader_of(self.competition) if self.competition.input.reader.name == "raster" else None
         with console.bar("looking for near-duplicates") as advance:
-            return hash_images(table, folder=self.workspace.cache(), progress=advance, jobs=2 * cores())
+            return hash_images(table, folder=self.workspace.cache(), progress=advance, jobs=2 * cores(), reader=reader)
 
     def doubtful_rows(self, *, deep: bool = False) -> list[str]:
         """Return warnings of images that stand in the data twice, of those not looked at, and of rows without a group.
@@ -224,15 +243,15 @@ class Experiment:
 
         `auto`: a value near-duplicates share (`group: auto`); `coverage`: how much the class covers (`by: [coverage]`).
         """
-        table, made = self.train, dict[str, np.ndarray]()
+        table, columns = self.train, dict[str, np.ndarray]()
         known: list[str] = [] if table.meta is None else list(table.meta.columns)
         if self.competition.folds.group == AUTO and AUTO not in known:
-            made[AUTO] = table.ids[clusters(len(table), self._links)]
+            columns[AUTO] = table.ids[clusters(len(table), self._links)]
         kind = mask_kind(self.competition, self.data)
         if kind is not None and COVERAGE in self.competition.folds.by and COVERAGE not in known:
-            made[COVERAGE] = np.full(len(table), "00") if self.trial else self._coverage(kind)
+            columns[COVERAGE] = np.full(len(table), "00") if self.trial else self._coverage(kind)
         meta = pd.DataFrame(index=range(len(table))) if table.meta is None else table.meta
-        return replace(table, meta=meta.assign(**made)) if made else table
+        return replace(table, meta=meta.assign(**columns)) if columns else table
 
     def _coverage(self, kind: MaskKind) -> np.ndarray:
         with console.bar("measuring masks") as advance:
@@ -244,7 +263,7 @@ class Experiment:
     def cut_folds(self) -> Folds:
         """Cut folds as the YAML says and write them; those of a trial are only as a real run would shape them."""
         section = self.competition.folds
-        cut = Cut(section.n, section.seed, tuple(section.by), section.group)
+        cut = Cut(section.n, section.seed, tuple(section.by), section.group, "n" not in section.model_fields_set)
         folds = make_folds(self.to_cut(), section.strategy, cut, section.options)
         folds.manifest["table"] = self.train.fingerprint()
         self._folds = folds
@@ -261,12 +280,13 @@ class Experiment:
     def format(self) -> Format:
         """The submission format."""
         part = self.competition.submission.format
-        made: Format = registry.build(
+        format: Format = registry.build(
             "format", part.name, part.params, _names=self.train.target_names, _task=self.competition.task,
-            _sizes=self.test_size, _images=lambda: self._test_ids,
+            _sizes=self.test_size, _places=self.test_place, _images=lambda: self._test_ids,
+            _root=self.data,
             _threshold=label_threshold(self.competition, default=0.2),
         )  # fmt: skip
-        return made
+        return format
 
     @cached_property
     def _test_ids(self) -> frozenset[str]:
@@ -279,21 +299,34 @@ class Experiment:
             DataError: there is no such image, or it cannot be read.
         """
         if name not in self._sizes:
-            row = int(np.searchsorted(self.test.ids, name))
-            known = row < len(self.test) and self.test.ids[row] == name
-            found: Any = "not in the test set"
-            if known:
-                path = self.test.root / self.test.images[row][0]
-                found = look(path, decoding=decoding_of(self.competition))
-            gone = self.test.unreadable
-            if isinstance(found, str) and known and gone is not None and gone[row]:
-                found = stand_in_size(self.test, row, decoding_of(self.competition))
-            if isinstance(found, str):
+            paths = self._test_files(name)
+            header: Any = "not in the test set"
+            if paths:
+                reader = size_reader(self.competition)
+                header = look(first_path(paths), decoding=decoding_of(self.competition))
+                header = header if reader is None or isinstance(header, str) else size_by(reader, paths)
+            if isinstance(header, str) and paths:
+                row, gone = int(np.searchsorted(self.test.ids, name)), self.test.unreadable
+                if gone is not None and gone[row]:
+                    header = stand_in_size(self.test, row, decoding_of(self.competition))
+            if isinstance(header, str):
                 raise DataError(
-                    f"the image of '{name}' is {found}", "an image of every test row", "`kbench check --images`"
+                    f"the image of '{name}' is {header}", "an image of every test row", "`kbench check --images`"
                 )
-            self._sizes[name] = found[:2]
+            self._sizes[name] = header[:2]
         return self._sizes[name]
+
+    def test_place(self, name: str) -> Georeference:
+        """Return where the pixels of a test image lie; nowhere, where there is no such image."""
+        paths = () if self.competition.data.test is None else self._test_files(name)
+        return read_georeference(first_path(paths)) if paths else Georeference()
+
+    def _test_files(self, name: str) -> tuple[Path, ...]:
+        """Return the files of a test image; none where there is no such image."""
+        row = int(np.searchsorted(self.test.ids, name))
+        if row == len(self.test) or self.test.ids[row] != name:
+            return ()
+        return tuple(path_of(self.test.root, image) for image in self.test.images[row])
 
     @property
     def sample(self) -> Path:
@@ -333,8 +366,8 @@ class Experiment:
 
     def weights(self) -> Path | None:
         """Return the file of `model.weights`."""
-        given = self.competition.model.weights
-        return None if given is None else self.workspace.own_file(given)
+        path = self.competition.model.weights
+        return None if path is None else self.workspace.own_file(path)
 
     def plugin_files(self) -> list[Path]:
         """Return the files of the plug-ins."""
@@ -346,14 +379,14 @@ class Experiment:
         Raises:
             ConfigError: it does not exist.
         """
-        given = self.competition.pseudo
-        if given is None:
+        pseudo = self.competition.pseudo
+        if pseudo is None:
             return None
-        run, _, name = given.partition("/")
+        run, _, name = pseudo.partition("/")
         path = self.workspace.run(self.competition.name, run).pseudo(name or PSEUDO)
         if not path.is_file():
             raise ConfigError(
-                f"`pseudo: {given}` in the YAML, and there is no '{path}'", "pseudo-labels of a run",
+                f"`pseudo: {pseudo}` in the YAML, and there is no '{path}'", "pseudo-labels of a run",
                 f"`kbench pseudo-label {run}{f' --name {name}' if name else ''}`",
             )  # fmt: skip
         return path
@@ -366,6 +399,15 @@ class Experiment:
         section = self.competition.folds
         groups = self.folds.groups if section.group == AUTO else groups_in(self.train, section)
         return None if groups is None else np.asarray(groups[np.searchsorted(self.train.ids, table.ids)])
+
+
+def _without_files(table: Table) -> np.ndarray:
+    """Return [N] bool, which rows have something else than files where images and masks should be."""
+    absent = np.zeros(len(table), dtype=bool)
+    written = table.masks if table.masks is not None and not table.encoded else ((),) * len(table)
+    for row, paths in enumerate(zip(table.images, written, strict=True)):
+        absent[row] = not all((table.root / path).is_file() for part in paths for path in part if path)
+    return absent if table.unreadable is None else absent & ~table.unreadable
 
 
 def groups_in(table: Table, folds: FoldSection) -> np.ndarray | None:
@@ -397,22 +439,6 @@ def mask_kind(competition: Competition, data: Path) -> MaskKind | None:
     return kind
 
 
-def decoding_of(competition: Competition) -> Decoding:
-    """Return how image files become arrays: the limit and the orientation of `input`."""
-    section = competition.input
-    return Decoding(section.orientation, section.max_pixels, quick=section.decode == "auto")
-
-
-def reader_of(competition: Competition) -> Reader:
-    """Return the competition's reader."""
-    section = competition.input
-    reader: Reader = registry.build(
-        "reader", section.reader.name, section.reader.params, _channels=section.channels,
-        _decoding=decoding_of(competition),
-    )  # fmt: skip
-    return reader
-
-
 def opening_of(competition: Competition) -> Opening:
     """Return how the competition opens its files, for a look at them."""
     own = competition.input.reader.name != "image"
@@ -421,9 +447,9 @@ def opening_of(competition: Competition) -> Opening:
 
 def label_threshold(competition: Competition, *, default: float = 0.5) -> Any:
     """Return the metric's threshold of labels, one or one per label; the default where it has none."""
-    given = competition.metric.params.get("threshold")
-    if given is not None:
-        return given
+    threshold = competition.metric.params.get("threshold")
+    if threshold is not None:
+        return threshold
     parameter = registry.get("metric", competition.metric.name).parameters().get("threshold")
     return default if parameter is None or parameter.default is parameter.empty else parameter.default
 

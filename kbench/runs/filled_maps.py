@@ -14,7 +14,8 @@ from kbench.data.table.verify import stand_in_size
 from kbench.data.whole_images import value_statistics
 from kbench.inference.map_store import MaskSet, NumberSet
 from kbench.runs import parts
-from kbench.runs.experiment import Experiment, decoding_of
+from kbench.runs.experiment import Experiment
+from kbench.runs.steps import decoding_of
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
 

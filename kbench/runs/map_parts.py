@@ -16,7 +16,6 @@ from kbench.data.images.cache import Images
 from kbench.data.table.table import Table
 from kbench.ensemble import mask_rules
 from kbench.ensemble.mask_rules import Rule
-from kbench.errors import PredictionError
 from kbench.inference import map_store
 from kbench.inference.map_pass import MapJob, MapMember, readings, stream
 from kbench.inference.map_store import MapStore, Row, Writing
@@ -25,7 +24,7 @@ from kbench.inference.mean import mean_of_task
 from kbench.models.checkpoint import Checkpoint
 from kbench.models.device import choose_device
 from kbench.runs import parts
-from kbench.runs.members import member_of, needed_checkpoints, record_of
+from kbench.runs.members import member_of, needed_checkpoints, record_of, require_models, weighed_at
 from kbench.runs.results import Rows, predicting, require_rows, whole
 from kbench.tasks import SEGMENTATION
 from kbench.training.fold_context import KEEP
@@ -88,7 +87,7 @@ class MapPart:
         job = MapJob(
             rows=self.chosen, images=self._images(), masks=None if masks is None else masks(KEEP), names=names,
             make=make, most=competition.loader.valid_batch_size or _MOST,
-            workers=auto_workers(competition.loader.workers, device=device.type),
+            workers=auto_workers(competition.loader.workers, device=device.type), clock=rows.clock,
         )  # fmt: skip
         stages = {stage.name: stage for stage in parts.build_stages(competition)}
         several = len({checkpoint.info["fold"] for checkpoint, _ in self.snapshots}) > 1
@@ -96,7 +95,7 @@ class MapPart:
         for checkpoint, weight in self.snapshots:
             one = member_of(self.run, checkpoint, out=self.path, source={}, stages=stages, device=device)
             name = one.name if several else checkpoint.member  # so that folds have readings of the same names
-            members.append(MapMember(name, one.load, one.scale, one.precision, weight, one.units))
+            members.append(MapMember(name, one.load, one.scale, one.precision, weight, one.units, checkpoint.checksum))
         return job, members
 
     def rows_again(self, places: np.ndarray | None = None) -> Iterator[Row]:
@@ -204,12 +203,26 @@ def fold_part(
         weights: `stage-cycle` -> weight; all alike by default.
     """
     train = run.experiment.train
-    members = [one for one in needed_checkpoints(run, fold) if weights is None or weights.get(one.member, 0) > 0]
+    shares = None if weights is None else weighed_at(run, fold, weights)
+    members = [one for one in needed_checkpoints(run, fold) if shares is None or one.member in shares]
     chosen = _few(np.flatnonzero(run.experiment.folds.valid(fold)), limit)
     name = "maps" if weights is None else f"maps-{files.digest(sorted(weights.items()))[:12]}"
     rows = Rows(train, f"fold {fold}", device, limit, force)
-    shared = [(one, 1.0 if weights is None else weights[one.member]) for one in members]
+    shared = [(one, 1.0 if shares is None else shares[one.member]) for one in members]
     return MapPart(run, rows, chosen, shared, run.paths.fold(fold).predictions("oof", name))
+
+
+def narrowed(part: MapPart, fold: int, number: int, ids: np.ndarray) -> MapPart:
+    """Return a numbered part of a fold's rows, with files of its own.
+
+    Args:
+        part: the fold's rows.
+        fold: which.
+        number: of the part.
+        ids: [n] of its rows.
+    """
+    path = part.run.paths.fold(fold).predictions(f"oof-{number}", part.path.stem)
+    return replace(part, chosen=part.chosen[np.isin(part.ids, ids)], path=path)
 
 
 def table_part(
@@ -232,22 +245,19 @@ def table_part(
     Raises:
         PredictionError: a member with a weight has no model.
     """
+    if weights is not None:
+        require_models(run, [name for name, weight in weights.items() if weight > 0], places, subset=subset)
     snapshots: list[tuple[Checkpoint, float]] = []
     for place in places:
         members = needed_checkpoints(run, place, subset=subset)
         if weights is None:
             snapshots += [(one, 1.0 / len(members)) for one in members]
-    for name, weight in ({} if weights is None else weights).items():
-        own = [one for place in places for one in needed_checkpoints(run, place, subset=subset, only=[name])]
-        if weight > 0 and not own:
-            raise PredictionError(
-                f"the member '{run.name}/{name}' has a weight, but no model of all rows", "models of all members",
-                "`--combine mean` with `--full`, or leave out `--full`",
-            )  # fmt: skip
-        snapshots += [(one, weight / len(own)) for one in own if weight > 0]
+            continue
+        shares = weighed_at(run, place, weights, subset=subset)
+        snapshots += [(one, shares[one.member] / len(places)) for one in members if one.member in shares]
     name = rows.part if subset == "fold" else f"{rows.part}-{subset}"
     name += "" if weights is None else f"-{files.digest(sorted(weights.items()))[:12]}"
-    chosen = _few(np.arange(len(rows.table)), rows.limit)
+    chosen = _few(rows.places, rows.limit)
     return MapPart(run, rows, chosen, snapshots, run.paths.predictions(name))
 
 
@@ -271,6 +281,8 @@ class MapResult:
         mean: of the parts, where every one of them predicts every row.
         shares: weight of each part then.
         table: the rows that were asked for, those among them that cannot be read too; None of folds.
+        slices: results of parts of the rows, in place of `parts`.
+        gone: rows without a readable image -> their height and width, where nothing is predicted.
     """
 
     ids: np.ndarray
@@ -284,6 +296,8 @@ class MapResult:
     mean: str = "arithmetic"
     shares: np.ndarray | None = None
     table: Table | None = None
+    slices: tuple[MapResult, ...] = ()
+    gone: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @cached_property
     def stores(self) -> dict[int, MapStore]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from kbench import console, registry
 from kbench.data.table.table import Table
-from kbench.ensemble.average import Stack
-from kbench.ensemble.bootstrap import interval, paired
+from kbench.ensemble.average import Stack, member_names
+from kbench.ensemble.bootstrap import interval
 from kbench.ensemble.mask_rules import Rule
 from kbench.ensemble.mask_tuning import neutral, tune, tunes
 from kbench.ensemble.nested import Fit, Outcome, Recipe, evaluate
@@ -31,14 +31,19 @@ from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
 from kbench.runs.filled_maps import filled
+from kbench.runs.leaving_out import lessened
 from kbench.runs.map_parts import (
     MapPart,
     MapResult,
     fold_part,
+    narrowed,
     of_folds,
     records_of,
     table_part,
 )
+from kbench.runs.map_scores import details as details
+from kbench.runs.map_scores import gathered, measured
+from kbench.runs.map_slices import joined_sets, over_slices
 from kbench.runs.results import Judged, Rows, Share, Weighed, fold_of, metric_of
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
@@ -74,6 +79,9 @@ def predict(
 
     Rows whose images cannot be read are left out; `sent` fills them.
     """
+    if rows.slices:
+        fewer = [(one, *lessened(shares, weights, one.without)) for one in rows.slices]
+        return over_slices(rows, [predict(own, one, mean=mean, weights=its) for one, own, its in fewer])
     table, rows = rows.table, rows.readable()
     parts_of, numbers = [], []
     for share in shares:
@@ -124,6 +132,8 @@ def sent(experiment: Experiment, result: MapResult, fit: Rule) -> MaskSet | Numb
 
     Where maps are not kept, the masks are. Rows of the test set whose image cannot be read are filled.
     """
+    if result.slices:
+        return joined_sets(result, [sent(experiment, one, fit) for one in result.slices])
     maps = _sent(experiment, result, fit)
     return maps if result.table is None else filled(experiment, maps, result.table)
 
@@ -137,13 +147,13 @@ def _sent(experiment: Experiment, result: MapResult, fit: Rule) -> MaskSet | Num
         if not part.keeps():
             return part.ruled(fit).masks()
     stores = list(result.stores.values())
-    made = MaskSet if result.task in SEGMENTATION else NumberSet
+    kind = MaskSet if result.task in SEGMENTATION else NumberSet
 
     def read(row: int) -> np.ndarray:
         (_, maps), *_ = result.read(np.array([row]))
         return fit.apply(maps)
 
-    return made(result.ids, result.names, result.task, stores[0].source, read)
+    return kind(result.ids, result.names, result.task, stores[0].source, read)
 
 
 def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -162,36 +172,8 @@ def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray
 
 def plain(result: MapResult, table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Return (truth, [N, K, 3] what the mean maps are worth) of a table's rows; see `Results`."""
-    worth = _gathered(result, table, lambda store: _measured(store)[-1])
+    worth = gathered(result, table, lambda store: measured(store)[-1])
     return truth_of(worth, table.task), worth
-
-
-def _measured(store: MapStore) -> np.ndarray:
-    if store.worth is None:
-        raise PredictionError(
-            f"the maps at '{store.path}' were made without their truth", "masks of the training rows",
-            "`kbench predict --force`",
-        )  # fmt: skip
-    return store.worth
-
-
-def _gathered(result: MapResult, table: Table, pick: Callable[[MapStore], np.ndarray]) -> np.ndarray:
-    """Return [N, K, 3] in the order of the table, of what is picked from each fold's store."""
-    stores = result.stores.values()
-    ids = np.concatenate([store.ids for store in stores])
-    values = np.concatenate([pick(store) for store in stores])
-    return np.asarray(values[np.argsort(ids)][np.searchsorted(np.sort(ids), table.ids)])
-
-
-def readings_of(result: MapResult, table: Table) -> dict[str, np.ndarray]:
-    """Return what every reading that all folds have is worth: name -> [N, K, 3]; the mean of everything is the last."""
-    first, *others = result.stores.values()
-    shared = [name for name in first.readings if all(name in other.readings for other in others)]
-
-    def reading(name: str, store: MapStore) -> np.ndarray:
-        return np.asarray(_measured(store)[store.readings.index(name)])
-
-    return {name: _gathered(result, table, partial(reading, name)) for name in shared}
 
 
 def truth_masks(experiment: Experiment, table: Table) -> Callable[[int], np.ndarray]:
@@ -234,25 +216,27 @@ def judge(experiment: Experiment, result: MapResult, table: Table) -> Judged:
     part, metric, numbers = experiment.competition.maps.postprocess, metric_of(experiment), fold_of(experiment, table)
     groups = experiment.groups(table)
     if not tunes(part.params):
-        rule = build_rule(experiment)
-        as_measured = part.name == "none" and result.fold_of is not None  # the pass has measured the mean maps
-        worth = plain(result, table)[1] if as_measured else _worth_after(experiment, result, rule, table)
-        targets = truth_of(worth, table.task)
-        score = interval(metric, targets, worth, table, groups=groups)
-        outcome = Outcome(part.params, score, score, worth, numbers, {})
-        return Judged(outcome, targets, rule, thresholds=part.params)
+        return _untuned(experiment, result, table)
     with console.bar("tuning the post-process") as advance:
         tuned = tune(
             result.read, truth_masks(experiment, table), fold_of=numbers, metric=metric, table=table,
             params=part.params, groups=groups, advance=advance,
         )  # fmt: skip
     outcome = tuned.outcome
-    by_fold = {
-        fold: build_rule(experiment, outcome.by_part.get(fold, outcome.fit)) for fold in np.unique(numbers).tolist()
-    }
+    by_part = {part: build_rule(experiment, params) for part, params in outcome.by_part.items()}
     record = {"postprocess": tuned.as_json()}
     rule = build_rule(experiment, outcome.fit)
-    return Judged(outcome, truth_of(outcome.values, table.task), rule, record, outcome.fit, by_fold)
+    return Judged(outcome, truth_of(outcome.values, table.task), rule, record, outcome.fit, by_part)
+
+
+def _untuned(experiment: Experiment, result: MapResult, table: Table) -> Judged:
+    """Return the post-process of the YAML, what is to be tuned changing nothing, and its out-of-fold score."""
+    part, numbers, rule = experiment.competition.maps.postprocess, fold_of(experiment, table), build_rule(experiment)
+    as_measured = part.name == "none" and result.fold_of is not None  # the pass has measured the mean maps
+    worth = plain(result, table)[1] if as_measured else _worth_after(experiment, result, rule, table)
+    targets, params = truth_of(worth, table.task), neutral(part.params)
+    score = interval(metric_of(experiment), targets, worth, table, groups=experiment.groups(table))
+    return Judged(Outcome(params, score, score, worth, numbers, {}), targets, rule, thresholds=params)
 
 
 def _worth_after(experiment: Experiment, result: MapResult, rule: Rule, table: Table) -> np.ndarray:
@@ -261,8 +245,8 @@ def _worth_after(experiment: Experiment, result: MapResult, rule: Rule, table: T
     numbers = result.task not in SEGMENTATION
     worth = np.zeros((len(table), k, 3), dtype=np.float64 if numbers else np.int64)
     for row, maps in result.read(np.arange(len(table))):
-        made = rule.apply(maps)
-        worth[row] = image_errors(made, truth(row)) if numbers else image_counts(made, truth(row), n_classes=k)
+        decided = rule.apply(maps)
+        worth[row] = image_errors(decided, truth(row)) if numbers else image_counts(decided, truth(row), n_classes=k)
     return worth
 
 
@@ -275,23 +259,28 @@ def chosen(result: MapResult, sure: Sure) -> Iterator[Chosen]:
 
 def made(result: MapResult) -> None:
     """Predict what is missing; see `Results`."""
-    _ = result.stores
+    for one in result.slices or (result,):
+        _ = one.stores
 
 
 def scored(experiment: Experiment, result: MapResult, judged: Judged) -> MaskSet | NumberSet:
-    """Return what is scored of the rows of a run's trained folds: masks, each by the rule of its fold, or numbers."""
+    """Return what is scored of the rows of a run's trained folds: masks, each by the rule of its part, or numbers."""
     assert result.fold_of is not None, "out-of-fold maps are those of folds"
-    numbers, of_fold = result.fold_of, {}
+    numbers, of_part = judged.outcome.parts, {}
     for fold, part in result.parts.items():
-        rule = judged.by_part.get(fold, judged.fit)
-        of_fold[fold] = sent(experiment, replace(result, ids=part.ids, parts={0: part}, read=_reader(part)), rule)
+        own = result.fold_of == fold
+        for number in np.unique(numbers[own]).tolist():
+            some = own & (numbers == number)
+            few = part if some.sum() == own.sum() or part.keeps() else narrowed(part, fold, number, result.ids[some])
+            rule = judged.by_part.get(number, judged.fit)
+            of_part[number] = sent(experiment, replace(result, ids=few.ids, parts={0: few}, read=_reader(few)), rule)
 
     def read(row: int) -> np.ndarray:
-        own = of_fold[int(numbers[row])]
-        return own[int(np.searchsorted(own.ids, result.ids[row]))]
+        masks = of_part[int(numbers[row])]
+        return masks[int(np.searchsorted(masks.ids, result.ids[row]))]
 
-    made = MaskSet if result.task in SEGMENTATION else NumberSet
-    return made(result.ids, result.names, result.task, {"run": next(iter(result.parts.values())).run.name}, read)
+    kind = MaskSet if result.task in SEGMENTATION else NumberSet
+    return kind(result.ids, result.names, result.task, {"run": next(iter(result.parts.values())).run.name}, read)
 
 
 def _reader(part: MapPart) -> Callable[[np.ndarray], Iterator[tuple[int, np.ndarray]]]:
@@ -300,48 +289,6 @@ def _reader(part: MapPart) -> Callable[[np.ndarray], Iterator[tuple[int, np.ndar
         yield from ((int(row), store.maps(int(row))) for row in rows)
 
     return read
-
-
-def details(run: Run, result: MapResult, judged: Judged, table: Table) -> dict[str, Any]:
-    """Return `members`, a `table` of what each scores in each fold, and the `growth` of the ensemble; see `Results`."""
-    readings, metric, numbers = readings_of(result, table), metric_of(run.experiment), fold_of(run.experiment, table)
-    records = []
-    for fold in result.parts:
-        rows = numbers == fold
-        few = table.select(rows)
-        scores = {
-            name: metric.or_none(truth_of(worth[rows], few.task), worth[rows], few) for name, worth in readings.items()
-        }
-        records.append({"fold": fold, "rows": len(few), **scores})
-    if run.competition.maps.postprocess.name != "none":
-        readings["mean, post-processed"] = judged.outcome.values
-    return {
-        "members": sum(len(part.snapshots) for part in result.parts.values()), "table": records,
-        "growth": growth(run.experiment, table, readings),
-    }  # fmt: skip
-
-
-def growth(experiment: Experiment, table: Table, readings: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return what snapshots, views and a rule add, out of fold: one record per reading.
-
-    A record has the reading's name, its score, and the gain of the last reading over it with its interval.
-
-    Args:
-        experiment: the competition.
-        table: the N rows.
-        readings: name -> [N, K, 3].
-    """
-    metric, groups = metric_of(experiment), experiment.groups(table)
-    last, whole = list(readings.items())[-1]
-    records = []
-    for name, worth in readings.items():
-        truth = truth_of(worth, table.task)
-        record: dict[str, Any] = {"ensemble": name, "score": metric(truth, worth, table)}
-        if name != last:
-            gain = paired(metric, truth, whole, worth, table, groups=groups)
-            record |= {"gain": gain.value, "low": gain.low, "high": gain.high}
-        records.append(record)
-    return records
 
 
 # -- several runs, and weights of members ------------------------------------------------------------------------------
@@ -392,13 +339,14 @@ def run_stack(experiment: Experiment, shares: Sequence[Share], table: Table) -> 
 def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) -> Stack:
     """Return what the members of runs say of some pixels of every row, side by side; see `Results`.
 
-    Members are snapshots that every fold has. One pass over the images for each run and fold.
+    Members are snapshots that any fold has; one that a fold lacks says there what the mean of its others says. One pass
+    over the images for each run and fold.
     """
     names: list[str] = []
     base: list[float] = []
     for share in shares:
-        first, *others = [[one.member for one, _ in part.snapshots] for part in share.oof.result.parts.values()]
-        own = [name for name in first if all(name in other for other in others)]
+        parts_of_run = share.oof.result.parts.items()
+        own = member_names({fold: {one.member: one for one, _ in part.snapshots} for fold, part in parts_of_run})
         names += [f"{share.run.name}/{name}" for name in own]
         base += [share.weight / len(own)] * len(own)
     k, task = len(table.target_names), table.task
@@ -406,6 +354,8 @@ def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) 
     values = np.zeros((len(names), len(table), k, pixels), dtype=np.float32)
     truth = _nothing_known(task, len(table), k, pixels)
     places = {str(name): place for place, name in enumerate(table.ids)}
+    lent = np.zeros((len(names), len(table)), dtype=bool)
+    how = mean_of_task(experiment.competition.ensemble.mean, task, k)
     for share in shares:
         for part in share.oof.result.parts.values():
             job, members = part.job()
@@ -419,13 +369,17 @@ def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) 
                     count = sample.values.shape[-1]
                     truth[place, ..., :count] = sample.truth
                     for name, one in zip(rows, sample.values, strict=True):
-                        if name in names:
-                            values[names.index(name), place, :, :count] = one
+                        values[names.index(name), place, :, :count] = one
+                    for number, name in enumerate(names):
+                        if name.partition("/")[0] == share.run.name and name not in rows:
+                            others = np.mean([how.into(one[None]) for one in sample.values], axis=0)
+                            values[number, place, :, :count] = how.back(others)[0]
+                            lent[number, place] = True
     weights = np.asarray(base) / sum(base)
     return Stack(
         tuple(names), values, weights, table, fold_of(experiment, table), metric_of(experiment),
         experiment.competition.ensemble.mean, experiment.groups(table), truth=truth,
-        measure=partial(pixel_worth, task=task),
+        measure=partial(pixel_worth, task=task), lent=lent if lent.any() else None,
     )  # fmt: skip
 
 
@@ -439,13 +393,20 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     """Return members weighed by a combiner, and what their maps are worth after the mask rule; see `Results`.
 
     Weights are found on some pixels; what they are worth is counted on whole maps, predicted once with those of all
-    rows and once, fold by fold, with those of the other folds.
+    rows and once, fold by fold, with those of the other folds. Pruning weighs the tuned numbers of a mask rule too:
+    where their nested gain is inside the noise, they change nothing.
     """
     outcome = evaluate(stack, Recipe(recipe.combiner, None, recipe.prune))
-    whole = judge(experiment, _weighted(shares, table, stack, lambda fold: outcome.fit), table)
-    nested = judge(
-        experiment, _weighted(shares, table, stack, lambda fold: outcome.by_part.get(fold, outcome.fit)), table
-    )
+    of_all = _weighted(shares, table, stack, stack.fold, lambda fold: outcome.fit)
+    of_others = _weighted(
+        shares, table, stack, outcome.parts, lambda part: outcome.by_part.get(part, outcome.fit)
+    )  # fmt: skip
+    whole, nested = (judge(experiment, one, table) for one in (of_all, of_others))
+    gain = (nested.record.get("postprocess") or {}).get("gain")
+    if recipe.prune and gain is not None and gain["low"] <= 0:
+        record = {"postprocess": {**nested.record["postprocess"], "pruned": True}}
+        whole, nested = (_untuned(experiment, one, table) for one in (of_all, of_others))
+        nested = replace(nested, record=record)
     joint = Outcome(
         outcome.fit, whole.outcome.plain, nested.outcome.nested, nested.outcome.values, nested.outcome.parts,
         outcome.by_part,
@@ -455,24 +416,30 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     return Weighed(judged, outcome, weights)
 
 
-def _weighted(shares: Sequence[Share], table: Table, stack: Stack, fit_of: Callable[[int], Fit]) -> MapResult:
-    """Return the out-of-fold maps of members with weights that depend on the fold."""
-    folds = [int(fold) for fold in np.unique(stack.fold)]
+def _weighted(
+    shares: Sequence[Share], table: Table, stack: Stack, parts_of_rows: np.ndarray, fit_of: Callable[[int], Fit]
+) -> MapResult:
+    """Return the out-of-fold maps of members with weights that depend on the part a row is in."""
+    numbers = np.unique(parts_of_rows).tolist()
+    fold_of_part = {part: int(stack.fold[parts_of_rows == part][0]) for part in numbers}
+    whole = len(set(fold_of_part.values())) == len(numbers)  # else they are fifths of the only fold
     of_run: dict[str, dict[int, dict[str, float]]] = {share.run.name: {} for share in shares}
-    for fold in folds:
-        for name, weight in zip(stack.names, fit_of(fold).weights, strict=True):
+    for part in numbers:
+        for name, weight in zip(stack.names, fit_of(part).weights, strict=True):
             run, _, member = name.partition("/")
-            of_run[run].setdefault(fold, {})[member] = float(weight)
+            of_run[run].setdefault(part, {})[member] = float(weight)
     results, totals = [], []
     for share in shares:
-        own = of_run[share.run.name]
-        device = share.oof.result.parts[folds[0]].rows.device
-        used = {fold: weights if any(weights.values()) else None for fold, weights in own.items()}
-        results.append(
-            of_folds(share.run, {fold: fold_part(share.run, fold, device=device, weights=used[fold]) for fold in folds})
-        )
-        totals.append({fold: sum(weights.values()) for fold, weights in own.items()})
+        own, of_part = of_run[share.run.name], {}
+        for part, weights in own.items():
+            fold = fold_of_part[part]
+            device = share.oof.result.parts[fold].rows.device
+            used = weights if any(weights.values()) else None
+            one = fold_part(share.run, fold, device=device, weights=used)
+            of_part[part] = one if whole else narrowed(one, fold, part, table.ids[parts_of_rows == part])
+        results.append(of_folds(share.run, of_part))
+        totals.append({part: sum(weights.values()) for part, weights in own.items()})
     if len(results) == 1:
         return results[0]
     mean = shares[0].run.competition.ensemble.mean
-    return _joined(results, table, mean, lambda fold: [total[fold] for total in totals])
+    return _joined(results, table, mean, lambda part: [total[part] for total in totals])

@@ -10,13 +10,14 @@ from kbench import console, files, records
 from kbench.config.competition import SCHEMA
 from kbench.config.reading import read_document, validate, with_stage_defaults
 from kbench.data.pseudo_rows import describe
-from kbench.data.table.content import Content, changed
+from kbench.data.table.content import changed
 from kbench.errors import ConfigError, raise_all
+from kbench.runs import leases
 from kbench.runs.experiment import Experiment
 from kbench.runs.run import Run
 from kbench.runs.trained_config import flat, read_config, write_config
 from kbench.runs.trial_build import part_problems
-from kbench.workspace import Choice, RunPaths, Workspace, choose, find_workspace
+from kbench.workspace import Choice, FoldPaths, RunPaths, Workspace, choose, find_workspace
 
 FREE = (
     "tta",
@@ -65,11 +66,11 @@ def _view(experiment: Experiment) -> dict[str, Any]:
     view["stages"] = dict(view["stages"])
     plugins = {name: files.sha256(experiment.plugins / name)[:16] for name in experiment.competition.plugins}
     weights = experiment.weights()
-    found = {"folds_file": experiment.folds.hash, "table": experiment.train.fingerprint(), "plugins": plugins}
+    origins = {"folds_file": experiment.folds.hash, "table": experiment.train.fingerprint(), "plugins": plugins}
     pseudo = pseudo_origin(experiment)
     if pseudo is not None:
-        found["pseudo"] = pseudo
-    return flat({**view, **found, "weights": files.sha256(weights)[:16] if weights else None})
+        origins["pseudo"] = pseudo
+    return flat({**view, **origins, "weights": files.sha256(weights)[:16] if weights else None})
 
 
 def pseudo_origin(experiment: Experiment) -> dict[str, Any] | None:
@@ -94,7 +95,7 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
         part_problems(competition, experiment.train), error=ConfigError, subject=f"'{competition.name}'",
         expected="parts that can be built", todo="correct what is named above, then `kbench check`",
     )  # fmt: skip
-    content = Content(experiment.train, experiment.workspace.cache(), exact=competition.input.cache != "off")
+    content = experiment.content
     if paths.manifest.is_file():
         before = read_manifest(paths)
         changes = [] if experiment.trial else content.changes(before.get("content"), paths.content)
@@ -103,7 +104,8 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
                 otherwise = before["training"] != known["training"]
                 raise _trained_otherwise(experiment, paths, before) if otherwise else changed(paths.name, changes)
             for lock in paths.fold_locks():
-                with files.lock(lock, waiting="wait until the run is trained, or stop it, then type this again"):
+                todo = "wait until the run is trained, or stop it, then type this again"
+                with leases.holding(FoldPaths(lock.parent), todo=todo):
                     pass
             console.warn(f"training '{paths.name}' anew: what it held is removed")
             files.remove(paths.root)
@@ -242,7 +244,7 @@ def environment() -> dict[str, Any]:
 def commit() -> str | None:
     """Return the git commit of the current folder, or None outside a repository."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() if found.returncode == 0 else None
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kbench import files
+from kbench import console, files
 from kbench.data.table.table import Table
+from kbench.errors import DataError
+from kbench.runs.doubts import doubts
 from kbench.runs.results import Judged, Sendable, fold_scores, metric_of, score_record
 
 if TYPE_CHECKING:
@@ -53,14 +55,16 @@ def out_of_fold(run: Run, *, device: str = "auto") -> OutOfFold:
     """Return the out-of-fold predictions of a run's trained folds; predicts and scores what is missing.
 
     The score is that of the mean over each fold's snapshots and views, over all rows at once; beside it stand each
-    fold's score and their spread. What is scored is what is sent: after the decision or the mask rule where there is
-    one. `score.json` is written.
+    fold's score and their spread, and what speaks against members or the rule (`doubts`). What is scored is what is
+    sent: after the decision or the mask rule where there is one. `score.json` is written.
 
     Raises:
         PredictionError: no fold is trained.
     """
     experiment = run.experiment
     folds = list(range(experiment.folds.n)) if run.foreign else run.required_folds()
+    for text in other_rows(run):
+        console.warn(text)
     result = run.results.out_of_fold(run, folds, device=device)
     table = of_targets(experiment.train.select(np.isin(experiment.folds.fold, folds)), result.names)
     judged = run.results.judge(experiment, result, table)
@@ -68,14 +72,46 @@ def out_of_fold(run: Run, *, device: str = "auto") -> OutOfFold:
         "run": run.name, "missing": [fold for fold in range(experiment.folds.n) if fold not in folds],
         **run.results.details(run, result, judged, table),
     }  # fmt: skip
+    score["doubts"] = doubts(experiment, judged, table, score)
     files.write_json(run.paths.score, score)
     return OutOfFold(run, result, table, judged, score)
 
 
-def score_of_fold(run: Run, fold: int, *, device: str = "auto", limit: int | None = None) -> float | None:
-    """Predict a fold's own rows where they are missing; return their score, the mean over its snapshots and views.
+def other_rows(run: Run) -> list[str]:
+    """Return a warning where the training rows are others than those a run was trained on: their score is another's."""
+    if run.foreign or run.experiment.trial:
+        return []
+    known = files.read_json(run.paths.manifest)
+    lines = run.experiment.content.changes(known.get("content"), run.paths.content)
+    if known.get("view", {}).get("table", "") not in ("", run.experiment.train.fingerprint()):
+        lines = ["  ids, targets or metadata of the table", *lines]
+    if not lines:
+        return []
+    return [
+        f"the rows that '{run.name}' is trained on have changed since; its score is that of the rows as they are now:\n"
+        + "\n".join(lines)
+        + "\n  bring the files back, or train it anew with `kbench train --force`"
+    ]
 
-    None where the metric has no value on them.
+
+@dataclass(frozen=True)
+class FoldScore:
+    """What a fold's own rows say of it.
+
+    Attributes:
+        value: the score, or None where the metric has no value on them.
+        nested: whether thresholds, cut points or a post-process were found for it, on the other fifths of its rows.
+    """
+
+    value: float | None
+    nested: bool = False
+
+
+def score_of_fold(run: Run, fold: int, *, device: str = "auto", limit: int | None = None) -> FoldScore:
+    """Predict a fold's own rows where they are missing; return the score of the mean over its snapshots and views.
+
+    It is what `kbench score` says of a run whose only fold this is: after the decision or the mask rule, where there is
+    one; what is fitted is nested within the fold.
 
     Args:
         run: the run.
@@ -86,9 +122,13 @@ def score_of_fold(run: Run, fold: int, *, device: str = "auto", limit: int | Non
     result = run.results.out_of_fold(run, [fold], device=device, limit=limit)
     if limit is not None:
         run.results.made(result)
-        return None
-    table = run.experiment.train.select(run.experiment.folds.valid(fold))
-    return metric_of(run.experiment).or_none(*run.results.plain(result, table), table)
+        return FoldScore(None)
+    table = of_targets(run.experiment.train.select(run.experiment.folds.valid(fold)), result.names)
+    try:
+        judged = run.results.judge(run.experiment, result, table)
+    except DataError:  # too few rows, or without a class: there is no interval, and nothing can be fitted
+        return FoldScore(metric_of(run.experiment).or_none(*run.results.plain(result, table), table))
+    return FoldScore(judged.outcome.nested.value, nested=bool(judged.outcome.by_part))
 
 
 def of_targets(table: Table, names: Sequence[str]) -> Table:

@@ -7,6 +7,7 @@ more part, register its kind and build it here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,16 @@ from kbench.config.stage import Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
 from kbench.data.images.cache import Images, Resize, RowPaths, open_images
+from kbench.data.images.channels import by_date
+from kbench.data.images.crops import preferring
+from kbench.data.images.dropout import Dropout, dropout_of
 from kbench.data.images.normalise import Scale, choose
 from kbench.data.images.readers import remembering
+from kbench.data.images.regions import RegionImages, measure_regions
 from kbench.data.masks.cache import open_masks, sizes_of
 from kbench.data.table.content import Content
 from kbench.data.table.table import Table
+from kbench.errors import ConfigError, nearest
 from kbench.inference.activations import Activations, Seen, Source, activations
 from kbench.inference.views import View
 from kbench.inference.windows import Windows
@@ -33,8 +39,10 @@ from kbench.metrics.metric import Metric, make_metric
 from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
-from kbench.models.outputs import default_loss
-from kbench.runs.experiment import decoding_of, mask_kind, reader_of, size_reader
+from kbench.models.outputs import Units, default_loss
+from kbench.runs.experiment import Experiment, mask_kind, size_reader
+from kbench.runs.steps import channels, decoding_of, fixed_channels, reader_key, reader_of
+from kbench.tasks import SEGMENTATION
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
 
@@ -55,7 +63,10 @@ def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
 
 def _stage(competition: Competition, name: str, index: int, stage: Stage) -> StagePlan:
     size = size_of(stage.size or competition.input.size)
-    crop = stage.build("crop", _names=competition.data.classes or ())
+    names = tuple(competition.data.classes or ())
+    crop, wanted = stage.build("crop", _names=names), _looked_for(competition, stage)
+    if wanted:
+        crop = preferring(crop, wanted, len(names), stage.sampler.params.get("positive", 0.5))
     judged = crop_for_validation(
         competition.input.crop,
         crop,
@@ -66,16 +77,47 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         name=name, index=index, stage=stage,
         schedule=partial(stage.build, "schedule"),
         optimizer=partial(stage.build, "optimizer"),
-        show=Show(size, crop, stage.build("augment")), valid_show=Show(size, judged),
+        show=Show(size, crop, stage.build("augment"), _dropout(competition, stage)), valid_show=Show(size, judged),
         loss=partial(build_loss, stage, competition.task),
         mix=stage.build("mix") if stage.mix else None,
         sampler=partial(stage.build, "sampler"),
         step=stage.build("step"),
         monitor=_monitor(competition, stage),
+        positive=wanted,
     )  # fmt: skip
 
 
-def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int) -> Loss:
+def _dropout(competition: Competition, stage: Stage) -> Dropout | None:
+    part = stage.axis_dropout
+    return None if part is None else dropout_of(channels(competition.input), part.axis, part.p, part.each)
+
+
+def _looked_for(competition: Competition, stage: Stage) -> tuple[int, ...]:
+    """Return the numbers of the classes that a sampler of patches has the crop look for.
+
+    Raises:
+        ConfigError: there are no such classes, or the crop looks for some itself.
+    """
+    part = registry.get("sampler", stage.sampler.name)
+    wanted, names = stage.sampler.params.get("classes") or [], list(competition.data.classes or ())
+    if not part.meta.get("patches") or not wanted:
+        return ()
+    strange = [name for name in wanted if name not in names]
+    if strange or competition.task not in SEGMENTATION:
+        raise ConfigError(
+            f"the sampler '{part.name}' is to show the class '{(strange or wanted)[0]}'",
+            "names of data.classes of a segmentation",
+            f"{nearest((strange or wanted)[0], names)} Correct `sampler.classes`, or write data.classes",
+        )
+    if stage.crop.params.get("classes"):
+        raise ConfigError(
+            f"the sampler '{part.name}' and the crop '{stage.crop.name}' both look for classes", "one of the two",
+            "remove `classes` of one of them",
+        )  # fmt: skip
+    return tuple(names.index(name) for name in wanted)
+
+
+def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int, units: Units | None = None) -> Loss:
     """Return the loss of a stage, that of the task where it names none.
 
     Args:
@@ -83,8 +125,9 @@ def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int) ->
         task: the competition's.
         counts: [K] positives per target among the rows, or None where there are no classes.
         rows: how many train.
+        units: of a regression's targets, where they are learned standardised.
     """
-    known: dict[str, Any] = {"_counts": counts, "_rows": rows, "_task": task}
+    known: dict[str, Any] = {"_counts": counts, "_rows": rows, "_task": task, "_units": units}
     default = default_loss(task, 2 if counts is None else len(counts))
     loss: Loss = stage.build("loss", **known) if stage.loss else registry.build("loss", default, {}, **known)
     return loss
@@ -130,10 +173,12 @@ def build_model(
     """
     section = competition.model
     sizes = [size_of(stage.size or competition.input.size) for stage in competition.stages.values()]
+    dates = by_date(channels(competition.input))
     model: nn.Module = section.build(
         "name", n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
-        _several=len(set(sizes)) > 1,
+        _several=len(set(sizes)) > 1, _task=competition.task,
+        _dates=max(1, len(dates.keys() - {None})), _undated=len(dates.get(None, ())) if len(dates) > 1 else 0,
     )  # fmt: skip
     if weights is not None:
         load_pretrained(getattr(model, "body", model), read_tensors(weights), file=str(weights))
@@ -151,14 +196,6 @@ def _stamps(kind: str, name: str) -> list[str]:
     return [stamp] if (stamp := registry.stamp(kind, name)) else []
 
 
-def reader_key(competition: Competition) -> list[Any]:
-    """Return what the pixels of an image depend on beside its file; what came later only where it is used."""
-    section = competition.input
-    later: list[str] = [section.orientation] if section.orientation != "apply" else []
-    later += [section.decode] if section.decode != "exact" else []
-    return [section.reader.model_dump(), section.channels, *later]
-
-
 def opened_images(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
     """Return a function from a resizing to the table's images; each is opened once.
 
@@ -172,15 +209,17 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
     reader = remembering(reader_of(competition))
     key = [*reader_key(competition), *_stamps("reader", section.reader.name)]
     rows = RowPaths(table.root, table.images)
-    opened: dict[Resize, Images] = {}
+    part, opened = section.normalise, dict[Resize, Images]()
+    regions = table.column(str(part.group)) if part.by == "region" else None
 
     def images(resize: Resize) -> Images:
         if resize not in opened:
             with bar(f"decoding {what} images") as advance:
-                opened[resize] = open_images(
+                plain = open_images(
                     rows, reader=reader, reader_key=key, resize=resize, folder=cache, mode=competition.input.cache,
                     progress=advance,
                 )  # fmt: skip
+            opened[resize] = plain if regions is None else RegionImages(plain, regions.tolist())
         return opened[resize]
 
     return images
@@ -239,14 +278,52 @@ def build_windows(competition: Competition) -> Windows | None:
     return windows
 
 
-def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:
-    """Return the function that chooses the normalisation of a fold."""
-    backbone = backbone_statistics(competition.model.backbone)
+def build_scale(
+    competition: Competition, tests: Callable[[], tuple[RegionImages, np.ndarray]] | None = None
+) -> Callable[[Images, np.ndarray], Scale]:
+    """Return the function that chooses the normalisation of a fold.
+
+    Args:
+        competition: says how.
+        tests: images of the test set and their rows, which count in the statistics of regions where the YAML says so.
+    """
+    backbone, section = backbone_statistics(competition.model.backbone), competition.input
+    fixed = fixed_channels(competition.input)
+    if section.normalise.of_each_image:
+        fixed = [one or (0.0, 1.0) for one in fixed]
 
     def scale(images: Images, rows: np.ndarray) -> Scale:
-        return choose(images, rows, mean=competition.input.mean, std=competition.input.std, backbone=backbone)
+        whole = choose(
+            images, rows, mean=section.mean, std=section.std, backbone=backbone, fixed=fixed,
+            masked=section.reader.name == "raster",
+        )  # fmt: skip
+        if section.normalise.by != "region":
+            return whole
+        assert isinstance(images, RegionImages), "opened with their regions"
+        counted = [(images, rows), *([tests()] if tests is not None and section.normalise.region.test else [])]
+        regions = measure_regions(counted, factor=whole.scale, rest=(whole.mean, whole.std))
+        for number in (number for number, one in enumerate(fixed) if one is not None):
+            for means, stds in regions.values():
+                means[number], stds[number] = whole.mean[number], whole.std[number]
+        return replace(whole, regions=regions)
 
     return scale
+
+
+def test_tiles(experiment: Experiment) -> Callable[[], tuple[RegionImages, np.ndarray]] | None:
+    """Return a function that gives the images of the test set, and which can be read; None where they do not count."""
+    if not experiment.competition.input.normalise.region.test:
+        return None
+
+    def tiles() -> tuple[RegionImages, np.ndarray]:
+        table = experiment.test
+        images = opened_images(experiment.competition, table, experiment.workspace.cache(), what="test")
+        shown = images(Resize("keep", 0, 0))
+        assert isinstance(shown, RegionImages), "opened with their regions"
+        gone = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
+        return shown, np.flatnonzero(~gone)
+
+    return tiles
 
 
 def activations_of(

@@ -41,19 +41,19 @@ def found_rates(run: Run) -> dict[str, dict[str, Any]]:
     plans = {
         fold: run.plan(fold) for fold in range(run.experiment.folds.n) if run.paths.fold(fold).plan.is_file()
     }  # fmt: skip
-    found = {}
+    by_stage = {}
     for name, stage in run.competition.stages.items():
         rates = {str(fold): float(plan.get(f"lr/{name}")) for fold, plan in plans.items() if plan.get(f"lr/{name}")}
         if stage.lr == "find" and rates:
             mean = math.exp(sum(map(math.log, rates.values())) / len(rates))
-            found[name] = {"folds": rates, "mean": mean, "spread": max(rates.values()) / min(rates.values())}
-    return found
+            by_stage[name] = {"folds": rates, "mean": mean, "spread": max(rates.values()) / min(rates.values())}
+    return by_stage
 
 
-def rate_notes(found: dict[str, dict[str, Any]]) -> list[str]:
+def rate_notes(rates_by_stage: dict[str, dict[str, Any]]) -> list[str]:
     """Return one line per stage of `found_rates` whose rate two folds or more know."""
     notes = []
-    for name, known in found.items():
+    for name, known in rates_by_stage.items():
         rates = list(known["folds"].values())
         if len(rates) > 1:
             hint = f"; `lr_from_fold: 0` shares one, `lr: {known['mean']:.2g}` fixes it"

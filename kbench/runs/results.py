@@ -27,6 +27,7 @@ from kbench.ensemble.decisions import Decision
 from kbench.ensemble.nested import Fit, Outcome, Recipe
 from kbench.ensemble.pseudo_labels import Chosen, Sure
 from kbench.errors import ConfigError, PredictionError, raise_all
+from kbench.inference.clock import Clock
 from kbench.inference.map_store import MaskSet, NumberSet
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import Metric
@@ -53,6 +54,12 @@ class Rows:
         force: predict again what is predicted.
         handed: resizing -> images that lie in no file of the table; None: those of the table.
         folder: where the predictions of handed images go.
+        chosen: [n] of the table's rows, sorted; None: all of them.
+        slices: parts of these rows whose predictions are put together, each predicted and kept by itself; none: all at
+            once.
+        clock: told how long each model takes.
+        sizes: height and width of images that cannot be read, as far as their files say it.
+        without: checksums of models that did not predict a slice of maps, whose means are kept.
     """
 
     table: Table
@@ -62,6 +69,16 @@ class Rows:
     force: bool = False
     handed: Callable[[Resize], Images] | None = None
     folder: Path | None = None
+    chosen: np.ndarray | None = None
+    slices: tuple[Rows, ...] = ()
+    clock: Clock | None = None
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    without: frozenset[str] = frozenset()
+
+    @property
+    def places(self) -> np.ndarray:
+        """[n] which rows of the table are predicted."""
+        return np.arange(len(self.table)) if self.chosen is None else self.chosen
 
     def readable(self) -> Rows:
         """Return those whose images can be read."""
@@ -83,6 +100,7 @@ def predicting(paths: Sequence[Path]) -> Iterator[None]:
         for folder in sorted({path.parent for path in paths}):
             note = f"another command predicts into '{folder}': waiting for it"
             held.enter_context(files.lock(folder / ".lock", on_wait=partial(console.note, note)))
+            files.remove_temporaries(folder)
         yield
 
 
@@ -123,7 +141,7 @@ class Judged:
         fit: what `Results.sent` applies: thresholds and cut points, a mask rule, or None.
         record: what the score says of it: `decision` or `postprocess`; empty where nothing is fitted.
         thresholds: what a lineage says of it.
-        by_part: fold -> what was applied to its rows, of mask rules.
+        by_part: part -> what was applied to its rows, of mask rules; empty where it is `fit` everywhere.
     """
 
     outcome: Outcome[Any]
@@ -292,8 +310,9 @@ def fold_of(experiment: Experiment, table: Table) -> np.ndarray:
 def score_record(experiment: Experiment, judged: Judged, table: Table) -> dict[str, Any]:
     """Return a score as JSON: metric, direction, rows, `score` with its interval (nested, if anything is fitted).
 
-    What is fitted adds `plain`, the score on the rows it was fitted on, `optimism`, how much better that is, and
-    `decision` or `postprocess`: what was found on all rows, and without each fold's.
+    What is fitted adds `plain`, the score on the rows it was fitted on, `optimism`, how much better that is,
+    `nested_by`, the parts that what was found on the others is scored on (`fold`, or `fifth` of the only fold), and
+    `decision` or `postprocess`: what was found on all rows, and without each part's.
     """
     metric, outcome = metric_of(experiment), judged.outcome
     nested: Interval = outcome.nested
@@ -303,7 +322,10 @@ def score_record(experiment: Experiment, judged: Judged, table: Table) -> dict[s
     }  # fmt: skip
     if outcome.by_part:
         gap = outcome.plain.value - nested.value
-        record |= {"plain": asdict(outcome.plain), "optimism": gap if metric.maximise else -gap}
+        by = "fold" if len(np.unique(fold_of(experiment, table))) > 1 else "fifth"
+        record |= {
+            "plain": asdict(outcome.plain), "optimism": gap if metric.maximise else -gap, "nested_by": by,
+        }  # fmt: skip
     return record | judged.record
 
 

@@ -13,6 +13,7 @@ from kbench import console, files, registry
 from kbench.data.dataset import auto_workers
 from kbench.data.images.cache import Images, Resize
 from kbench.data.table.table import Table
+from kbench.ensemble.average import concat
 from kbench.inference.activations import Seen
 from kbench.inference.mean import mean_of_task
 from kbench.inference.predictions import Predictions, load
@@ -55,7 +56,10 @@ def member_predictions(
     """
     if run.foreign:
         return {0: {run.name: load(run.paths.predictions(rows.part))}}
-    chosen = np.arange(len(rows.table)) if chosen is None else chosen
+    if rows.slices:
+        parts_of = [member_predictions(run, one, places, subset=subset, only=only, views=views) for one in rows.slices]
+        return _put_together(run, rows, parts_of)
+    chosen = rows.places if chosen is None else chosen
     wanted = [
         (place, checkpoint, _file(run, rows, place, checkpoint))
         for place in places
@@ -66,6 +70,17 @@ def member_predictions(
     for place, checkpoint, out in wanted:
         members[place][checkpoint.member] = load(out)
     return members
+
+
+def _put_together(run: Run, rows: Rows, parts_of: Sequence[Members]) -> Members:
+    """Return members of all rows from those of slices of them."""
+    first, *_ = parts_of
+    whole: dict[int | str, dict[str, Predictions]] = {place: {} for place in first}
+    for place, of_place in first.items():
+        for name in of_place:
+            out = run.paths.fold(place).predictions(rows.part, name)
+            whole[place][name] = concat([of_slice[place][name] for of_slice in parts_of], out=out)
+    return whole
 
 
 def _file(run: Run, rows: Rows, place: int | str, checkpoint: Checkpoint) -> Path:
@@ -83,6 +98,7 @@ def _predict_missing(
     job = job_of(run, table.ids[chosen], chosen, images, rows.device, views=views)
     if rows.handed is not None:  # what is handed over lies in this process
         job = replace(job, workers=0)
+    job = replace(job, clock=rows.clock)
     if rows.limit:
         few = job.batch_size if len(job.views) == 1 else rows.limit * job.batch_size
         job = replace(job, ids=job.ids[:few], rows=job.rows[:few])
@@ -101,7 +117,7 @@ def _predict_missing(
 
     if not missing():
         return
-    live = rows.limit or rows.handed is not None
+    live = rows.limit or rows.handed is not None or rows.chosen is not None
     with predicting([out for _, out in wanted]):  # another command may have predicted them meanwhile
         todo = [one if live else _with_activations(run, table, job, one, snapshot) for snapshot, one in missing()]
         if not todo:

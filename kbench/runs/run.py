@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,18 @@ from kbench.runs.views import ViewStack, view_stack
 from kbench.tasks import is_dense
 from kbench.training.fold import state_of
 from kbench.training.fold_context import Plan
+from kbench.training.ranks import ALONE, Ranks
 from kbench.workspace import RunPaths
+
+
+class Engine(Protocol):
+    """Runs networks in place of torch."""
+
+    def runs(self, snapshot: Checkpoint) -> bool:
+        """Return whether it has the network of a snapshot."""
+
+    def __call__(self, snapshot: Checkpoint) -> torch.nn.Module:
+        """Return the network, in eval mode."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,11 +54,15 @@ class Run:
         experiment: workspace, configuration, tables and folds.
         paths: the run's files.
         hashes: `training`, `contract` and `folds` of what it was trained with; None where it was opened untrained.
+        engine: what runs some of its networks in place of torch, or None.
+        left_out: checksums of snapshots that are no members, as there is no time for them.
     """
 
     experiment: Experiment
     paths: RunPaths
     hashes: dict[str, str] | None
+    engine: Engine | None = None
+    left_out: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -110,9 +125,9 @@ class Run:
             )
         return folds
 
-    def plan(self, fold: int | str) -> Plan:
+    def plan(self, fold: int | str, ranks: Ranks = ALONE) -> Plan:
         """Return the values a fold found while training."""
-        return Plan(self.paths.fold(fold), training=self.trained_as["training"])
+        return Plan(self.paths.fold(fold), training=self.trained_as["training"], ranks=ranks)
 
     def checkpoints(
         self, fold: int | str, *, subset: str = "fold", only: Sequence[str] | None = None
@@ -283,8 +298,8 @@ class Run:
             return pd.DataFrame(columns=columns, dtype=np.float32)
         for fold in folds or ():
             self._snapshots(fold)
-        made = predict_images(self, handed, folds=folds, device=device)
-        values = made.decided if decided and made.decided is not None else made.values
+        predictions = predict_images(self, handed, folds=folds, device=device)
+        values = predictions.decided if decided and predictions.decided is not None else predictions.values
         names = [place if isinstance(item, np.ndarray) else item[0].name for place, item in enumerate(handed)]
         return pd.DataFrame(values, index=pd.Index(names), columns=columns)
 

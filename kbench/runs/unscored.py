@@ -14,26 +14,26 @@ from kbench.training.fold_context import KEEP
 _FEW_MASKS = 500  # are looked at without being asked
 
 
-def unscored_folds(setup: Experiment, *, every_mask: bool) -> list[str]:
+def unscored_folds(experiment: Experiment, *, every_mask: bool) -> list[str]:
     """Return one line per fold, and one for all rows, on which the competition's metric has no value.
 
     Args:
-        setup: the competition, with its folds.
+        experiment: the competition, with its folds.
         every_mask: read the masks of a segmentation however many there are.
     """
-    table, metric = setup.train, parts.build_metric(setup.competition)
+    table, metric = experiment.train, parts.build_metric(experiment.competition)
     dense = table.targets is None
-    if dense and (setup.competition.task not in SEGMENTATION or not (every_mask or len(table) <= _FEW_MASKS)):
+    if dense and (experiment.competition.task not in SEGMENTATION or not (every_mask or len(table) <= _FEW_MASKS)):
         return []
     said = []
-    names = [*((f"fold {fold}", setup.folds.valid(fold)) for fold in range(setup.folds.n)),
+    names = [*((f"fold {fold}", experiment.folds.valid(fold)) for fold in range(experiment.folds.n)),
              ("all folds together", np.ones(len(table), dtype=bool))]  # fmt: skip
     for name, chosen in names:
         rows = np.flatnonzero(chosen)
         if not len(rows):
             continue
         if dense:  # one row stands for all: only whether there are pixels counts
-            why = metric.undefined(_pixels(setup, rows), table.select(rows[:1]))
+            why = metric.undefined(_pixels(experiment, rows), table.select(rows[:1]))
         else:
             assert table.targets is not None, "training rows have targets"
             why = metric.undefined(table.targets[rows], table.select(rows))
@@ -45,9 +45,9 @@ def unscored_folds(setup: Experiment, *, every_mask: bool) -> list[str]:
     return said
 
 
-def _pixels(setup: Experiment, rows: np.ndarray) -> np.ndarray:
+def _pixels(experiment: Experiment, rows: np.ndarray) -> np.ndarray:
     """Return [1, K] pixels of each class in the masks of some rows."""
-    masks = parts.masks_of(setup.competition, setup.train, setup.workspace.cache(), what="training")
+    masks = parts.masks_of(experiment.competition, experiment.train, experiment.workspace.cache(), what="training")
     assert masks is not None, "a dense task has masks"
-    found, _ = class_pixels(masks(KEEP), rows, len(setup.train.target_names), setup.competition.task)
-    return found[None]
+    pixels, _ = class_pixels(masks(KEEP), rows, len(experiment.train.target_names), experiment.competition.task)
+    return pixels[None]

@@ -124,14 +124,14 @@ def copy_folder(
 def walk(folder: Path) -> Iterator[tuple[str, int]]:
     """Yield (path relative to the folder, bytes) of every file below it; links are followed, hidden names left out."""
     seen, base = set(), len(os.path.join(folder, ""))
-    for parent, names, found in os.walk(folder, followlinks=True):
+    for parent, names, leaves in os.walk(folder, followlinks=True):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
             names.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         names[:] = sorted(name for name in names if not name.startswith("."))
-        for name in sorted(found):
+        for name in sorted(leaves):
             if not name.startswith("."):
                 path = os.path.join(parent, name)
                 yield path[base:], os.stat(path).st_size

@@ -127,7 +127,7 @@ class _Own:
         Raises:
             SourceError: the YAML names one that does not exist.
         """
-        if self.solution_file is not None and not self.solution_file.is_file():
+        if self.solution_file is not None and not self.solution_file.exists():
             raise SourceError(
                 f"the solution file '{self.solution_file}' does not exist",
                 "a CSV with the true targets of the test rows",

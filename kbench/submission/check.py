@@ -73,7 +73,7 @@ def find_problems(frame: pd.DataFrame, sample: pd.DataFrame, *, format: Format) 
     if problems:
         return problems
     problems = _column_problems([str(name) for name in frame.columns], [str(name) for name in sample.columns])
-    if {id_column(sample), *format.key} <= set(frame.columns):
+    if {id_column(sample), *(name for name in format.key if name in sample.columns)} <= set(frame.columns):
         have, want = row_keys(frame, format), row_keys(sample, format)
         if format.several:
             have, want = (np.array(list(dict.fromkeys(keys.tolist())), dtype=str) for keys in (have, want))

@@ -206,10 +206,10 @@ def _targets(answers: pd.DataFrame, sample: pd.DataFrame, *, format: Format, pre
     if sorted(columns) == sorted(target_columns(sample)) and not format.problems(answers, sample):
         return _as_targets(format.parse(answers, sample).values, predictions.task)
     if len(columns) == 1 and predictions.task == "single_label":
-        given = texts(answers, columns[0])
-        if np.isin(given, names).all():
+        cells = texts(answers, columns[0])
+        if np.isin(cells, names).all():
             index = {name: k for k, name in enumerate(names)}
-            return np.array([index[name] for name in given], dtype=np.int64)
+            return np.array([index[name] for name in cells], dtype=np.int64)
     if set(names) <= set(columns):
         return _as_targets(numbers(answers, names), predictions.task)
     if len(columns) == len(names) == 1:

@@ -52,8 +52,8 @@ def announce(
             "set `precision: auto`"
         )
     shown = ", ".join(f"{rate:.3g}" for rate in lr)
-    found = "found" if plan.stage.lr == "find" else "set"
-    yield Note(f"stage {plan.name}: {rows:,} images, {epochs} epochs, lr {shown} ({found}), {precision}")
+    origin = "found" if plan.stage.lr == "find" else "set"
+    yield Note(f"stage {plan.name}: {rows:,} images, {epochs} epochs, lr {shown} ({origin}), {precision}")
 
 
 def loader_verdict(waiting: float) -> str | None:

@@ -32,11 +32,12 @@ class StagePlan:
         optimizer: (layers, rates, decays) -> optimiser.
         show: size, crop and augmentation of training images.
         valid_show: how images are shown when judged.
-        loss: (training counts per target, rows) -> loss.
+        loss: (training counts per target, rows, units of targets learned standardised or None) -> loss.
         mix: mixup or cutmix.
         sampler: (targets, rows) -> order of an epoch.
         step: what one update computes.
         monitor: metric that judges an epoch, or None for the loss.
+        positive: class numbers of which the share of patches that show them is logged.
         stop_after: epochs after which the stage ends, found on the folds (`--full`).
         rates: factor of the rate in each epoch, found on the folds (`--full` with plateau).
     """
@@ -48,11 +49,12 @@ class StagePlan:
     optimizer: Callable[..., torch.optim.Optimizer]
     show: Show
     valid_show: Show
-    loss: Callable[[np.ndarray | None, int], Loss]
+    loss: Callable[..., Loss]
     mix: Mix | None
     sampler: Callable[[np.ndarray | None, int], Callable[[np.random.Generator], np.ndarray]]
     step: Step
     monitor: Metric | None
+    positive: tuple[int, ...] = ()
     stop_after: int | None = None
     rates: tuple[float, ...] | None = None
 
@@ -89,17 +91,17 @@ class StagePlan:
         )
 
 
-def for_full(plan: StagePlan, found: dict[str, Any]) -> StagePlan:
+def for_full(plan: StagePlan, plan_of_folds: dict[str, Any]) -> StagePlan:
     """Return a stage that trains on all rows with what the folds found, and selects on nothing.
 
     Args:
         plan: the fold's stage.
-        found: `lr`, and `epochs` and `rates` where the folds stopped early or lowered the rate themselves.
+        plan_of_folds: `lr`, and `epochs` and `rates` where the folds stopped early or lowered the rate themselves.
     """
-    rates = found.get("rates")
+    rates = plan_of_folds.get("rates")
     return replace(
-        plan.with_settings(lr=found["lr"], lr_from_fold=None, early_stop=None, subset="full"),
-        stop_after=found.get("epochs"), rates=None if rates is None else tuple(rates),
+        plan.with_settings(lr=plan_of_folds["lr"], lr_from_fold=None, early_stop=None, subset="full"),
+        stop_after=plan_of_folds.get("epochs"), rates=None if rates is None else tuple(rates),
     )  # fmt: skip
 
 

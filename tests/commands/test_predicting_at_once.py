@@ -62,10 +62,13 @@ def test_damaged_predictions_are_named_and_made_anew(tmp_path: Path, capsys: pyt
     content = bytearray(array.read_bytes())
     content[-3] ^= 0xFF
     array.write_bytes(content)
+    killed = out.with_name(".tmp-1-0a1b2c3d-all-1.ids")  # what a command leaves that is killed while it writes
+    killed.write_bytes(b"half")
     capsys.readouterr()
     assert open_run(choice).out_of_fold(device="cpu").score == score
     assert f"'{out}' is damaged: its rows are predicted anew" in capsys.readouterr().err
     assert whole(out) is not None
+    assert not killed.exists()
 
 
 def _ensemble(workspace: Path, name: str, slow: float = 0) -> subprocess.Popen[bytes]:

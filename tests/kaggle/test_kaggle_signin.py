@@ -74,7 +74,7 @@ def store(home: Path, name: str, content: object, mode: int = 0o600) -> Path:
 
 
 def find(variables: dict[str, str]) -> list[str]:
-    return [f"{signin.kind} {Path(signin.where).name}" for signin in signin.found(variables)]
+    return [f"{signin.kind} {Path(signin.where).name}" for signin in signin.all_signins(variables)]
 
 
 def said(variables: dict[str, str]) -> str:
@@ -206,7 +206,7 @@ def test_variables_that_do_something_else_than_expected_are_named(variables):
 
 def test_a_token_longer_than_a_files_name_is_a_token(variables):
     long = TOKEN + "0" * 5000
-    (found,) = signin.found(variables | {"KAGGLE_API_TOKEN": long})
+    (found,) = signin.all_signins(variables | {"KAGGLE_API_TOKEN": long})
     assert found.secret == long
     assert "error" not in said(variables | {"KAGGLE_API_TOKEN": long})
 
@@ -248,5 +248,5 @@ def test_trying_the_client_leaves_nothing_behind_and_asks_nobody(variables, stan
 
 
 def test_a_sign_in_does_not_show_its_secret(variables):
-    (found,) = signin.found(variables | {"KAGGLE_API_TOKEN": TOKEN})
+    (found,) = signin.all_signins(variables | {"KAGGLE_API_TOKEN": TOKEN})
     assert TOKEN not in repr(found)

@@ -25,6 +25,7 @@ from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold import begin, clear, mark, state_of, train_fold
 from kbench.training.fold_context import FoldContext, Plan
 from kbench.training.loop import Update
+from kbench.training.lr_finder import LRCurve
 from kbench.training.stage_plan import StagePlan, for_full, with_limit
 from kbench.workspace import FoldPaths, RunPaths
 
@@ -272,6 +273,30 @@ def test_a_rate_may_be_that_of_another_fold(tmp_path: Path) -> None:
 
 
 # -- all rows ------------------------------------------------------------------------------------------------------
+
+
+def test_a_rate_another_fold_read_off_a_level_stretch_is_said(tmp_path: Path) -> None:
+    plan = Plan(FoldPaths(tmp_path / "fold-0"), training=TRAINING)
+    plan.set("lr/only", 0.0625)
+    plan.set("level/only", True)
+    stage = toy.stage(lr="find", lr_from_fold=0)
+    fold = Trained(tmp_path / "fold-1", [stage], fold=1, plan_of=lambda number: plan)
+    said = [event.text for event in fold.events if isinstance(event, Note) and "clearly fall" in event.text]
+    assert len(said) == 1
+    assert "0.0625" in said[0]
+    assert fold.context.plan.get("level/only") is True
+
+
+def test_a_level_range_test_is_said_when_its_fold_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lrs = np.geomspace(1e-5, 10, 60)
+    losses = 0.05 + 0.1 * np.maximum(lrs / 0.1 - 1, 0)  # of a trained network: level up to 0.1
+    curve = LRCurve(tuple(lrs), tuple(losses))
+    monkeypatch.setattr("kbench.training.stage.find_lr", lambda *given, **named: curve)
+    fold = Trained(tmp_path, [toy.stage(lr="find")])
+    (said,) = [event.text for event in fold.events if isinstance(event, Note) and "clearly fall" in event.text]
+    assert f"{curve.suggestion:.3g}" in said
+    assert fold.context.plan.get("level/only") is True
+    assert 0.005 < curve.suggestion < 0.02
 
 
 def test_a_stage_of_all_rows_trains_on_them_and_never_judges(tmp_path: Path) -> None:
@@ -554,9 +579,9 @@ def balance_seen(folder: Path, **changes: Any) -> tuple[FoldContext, list[tuple[
     subset = changes.pop("subset", "fold")
     plain = toy.stage(loss=("bce" if "float" in str(changes["table"].targets.dtype) else "cross_entropy", {}))
 
-    def loss(counts: np.ndarray, rows: int) -> Any:
+    def loss(counts: np.ndarray, rows: int, units: Any) -> Any:
         seen.append((np.asarray(counts).tolist(), rows))
-        return plain.loss(counts, rows)
+        return plain.loss(counts, rows, units)
 
     fold = Trained(folder, [replace(plain.with_settings(subset=subset), loss=loss)], **changes)
     return fold.context, seen

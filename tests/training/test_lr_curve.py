@@ -3,12 +3,25 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import SHARED
 
 from kbench.errors import ConfigError, TrainingError
-from kbench.training.lr_finder import LRCurve, Smoother, ramp, should_stop, shown, smooth, suggest, track_best
+from kbench.training.lr_finder import (
+    LRCurve,
+    Smoother,
+    Suggestion,
+    judge,
+    ramp,
+    should_stop,
+    shown,
+    smooth,
+    suggest,
+    track_best,
+)
 
 
 def rates(count: int = 100) -> np.ndarray:
@@ -31,9 +44,20 @@ def test_a_ramp_that_does_not_rise_is_an_error(start: float, end: float) -> None
 
 
 def test_smoothing_is_a_weighted_mean_whose_weights_fall_by_the_decay() -> None:
-    losses = [3.0, 1.0, 2.0]
-    expected = np.average(losses, weights=[0.98**2, 0.98, 1])
-    assert smooth(losses)[-1] == pytest.approx(expected)
+    smoother = Smoother()
+    expected = np.average([3.0, 1.0, 2.0], weights=[0.98**2, 0.98, 1])
+    assert [smoother.add(loss) for loss in (3.0, 1.0, 2.0)][-1] == pytest.approx(expected)
+
+
+def test_noise_makes_the_smoothing_longer() -> None:
+    jump = np.where(np.arange(100) < 50, 2.0, 1.0)
+    noisy = jump + np.random.default_rng(0).normal(0, 0.2, 100)
+    assert smooth(list(jump))[60] < 1.0 + (1 - 1 / 12.5) ** 10 < 1.0 + 0.01 + (1 - 1 / 20) ** 11
+    assert np.abs(np.diff(smooth(list(noisy))[20:45])).max() < 0.2 * np.abs(np.diff(noisy[20:45])).max()
+
+
+def test_what_comes_after_a_loss_that_is_not_finite_is_not_smoothed() -> None:
+    assert np.isnan(smooth([1.0, math.inf, 1.0])).tolist() == [False, True, True]
 
 
 @settings(deadline=None)
@@ -82,14 +106,100 @@ def test_the_suggestion_of_a_bowl_is_a_tenth_of_its_smoothed_minimum() -> None:
     assert 1e-3 < suggestion < 0.3
 
 
-def test_the_suggestion_is_not_below_where_the_loss_begins_to_fall() -> None:
+def test_a_steep_fall_gives_a_tenth_of_its_minimum_too() -> None:
     lrs = rates(360)
     steep = 2.3 - 2 / (1 + np.exp(-20 * (np.log10(lrs) + 1)))  # falls within a third of a decade around 0.1
     losses = steep + np.where(lrs > 0.3, 30 * (lrs - 0.3), 0)
-    level = smooth(list(losses))
-    suggestion = suggest(lrs, losses)
-    assert lrs[np.argmin(level)] / 10 < suggestion
-    assert 0.05 < suggestion < 0.3
+    assert lrs[np.argmin(losses)] / 30 < suggest(lrs, losses) < lrs[np.argmin(losses)] / 3.3
+
+
+NOISE = {"a": (29, 0.2), "b": (86, 0.4), "c": (53, 0.3)}
+
+
+def falls_then_blows_up(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return rates and the true losses of the trial `lr-range-noisy`: level at 1.4, down to 0.6, up from 0.0158."""
+    lrs = np.geomspace(1e-5, 1.7, count)
+    fall = 0.6 + 0.8 / (1 + lrs / 3.16e-4)
+    return lrs, fall + np.where(lrs > 0.0158, 1.6 * (np.maximum(lrs / 0.0158, 1) - 1) ** 0.5, 0)
+
+
+@pytest.mark.parametrize(("count", "noise"), NOISE.values(), ids=NOISE)
+def test_on_noisy_curves_the_suggestion_is_near_a_tenth_of_the_true_minimum(count: int, noise: float) -> None:
+    """The trial `lr-range-noisy`: within a factor of 3, on 95 of 100 draws of its noise or more."""
+    lrs, truth = falls_then_blows_up(count)
+    tenth, rng = lrs[np.argmin(truth)] / 10, np.random.default_rng(0)
+    drawn = [truth + noise * (rng.gamma(2, 2**-0.5, count) - 2**0.5) for _ in range(100)]
+    near = [tenth / 3 < suggest(lrs, losses) < tenth * 3 for losses in drawn]
+    assert sum(near) >= 95
+    assert tenth / 3 < suggest(lrs, truth) < tenth * 3
+
+
+TRIAL = SHARED.parent / "trials" / "lr-range-noisy" / "data"
+ACCEPTED = {"a": (0.00051, 0.0051), "b": (0.0005, 0.005), "c": (0.00053, 0.0053), "clean": (0.00053, 0.0053)}
+
+
+@pytest.mark.skipif(not TRIAL.is_dir(), reason="needs ../shared/trials")
+@pytest.mark.parametrize(("name", "low", "high"), [(name, *span) for name, span in ACCEPTED.items()])
+def test_trial_lr_range_noisy(name: str, low: float, high: float) -> None:
+    curve = pd.read_csv(TRIAL / f"curve_{name}.csv")
+    judged = judge(curve["lr"], curve["loss"])
+    assert low < judged.rate < high
+    assert not judged.level
+
+
+def test_of_200_noisy_curves_of_32_steps_none_suggests_more_than_a_third_of_the_true_minimum() -> None:
+    """Shapes, places of the minimum and noise by lot; the rule of before was above it on 194 of them."""
+    rng, ratios = np.random.default_rng(5), []
+    for _ in range(200):
+        lrs, place, half = np.geomspace(1e-5, 10, 32), 10 ** rng.uniform(-3, -1), 10 ** rng.uniform(1, 2)
+        truth = 0.6 + 0.8 / (1 + half * lrs / place) + 1.6 * np.maximum(lrs / place - 1, 0) ** 0.5
+        judged = judge_or_none(lrs, truth + rng.uniform(0.1, 0.25) * (rng.gamma(2, 2**-0.5, 32) - 2**0.5))
+        ratios += [] if judged is None else [judged.rate / lrs[np.argmin(truth)]]
+    assert len(ratios) == 200
+    assert max(ratios) < 0.3
+    assert 0.08 < np.median(ratios) < 0.13
+
+
+def test_a_suggestion_may_be_closer_to_the_minimum_than_a_tenth() -> None:
+    lrs, truth = falls_then_blows_up(60)
+    assert judge(lrs, truth, divide=4).rate == pytest.approx(2.5 * suggest(lrs, truth))
+    curve = LRCurve(tuple(lrs), tuple(truth), divide=4)
+    assert curve.suggestion == judge(lrs, truth, divide=4).rate
+    assert {row["divide"] for row in curve.rows()} == {4}
+
+
+@pytest.mark.parametrize("count", [16, 32, 100, 400])
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_a_suggestion_is_hardly_ever_near_the_minimum(count: int, noise: float) -> None:
+    lrs, truth = falls_then_blows_up(count)
+    lowest, rng = lrs[np.argmin(truth)], np.random.default_rng(1)
+    drawn = [truth + rng.normal(0, noise, count) for _ in range(100)]
+    assert sum(suggest(lrs, losses) > 0.4 * lowest for losses in drawn) <= 2
+
+
+@pytest.mark.parametrize(("count", "least"), [(16, 60), (32, 70), (100, 85), (400, 90)])
+def test_a_level_loss_that_rises_gives_a_tenth_of_the_last_level_rate_and_says_so(count: int, least: int) -> None:
+    lrs, rng = rates(count), np.random.default_rng(2)
+    truth = 0.05 + 0.1 * np.maximum(lrs / 0.01 - 1, 0)
+    found = [judge_or_none(lrs, truth * rng.lognormal(0, 0.1, count)) for _ in range(100)]
+    assert sum(one is not None and one.level and 1e-3 / 3.2 < one.rate < 3.2e-3 for one in found) >= least
+    assert not any(one is not None and one.rate > 4e-3 for one in found)
+
+
+def judge_or_none(lrs: np.ndarray, losses: np.ndarray) -> Suggestion | None:
+    try:
+        return judge(lrs, losses)
+    except TrainingError:
+        return None
+
+
+def test_noise_as_large_as_the_curve_is_refused_with_what_makes_it_clearer() -> None:
+    losses = 0.7 + np.random.default_rng(0).normal(0, 0.1, 100)
+    with pytest.raises(TrainingError) as caught:
+        suggest(rates(), losses)
+    assert "above its noise" in caught.value.what
+    assert "steps: 200" in caught.value.todo
+    assert "batch_size" in caught.value.todo
 
 
 def test_a_loss_that_stays_level_and_then_rises_gives_a_tenth_of_its_last_level_rate() -> None:

@@ -165,7 +165,7 @@ def test_predictions_and_scores_are_in_the_users_units(tmp_path: Path) -> None:
     truth = setup.train.select(valid)
     assert truth.targets is not None
     mean = np.broadcast_to(np.nanmean(setup.train.targets[~valid], 0), truth.targets.shape).astype(np.float32)
-    score = score_of_fold(run_of(setup), 0)
+    score = score_of_fold(run_of(setup), 0).value
     assert score < make_metric("rmse")(truth.targets, mean, truth)
     last = kept_snapshots(run_of(setup), 0)[-1]
     assert score == pytest.approx(last.info["score"], rel=1e-4)  # what was judged is what is predicted
@@ -186,7 +186,7 @@ def test_a_run_trained_before_there_were_units_predicts_as_it_did(tmp_path: Path
     train(setup, "0", CPU)
     found = kept_snapshots(run_of(setup), 0)
     assert all("units" not in one.info for one in found)
-    score = score_of_fold(run_of(replace_members(setup, "all-1")), 0)
+    score = score_of_fold(run_of(replace_members(setup, "all-1")), 0).value
     assert score == pytest.approx(found[-1].info["score"], rel=1e-4)
 
 
@@ -250,7 +250,7 @@ def test_maps_of_numbers_are_judged_and_predicted_in_their_units(tmp_path: Path)
     train(setup, "0", CPU)
     (kept,) = kept_snapshots(run_of(setup), 0)
     assert 1000 < kept.info["units"]["mean"][0] < 1600
-    assert score_of_fold(run_of(setup), 0) == pytest.approx(kept.info["score"], rel=1e-4)
+    assert score_of_fold(run_of(setup), 0).value == pytest.approx(kept.info["score"], rel=1e-4)
     assert kept.info["score"] < 0.9 * kept.info["units"]["std"][0]
 
 

@@ -161,7 +161,7 @@ def test_a_class_of_one_row(tmp_path: Path) -> None:
     assert "'eel'" in said
     result = train(setup, "all", CPU)
     assert (result["trained"], result["failed"]) == ([0, 1], [])
-    scores = [score_of_fold(run_of(setup), fold) for fold in (0, 1)]
+    scores = [score_of_fold(run_of(setup), fold).value for fold in (0, 1)]
     assert scores[without] is None
     assert scores[1 - without] is not None
     values = np.zeros((21, 3), dtype=np.float32)
@@ -194,5 +194,5 @@ def test_a_fold_whose_masks_are_empty(tmp_path: Path) -> None:
     assert "no pixel of 'blob'" in said
     result = train(setup, "all", CPU)
     assert (result["trained"], result["failed"]) == ([0, 1], [])
-    assert score_of_fold(run_of(setup), 1) is None
-    assert score_of_fold(run_of(setup), 0) is not None
+    assert score_of_fold(run_of(setup), 1).value is None
+    assert score_of_fold(run_of(setup), 0).value is not None

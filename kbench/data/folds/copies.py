@@ -14,6 +14,7 @@ import numpy as np
 
 from kbench.data.images.decoding import decode
 from kbench.data.table.csv_files import UNKNOWN
+from kbench.data.table.spellings import plain
 from kbench.data.table.table import Table
 from kbench.errors import DataError, counted, first_names
 from kbench.files import sha256
@@ -41,16 +42,16 @@ def equal_groups(table: Table, known: Sequence[str]) -> list[list[int]]:
 
 def _pixels(table: Table, row: int) -> tuple[str, ...]:
     """Return what tells the pixels of a row's images from others; nothing where one cannot be read."""
-    found = []
-    for name in table.images[row]:
+    digests = []
+    for name in filter(None, table.images[row]):
         try:
             pixels = decode(table.root / name, cv2.IMREAD_UNCHANGED)
         except DataError:
             return ()
         state = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=16)
         state.update(np.ascontiguousarray(pixels).tobytes())
-        found.append(state.hexdigest())
-    return tuple(found)
+        digests.append(state.hexdigest())
+    return tuple(digests)
 
 
 def contradictions(table: Table, groups: Iterable[list[int]]) -> list[str]:
@@ -106,7 +107,8 @@ def same_files(train: Table, test: Table) -> list[tuple[int, int]]:
 
 def _content(table: Table, row: int) -> bytes:
     """Return 16 bytes that tell the files of a row from others."""
-    return hashlib.sha256(" ".join(sha256(table.root / name) for name in table.images[row]).encode()).digest()[:16]
+    words = [sha256(table.root / name) if name else "" for name in table.images[row]]
+    return hashlib.sha256(" ".join(words).encode()).digest()[:16]
 
 
 def same_pixels(train: Table, test: Table, pixels: tuple[Sequence[str], Sequence[str]]) -> list[tuple[int, int]]:
@@ -129,7 +131,7 @@ def _sizes(table: Table) -> list[tuple[int, ...]]:
     known: dict[tuple[int, ...], tuple[int, ...]] = {}
     sizes = []
     for names in table.images:
-        paths = [table.root / name for name in names]
+        paths = [table.root / name for name in names if name]
         size = tuple(path.stat().st_size for path in paths) if all(path.is_file() for path in paths) else ()
         sizes.append(known.setdefault(size, size))
     return sizes
@@ -161,7 +163,7 @@ def unknown_groups(table: Table, column: str | None) -> list[str]:
     if column is None or table.meta is None or column not in table.meta.columns:
         return []
     cells = table.column(column)
-    rows = np.array([str(cell).strip().lower() in UNKNOWN for cell in cells], dtype=bool)
+    rows = np.array([plain(str(cell)) in UNKNOWN for cell in cells], dtype=bool)
     if not rows.any():
         return []
     words = sorted({str(cell) for cell in cells[rows]})

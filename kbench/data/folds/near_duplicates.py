@@ -30,7 +30,8 @@ import numpy as np
 from kbench.data.folds.copies import equal_groups
 from kbench.data.folds.folds import Folds
 from kbench.data.images.cache import Progress, memoised
-from kbench.data.images.decoding import decode
+from kbench.data.images.decoding import decode, path_of
+from kbench.data.images.readers import Reader
 from kbench.data.table.table import Table
 from kbench.errors import DataError, first_names
 
@@ -40,6 +41,7 @@ _SMALLEST = 32  # pixels of a side; smaller images are too coarse to tell apart
 _FLAT = 2.0  # grey levels of standard deviation; flatter thumbnails say nothing
 _AT_ONCE = 4096  # images that wait for a thread
 _BANDS = 8
+_GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
 _PAIRS = 1 << 21  # candidates looked at together
 _FEW = 2048  # images that are compared with one another
 _DENSE = 256  # candidates of an image by bands, above which samples of bits are used instead
@@ -81,7 +83,9 @@ class Prints:
         return np.array([not text for text in self.pixels], dtype=bool)
 
 
-def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2) -> Prints:
+def hash_images(
+    table: Table, *, folder: Path, progress: Progress, jobs: int = 2, reader: Reader | None = None
+) -> Prints:
     """Return what each row's first image looks like, made once until a file is touched.
 
     Args:
@@ -89,12 +93,13 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
         folder: the cache folder.
         progress: called as `progress(done, total)`.
         jobs: number of threads.
+        reader: decodes the images of a row where they are no photographs; the first band that varies is looked at.
     """
-    rows = _FirstImages(table)
+    rows = _Files(table, most=None if reader else 1)
 
     def look(paths: tuple[Path, ...]) -> str:
         try:
-            pixels = decode(paths[0], cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)[:, :, 0]
+            pixels = _first_band(reader(paths)) if reader else decode(paths[0], _GREY)[:, :, 0]
         except DataError:
             return "::"  # it is named, as what could not be looked at
         content = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=12)
@@ -103,16 +108,16 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
         return f"{perceptual_hash(pixels).hex()}:{content.hexdigest()}:{flat}"
 
     def make() -> list[str]:
-        made = []
+        groups = []
         with ThreadPoolExecutor(jobs) as pool:
             for start in range(0, len(rows), _AT_ONCE):  # a pool holds what waits, which is more than a hash
                 for text in pool.map(look, (rows[row] for row in range(start, min(start + _AT_ONCE, len(rows))))):
-                    made.append(text)
-                    progress(len(made), len(rows))
-        return made
+                    groups.append(text)
+                    progress(len(groups), len(rows))
+        return groups
 
     hashes, pixels, flat = list[bytes](), list[str](), np.zeros(len(rows), dtype=bool)
-    for row, text in enumerate(memoised(folder, "prints", rows, make)):
+    for row, text in enumerate(memoised(folder, "prints" if reader is None else "band-prints", rows, make)):
         looks, equal, word = text.split(":")
         hashes.append(bytes.fromhex(looks))
         pixels.append(equal)
@@ -121,10 +126,11 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
 
 
 @dataclass(frozen=True)
-class _FirstImages(Sequence[tuple[Path, ...]]):
-    """The path of each row's first image, made when it is asked for."""
+class _Files(Sequence[tuple[Path, ...]]):
+    """The paths of each row's images, or of the first ones, made when they are asked for."""
 
     table: Table
+    most: int | None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -138,7 +144,18 @@ class _FirstImages(Sequence[tuple[Path, ...]]):
     def __getitem__(self, row: int | slice) -> tuple[Path, ...] | Sequence[tuple[Path, ...]]:
         if isinstance(row, slice):
             return [self[one] for one in range(len(self))[row]]
-        return (self.table.root / self.table.images[row][0],)
+        return tuple(path_of(self.table.root, name) for name in self.table.images[row][: self.most])
+
+
+def _first_band(image: np.ndarray) -> np.ndarray:
+    """Return [H, W] uint8 of the first channel of an image that varies, from its lowest to its highest value."""
+    for channel in range(image.shape[2]):
+        band = image[:, :, channel].astype(np.float64)
+        known = np.isfinite(band)
+        span = np.ptp(band[known]) if known.any() else 0.0
+        if span > 0:
+            return np.where(known, np.rint((band - band[known].min()) / span * 255), 0).astype(np.uint8)
+    return np.zeros(image.shape[:2], np.uint8)
 
 
 def near_pairs(hashes: Sequence[bytes], *, distance: int = NEAR) -> np.ndarray:
@@ -155,24 +172,24 @@ def near_pairs(hashes: Sequence[bytes], *, distance: int = NEAR) -> np.ndarray:
     unique, first, inverse = np.unique(bits, axis=0, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
     equal = np.stack([rows[first[inverse]], rows], axis=1)
-    found = [equal[equal[:, 0] != equal[:, 1]]]
+    pairs = [equal[equal[:, 0] != equal[:, 1]]]
     if len(unique) <= _FEW:
         near = _compared(unique, _all(len(unique)), distance)
     elif _density(unique) > _DENSE:
         near = _sampled(unique, distance)
     else:
         near = _compared(unique, _candidates(unique), distance)
-    found.append(np.sort(rows[first[near]], axis=1))
-    return np.unique(np.concatenate(found), axis=0)
+    pairs.append(np.sort(rows[first[near]], axis=1))
+    return np.unique(np.concatenate(pairs), axis=0)
 
 
 def _compared(bits: np.ndarray, candidates: Iterator[tuple[np.ndarray, np.ndarray]], distance: int) -> np.ndarray:
     """Return [P, 2] those of the candidates that are within a distance."""
-    words, found = bits.view(np.uint64), [np.empty((0, 2), dtype=np.int64)]
+    words, pairs = bits.view(np.uint64), [np.empty((0, 2), dtype=np.int64)]
     for one, other in candidates:
         close = _apart(words[one], words[other]) <= distance
-        found.append(np.stack([one[close], other[close]], axis=1))
-    return np.concatenate(found)
+        pairs.append(np.stack([one[close], other[close]], axis=1))
+    return np.concatenate(pairs)
 
 
 def _all(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -213,7 +230,7 @@ def _sampled(bits: np.ndarray, distance: int) -> np.ndarray:
         keys = signs[:, chosen[:size]].astype(np.uint64) @ rng.integers(0, 2**63, size, dtype=np.uint64)
         rest = np.ascontiguousarray(np.packbits(signs[:, chosen[size : size + 64]], axis=1)).view(">u8")[:, 0]
         order = np.lexsort((rest, keys))
-        found = [pairs]
+        all_pairs = [pairs]
         for step in range(1, _BUCKET + 1):
             one, other = order[:-step], order[step:]
             same = keys[one] == keys[other]
@@ -222,8 +239,8 @@ def _sampled(bits: np.ndarray, distance: int) -> np.ndarray:
             one, other = one[same], other[same]
             close = _apart(words[one], words[other]) <= distance
             low, high = np.minimum(one[close], other[close]), np.maximum(one[close], other[close])
-            found.append(low * count + high)
-        pairs = np.unique(np.concatenate(found))
+            all_pairs.append(low * count + high)
+        pairs = np.unique(np.concatenate(all_pairs))
     return np.stack([pairs // count, pairs % count], axis=1)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kbench.data.table.spellings import plain
 from kbench.data.table.table import Table
 from kbench.errors import FoldError, first_names
 
@@ -90,7 +91,7 @@ def groups_of(table: Table, group: str) -> np.ndarray:
         FoldError: rows without a value, which would all count as one group.
     """
     groups = np.asarray(table.column(group), dtype=str)
-    empty = np.isin(groups, ("", "nan"))
+    empty = np.array([plain(group) in ("", "nan") for group in groups.tolist()], dtype=bool)
     if empty.any():
         raise FoldError(
             f"{int(empty.sum()):,} rows have no value in the group column '{group}': "

@@ -41,7 +41,8 @@ def blocks(table: Table, cut: Cut, *, order: str | None = None, gap: float = 0.0
     check_number("gap", gap, "[0, inf)")
     check_number("rounds", rounds, "[1, 1000]", whole=True)
     if cut.n > len(table):
-        raise FoldError(f"{cut.n} folds of {len(table):,} rows", "at least one row per fold", "set a lower `folds.n`")
+        what = f"{cut.n} folds{cut.default} of {len(table):,} rows"
+        raise FoldError(what, "at least one row per fold", "set a lower `folds.n`")
     drives, times = _frames(table, cut.by, order)
     fold = np.empty(len(table), dtype=np.int64)
     avoid = np.zeros((len(table), cut.n), dtype=bool)
@@ -103,7 +104,7 @@ def _frames(table: Table, by: Sequence[str], order: str | None) -> tuple[np.ndar
 
 def _dealt(count: int, totals: np.ndarray, rounds: int, random: np.random.RandomState) -> np.ndarray:
     """Return [count] int folds in contiguous blocks of equal sizes; the odd rows go to the smallest folds."""
-    n, made, left = len(totals), [], count
+    n, blocks, left = len(totals), [], count
     rank = np.lexsort([random.permutation(n), totals])
     for number in range(rounds):
         share = left // (rounds - number)
@@ -111,9 +112,9 @@ def _dealt(count: int, totals: np.ndarray, rounds: int, random: np.random.Random
         sizes[rank[: share % n]] += 1
         rank = np.roll(rank, -(share % n))
         order = random.permutation(n)
-        made.append(np.repeat(order, sizes[order]))
+        blocks.append(np.repeat(order, sizes[order]))
         left -= share
-    return np.concatenate(made)
+    return np.concatenate(blocks)
 
 
 def _near(times: np.ndarray, fold: np.ndarray, gap: float, n: int) -> np.ndarray:

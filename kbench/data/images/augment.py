@@ -163,9 +163,9 @@ def pipeline(*, transforms: Sequence[dict[str, Any] | str]) -> Augmentation:
             composed[kind] = _compose(names, fill)
         compose = composed[kind]
         compose.set_random_seed(int(rng.integers(0, 2**31)))
-        given = {"image": image.copy()} if mask is None else {"image": image.copy(), "mask": mask.copy()}
+        arrays = {"image": image.copy()} if mask is None else {"image": image.copy(), "mask": mask.copy()}
         try:
-            result = compose(**given)
+            result = compose(**arrays)
         except Exception as error:  # a transform may dislike a number of channels or a dtype in any way
             raise DataError(
                 f"the transforms {_names(names)} fail on an image of {image.shape} {image.dtype}: {error}",
@@ -228,18 +228,18 @@ def _lighting(light: float, contrast: float) -> Pixels | None:
 def _pixels(changes: list[tuple[Change, float]], cutout: float, often: float) -> Pixels:
     def pixels(image: np.ndarray, mask: Mask, rng: np.random.Generator) -> tuple[np.ndarray, Mask]:
         chosen = [change for change, probability in changes if rng.random() < probability]
-        made = image
+        augmented = image
         if chosen:
             low, span = (0.0, 255.0) if is_photograph(image) else range_of(image)
             values = (image.astype(np.float32) - low) / span
             for change in chosen:
                 values = change(values, rng, photograph=is_photograph(image)).reshape(image.shape)
-            made = as_dtype(values * span + low, image.dtype)
+            augmented = as_dtype(values * span + low, image.dtype)
             if image.dtype.kind == "f":
-                made = np.where(np.isfinite(image), made, image)
+                augmented = np.where(np.isfinite(image), augmented, image)
         if cutout > 0 and rng.random() < often:
-            return _cut_out(made, mask, cutout, rng)
-        return made, mask
+            return _cut_out(augmented, mask, cutout, rng)
+        return augmented, mask
 
     return pixels
 
@@ -356,17 +356,17 @@ def _names(items: list[dict[str, Any]]) -> str:
     return ", ".join(str(item.get("name")) for item in items)
 
 
-def _like(given: np.ndarray, made: Any, items: list[dict[str, Any]]) -> np.ndarray:
+def _like(original: np.ndarray, augmented: Any, items: list[dict[str, Any]]) -> np.ndarray:
     """Return what transforms made of an array; size and dtype must be as before."""
-    if not (isinstance(made, np.ndarray) and made.dtype == given.dtype and made.size == given.size
-            and made.shape[:2] == given.shape[:2]):  # fmt: skip
+    if not (isinstance(augmented, np.ndarray) and augmented.dtype == original.dtype and augmented.size == original.size
+            and augmented.shape[:2] == original.shape[:2]):  # fmt: skip
         raise ConfigError(
-            f"the transforms {_names(items)} turn an image of {given.shape} {given.dtype} into "
-            f"{tuple(made.shape)} {made.dtype}",
+            f"the transforms {_names(items)} turn an image of {original.shape} {original.dtype} into "
+            f"{tuple(augmented.shape)} {augmented.dtype}",
             "transforms that keep size and dtype: sizes and normalisation are set under `input:`",
             "remove resizing, cropping and normalising transforms from `augment:`",
         )
-    kept: np.ndarray = np.ascontiguousarray(made).reshape(given.shape)
+    kept: np.ndarray = np.ascontiguousarray(augmented).reshape(original.shape)
     return kept
 
 

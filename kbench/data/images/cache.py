@@ -14,15 +14,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from kbench import console, files, records
-from kbench.data.images.decoding import check_file, not_a_file, usable
+from kbench.data.images.decoding import check_file, first_path, is_there, not_a_file, path_of, usable
 from kbench.data.images.quick import QuickReader
 from kbench.data.images.readers import Reader, resized
+from kbench.data.masks.shown import shown_mask
 from kbench.errors import DataError
 
 _VERSION = 2  # of the pixels a key stands for; raise it when resizing changes
@@ -52,10 +54,16 @@ class Resize:
         return [self.how, self.height, self.width]
 
     def __call__(self, image: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-        """Resize [H, W, C]; area averaging downwards and bilinear upwards, or the nearest pixel (masks)."""
+        """Resize [H, W, C]; area averaging downwards and bilinear upwards, or the nearest pixel (masks).
+
+        What is unknown (NaN) takes no part in its neighbours.
+        """
         if self.how == "keep":
             return image
-        return resized(image, self.size(*image.shape[:2]), nearest=nearest)
+        change = partial(resized, size=self.size(*image.shape[:2]))
+        if nearest or image.dtype.kind != "f":
+            return change(image, nearest=nearest)
+        return shown_mask(change, image)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width an image of a size is brought to."""
@@ -70,7 +78,7 @@ class Resize:
         """Return a row's image at the size, decoded whole only where the reader has no quicker way."""
         if self.how != "keep" and isinstance(reader, QuickReader):
             return reader.at_size(paths, self.size)
-        return self(usable(reader(paths), name=str(paths[0])))
+        return self(usable(reader(paths), name=str(first_path(paths))))
 
 
 class RowPaths(Sequence[tuple[Path, ...]]):
@@ -88,7 +96,7 @@ class RowPaths(Sequence[tuple[Path, ...]]):
         return len(self._images)
 
     def __getitem__(self, row: Any) -> Any:
-        return tuple(self._root / name for name in self._images[row])
+        return tuple(path_of(self._root, name) for name in self._images[row])
 
 
 class Images(Protocol):
@@ -111,21 +119,21 @@ class DirectImages:
 
     def __init__(self, rows: Rows, reader: Reader, resize: Resize) -> None:
         self._rows, self._reader, self._resize = rows, reader, resize
-        self._dtype = usable(reader(rows[0]), name=str(rows[0][0])).dtype if rows else None
+        self._dtype = usable(reader(rows[0]), name=str(first_path(rows[0]))).dtype if rows else None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def name(self, row: int) -> str:
         """Return the path of a row's first image."""
-        return str(self._rows[row][0])
+        return str(first_path(self._rows[row]))
 
     def __getitem__(self, row: int) -> np.ndarray:
         paths = self._rows[row]
         image = self._resize.read(self._reader, paths)
         if image.dtype != self._dtype:
             raise DataError(
-                f"'{paths[0]}' has pixels of {image.dtype}, the first image {self._dtype}",
+                f"'{first_path(paths)}' has pixels of {image.dtype}, the first image {self._dtype}",
                 "images of one dtype",
                 "convert them, or read them with another `input.reader`",
             )
@@ -150,7 +158,7 @@ class CachedImages:
 
     def name(self, row: int) -> str:
         """Return the path of a row's first image."""
-        return str(self._rows[row][0]) if len(self._rows) else f"row {row}"
+        return str(first_path(self._rows[row])) if len(self._rows) else f"row {row}"
 
     def _open(self) -> tuple[np.ndarray, np.ndarray]:
         if self._index is None or self._data is None:
@@ -282,6 +290,9 @@ def stat_key(rows: Rows) -> tuple[str, bool]:
     stats, newest, now = hashlib.sha256(), 0, time.time_ns()
     for paths in rows:
         for path in paths:
+            if not is_there(path):
+                stats.update(b"-\n")
+                continue
             try:
                 stat = path.stat()
             except OSError as error:
@@ -319,7 +330,10 @@ def memoised(folder: Path, what: str, rows: Rows, make: Callable[[], Any], *, ke
 
 
 def file_digests(rows: Rows, folder: Path) -> list[str]:
-    """Return the SHA-256 of all files, in order; memoised on paths, sizes and times of change."""
+    """Return the SHA-256 of all files, in order; memoised on paths, sizes and times of change.
+
+    That of a file that need not be there is of nothing.
+    """
 
     def make() -> list[str]:
         return list(_ordered((path for paths in rows for path in paths), _checksum))
@@ -328,6 +342,8 @@ def file_digests(rows: Rows, folder: Path) -> list[str]:
 
 
 def _checksum(path: Path) -> str:
+    if not is_there(path):
+        return hashlib.sha256().hexdigest()
     try:
         return files.sha256(path)
     except OSError as error:
@@ -415,10 +431,10 @@ def cache_entries(folder: Path) -> list[CacheEntry]:
     """Return what the cache holds, oldest first."""
     entries = []
     for path in [*(folder / "images").glob("*.json"), *(folder / "activations").glob("*.json")]:
-        found = records.read_seal(path, verify="size")
-        if found and {"rows", "resize", "made"} <= set(found):
-            size = sum(entry["bytes"] for entry in found["files"].values())
-            entries.append(CacheEntry(path.stem, path.parent.name, found["rows"], found["resize"], size, found["made"]))
+        seal = records.read_seal(path, verify="size")
+        if seal and {"rows", "resize", "made"} <= set(seal):
+            size = sum(entry["bytes"] for entry in seal["files"].values())
+            entries.append(CacheEntry(path.stem, path.parent.name, seal["rows"], seal["resize"], size, seal["made"]))
     return sorted(entries, key=lambda entry: entry.made)
 
 

@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import cv2
 import numpy as np
 
 from kbench.data.images.readers import resized
+from kbench.data.masks.shown import shown_mask
 from kbench.errors import ConfigError, check_number, nearest
 from kbench.registry import register
 
 Size = tuple[int, int]
+_LARGE = 4  # an image this many times larger than what is shown of it is cut before it is warped
 _STEP = 4  # every so many pixels of a mask are looked at first
 
 
@@ -217,6 +220,29 @@ def native(
     return Crop("keep", window, masked if wanted else None, judged)
 
 
+def preferring(crop: Crop, wanted: Sequence[int], count: int, share: float) -> Crop:
+    """Return a crop whose window has, in a share of the draws, a pixel of one of some classes, where the mask has one.
+
+    Args:
+        crop: says how large a window is, and where it lies in the other draws.
+        wanted: class numbers; which comes first is drawn, and one that the mask lacks gives way to the next.
+        count: number of classes of the task.
+        share: of the draws.
+    """
+
+    def masked(mask: np.ndarray, size: Size, rng: np.random.Generator) -> Window:
+        image, point = (mask.shape[0], mask.shape[1]), None
+        looks = rng.random() < share
+        for number in rng.permutation(np.asarray(wanted)).tolist() if looks else ():
+            point = _pixel_of(mask, number, count, rng)
+            if point is not None:
+                break
+        window = crop.window(image, size, rng)
+        return window if point is None else _placed(image, (int(window.height), int(window.width)), rng, point)
+
+    return replace(crop, masked=masked)
+
+
 @register("crop")
 def whole() -> Crop:
     """Show the whole image, squashed to the size from its own resolution, as rows are judged; one of the size as it is.
@@ -287,6 +313,40 @@ def _affine(image: np.ndarray, window: Window, geometry: Geometry, shape: Size, 
     matrix = np.array([[cos * across, -sin * down, 0.0], [sin * across, cos * down, 0.0]])
     middle = np.array([(width - 1) / 2, (height - 1) / 2])
     matrix[:, 2] = np.array([centre_x, centre_y]) - matrix[:, :2] @ middle
+    box, matrix = _touched(image, matrix, shape)
+    change = partial(_warped, matrix=matrix, shape=shape)
+    return shown_mask(change, box) if box.dtype.kind == "f" and not nearest else change(box, nearest=nearest)
+
+
+def _touched(image: np.ndarray, matrix: np.ndarray, shape: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part of an image that a warp touches, and the warp of it: a window costs what it shows of a scene."""
+    places = np.array([[0, shape[1] - 1, 0, shape[1] - 1], [0, 0, shape[0] - 1, shape[0] - 1]])
+    corners = matrix[:, :2] @ places + matrix[:, 2:]
+    low, high = np.floor(corners.min(1)).astype(int) - 1, np.ceil(corners.max(1)).astype(int) + 2
+    left, right = _with_reflection(int(low[0]), int(high[0]), image.shape[1])
+    top, bottom = _with_reflection(int(low[1]), int(high[1]), image.shape[0])
+    if (bottom - top) * (right - left) * _LARGE > image.shape[0] * image.shape[1]:
+        return image, matrix
+    moved = matrix.copy()
+    moved[:, 2] -= (left, top)
+    return image[top:bottom, left:right], moved
+
+
+def _with_reflection(first: int, end: int, side: int) -> tuple[int, int]:
+    """Return the range of an axis that holds some pixels, those outside as their reflection at the border."""
+    before, behind = max(0, -first), max(0, end - side)
+    if max(before, behind) >= side - 1 or end <= 1 or first >= side - 1:
+        return 0, side
+    begin, stop = max(0, first), min(side, end)
+    if before:
+        stop = max(stop, min(side, before + 1))
+    if behind:
+        begin = min(begin, max(0, side - 1 - behind))
+    return begin, stop
+
+
+def _warped(image: np.ndarray, *, matrix: np.ndarray, shape: Size, nearest: bool = False) -> np.ndarray:
+    height, width = shape
     flags = (cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR) | cv2.WARP_INVERSE_MAP
     warped = [
         cv2.warpAffine(
@@ -330,9 +390,9 @@ def _pixel_of(mask: np.ndarray, number: int, count: int, rng: np.random.Generato
     """Return a pixel of a class, or None where the mask has none of it."""
     layer, value = (0, 1 if count == 1 else number) if mask.shape[2] == 1 else (number, 1)
     for step in (_STEP, 1):
-        found = np.flatnonzero(mask[::step, ::step, layer] == value)
-        if len(found):
-            place = int(found[rng.integers(len(found))])
+        pixels = np.flatnonzero(mask[::step, ::step, layer] == value)
+        if len(pixels):
+            place = int(pixels[rng.integers(len(pixels))])
             across = -(-mask.shape[1] // step)
             return place // across * step, place % across * step
     return None

@@ -22,7 +22,7 @@ ORIENTATION = 0x112
 """TIFF's and EXIF's tag of how an image is to be turned."""
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _FORMAT = 256, 257, 258, 262, 277, 284, 339
 _OFFSETS, _COUNTS = (273, 324), (279, 325)  # of strips, of tiles
-_NODATA = 42113  # GDAL's
+_NODATA, _SUBFILE = 42113, 254  # GDAL's; what a directory is beside the first
 _TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 _MOST_TAGS, _MOST_VALUES, _MOST_PIECES = 4096, 1 << 22, 1 << 16
 _COLOURS = 3  # TIFF's photometric interpretation of a palette
@@ -49,6 +49,8 @@ class Header:
         end: bytes the file must have at least; 0 where it does not say.
         nodata: what a GeoTIFF says means no data, as text; empty where it does not say.
         bits: of a sample of a PNG or TIFF, as stored.
+        pages: whether it has further pages or frames, which no decoder here gives; thumbnails and overviews of a TIFF
+            are none.
     """
 
     kind: str
@@ -63,6 +65,7 @@ class Header:
     end: int = 0
     nodata: str = ""
     bits: int = 8
+    pages: bool = False
 
     @property
     def stored(self) -> tuple[int, int]:
@@ -98,10 +101,10 @@ class Bytes:
         Raises:
             Damaged: the file ends before.
         """
-        found = self.some(offset, count)
-        if len(found) < count:
+        content = self.some(offset, count)
+        if len(content) < count:
             raise Damaged("truncated")
-        return found
+        return content
 
     def some(self, offset: int, count: int) -> bytes:
         """Return up to `count` bytes, fewer at the end."""
@@ -162,7 +165,7 @@ def _jpeg(data: Bytes) -> Header:
 def _png(data: Bytes) -> Header:
     width, height, bits, colour = struct.unpack(">IIBB", data.at(16, 10))
     channels = {0: 1, 2: 3, 3: 3, 4: 4, 6: 4}.get(colour, 0)  # grey with alpha is decoded as four channels
-    orientation, place = 1, 8
+    orientation, place, pages = 1, 8, False
     for _ in range(_MOST_PIECES):
         head = data.some(place, 8)
         if len(head) < 8 or head[4:] == b"IEND":
@@ -171,14 +174,36 @@ def _png(data: Bytes) -> Header:
             orientation = _exif(data, place + 8)
         elif head[4:] == b"tRNS" and colour in (2, 3):
             channels = 4
+        pages |= head[4:] == b"acTL"
         place += 12 + int(struct.unpack(">I", head[:4])[0])
     dtype = "uint16" if bits == 16 else "uint8"
-    return Header("png", height, width, channels, dtype, orientation, colour == 3, bits=bits)
+    return Header("png", height, width, channels, dtype, orientation, colour == 3, bits=bits, pages=pages)
 
 
 def _gif(data: Bytes) -> Header:
     width, height = struct.unpack("<HH", data.at(6, 4))
-    return Header("gif", height, width, 3, palette=True)
+    return Header("gif", height, width, 3, palette=True, pages=_has_frames(data))
+
+
+def _has_frames(data: Bytes) -> bool:
+    """Return whether a GIF has a second image; its pieces are stepped over, not read."""
+    flags = data.at(10, 1)[0]
+    place, images = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0), 0
+    for _ in range(_MOST_PIECES):
+        mark = data.some(place, 10)
+        if mark[:1] == b",":
+            images += 1
+            place += 11 + (3 << (mark[9] & 7) + 1 if mark[9] & 0x80 else 0) if len(mark) == 10 else 11
+        elif mark[:1] == b"!":
+            place += 2
+        else:
+            break
+        if images > 1:
+            return True
+        while size := data.some(place, 1)[:1].ljust(1, b"\0")[0]:
+            place += 1 + size
+        place += 1
+    return False
 
 
 def _bmp(data: Bytes) -> Header:
@@ -217,7 +242,7 @@ def _webp(data: Bytes) -> Header:
             break
         size = int(struct.unpack("<I", head[4:])[0])
         place += 8 + size + size % 2
-    return Header("webp", height, width, 4 if flags & 0x10 else 3, orientation=orientation)
+    return Header("webp", height, width, 4 if flags & 0x10 else 3, orientation=orientation, pages=bool(flags & 0x02))
 
 
 def _tiff(data: Bytes) -> Header:
@@ -236,8 +261,28 @@ def _tiff(data: Bytes) -> Header:
         _first(tags, ORIENTATION, 1), palette, channels > 1 and _first(tags, _PLANAR, 1) == 2,
         (tags[ORIENTATION][1], "<" if data.at(0, 1) == b"I" else ">") if ORIENTATION in tags else None, end,
         bytes(tags[_NODATA][0]).decode("ascii", "replace").strip("\0 ") if _NODATA in tags else "",
-        int(bits[0]),
+        int(bits[0]), _has_pages(data),
     )  # fmt: skip
+
+
+def _has_pages(data: Bytes) -> bool:
+    """Return whether the second directory of a TIFF is a page, and no thumbnail, overview or mask of the first."""
+    try:
+        second = _next(data)
+        return bool(second) and not _first(dict(_directory(data, 0, second)), _SUBFILE, 0) & 0b101
+    except (Damaged, struct.error):
+        return False  # decoders do not look there
+
+
+def _next(data: Bytes) -> int:
+    """Return where the second directory of a TIFF is, 0 where there is none."""
+    order, big, first = _begin(data, 0)
+    count, step = (">Q", 20) if big else (">H", 12)
+    count = count.replace(">", order)
+    size = struct.calcsize(count)
+    (tags,) = struct.unpack(count, data.at(first, size))
+    (second,) = struct.unpack(f"{order}{'Q' if big else 'I'}", data.at(first + size + step * tags, 8 if big else 4))
+    return int(second)
 
 
 def _element(bits: int, format: int) -> str:
@@ -252,10 +297,10 @@ def _element(bits: int, format: int) -> str:
 def _jp2(data: Bytes) -> Header:
     place = 0
     if data.at(0, 4) != b"\xff\x4f\xff\x51":
-        found = data.some(0, 1 << 12).find(b"ihdr")
-        if found < 0:
+        place_of_box = data.some(0, 1 << 12).find(b"ihdr")
+        if place_of_box < 0:
             raise Damaged("damaged")
-        height, width, channels, bits = struct.unpack(">IIHB", data.at(found + 4, 11))
+        height, width, channels, bits = struct.unpack(">IIHB", data.at(place_of_box + 4, 11))
         if bits != 0xFF:
             return Header("jp2", height, width, channels, "uint8" if (bits & 0x7F) < 8 else "uint16")
         place = data.some(0, 1 << 16).find(b"\xff\x4f\xff\x51")
@@ -268,9 +313,9 @@ def _pnm(data: Bytes) -> Header:
     text = data.some(0, 1 << 12)
     kind = text[1:2]
     if kind == b"7":
-        found = {key: int(value) for key, value in re.findall(rb"(?m)^(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d+)", text)}
-        dtype = "uint8" if found.get(b"MAXVAL", 255) < 256 else "uint16"
-        return Header("pnm", found.get(b"HEIGHT", 0), found.get(b"WIDTH", 0), found.get(b"DEPTH", 1), dtype)
+        fields = {key: int(value) for key, value in re.findall(rb"(?m)^(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d+)", text)}
+        dtype = "uint8" if fields.get(b"MAXVAL", 255) < 256 else "uint16"
+        return Header("pnm", fields.get(b"HEIGHT", 0), fields.get(b"WIDTH", 0), fields.get(b"DEPTH", 1), dtype)
     words = re.sub(rb"#[^\n]*", b"", text[2:]).split(None, 3)
     channels = 3 if kind in b"36F" else 1
     if kind in b"Ff":
@@ -281,16 +326,16 @@ def _pnm(data: Bytes) -> Header:
 
 def _avif(data: Bytes) -> Header:
     text = data.some(0, 1 << 16)
-    sizes = [struct.unpack(">II", text[found.end() + 4 : found.end() + 12]) for found in re.finditer(rb"ispe", text)]
+    sizes = [struct.unpack(">II", text[match.end() + 4 : match.end() + 12]) for match in re.finditer(rb"ispe", text)]
     width, height = max(sizes, key=lambda size: int(size[0]) * int(size[1]))
-    return Header("avif", height, width, 3, "")  # what it holds beside, only decoding tells
+    return Header("avif", height, width, 3, "", pages=text[8:12] == b"avis")  # what else, only decoding tells
 
 
 def _hdr(data: Bytes) -> Header:
-    found = re.search(rb"[-+]Y (\d+) [-+]X (\d+)", data.some(0, 1 << 12))
-    if found is None:
+    sizes = re.search(rb"[-+]Y (\d+) [-+]X (\d+)", data.some(0, 1 << 12))
+    if sizes is None:
         raise Damaged("damaged")
-    return Header("hdr", int(found[1]), int(found[2]), 3, "")
+    return Header("hdr", int(sizes[1]), int(sizes[2]), 3, "")
 
 
 def _sun(data: Bytes) -> Header:
@@ -332,15 +377,22 @@ def _exif(data: Bytes, base: int) -> int:
         return 1
 
 
-def _directory(data: Bytes, base: int) -> Iterator[tuple[int, tuple[tuple[int, ...], int]]]:
-    """Yield the whole-number tags of the first directory of a TIFF or EXIF block that begins at `base`."""
+def _begin(data: Bytes, base: int) -> tuple[str, bool, int]:
+    """Return the order of bytes, whether offsets have 64 bits, and where the first directory is."""
     order = {b"II": "<", b"MM": ">"}.get(data.at(base, 2))
     if order is None:
         raise Damaged("damaged")
     (version,) = struct.unpack(f"{order}H", data.at(base + 2, 2))
     big = version == 43
+    (first,) = struct.unpack(f"{order}{'Q' if big else 'I'}", data.at(base + (8 if big else 4), 8 if big else 4))
+    return order, big, int(first)
+
+
+def _directory(data: Bytes, base: int, first: int | None = None) -> Iterator[tuple[int, tuple[tuple[int, ...], int]]]:
+    """Yield the whole-number tags of a directory, the first by default, of a TIFF or EXIF block from `base` on."""
+    order, big, begin = _begin(data, base)
+    first = begin if first is None else first
     number, entry = (f"{order}Q", f"{order}HHQ") if big else (f"{order}I", f"{order}HHI")
-    (first,) = struct.unpack(number, data.at(base + (8 if big else 4), 8 if big else 4))
     head = 8 if big else 2
     (count,) = struct.unpack(f"{order}{'Q' if big else 'H'}", data.at(base + first, head))
     step, short = (20, 8) if big else (12, 4)
@@ -357,4 +409,17 @@ def _directory(data: Bytes, base: int) -> Iterator[tuple[int, tuple[tuple[int, .
         yield tag, (struct.unpack(letter, data.at(offset, size)), offset)
 
 
-_WANTED = {_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _FORMAT, ORIENTATION, _NODATA, *_OFFSETS, *_COUNTS}
+_WANTED = {
+    _WIDTH,
+    _HEIGHT,
+    _BITS,
+    _PHOTOMETRIC,
+    _SAMPLES,
+    _PLANAR,
+    _FORMAT,
+    ORIENTATION,
+    _NODATA,
+    _SUBFILE,
+    *_OFFSETS,
+    *_COUNTS,
+}

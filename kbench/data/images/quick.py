@@ -57,11 +57,11 @@ class QuickReader:
         Raises:
             DataError: as the other reader.
         """
-        found = self._reduced(paths[0], size_of) if len(paths) == 1 and self._channels in (1, 3) else None
-        if found is None:
+        reduced = self._reduced(paths[0], size_of) if len(paths) == 1 and self._channels in (1, 3) else None
+        if reduced is None:
             whole = usable(self._read(paths), name=str(paths[0]))
             return self.resized(whole, size_of(whole.shape[0], whole.shape[1]))
-        return self.resized(*found)
+        return self.resized(*reduced)
 
     def resized(self, image: np.ndarray, size: Size) -> np.ndarray:
         """Return an image [H, W, C] at a size: a photograph that becomes smaller by the quick way."""
@@ -113,5 +113,5 @@ def shrunk(image: np.ndarray, size: Size) -> np.ndarray:
     import torch
 
     pixels = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
-    made = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-    return np.ascontiguousarray(made[0].permute(1, 2, 0).numpy())
+    resized = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())

@@ -58,6 +58,16 @@ def image(*, _channels: int = 3, _decoding: Decoding = PLAIN) -> Reader:
     return QuickReader(read, channels=_channels, decoding=_decoding, resize=resized) if _decoding.quick else read
 
 
+def size_by(reader: Reader, paths: Sequence[Path]) -> tuple[int, int]:
+    """Return the height and width of a row: from the heads of its files where the reader can, else from its pixels."""
+    size = getattr(reader, "size", None)
+    if size is not None:
+        height, width = size(paths)
+    else:
+        height, width = reader(paths).shape[:2]
+    return int(height), int(width)
+
+
 def resized(image: np.ndarray, size: tuple[int, int], *, nearest: bool = False) -> np.ndarray:
     """Resize [H, W, C] to a height and width: averaging areas downwards and bilinear upwards, or the nearest pixel."""
     if size == image.shape[:2]:

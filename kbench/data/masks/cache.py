@@ -17,8 +17,8 @@ import numpy as np
 
 from kbench import files
 from kbench.data.images.cache import Images, Progress, Resize, cached, content_key
-from kbench.data.images.decoding import PLAIN, Decoding
-from kbench.data.images.readers import Reader
+from kbench.data.images.decoding import PLAIN, Decoding, is_there, path_of
+from kbench.data.images.readers import Reader, size_by
 from kbench.data.masks.shown import shown_mask
 from kbench.data.table.reading import MaskKind, Size
 from kbench.data.table.table import Table
@@ -53,7 +53,7 @@ class DirectMasks:
         mask = self._kind.read(self._root, self._masks[row], lambda: size)
         if mask.shape[:2] != size:
             raise DataError(
-                f"the mask of '{self._images[row][0]}' is {mask.shape[0]} x {mask.shape[1]} pixels",
+                f"the mask of '{next(filter(None, self._images[row]))}' is {mask.shape[0]} x {mask.shape[1]} pixels",
                 f"the {size[0]} x {size[1]} pixels of its image",
                 "`kbench check` lists every such mask; correct data.masks in the YAML or the files",
             )
@@ -102,7 +102,9 @@ def open_masks(
 
 def _sizes(table: Table, folder: Path) -> str:
     """Return what the sizes of the images depend on."""
-    return content_key([tuple(table.root / name for name in paths[:1]) for paths in table.images], folder)
+    rows = [tuple(path_of(table.root, name) for name in paths) for paths in table.images]
+    several = any(len(paths) > 1 and not is_there(paths[0]) for paths in rows)
+    return content_key(rows if several else [paths[:1] for paths in rows], folder)
 
 
 def sizes_of(table: Table, reader: Reader | None, decoding: Decoding = PLAIN) -> Callable[[int], Size]:
@@ -115,17 +117,16 @@ def sizes_of(table: Table, reader: Reader | None, decoding: Decoding = PLAIN) ->
     """
 
     def size(row: int) -> Size:
-        paths = tuple(table.root / name for name in table.images[row])
+        paths = tuple(path_of(table.root, name) for name in table.images[row])
         if reader is None:
-            found = look(paths[0], decoding=decoding)
-            if isinstance(found, str):
+            header = look(paths[0], decoding=decoding)
+            if isinstance(header, str):
                 raise DataError(
-                    f"'{paths[0]}' is {found}, so the size of its mask is not known", "an image file",
+                    f"'{paths[0]}' is {header}, so the size of its mask is not known", "an image file",
                     "`kbench check` lists every such file; fetch it again, or set `data: {on_problem: drop}`",
                 )  # fmt: skip
-            return found[0], found[1]
-        shape = reader(paths).shape
-        return int(shape[0]), int(shape[1])
+            return header[0], header[1]
+        return size_by(reader, paths)
 
     return size
 
@@ -165,20 +166,22 @@ def look_at_masks(
         except KbenchError as error:
             return error
 
-    found, bad, images = list[Problem](), list[int](), np.zeros(len(kind.names), dtype=np.int64)
+    problems, bad, images = list[Problem](), list[int](), np.zeros(len(kind.names), dtype=np.int64)
     with ThreadPoolExecutor(jobs) as pool:
         for row, look in enumerate(pool.map(look_at, range(len(direct)))):
             progress(row + 1, len(direct))
             if isinstance(look, KbenchError):
                 bad.append(row)
-                hint = "" if found else look.todo
-                found += [Problem(f"data.masks: row '{table.ids[row]}'", look.what, hint)] if len(bad) <= _SHOWN else []
+                hint = "" if problems else look.todo
+                problems += (
+                    [Problem(f"data.masks: row '{table.ids[row]}'", look.what, hint)] if len(bad) <= _SHOWN else []
+                )
             else:
                 images += look
-    if len(bad) > len(found):
-        found.append(Problem("data.masks", f"and {len(bad) - len(found):,} more rows with a wrong mask"))
+    if len(bad) > len(problems):
+        problems.append(Problem("data.masks", f"and {len(bad) - len(problems):,} more rows with a wrong mask"))
     counts = {} if table.task not in SEGMENTATION else dict(zip(kind.names, images.tolist(), strict=True))
-    return MaskReport(found, counts, bad)
+    return MaskReport(problems, counts, bad)
 
 
 def _shown(mask: np.ndarray, count: int) -> np.ndarray:

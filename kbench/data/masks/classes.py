@@ -201,8 +201,8 @@ class Codec:
             DataError: with `strict`, it has colours that are not there; they are listed.
         """
         codes = _codes(image)
-        found: np.ndarray = np.take(self._lookup(), codes)
-        strange = found == _UNKNOWN
+        classes: np.ndarray = np.take(self._lookup(), codes)
+        strange = classes == _UNKNOWN
         if strange.any():
             others, places, counts = np.unique(codes[strange], return_inverse=True, return_counts=True)
             rgb = np.stack([others & 255, others >> 8 & 255, others >> 16], axis=1)
@@ -214,8 +214,8 @@ class Codec:
                     "the colours of data.masks.colours alone",
                     "add them to the colours (and to `ignore`), or set data.masks.codec to nearest",
                 )
-            found[strange] = _nearest(rgb, self.colours)[places]
-        return found
+            classes[strange] = _nearest(rgb, self.colours)[places]
+        return classes
 
     def _lookup(self) -> np.ndarray:
         """Return [2^24] uint8, the number of each colour, made when it is first needed."""
@@ -244,11 +244,11 @@ def _nearest(rgb: np.ndarray, colours: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def colour_table(given: Mapping[str, Colour] | str, root: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+def colour_table(table: Mapping[str, Colour] | str, root: Path) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Return name -> RGB, and the names that the table itself says are ignored.
 
     Args:
-        given: name -> [r, g, b], or the path of a CSV below the root with columns `name`, `r`, `g` and `b`, and
+        table: name -> [r, g, b], or the path of a CSV below the root with columns `name`, `r`, `g` and `b`, and
             perhaps `ignore` (1: neither trained on nor scored).
         root: the data folder.
 
@@ -256,10 +256,10 @@ def colour_table(given: Mapping[str, Colour] | str, root: Path) -> tuple[dict[st
         DataError: it lists every problem: a missing column, values out of range, colours or names that stand twice.
     """
     ignored: list[str] = []
-    if isinstance(given, str):
-        rows, ignored = _read_table(root / given)
+    if isinstance(table, str):
+        rows, ignored = _read_table(root / table)
     else:
-        rows = [(name, tuple(colour)) for name, colour in given.items()]
+        rows = [(name, tuple(colour)) for name, colour in table.items()]
     problems = [
         Problem(name, f"{list(colour)} is no colour", "three whole numbers from 0 to 255")
         for name, colour in rows
@@ -273,7 +273,7 @@ def colour_table(given: Mapping[str, Colour] | str, root: Path) -> tuple[dict[st
         problems.append(Problem("colours", f"there are {len(rows)}", f"1 to {_UNKNOWN}"))
     raise_all(
         problems, error=DataError, subject="data.masks.colours", expected="one colour per name, and no other's",
-        todo=f"correct '{given}'" if isinstance(given, str) else "correct data.masks.colours in the YAML",
+        todo=f"correct '{table}'" if isinstance(table, str) else "correct data.masks.colours in the YAML",
     )  # fmt: skip
     return dict(rows), ignored
 

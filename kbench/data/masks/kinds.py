@@ -56,12 +56,12 @@ def one_file(request: Request, frame: pd.DataFrame, ids: np.ndarray, *, folder: 
         folder: of the masks, below the root.
         suffix: what their names have after the id; None finds it.
     """
-    found = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
-    lacking, problems = file_problems(request, [found], ids)
-    places = [Place(folder, suffix, found.paths)]
+    mask_files = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
+    lacking, problems = file_problems(request, [mask_files], ids, masks=True)
+    places = [Place(folder, suffix, mask_files.paths)]
     stray = stray_files(request, ids, places)
     problems += shared_problems(ids, places)
-    return MaskRows(tuple((path,) for path in found.paths), lacking, problems, (stray,) if stray else ())
+    return MaskRows(tuple((path,) for path in mask_files.paths), lacking, problems, (stray,) if stray else ())
 
 
 @register("mask", tasks=("segmentation",))
@@ -109,10 +109,10 @@ def index(
             names, partial(one_file, folder=folder, suffix=suffix),
             partial(_yes_no, rule=rule, name=names[0], rest=rest), on=rule.on,
         )  # fmt: skip
-    found = _values(names, values, ignore=ignore or (), rest=rest)
-    table = np.full(_OUTSIDE + 1, IGNORED if found.rest is None else found.rest, dtype=np.uint8)
-    known = np.full(_OUTSIDE + 1, found.rest is not None)
-    for value, number in found.classes.items():
+    classes_of = _values(names, values, ignore=ignore or (), rest=rest)
+    table = np.full(_OUTSIDE + 1, IGNORED if classes_of.rest is None else classes_of.rest, dtype=np.uint8)
+    known = np.full(_OUTSIDE + 1, classes_of.rest is not None)
+    for value, number in classes_of.classes.items():
         if not 0 <= value < _OUTSIDE:
             raise ConfigError(f"the pixel value {value}", "0 to 65535", "correct data.masks in the YAML")
         table[value], known[value] = number, True
@@ -132,33 +132,34 @@ def index(
             )
         return np.asarray(table[places])
 
-    return MaskKind(found.names, partial(one_file, folder=folder, suffix=suffix), read)
+    return MaskKind(classes_of.names, partial(one_file, folder=folder, suffix=suffix), read)
 
 
 def _values(
     names: Sequence[str], values: dict[str, int | list[int]] | None, *, ignore: Sequence[int], rest: str | None
 ) -> Lookup:
     """Return which class each pixel value is of; black is nothing where one class stands against `rest`."""
-    given = {name: [place] for place, name in enumerate(names)} if values is None else {
+    values_of = {name: [place] for place, name in enumerate(names)} if values is None else {
         name: [value] if isinstance(value, int) else list(value) for name, value in values.items()
     }  # fmt: skip
     if len(names) != 1 or rest is None:
-        return lookup(given, names=names, ignore=ignore, rest=rest)
+        return lookup(values_of, names=names, ignore=ignore, rest=rest)
     if values is None:  # nothing but yes and no, and what is neither is ignored
-        given = {names[0]: [value for value in ON if value not in ignore]}
-    found = lookup(given, names=names, ignore=ignore, rest=rest)
-    if found.classes.setdefault(0, 0) == 1 and found.rest == 1:
+        values_of = {names[0]: [value for value in ON if value not in ignore]}
+    classes_of = lookup(values_of, names=names, ignore=ignore, rest=rest)
+    if classes_of.classes.setdefault(0, 0) == 1 and classes_of.rest == 1:
         raise_masks(
             [Problem("data.masks.rest", f"every pixel would be '{names[0]}'", "remove `rest`, or 0 of `values`")]
         )
-    return found
+    return classes_of
 
 
 def _yes_no(
     root: Path, cells: Cells, size: Callable[[], Size], *, rule: YesNo, name: str, rest: str | None
 ) -> np.ndarray:
     """Return a file's mask of one class; with `rest` any number but 0 is the class."""
-    pixels, _ = _numbers(root / cells[0], cells[0], alone=True, decoding=rule.decoding)
+    soft = rule.threshold is not None
+    pixels, _ = _numbers(root / cells[0], cells[0], alone=True, decoding=rule.decoding, soft=soft)
     if rest is not None:
         _refuse_losses(root / cells[0], cells[0], "write `threshold: 127` in data.masks instead of `rest`")
     if rule.threshold is not None or is_lossy(root / cells[0]):
@@ -171,7 +172,8 @@ def _yes_no(
             f"0, and 1, 255 or 65535 for '{name}', or values of `ignore`: {list(rule.ignore)}",
             f"write in data.masks `rest: {name}` if all but 0 is the class, such as numbers of objects, `ignore: "
             f"{strange.tolist()[:4]}` if they are void, `values: {{{name}: {int(strange[0])}}}` if they say yes, or "
-            "`threshold: 127` if brighter pixels are the class; or name several data.classes",
+            f"`threshold: {min(127, int(values.max()) // 2)}` if brighter pixels are the class; or name several "
+            "data.classes",
         )
     if rest is None:
         return rule.of_pixels(pixels, root, cells[0])
@@ -200,7 +202,7 @@ def _listed(values: np.ndarray) -> str:
     return ", ".join(map(str, values[:8].tolist())) + (f" and {len(values) - 8:,} more" if len(values) > 8 else "")
 
 
-def _numbers(path: Path, cell: str, *, alone: bool, decoding: Decoding) -> tuple[np.ndarray, int]:
+def _numbers(path: Path, cell: str, *, alone: bool, decoding: Decoding, soft: bool = False) -> tuple[np.ndarray, int]:
     """Return [H, W, 1] pixel values, of a palette image the numbers of its colours, and what viewers multiply them by.
 
     Args:
@@ -208,9 +210,10 @@ def _numbers(path: Path, cell: str, *, alone: bool, decoding: Decoding) -> tuple
         cell: its name, for messages.
         alone: whether it says only yes and no.
         decoding: orientation and limit, of `input`.
+        soft: whether a threshold says from where on alpha is yes.
     """
     pixels, scale = stored(path, decoding)
-    pixels = without_alpha(pixels, of=cell, alone=alone)
+    pixels = without_alpha(pixels, of=cell, alone=alone, soft=soft)
     grey = as_grey(pixels, lossy=is_lossy(path))
     pixels = pixels if grey is None else grey[:, :, None]
     if pixels.dtype.kind == "f" and np.isfinite(pixels).all() and (pixels == np.rint(pixels)).all():
@@ -280,8 +283,10 @@ def colour(
         problems.append(Problem("data.masks", f"colours that are no class: {first_names(lost)}", hint))
     sources = {name: [places[part] for part in several if part in places] for name, several in known.items()}
     outside = [places[name] for name in sorted(out) if name in places]
-    found = lookup(sources, names=names, ignore=outside, rest=rest, problems=problems)
-    numbers = np.array([found.classes.get(place, found.rest or 0) for place in range(len(table))], dtype=np.uint8)
+    classes_of = lookup(sources, names=names, ignore=outside, rest=rest, problems=problems)
+    numbers = np.array(
+        [classes_of.classes.get(place, classes_of.rest or 0) for place in range(len(table))], dtype=np.uint8
+    )
     coder = Codec(np.array(list(table.values()), dtype=np.uint8), codec)
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
@@ -299,7 +304,7 @@ def colour(
         hint = f"write `merge: {{{names[0]}: [COLOURS]}}` instead"
         raise_masks([Problem("data.masks.rest", f"every pixel would be '{rest}'", hint)])
     facts = [[name, list(rgb)] for name, rgb in table.items()] + sorted(out)
-    return MaskKind(found.names, partial(one_file, folder=folder, suffix=suffix), read, facts=facts)
+    return MaskKind(classes_of.names, partial(one_file, folder=folder, suffix=suffix), read, facts=facts)
 
 
 def _shown_colours(path: Path, cell: str, decoding: Decoding) -> np.ndarray:
@@ -338,18 +343,18 @@ def values(
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         path = root / cells[0]
-        found, _ = stored(path, _decoding)
-        if found.shape[2] != len(names):
+        pixels, _ = stored(path, _decoding)
+        if pixels.shape[2] != len(names):
             raise DataError(
-                f"the target '{cells[0]}' has {found.shape[2]} channels", f"{len(names)}: {first_names(names)}",
+                f"the target '{cells[0]}' has {pixels.shape[2]} channels", f"{len(names)}: {first_names(names)}",
                 "correct data.classes in the YAML, one name per channel",
             )  # fmt: skip
         unknown = nodata if nodata is not None else _own_nodata(path)
         with np.errstate(over="ignore", invalid="ignore"):  # what no float32 holds is infinite, and so unknown
-            numbers = found.astype(np.float32)
+            numbers = pixels.astype(np.float32)
             wrong = ~np.isfinite(numbers)
             if unknown is not None:
-                wrong |= (found == unknown) | (numbers == np.float32(unknown))
+                wrong |= (pixels == unknown) | (numbers == np.float32(unknown))
             numbers = numbers * np.float32(scale)
         numbers[wrong | ~np.isfinite(numbers)] = np.nan
         return numbers

@@ -14,7 +14,7 @@ from kbench.data.images.decoding import PLAIN, Decoding
 from kbench.data.masks.classes import background_of, names_problems, raise_masks, united, with_object
 from kbench.data.masks.mask_files import Place, elsewhere, shared_problems, stray_files
 from kbench.data.masks.pixels import YesNo, yes_no
-from kbench.data.table.image_files import Found, Listing, find_files, list_folders, stem
+from kbench.data.table.image_files import Listing, MatchedFiles, find_files, list_folders, stem
 from kbench.data.table.names import strays
 from kbench.data.table.reading import Cells, MaskKind, MaskRows, Request, Size, file_problems
 from kbench.errors import DataError, Problem, counted, first_names, nearest
@@ -72,24 +72,24 @@ def per_class(
         end = None if suffix is None else suffix.replace("{class}", label)
         return Place(folder.replace("{class}", label), end, paths)
 
-    def found_of(request: Request, ids: np.ndarray, k: int) -> Found:
+    def files_of(request: Request, ids: np.ndarray, k: int) -> MatchedFiles:
         if k == behind:
-            return Found([""] * len(ids), [], [], "")
+            return MatchedFiles([""] * len(ids), [], [], "")
         place = place_of(k, ())
-        found = find_files(request.root, place.folder, [stem(name) for name in ids], suffix=place.suffix)
+        mask_files = find_files(request.root, place.folder, [stem(name) for name in ids], suffix=place.suffix)
         if missing == "error":
-            return found
+            return mask_files
         there = np.ones(len(ids), dtype=bool)
-        there[found.missing] = False
-        paths = [path if is_there else "" for path, is_there in zip(found.paths, there, strict=True)]
-        return Found(paths, [], found.several, found.example)
+        there[mask_files.missing] = False
+        paths = [path if is_there else "" for path, is_there in zip(mask_files.paths, there, strict=True)]
+        return MatchedFiles(paths, [], mask_files.several, mask_files.example)
 
     def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
-        found = [found_of(request, ids, k) for k in range(len(names))]
-        lacking, wrong = file_problems(request, found, ids)
-        places = [place_of(k, part.paths) for k, part in enumerate(found) if k != behind]
+        by_class = [files_of(request, ids, k) for k in range(len(names))]
+        lacking, wrong = file_problems(request, by_class, ids, masks=True)
+        places = [place_of(k, part.paths) for k, part in enumerate(by_class) if k != behind]
         wrong += shared_problems(ids, places)
-        cells = tuple(zip(*(part.paths for part in found), strict=True))
+        cells = tuple(zip(*(part.paths for part in by_class), strict=True))
         bare, stray = sum(not any(row) for row in cells), stray_files(request, ids, places)
         if stray and bare and unmatched == "error":
             hint = f"{counted(bare, 'image')} would have an empty mask; correct the names, or write `unmatched: ignore`"
@@ -153,8 +153,8 @@ def instances(
     def class_of(path: str) -> int | None:
         if pattern is None:
             return alone
-        found = pattern.fullmatch(path.rpartition("/")[2])
-        return None if found is None else numbers.get(found["label"])
+        match = pattern.fullmatch(path.rpartition("/")[2])
+        return None if match is None else numbers.get(match["label"])
 
     def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
         cells: list[Cells] = []
@@ -190,8 +190,8 @@ def _stray_folders(request: Request, folder: str, ids: np.ndarray) -> tuple[str,
     if last != "{id}" or "{id}" in parent or not (request.root / parent).is_dir():
         return ()
     others, known = elsewhere(request), {stem(str(name)) for name in ids}
-    found = [name for name in list_folders(request.root, parent) if name not in known and name not in others]
-    return (f"folders in '{parent}' with {strays(found, ids)}",) if found else ()
+    strangers = [name for name in list_folders(request.root, parent) if name not in known and name not in others]
+    return (f"folders in '{parent}' with {strays(strangers, ids)}",) if strangers else ()
 
 
 def _pattern(label: str | None) -> tuple[re.Pattern[str] | None, list[Problem]]:

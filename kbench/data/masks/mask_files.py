@@ -58,16 +58,16 @@ def shared_problems(ids: np.ndarray, places: Sequence[Place]) -> list[Problem]:
 def stray_files(request: Request, ids: np.ndarray, places: Sequence[Place]) -> str:
     """Return a text that counts and names the mask files of no image, or nothing."""
     used = {path for place in places for path in place.paths if path}
-    others, found = elsewhere(request), list[str]()
+    others, names = elsewhere(request), list[str]()
     for place in places:
         for folder in folders_of(request.root, place.folder):
             prefix = "" if folder in ("", ".") else f"{os.path.normpath(folder)}/"
             for file in sorted(Listing(request.root / folder).names()):
                 name = _name(file, place.suffix)
                 if name is not None and prefix + file not in used and name not in others:
-                    found.append(name)
-    found = list(dict.fromkeys(found))
-    return f"masks in '{places[0].folder}' with {strays(found, ids)}" if found else ""
+                    names.append(name)
+    names = list(dict.fromkeys(names))
+    return f"masks in '{places[0].folder}' with {strays(names, ids)}" if names else ""
 
 
 def _name(file: str, suffix: str | None) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from kbench.errors import Problem, counted, first_names, nearest
 from kbench.registry import register
 from kbench.tasks import SEGMENTATION
 
-_OBJECTS = "|"  # between the texts of several objects of one class
+OBJECTS = "|"  # between the texts of several objects of one class
 _KEY = re.compile(r"\{(id|class)\}")
 
 
@@ -94,8 +95,8 @@ def rle(
     rule, names, called = run_lengths.convention(convention), tuple(_classes), labels or {}
     long = label is not None or "{class}" in key
     problems = names_problems(names)
-    given = [*called, *(columns or ())]
-    problems += [Problem("data.masks", f"'{name}' is no class", nearest(name, names)) for name in given
+    columns_named = [*called, *(columns or ())]
+    problems += [Problem("data.masks", f"'{name}' is no class", nearest(name, names)) for name in columns_named
                  if name not in names]  # fmt: skip
     if called and not long:
         problems.append(Problem("data.masks.labels", "no row names a class", "remove `labels`, or write `label:`"))
@@ -113,37 +114,80 @@ def rle(
     texts = {called.get(names[k], names[k]): k for k in wanted}
     empties = {"", *(empty or ())}
 
-    def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
-        table = frame if csv is None else read_frame(request.root / csv, text=True)
-        id_column = id or (request.id if csv is None else None) or str(table.columns[0])
-        others = [str(name) for name in table.columns if name not in (id_column, label)]
-        if long or len(wanted) == 1:
-            first = column or (others[0] if others else "the run lengths")
-            sources = {k: (columns or {}).get(names[k], first) for k in wanted}
-        else:
-            sources = {k: (columns or {}).get(names[k], names[k]) for k in wanted}
-        asked = dict.fromkeys([id_column, *sources.values(), *([label] if label else [])])
-        absent = [name for name in asked if name not in table.columns]
-        nothing = np.zeros(len(ids), dtype=bool)
-        if absent:
-            there = f"'{csv or request.csv}' has"
-            wrong = [
-                Problem("data.masks", f"{there} no column '{name}'", nearest(name, map(str, table.columns)))
-                for name in absent
-            ]
-            return MaskRows(tuple(() for _ in ids), nothing, wrong)
-        source = _Source(table, id_column, sources, label, key, texts, empties)
-        gathered = _gathered(source, ids, len(names))
-        return MaskRows(gathered.cells, nothing, *gathered.said(source, ids, elsewhere(request), unmatched))
+    find = partial(
+        find_texts, names=names, texts=texts, csv=csv, id=id, key=key, label=label, column=column, columns=columns,
+        empties=empties, unmatched=unmatched,
+    )  # fmt: skip
 
     def read(root: Path, cells: Cells, size: Callable[[], Size]) -> np.ndarray:
         layers: list[np.ndarray | None] = [None] * len(names)
         for k, cell in enumerate(cells):
-            for text in cell.split(_OBJECTS) if cell else ():
+            for text in cell.split(OBJECTS) if cell else ():
                 layers[k] = with_object(layers[k], run_lengths.decode(text, size(), rule))
         return united(layers, task=_task, background=behind, size=size(), of=next(filter(None, cells), "")[:40])
 
     return MaskKind(names, find, read, encoded=True, background=behind)
+
+
+def find_texts(
+    request: Request,
+    frame: pd.DataFrame,
+    ids: np.ndarray,
+    *,
+    names: Sequence[str],
+    texts: dict[str, int],
+    csv: str | None,
+    id: str | None,
+    key: str,
+    label: str | None,
+    column: str | None,
+    columns: dict[str, str] | None,
+    empties: set[str],
+    unmatched: str,
+    others: str = "error",
+) -> MaskRows:
+    """Return the texts of the classes of each row, one cell per class; the objects of one are joined by `OBJECTS`.
+
+    Args:
+        request: which rows.
+        frame: rows of the CSV, of which the texts are a column where they have no table of their own.
+        ids: [N] ids.
+        names: K classes.
+        texts: how a class with texts is called in the table -> its number.
+        csv: the texts' own table; this and what follows as in `rle`.
+        id: its id column.
+        key: what its ids are made of.
+        label: its column with the class of each row.
+        column: of the texts of a long table.
+        columns: class -> column of a wide one.
+        empties: texts of an empty mask.
+        unmatched: what becomes of rows of no image.
+        others: what becomes of rows whose label is of no class.
+    """
+    long, wanted = label is not None or "{class}" in key, sorted(texts.values())
+    table = frame if csv is None else read_frame(request.root / csv, text=True)
+    id_column = id or (request.id if csv is None else None) or str(table.columns[0])
+    rest = [str(name) for name in table.columns if name not in (id_column, label)]
+    if long or len(wanted) == 1:
+        first = column or (rest[0] if rest else "the run lengths")
+        sources = {k: (columns or {}).get(names[k], first) for k in wanted}
+    else:
+        sources = {k: (columns or {}).get(names[k], names[k]) for k in wanted}
+    asked = dict.fromkeys([id_column, *sources.values(), *([label] if label else [])])
+    absent = [name for name in asked if name not in table.columns]
+    nothing = np.zeros(len(ids), dtype=bool)
+    if absent:
+        there = f"'{csv or request.csv}' has"
+        wrong = [
+            Problem("data.masks", f"{there} no column '{name}'", nearest(name, map(str, table.columns)))
+            for name in absent
+        ]
+        return MaskRows(tuple(() for _ in ids), nothing, wrong)
+    if others == "ignore" and label is not None:
+        table = table[table[label].isin(list(texts))]
+    source = _Source(table, id_column, sources, label, key, texts, empties)
+    gathered = _gathered(source, ids, len(names))
+    return MaskRows(gathered.cells, nothing, *gathered.said(source, ids, elsewhere(request), unmatched))
 
 
 @dataclass(frozen=True)
@@ -205,7 +249,7 @@ class _Gathered:
 def _gathered(source: _Source, ids: np.ndarray, count: int) -> _Gathered:
     """Return the texts of each row, one cell per class, and what is not a row's."""
     names = names_of(ids)
-    found: list[list[list[str]]] = [[[] for _ in range(count)] for _ in ids]
+    texts_of: list[list[list[str]]] = [[[] for _ in range(count)] for _ in ids]
     stray, strange, unclear, unknown = list[str](), list[str](), list[str](), list[str]()
     columns = {k: source.table[name].tolist() for k, name in source.columns.items()}
     labels = None if source.label is None else source.table[source.label].tolist()
@@ -231,6 +275,6 @@ def _gathered(source: _Source, ids: np.ndarray, count: int) -> _Gathered:
                 for k in columns if label is None else (source.texts[label],):
                     cell = columns[k][place].strip()
                     if cell not in source.empties:
-                        found[row][k].append(cell)
-    cells = tuple(tuple(_OBJECTS.join(cell) for cell in row) for row in found)
+                        texts_of[row][k].append(cell)
+    cells = tuple(tuple(OBJECTS.join(cell) for cell in row) for row in texts_of)
     return _Gathered(cells, known, stray, strange, unclear, unknown, int((~seen).sum()))

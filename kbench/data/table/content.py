@@ -15,6 +15,7 @@ from typing import Any
 
 from kbench import files
 from kbench.data.images.cache import RowPaths, content_key, file_digests
+from kbench.data.images.decoding import is_there
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError, DataError, counted, first_names
 
@@ -56,14 +57,16 @@ class Content:
 
     def listed(self) -> dict[str, list[Any]]:
         """Return path below the root -> size, and the beginning of its checksum where files are read."""
-        found: dict[str, list[Any]] = {}
+        columns: dict[str, list[Any]] = {}
         for rows in self._rows:
             digests = iter(file_digests(rows, self.folder)) if self.exact and len(rows) else iter(())
             for paths in rows:
                 for path in paths:
                     entry = [_size(path), *([next(digests)[:_DIGITS]] if self.exact else [])]
-                    found[path.relative_to(self.table.root).as_posix()] = entry
-        return found
+                    if not is_there(path):
+                        continue
+                    columns[path.relative_to(self.table.root).as_posix()] = entry
+        return columns
 
     def keep(self, path: Path) -> dict[str, Any]:
         """Write the list of the files; return what the manifest says of them."""
@@ -90,6 +93,8 @@ class Content:
         try:
             before: dict[str, list[Any]] = files.read_json(path)
         except DataError:
+            return []
+        if not isinstance(before, dict):
             return []
         after = self.listed()
         groups = {

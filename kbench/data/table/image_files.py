@@ -38,7 +38,7 @@ _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
 @dataclass(frozen=True)
-class Found:
+class MatchedFiles:
     """Files of some ids in one folder.
 
     Attributes:
@@ -46,12 +46,14 @@ class Found:
         missing: row numbers without a file.
         several: row numbers with several files of one name, in several folders or with different suffixes.
         example: a file that is there, for the message.
+        there: paths of the files of the folders, relative to the root, where one is missing.
     """
 
     paths: list[str]
     missing: list[int]
     several: list[int]
     example: str
+    there: set[str] = field(default_factory=set)
 
 
 def stem(name: str) -> str:
@@ -65,7 +67,7 @@ def clean(name: str) -> str:
     return name.replace("\\", "/").removeprefix("./")
 
 
-def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | None) -> Found:
+def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | None) -> MatchedFiles:
     """Find the file of each name in a folder, or in one of several.
 
     Args:
@@ -82,16 +84,18 @@ def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | N
     names = [clean(name) for name in names]
     if suffix is None:
         suffix = _detect_suffix(listings, names)
-    found = Found([], [], [], example=listings[0].example())
+    files = MatchedFiles([], [], [], example=listings[0].example())
     prefix = _prefix(folder)
     for row, name in enumerate(names):
         paths = _paths_of(listings, name, suffix)
         if len(paths) > 1:
-            found.several.append(row)
+            files.several.append(row)
         elif not paths:
-            found.missing.append(row)
-        found.paths.append(paths[0] if paths else prefix + name + (suffix or ""))
-    return found
+            files.missing.append(row)
+        files.paths.append(paths[0] if paths else prefix + name + (suffix or ""))
+    for listing in listings if files.missing else ():
+        files.there.update(listing.prefix + name for name in listing.names())
+    return files
 
 
 def _paths_of(listings: Sequence[Listing], name: str, suffix: str | None) -> list[str]:
@@ -212,10 +216,10 @@ def folders_of(root: Path, folder: str) -> list[str]:
     with _listing(root / folder):
         if (root / folder).is_dir():
             return [folder]
-        found = list(dict.fromkeys(path for one in _without_braces(folder) for path in _fitting(root, one)))
-    if not found:
+        folders = list(dict.fromkeys(path for one in _without_braces(folder) for path in _fitting(root, one)))
+    if not folders:
         raise _no_folder(root, folder)
-    return found
+    return folders
 
 
 def _without_braces(pattern: str) -> list[str]:

@@ -16,6 +16,7 @@ import pandas as pd
 from kbench import files
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.image_files import stem
+from kbench.data.table.names import meant
 from kbench.errors import Problem, counted, first_names
 
 
@@ -39,22 +40,22 @@ def other_columns(
         DataError: a file cannot be read.
     """
     keys = [str(name) for name in ids]
-    found: dict[str, np.ndarray] = {}
+    columns: dict[str, np.ndarray] = {}
     problems: list[Problem] = []
     for path in join:
         table = read_frame(root / path, text=True)
-        names = [name for name in wanted if name in table.columns[1:] and name not in found]
+        names = [name for name in wanted if name in table.columns[1:] and name not in columns]
         if not names:
             continue
         places, wrong = _joined(path, table, names, keys)
-        problems += [*wrong, *_lacking(path, keys, places)]
+        problems += [*wrong, *_lacking(path, keys, places, table.iloc[:, 0].tolist())]
         for name in names:
             cells = np.array([*table[name].tolist(), ""], dtype=object)  # -1 takes the last one
-            found[name] = cells[places]
+            columns[name] = cells[places]
     if annotations is not None:
         problems += _shared(annotations, keys, range(len(keys))) if "{id}" in annotations else []
-        found |= _annotated(root, keys, [name for name in wanted if name not in found], annotations, problems)
-    return found, problems
+        columns |= _annotated(root, keys, [name for name in wanted if name not in columns], annotations, problems)
+    return columns, problems
 
 
 def _joined(
@@ -71,14 +72,14 @@ def _joined(
         for key in {name, stem(name)}:
             rows.setdefault(key, []).append(row)
     every = [rows.get(key) or rows.get(stem(key), []) for key in keys]
-    torn = [(key, found) for key, found in zip(keys, every, strict=True) if len({cells[row] for row in found}) > 1]
+    torn = [(key, hits) for key, hits in zip(keys, every, strict=True) if len({cells[row] for row in hits}) > 1]
     problems = []
     if torn:
-        key, found = torn[0]
-        values = first_names(list(dict.fromkeys("', '".join(cells[row]) for row in found)))
+        key, hits = torn[0]
+        values = first_names(list(dict.fromkeys("', '".join(cells[row]) for row in hits)))
         what = f"{counted(len(torn), 'id')} with several values: '{key}' has {values} in {first_names(names)}"
         problems.append(Problem(path, what, "which one is right only you can say: remove the other rows"))
-    places = [found[0] if found else -1 for found in every]
+    places = [hits[0] if hits else -1 for hits in every]
     by_stem = [place if place >= 0 and ids[place] != key else -1 for key, place in zip(keys, places, strict=True)]
     return places, [*problems, *_shared(path, keys, by_stem)]
 
@@ -115,7 +116,9 @@ def _at(content: Any, name: str) -> str:
     return str(content)
 
 
-def _lacking(path: str, keys: Sequence[str], places: Sequence[int]) -> list[Problem]:
-    names = [key for key, place in zip(keys, places, strict=True) if place < 0]
-    names = [stem(name) for name in names]
-    return [Problem(path, f"has nothing of {counted(len(names), 'row')}: {first_names(names)}")] if names else []
+def _lacking(path: str, keys: Sequence[str], places: Sequence[int], ids: Sequence[str] = ()) -> list[Problem]:
+    """Return a problem where a file has no row of some keys; with the id of the file that the first may mean."""
+    names = [stem(key) for key, place in zip(keys, places, strict=True) if place < 0]
+    if not names:
+        return []
+    return [Problem(path, f"has nothing of {counted(len(names), 'row')}: {first_names(names)}", meant(names, ids))]

@@ -17,12 +17,11 @@ import pandas as pd
 
 from kbench import registry
 from kbench.data.table.csv_files import Dialect
-from kbench.data.table.image_files import find_files, list_folders, list_images
+from kbench.data.table.image_files import list_folders, list_images
 from kbench.data.table.reading import (
     MaskRows,
     Request,
     Rows,
-    file_problems,
     id_problems,
     is_filled,
     marked,
@@ -33,6 +32,7 @@ from kbench.data.table.reading import (
     with_metadata,
     without,
 )
+from kbench.data.table.rows_of_files import find_images, ids_of_files
 from kbench.data.table.spellings import counts_of, tidied
 from kbench.data.table.table import Table
 from kbench.data.table.targets import Targets, read_targets, split_tags
@@ -101,9 +101,7 @@ def csv(
     ids = np.array(frame[id_column].tolist(), dtype=str)
     problems = id_problems(id_column, ids)
     targets, masks = _without_targets(request), _find_masks(request, frame, ids)
-    found = [
-        find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images or ("",)
-    ]
+    images = find_images(request, ids)
     if request.split == "train" and not is_dense(request.task):
         problems += _target_problems(request, target)
         if target:
@@ -111,27 +109,27 @@ def csv(
                 frame, target, task=request.task, ids=ids, classes=request.classes,
                 separator=separator, empty_tags=empty_tags,
             )  # fmt: skip
-    lacking, missing = file_problems(request, found, ids)
-    blank = _blank(targets, len(ids))
+    lacking, blank = images.lacking, _blank(targets, len(ids))
     problems += _lacking(request, targets)
-    raise_problems(request, [*problems, *targets.problems, *masks.problems, *missing])
+    raise_problems(request, [*problems, *targets.problems, *masks.problems, *images.problems])
     table = Table(
         ids=ids,
         root=request.root,
-        images=tuple(zip(*(part.paths for part in found), strict=True)),
+        images=images.paths,
         task=request.task,
         target_names=targets.names,
         targets=targets.values,
         masks=masks.cells or None,
         encoded=request.mask is not None and request.mask.encoded,
         meta=metadata(request, frame),
-        notes=(*rows.notes, *targets.notes, *masks.notes, *metadata_notes(request, frame)),
+        notes=(*rows.notes, *targets.notes, *masks.notes, *images.notes, *metadata_notes(request, frame)),
     )
     why = "without an image or a mask" if masks.cells else "without an image"
     if is_filled(request.split, request.on_problem, request.task):
-        return marked(table, lacking, why)
+        return marked(table, lacking | images.dropped, why)
+    gone = lacking | masks.lacking | images.dropped
     kept = without(table, blank & ~lacking, "without a target")
-    return without(kept, (lacking | masks.lacking)[lacking | ~blank], why)
+    return without(kept, gone[lacking | ~blank], "without all of its files" if images.dropped.any() else why)
 
 
 def _tidied(request: Request, rows: Rows, *, separator: str) -> pd.DataFrame:
@@ -168,8 +166,8 @@ def _find_masks(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskR
         hint = "say how they are written: `data: {masks: {name: index, folder: FOLDER}}`, see `kbench list mask`"
         nothing.problems.append(Problem("data.masks", f"'{request.task}' needs masks", hint))
         return nothing
-    found = request.mask.find(request, frame, ids)
-    return replace(found, problems=[*nothing.problems, *found.problems])
+    mask_rows = request.mask.find(request, frame, ids)
+    return replace(mask_rows, problems=[*nothing.problems, *mask_rows.problems])
 
 
 def _target_problems(request: Request, target: Sequence[str]) -> list[Problem]:
@@ -189,10 +187,14 @@ def _images_alone(request: Request, *, join: Sequence[str] = (), annotations: st
     if not request.images or request.where or request.id:
         hint = "name `images:` alone, without id and where"
         raise_problems(request, [Problem(where, "a split without a CSV is a folder of images", hint)])
-    names, paths, others = list_images(request.root, request.images[0], suffix=request.suffix)
-    order = np.argsort(np.array(names, dtype=str), kind="stable") if names else np.empty(0, dtype=int)
-    ids = np.array([names[row] for row in order], dtype=str)
-    columns = [[paths[row] for row in order]]
+    if request.files:
+        names, columns, others = ids_of_files(request), list[list[str]](), 0
+        ids = np.array(names, dtype=str)
+    else:
+        names, paths, others = list_images(request.root, request.images[0], suffix=request.suffix)
+        order = np.argsort(np.array(names, dtype=str), kind="stable") if names else np.empty(0, dtype=int)
+        ids = np.array([names[row] for row in order], dtype=str)
+        columns = [[paths[row] for row in order]]
     problems = id_problems("id", ids)
     if not names:
         problems.append(Problem(f"{where}.images", f"'{request.images[0]}' has no images", "`kbench download`"))
@@ -204,22 +206,22 @@ def _images_alone(request: Request, *, join: Sequence[str] = (), annotations: st
         if request.split == "train" and name not in frame.columns
     ]
     masks = _find_masks(request, frame, ids)
-    found = [find_files(request.root, folder, ids.tolist(), suffix=request.suffix) for folder in request.images[1:]]
-    lacking, missing = file_problems(request, found, ids)
-    raise_problems(request, [*problems, *masks.problems, *missing])
+    images = find_images(request, ids, known=columns)
+    raise_problems(request, [*problems, *masks.problems, *images.problems])
     note = f"left out {counted(others, 'file')} in '{request.images[0]}', no image by name"
     table = Table(
         ids=ids,
         root=request.root,
-        images=tuple(zip(*columns, *(part.paths for part in found), strict=True)),
+        images=images.paths,
         task=request.task,
         target_names=_without_targets(request).names,
         masks=masks.cells or None,
         encoded=request.mask is not None and request.mask.encoded,
         meta=metadata(request, frame),
-        notes=(*((note,) if others else ()), *masks.notes),
+        notes=(*((note,) if others else ()), *masks.notes, *images.notes),
     )
-    return without(table, lacking | masks.lacking, "without an image or a mask" if masks.cells else "without an image")
+    gone = images.lacking | masks.lacking | images.dropped
+    return without(table, gone, "without an image or a mask" if masks.cells else "without an image")
 
 
 @register("layout")

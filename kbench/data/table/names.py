@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kbench.data.table.image_files import stem
-from kbench.errors import counted, first_names
+from kbench.data.table.spellings import plain
+from kbench.errors import counted, first_names, visible
 
 _ZEROS = re.compile(r"0+(?=[0-9])")
 _FIELD = re.compile(r"\{([a-z_]+)\}")
@@ -34,8 +34,8 @@ class Names:
 
     def row(self, name: str) -> int | None:
         """Return the row a name is of, None for none, -2 for several that only their endings tell apart."""
-        found = self.whole.get(name)
-        return self.stems.get(stem(name)) if found is None else found
+        whole = self.whole.get(name)
+        return self.stems.get(stem(name)) if whole is None else whole
 
     def shared(self) -> list[str]:
         """Return the ids that only their endings tell apart."""
@@ -53,17 +53,25 @@ def names_of(ids: Iterable[str]) -> Names:
 
 def alike(name: str) -> str:
     """Return what is left of a name that only its folder, ending, case, zeros, blanks or Unicode form tell apart."""
-    base = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2].strip()
-    base = stem(base) if stem(base) != base else os.path.splitext(base)[0] if base.count(".") == 1 else base
-    return _ZEROS.sub("", base).casefold()
+    base = plain(name.replace("\\", "/").rpartition("/")[2])
+    if stem(base) == base and base.count(".") == 1:
+        base = os.path.splitext(base)[0]
+    while stem(base) != base:
+        base = stem(base)
+    return _ZEROS.sub("", base)
+
+
+def meant(names: Iterable[str], ids: Iterable[str]) -> str:
+    """Return which id the first of some names may mean that is like one; empty where none is."""
+    known = {alike(str(one)): str(one) for one in ids}
+    pair = next(((name, known[alike(name)]) for name in names if alike(name) in known), None)
+    return "" if pair is None else f"'{visible(pair[0])}' may mean '{visible(pair[1])}'"
 
 
 def strays(names: Sequence[str], ids: Iterable[str]) -> str:
     """Return a text that counts names that are no id's, shows the first, and says what one may have meant."""
-    known = {alike(str(one)): str(one) for one in ids}
-    text = f"{counted(len(names), 'name')} of no image: {first_names(names)}"
-    meant = next(((name, known[alike(name)]) for name in names if alike(name) in known), None)
-    return text if meant is None else f"{text}; '{meant[0]}' may mean '{meant[1]}'"
+    text, hint = f"{counted(len(names), 'name')} of no image: {first_names(names)}", meant(names, ids)
+    return f"{text}; {hint}" if hint else text
 
 
 def cuts(template: str, text: str, words: Mapping[str, Iterable[str]]) -> list[dict[str, str]]:
@@ -75,7 +83,7 @@ def cuts(template: str, text: str, words: Mapping[str, Iterable[str]]) -> list[d
         words: field -> what it may be; a field that is not here may be anything but empty.
     """
     pieces = _FIELD.split(template)
-    found: list[dict[str, str]] = []
+    readings: list[dict[str, str]] = []
 
     def cut(piece: int, place: int, fields: dict[str, str]) -> None:
         literal = pieces[piece]
@@ -84,7 +92,7 @@ def cuts(template: str, text: str, words: Mapping[str, Iterable[str]]) -> list[d
         place += len(literal)
         if piece == len(pieces) - 1:
             if place == len(text):
-                found.append(fields)
+                readings.append(fields)
             return
         name = pieces[piece + 1]
         if name in words:
@@ -95,4 +103,4 @@ def cuts(template: str, text: str, words: Mapping[str, Iterable[str]]) -> list[d
             cut(piece + 2, end, {**fields, name: text[place:end]})
 
     cut(0, 0, {})
-    return found
+    return readings

@@ -5,26 +5,30 @@ Which of them are meant to be one, only the user can say; they are named with th
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from kbench.errors import counted
+from kbench.errors import counted, visible
 
 _SHOWN = 5
+_WHOLE = re.compile(r"([+-]?[0-9]+)\.0+")  # a whole number in a column that once held a hole
 
 
 def plain(text: str) -> str:
-    """Return a text as a reader sees it: composed, without invisible signs, single spaces, small letters."""
+    """Return a text as a reader sees it: composed, without invisible signs, single spaces, small letters; 1 for 1.0."""
     composed = unicodedata.normalize("NFC", text)
     seen = "".join(sign for sign in composed if unicodedata.category(sign) != "Cf")
-    return " ".join(seen.split()).casefold()
+    words = " ".join(seen.split()).casefold()
+    whole = _WHOLE.fullmatch(words)
+    return words if whole is None else whole[1]
 
 
 def counts_of(labels: Iterable[str]) -> dict[str, int]:
     """Return label -> number of cells, the empty ones left out."""
-    names, counts = np.unique(np.array([label for label in labels if label.strip()], dtype=object), return_counts=True)
+    names, counts = np.unique(np.array([label for label in labels if plain(label)], dtype=object), return_counts=True)
     return dict(zip(names.tolist(), counts.tolist(), strict=True))
 
 
@@ -41,7 +45,7 @@ def spelling_note(where: str, counts: Mapping[str, int]) -> str:
     groups = alike(counts)
     if not groups:
         return ""
-    shown = ["/".join(f"{label!r} ({counts[label]:,})" for label in group) for group in groups[:_SHOWN]]
+    shown = ["/".join(f"'{visible(label)}' ({counts[label]:,})" for label in group) for group in groups[:_SHOWN]]
     more = f" and {counted(len(groups) - _SHOWN, 'more')}" if len(groups) > _SHOWN else ""
     return (
         f"'{where}' has values that look alike and count as different: {', '.join(shown)}{more}; correct the file, or "

@@ -7,18 +7,24 @@ add a way targets can be written, add a branch to `read_targets`; a task has one
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from kbench.data.table.csv_files import UNKNOWN, numbers
-from kbench.data.table.spellings import counts_of, spelling_note
-from kbench.errors import Problem, counted, first_names
+from kbench.data.table.spellings import counts_of, plain, spelling_note
+from kbench.errors import Problem, counted, first_names, visible
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+([.,][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?")
+_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_HOLES = frozenset({"nan", "null", "na", "n/a", "#n/a", "<na>", "n.a.", "-", "--", "?"})
+"""Words that are seldom a class; `none` and `unknown` often are."""
+_COARSE = 0.05  # steps of 32 bits in standard deviations, from which on numbers are no longer told apart well
+_MOST = 1e38  # about the largest number of 32 bits
 
 
 @dataclass(frozen=True)
@@ -75,18 +81,18 @@ def read_targets(
 
 
 def _labels(column: pd.Series, ids: np.ndarray, classes: Sequence[str] | None) -> Targets:
-    codes, found = pd.factorize(column.to_numpy(dtype=object))
-    name, none = str(column.name), unknown_words(found, classes or ())
-    names = tuple(classes) if classes else tuple(sorted_labels(label for label in found if label not in none))
+    codes, classes_here = pd.factorize(column.to_numpy(dtype=object))
+    name, none = str(column.name), unknown_words(classes_here, classes or ())
+    names = tuple(classes) if classes else tuple(sorted_labels(label for label in classes_here if label not in none))
     index = {label: position for position, label in enumerate(names)}
-    values = np.array([index.get(label, -1) for label in found], dtype=np.int64)[codes]
-    empty = np.array([label in none for label in found], dtype=bool)[codes]
+    values = np.array([index.get(label, -1) for label in classes_here], dtype=np.int64)[codes]
+    empty = np.array([label in none for label in classes_here], dtype=bool)[codes]
     problems = _unknown_problem(name, names, column[(values < 0) & ~empty])
     if len(names) == 1 and not classes:
         problems.append(Problem(name, f"every row has the label '{names[0]}'", "two classes or more"))
-    lacking = _blank_problem(name, ids, empty, f"without a label{_words(found, none)}")
-    note = spelling_note(name, counts_of(column))
-    return Targets(names, values, tuple(problems), (note,) if note else (), empty, lacking)
+    lacking = _blank_problem(name, ids, empty, f"without a label{_words(classes_here, none)}")
+    notes = (spelling_note(name, counts_of(column)), _odd_words_note(name, counts_of(column[~empty]), classes or ()))
+    return Targets(names, values, tuple(problems), tuple(filter(None, notes)), empty, lacking)
 
 
 def _tags(
@@ -107,13 +113,42 @@ def _tags(
                 unknown.append(tag)
     problems = _unknown_problem(name, names, unknown)
     empty = np.array([not cell for cell in tags], dtype=bool)[codes]
-    note = spelling_note(name, counts_of(tag for code in codes for tag in tags[code]))
-    notes = (note,) if note else ()
+    counts = counts_of(tag for code in codes for tag in tags[code])
+    notes = tuple(filter(None, [
+        spelling_note(name, counts), _odd_words_note(name, counts, classes or ()),
+        _separator_note(name, counts, tags, separator),
+    ]))  # fmt: skip
     if empty_tags:
         return Targets(names, hot[codes], tuple(problems), notes)
     hint = "`data: {layout: {name: csv, empty_tags: true}}` if they have no tag"
     lacking = _blank_problem(name, ids, empty, "without a tag", hint)
     return Targets(names, hot[codes], tuple(problems), notes, empty, lacking)
+
+
+def _odd_words_note(where: str, counts: Mapping[str, int], classes: Sequence[str]) -> str:
+    """Return a note of classes that may be no class: words such as `NaN`, and words among numbers; or nothing."""
+    free = [label for label in counts if label not in classes]
+    words = [label for label in free if _NUMBER.fullmatch(label.strip()) is None]
+    odd = words if len(free) - len(words) >= 2 else [label for label in words if plain(label) in _HOLES]
+    if not odd or len(words) == len(free) == len(odd):
+        return ""
+    shown = ", ".join(f"'{visible(label)}' ({counted(counts[label], 'row')})" for label in odd[:5])
+    return f"'{where}' has {shown}, which count as classes; leave such cells blank if they say that there is none"
+
+
+def _separator_note(where: str, counts: Mapping[str, int], tags: Sequence[Sequence[str]], separator: str) -> str:
+    """Return a note of tags that another sign seems to separate, or that a program wrote as a list; or nothing."""
+    if any(tag[0] in "[({" or tag[-1] in "])}" for tag in counts):
+        return f"'{where}' has tags with brackets: {first_names(list(counts))}; write the cells without them"
+    for sign in ",;|":
+        parts = Counter(part for tag in counts for part in set(split_tags(tag, sign)))
+        shared = any(parts[part] > 1 for tag in counts if sign in tag for part in split_tags(tag, sign))
+        if sign != separator.strip() and shared and max(map(len, tags), default=0) <= 1:
+            return (
+                f"'{where}' has tags such as {first_names(list(counts), 2)}, and '{sign}' seems to separate tags: "
+                f'`data: {{layout: {{name: csv, separator: "{sign}"}}}}` makes {len(parts)} tags of them'
+            )
+    return ""
 
 
 def split_tags(cell: str, separator: str) -> list[str]:
@@ -147,36 +182,62 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str], ids: np.ndarray) -> Ta
     for position, name in enumerate(columns):
         wrong = ~empty[:, position] & ~np.isfinite(values[:, position])
         cells = list(dict.fromkeys(frame[name][wrong]))
-        problems += _rows_problem(
-            name, ids, wrong, f"without a finite number ({first_names(cells, 3)})" if cells else ""
-        )
+        what = f"without a finite number ({first_names(cells, 3)})" if cells else ""
+        problems += _rows_problem(name, ids, wrong, what, _number_hint(cells))
+        problems += _precision_problem(name, numbers(frame, [name])[:, 0])
     blank = np.asarray(empty.all(axis=1))
-    found = {cell for name in columns for cell in frame[name][blank].unique()}
-    lacking = _blank_problem(", ".join(columns), ids, blank, f"without a target{_words(found, found)}")
+    words = {cell for name in columns for cell in frame[name][blank].unique()}
+    lacking = _blank_problem(", ".join(columns), ids, blank, f"without a target{_words(words, words)}")
     unknown, every = int(empty[~blank].sum()), int(empty[~blank].size)
     notes = (f"{unknown:,} of {every:,} targets are unknown",) if unknown and not problems else ()
     return Targets(tuple(columns), values, tuple(problems), notes, blank, lacking)
 
 
+def _number_hint(cells: Sequence[str]) -> str:
+    """Return what to type where cells are no numbers."""
+    if cells and all(_COMMA.fullmatch(cell.strip()) for cell in cells):
+        return '`data: {layout: {name: csv, decimal: ","}}` if they have decimal commas'
+    if cells and all(cell.strip().lower() in ("true", "false", "yes", "no") for cell in cells):
+        return "write 1 and 0"
+    return "write numbers such as 1.5, and leave cells blank whose number is not known"
+
+
+def _precision_problem(where: str, values: np.ndarray) -> list[Problem]:
+    """Return a problem where [N] float64 numbers differ by less than 32 bits can tell, as times in seconds do."""
+    known = values[np.isfinite(values)]
+    spread = float(known.std()) if len(known) else 0.0
+    step = float(np.spacing(np.float32(np.abs(known).max()))) if spread and np.abs(known).max() < _MOST else 0.0
+    if step <= _COARSE * spread:
+        return []
+    centre = float(f"{known.mean():.2g}") if abs(known.mean()) < 1e15 else float(known.mean())
+    return [
+        Problem(
+            where,
+            f"numbers round {known.mean():.10g} that differ by {spread:.3g}: 32 bits tell {step:.3g} apart there",
+            f"subtract a number such as {centre:.10g} from all, and add it to the submission's again",
+        )
+    ]
+
+
 def is_unknown(column: pd.Series) -> np.ndarray:
     """Return [N] bool, which cells of a column of numbers are empty or a word for a number that is not known."""
-    return np.asarray(column.str.strip().str.lower().isin(UNKNOWN).to_numpy(dtype=bool))
+    return np.asarray([plain(cell) in UNKNOWN for cell in column], dtype=bool)
 
 
-def unknown_words(found: Iterable[str], classes: Sequence[str]) -> set[str]:
+def unknown_words(cells: Iterable[str], classes: Sequence[str]) -> set[str]:
     """Return the labels that say there is none: blanks, and beside numbers words such as `NaN`.
 
     In a column of words `None` is a class, and so is whatever `data.classes` names.
     """
-    blank = {label for label in found if not label.strip()} - set(classes)
-    words = {label for label in found if label.strip().lower() in UNKNOWN} - blank - set(classes)
-    rest = [label for label in found if label not in blank | words]
+    blank = {label for label in cells if not plain(label)} - set(classes)
+    words = {label for label in cells if plain(label) in UNKNOWN} - blank - set(classes)
+    rest = [label for label in cells if label not in blank | words]
     return blank | words if rest and all(_NUMBER.fullmatch(label.strip()) for label in rest) else blank
 
 
-def _words(found: Iterable[str], none: Iterable[str]) -> str:
+def _words(cells: Iterable[str], none: Iterable[str]) -> str:
     """Return which words say that there is no target, in brackets, or nothing where cells are empty."""
-    words = sorted({label for label in found if label in set(none) and label.strip()})
+    words = sorted({label for label in cells if label in set(none) and label.strip()})
     return f" ({first_names(words, 3)})" if words else ""
 
 
@@ -197,8 +258,8 @@ def _rows_problem(where: str, ids: np.ndarray, rows: np.ndarray, what: str, hint
     ]
 
 
-def _unknown_problem(where: str, names: Sequence[str], found: Iterable[str]) -> list[Problem]:
-    counts = pd.Series(list(found), dtype=object).value_counts()
+def _unknown_problem(where: str, names: Sequence[str], words: Iterable[str]) -> list[Problem]:
+    counts = pd.Series(list(words), dtype=object).value_counts()
     if counts.empty:
         return []
     labels = first_names([str(label) for label in counts.index])

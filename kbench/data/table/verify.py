@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from kbench.data.images.decoding import PLAIN, Decoding, decode, not_a_file
+from kbench.data.images.decoding import PLAIN, Decoding, decode, not_a_file, path_of
 from kbench.data.images.headers import Damaged, read_header
 from kbench.data.images.quiet import native_lines_muted
 from kbench.data.images.readers import Reader
@@ -66,6 +66,8 @@ class ImageReport:
         rows: row numbers with an unreadable image or mask.
         dtypes: element type of pixels -> paths of images.
         turned: paths of images that are turned upright while a mask of theirs is not.
+        unlike: paths of other images whose mask is turned otherwise.
+        paged: paths of files with pages or frames beyond the one that is read.
     """
 
     sizes: Counter[Size] = field(default_factory=Counter)
@@ -73,17 +75,32 @@ class ImageReport:
     rows: set[int] = field(default_factory=set)
     dtypes: dict[str, list[str]] = field(default_factory=dict)
     turned: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
+    paged: list[str] = field(default_factory=list)
 
     def problems(self) -> list[Problem]:
         """Return one problem per kind of fault, with counts and the first names."""
-        found = [
+        problems = [
             Problem("images", f"{counted(len(paths), 'file')} {reason}: {first_names(paths)}")
             for reason, paths in sorted(self.reasons.items())
         ]
-        return [*found, *dtype_problems({"": self})]
+        return [*problems, *dtype_problems({"": self})]
 
     def warnings(self) -> list[str]:
         """Return what may be right and may be wrong, for the user to decide."""
+        unlike = f"{counted(len(self.unlike), 'image')} turned otherwise than their masks, as the files say: "
+        return [*self._of_pages(), *self._of_turned(), *([unlike + first_names(self.unlike)] if self.unlike else [])]
+
+    def _of_pages(self) -> list[str]:
+        if not self.paged:
+            return []
+        what, have = counted(len(self.paged), "file"), "has" if len(self.paged) == 1 else "have"
+        return [
+            f"{what} {have} several pages or frames, of which the first alone is read: {first_names(self.paged)}; "
+            "write the others as files of their own if they count"
+        ]
+
+    def _of_turned(self) -> list[str]:
         if not self.turned:
             return []
         what = counted(len(self.turned), "image")
@@ -102,15 +119,32 @@ def dtype_problems(reports: Mapping[str, ImageReport]) -> list[Problem]:
     Args:
         reports: name of a split -> its report; an empty name where there is only one.
     """
-    found: dict[str, list[str]] = {}
+    by_dtype: dict[str, list[str]] = {}
     for split, report in reports.items():
         noun = f"{split} image" if split else "image"
         for dtype, paths in report.dtypes.items():
-            found.setdefault(dtype, []).append(f"{counted(len(paths), noun)} such as '{paths[0]}'")
-    if len(found) < 2:
+            by_dtype.setdefault(dtype, []).append(f"{counted(len(paths), noun)} such as '{paths[0]}'")
+    if len(by_dtype) < 2:
         return []
-    several = "; ".join(f"{dtype}: {' and '.join(places)}" for dtype, places in sorted(found.items()))
-    return [Problem("images", f"pixels of {len(found)} element types: {several}", "convert them to one")]
+    several = "; ".join(f"{dtype}: {' and '.join(places)}" for dtype, places in sorted(by_dtype.items()))
+    return [Problem("images", f"pixels of {len(by_dtype)} element types: {several}", "convert them to one")]
+
+
+def channel_warnings(train: ImageReport, test: ImageReport) -> list[str]:
+    """Return a warning where all images of one split are grey and all of the other have colours."""
+    splits = {"training": _channels(train), "test": _channels(test)}
+    grey = [name for name, channels in splits.items() if channels and max(channels) == 1]
+    colours = [name for name, channels in splits.items() if channels and min(channels) >= 3]
+    if len(grey) != 1 or len(colours) != 1:
+        return []
+    return [
+        f"all {colours[0]} images have colours, and all {grey[0]} images are grey: a network that looks at colours is "
+        "lost on the others; `input: {channels: 1}` shows both in grey"
+    ]
+
+
+def _channels(report: ImageReport) -> set[int]:
+    return {channels for _, _, channels in report.sizes if channels}
 
 
 def unreadable_images(
@@ -138,14 +172,14 @@ def look_at_images(
         opening: how the competition does; by default only headers and, where deep, whole files are looked at.
     """
     report, opening = ImageReport(), opening or Opening()
-    total = sum(len(paths) for paths in [*table.images, *_mask_files(table)])
+    total = sum(len(list(filter(None, paths))) for paths in [*table.images, *_mask_files(table)])
     done, work, jobs = 0, _batches(table), jobs or cores()
     with _quiet_pillow(), ThreadPoolExecutor(max_workers=jobs) as pool:
         while window := list(islice(work, jobs * 4)):  # so many batches are in memory, however many rows there are
             for rows, looks in zip(window, pool.map(partial(_look_at, table.root, deep, opening), window), strict=True):
-                for row, found in zip(rows, looks, strict=True):
-                    _add(report, row, found, masked=table.masks is not None)
-                    done += len(found)
+                for row, looks_of_row in zip(rows, looks, strict=True):
+                    _add(report, row, looks_of_row, masked=table.masks is not None)
+                    done += len(looks_of_row)
                 progress("check images", done, total)
     return report
 
@@ -166,11 +200,19 @@ def _mask_files(table: Table) -> tuple[tuple[str, ...], ...]:
 
 @dataclass(frozen=True)
 class _Row:
-    """Paths of a row's images and masks, relative to the root."""
+    """Paths of a row's images and masks, relative to the root; `paths` are those of its images as a reader takes them.
+
+    Those of images that need not be there are empty.
+    """
 
     number: int
-    images: tuple[str, ...]
+    paths: tuple[str, ...]
     masks: tuple[str, ...]
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Paths of the images that are there."""
+        return tuple(filter(None, self.paths))
 
 
 def _batches(table: Table) -> Iterator[list[_Row]]:
@@ -190,19 +232,24 @@ def _look_at_row(root: Path, deep: bool, opening: Opening, row: _Row) -> list[Lo
     images = [examined(root / path, deep=whole, decoding=opening.decoding) for path in row.images]
     if not opening.headers:  # only what no reader can read is a fault of the file
         images = [
-            Look((0, 0, 0)) if found in (UNKNOWN, "damaged") or isinstance(found, Look) else found for found in images
+            Look((0, 0, 0)) if look in (UNKNOWN, "damaged") or isinstance(look, Look) else look for look in images
         ]
-    if deep and opening.read is not None and not any(isinstance(found, str) for found in images):
-        images = _as_read(root, opening, row.images, [found for found in images if isinstance(found, Look)])
+    if deep and opening.read is not None and not any(isinstance(look, str) for look in images):
+        images = _as_read(root, opening, row, [look for look in images if isinstance(look, Look)])
     return [*images, *(_look_at_mask(root / path, deep, opening) for path in row.masks)]
 
 
-def _as_read(root: Path, opening: Opening, paths: Sequence[str], looks: list[Look]) -> list[Look | str]:
+def _as_read(root: Path, opening: Opening, row: _Row, looks: list[Look]) -> list[Look | str]:
     """Return what the competition's reader makes of a row; what is wrong stands at each of its images."""
     assert opening.read is not None, "asked only where there is a reader"
+    paths = row.images
     try:
-        image = opening.read([root / path for path in paths])
+        image = opening.read([path_of(root, path) for path in row.paths])
     except DataError as error:
+        named = [f"'{root / path}'" in error.what for path in paths]
+        if not opening.headers and len(paths) > 1 and any(named):  # the others are whole, as far as that is known
+            why = f"that the reader refuses ({error.expected})"
+            return [why if guilty else look for guilty, look in zip(named, looks, strict=True)]
         reasons = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
         if any(isinstance(reason, str) and reason != UNKNOWN for reason in reasons):
             return list(reasons)
@@ -216,28 +263,30 @@ def _as_read(root: Path, opening: Opening, paths: Sequence[str], looks: list[Loo
 
 
 def _look_at_mask(path: Path, deep: bool, opening: Opening) -> Look | str:
-    found = examined(path, deep=deep and opening.read is None, decoding=opening.decoding)
-    if not deep or opening.read is None or isinstance(found, str) or path.suffix.lower() == ".npy":
-        return found
+    look = examined(path, deep=deep and opening.read is None, decoding=opening.decoding)
+    if not deep or opening.read is None or isinstance(look, str) or path.suffix.lower() == ".npy":
+        return look
     try:
         decode(path, cv2.IMREAD_UNCHANGED, opening.decoding)
     except DataError as error:
         reason = examined(path, deep=True, decoding=opening.decoding)
         return reason if isinstance(reason, str) else f"that cannot be decoded ({error.expected})"
-    return found
+    return look
 
 
-def _add(report: ImageReport, row: _Row, found: Sequence[Look | str], *, masked: bool) -> None:
+def _add(report: ImageReport, row: _Row, looks: Sequence[Look | str], *, masked: bool) -> None:
     """Add what was found of a row: its images, then its masks, which have the size of its first image."""
-    images, masks = found[: len(row.images)], found[len(row.images) :]
+    images, masks = looks[: len(row.images)], looks[len(row.images) :]
     first = next((look for look in images if isinstance(look, Look)), None)
     for path, look in zip(row.images, images, strict=True):
         if isinstance(look, Look):
             report.sizes[look.size] += 1
             if look.dtype:
                 report.dtypes.setdefault(look.dtype, []).append(path)
-    for place, (path, look) in enumerate(zip((*row.images, *row.masks), found, strict=True)):
+    for place, (path, look) in enumerate(zip((*row.images, *row.masks), looks, strict=True)):
         reason = look if isinstance(look, str) else ""
+        if isinstance(look, Look) and look.pages:
+            report.paged.append(path)
         if isinstance(look, Look) and place >= len(images) and first is not None and first.size[0]:
             reason = _mask_fault(look, first)
         if reason:
@@ -246,6 +295,8 @@ def _add(report: ImageReport, row: _Row, found: Sequence[Look | str], *, masked:
     as_stored = [look for look in masks if isinstance(look, Look) and look.orientation == 1]
     if masked and first is not None and first.orientation > 1 and (as_stored or not row.masks):
         report.turned.append(row.images[0])
+    elif any(isinstance(look, Look) and first is not None and look.orientation != first.orientation for look in masks):
+        report.unlike.append(row.images[0])
 
 
 def _mask_fault(mask: Look, image: Look) -> str:
@@ -270,8 +321,8 @@ def look(path: Path, *, deep: bool = False, decoding: Decoding = PLAIN) -> Size 
         deep: decode photographs too, and compare the places of a TIFF's pixels with the file's length.
         decoding: whether the size is that of the turned image, and how many pixels it may have.
     """
-    found = examined(path, deep=deep, decoding=decoding)
-    return found if isinstance(found, str) else found.size
+    look = examined(path, deep=deep, decoding=decoding)
+    return look if isinstance(look, str) else look.size
 
 
 @dataclass(frozen=True)
@@ -282,11 +333,13 @@ class Look:
         size: height, width and channels, as decoding gives them.
         dtype: of its pixels; empty where only decoding tells.
         orientation: how decoding turns it, as EXIF counts; 1 for not at all.
+        pages: whether the file has more than the one that is read.
     """
 
     size: Size
     dtype: str = ""
     orientation: int = 1
+    pages: bool = False
 
 
 def examined(path: Path, *, deep: bool = False, decoding: Decoding = PLAIN) -> Look | str:
@@ -322,7 +375,7 @@ def _look_at_image(path: Path, deep: bool, decoding: Decoding) -> Look | str:
     if deep and header.kind != "tiff" and (reason := _fault(path, decoding)):
         return reason
     orientation = header.orientation if decoding.turned(header) else 1
-    return Look((*decoding.size(header), header.channels), header.dtype, orientation)
+    return Look((*decoding.size(header), header.channels), header.dtype, orientation, header.pages)
 
 
 def _fault(path: Path, decoding: Decoding) -> str:

@@ -8,6 +8,7 @@ file in pieces, add a function beside it.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -113,6 +114,14 @@ class Client(Protocol):
     ) -> Any:
         """Make a call, repeated while it may succeed; raise `ServiceError`."""
 
+    def ask(
+        self, service: str, method: str, request: str, body: Mapping[str, Any], *, doing: str, tries: int = faults.TRIES
+    ) -> Any:
+        """Make a call to another service than that of competitions; raise `ServiceError`."""
+
+    def user(self) -> str:
+        """Return the name of the account that is signed in."""
+
     def pages(self, method: str, request: str, *, doing: str, numbered: bool = False, **fields: Any) -> Iterator[Any]:
         """Yield every page of a listing, the first one asked for by its number too where the call has one."""
 
@@ -157,11 +166,23 @@ class KaggleCompetition:
 
     def send(self, upload: str, *, message: str, tag: str) -> Receipt:
         """Submit an upload, once (`send.send`)."""
-        return send.send(self, upload, message=message, tag=tag, sleep=self.client.sleep)
+        ask = functools.partial(self.create, upload)
+        return send.send(self, ask, message=message, tag=tag, sleep=self.client.sleep)
 
-    def check_open(self) -> int | None:
+    def send_notebook(self, notebook: Mapping[str, Any], *, message: str, tag: str) -> Receipt:
+        """Submit a version of a notebook, once (`send.send`).
+
+        Args:
+            notebook: `owner`, `slug`, `version` and the `file` it writes.
+            message: what people read.
+            tag: unique text by which the submission can be found again.
+        """
+        ask = functools.partial(self._create_of_notebook, notebook)
+        return send.send(self, ask, message=message, tag=tag, sleep=self.client.sleep)
+
+    def check_open(self, *, notebook: bool = False) -> int | None:
         """Return the submissions left today, or raise when none can be made (`send.check_open`)."""
-        return send.check_open(self, now=self.client.clock())
+        return send.check_open(self, now=self.client.clock(), notebook=notebook)
 
     def find(self, tag: str) -> Receipt | None:
         """Return the submission sent with a tag, or None."""
@@ -178,25 +199,25 @@ class KaggleCompetition:
     def about(self, *, patient: bool = True) -> About:
         """Describe the competition; without patience, asked for ten seconds or so."""
         doing = f"ask about '{self.slug}'"
-        found = self._call("get_competition", "ApiGetCompetitionRequest", doing=doing, **({} if patient else _BRIEF))
+        answer = self._call("get_competition", "ApiGetCompetitionRequest", doing=doing, **({} if patient else _BRIEF))
         return About(
             slug=self.slug,
-            title=found.title or self.slug,
+            title=answer.title or self.slug,
             url=f"{faults.SITE}/competitions/{self.slug}",
-            metric=found.evaluation_metric or "",
-            deadline=_utc(found.deadline),
-            entered=found.user_has_entered,
-            code_only=found.is_kernels_submissions_only,
-            closed=found.submissions_disabled,
-            daily=found.max_daily_submissions,
-            category=found.category or "",
+            metric=answer.evaluation_metric or "",
+            deadline=_utc(answer.deadline),
+            entered=answer.user_has_entered,
+            code_only=answer.is_kernels_submissions_only,
+            closed=answer.submissions_disabled,
+            daily=answer.max_daily_submissions,
+            category=answer.category or "",
         )
 
     def pages(self) -> dict[str, str]:
         """Return the text of the competition's pages (overview, data, evaluation ...), by name."""
         doing = f"read the pages of '{self.slug}'"
-        found = self._call("list_competition_pages", "ApiListCompetitionPagesRequest", doing=doing)
-        return {page.name: page.content for page in found.pages}
+        answer = self._call("list_competition_pages", "ApiListCompetitionPagesRequest", doing=doing)
+        return {page.name: page.content for page in answer.pages}
 
     def files(self) -> list[DataFile]:
         """List every file, all pages."""
@@ -208,12 +229,12 @@ class KaggleCompetition:
         """Return how many submissions are allowed now; None when Kaggle does not say."""
         doing = f"ask how many submissions '{self.slug}' takes"
         try:
-            found = self._call("get_submission_limits", "ApiGetSubmissionLimitsRequest", doing=doing, **_BRIEF)
+            answer = self._call("get_submission_limits", "ApiGetSubmissionLimitsRequest", doing=doing, **_BRIEF)
         except ServiceError as error:
             if error.kind == "not_found":
                 return None
             raise
-        return Limits(found.num_today, found.num_allowed_now, found.limited_by_total)
+        return Limits(answer.num_today, answer.num_allowed_now, answer.limited_by_total)
 
     def remaining(self) -> int | None:
         """Return how many submissions are allowed now; None when Kaggle does not say."""
@@ -233,12 +254,12 @@ class KaggleCompetition:
         if not ref.isdecimal():
             raise ConfigError(f"'{ref}' is no submission of Kaggle", "a number", "see `kbench leaderboard`")
         try:
-            found = self.client.call("get_submission", "ApiGetSubmissionRequest", doing=doing, ref=int(ref))
+            answer = self.client.call("get_submission", "ApiGetSubmissionRequest", doing=doing, ref=int(ref))
         except ServiceError as error:
             if error.kind == "not_found":
                 return Receipt(ref, "pending", message="not listed yet")
             raise
-        return _submission(found).receipt()
+        return _submission(answer).receipt()
 
     def upload(self, file: Path, progress: Progress) -> str:
         """Upload a submission's bytes; return their token. A repeat starts over at a new address.
@@ -272,10 +293,19 @@ class KaggleCompetition:
 
     def create(self, token: str, description: str) -> Receipt:
         """Ask once that an upload be scored; an empty `ref` means that the answer does not say whether it counted."""
-        doing = f"submit to '{self.slug}'"
         fields = {"blob_file_tokens": token, "submission_description": description}
+        return self._created("create_submission", "ApiCreateSubmissionRequest", fields)
+
+    def _create_of_notebook(self, notebook: Mapping[str, Any], description: str) -> Receipt:
+        fields = {
+            "kernel_owner": notebook["owner"], "kernel_slug": notebook["slug"], "kernel_version": notebook["version"],
+            "file_name": notebook["file"], "submission_description": description,
+        }  # fmt: skip
+        return self._created("create_code_submission", "ApiCreateCodeSubmissionRequest", fields)
+
+    def _created(self, method: str, request: str, fields: Mapping[str, Any]) -> Receipt:
         try:
-            answer = self._call("create_submission", "ApiCreateSubmissionRequest", doing=doing, tries=1, **fields)
+            answer = self._call(method, request, doing=f"submit to '{self.slug}'", tries=1, **fields)
         except ServiceError as error:
             if error.kind in ("network", "timeout", "server", "protocol") and error.sent:
                 return Receipt("", "pending", message=error.what)

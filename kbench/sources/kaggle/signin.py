@@ -75,7 +75,7 @@ def _given(environ: Environ | None) -> Environ:
     return {name: value for name, value in environ.items() if name not in empty}
 
 
-def found(environ: Environ | None = None) -> list[SignIn]:
+def all_signins(environ: Environ | None = None) -> list[SignIn]:
     """Return every sign-in on this machine, the one the client uses first."""
     environ = _given(environ)
     return [signin for lookup in _LOOKUPS if (signin := lookup(environ)) is not None]
@@ -83,7 +83,7 @@ def found(environ: Environ | None = None) -> list[SignIn]:
 
 def secrets(environ: Environ | None = None) -> list[str]:
     """Return the tokens and keys of this machine, to strike them out of texts that come from elsewhere."""
-    return [signin.secret for signin in found(environ) if len(signin.secret) > 3]
+    return [signin.secret for signin in all_signins(environ) if len(signin.secret) > 3]
 
 
 def diagnose(environ: Environ | None = None, *, python: str = sys.executable) -> list[Finding]:
@@ -100,7 +100,7 @@ def diagnose(environ: Environ | None = None, *, python: str = sys.executable) ->
 def check_places(environ: Environ | None = None) -> list[Finding]:
     """Say which sign-in is used, and what is wrong with the files and variables it could come from."""
     environ = os.environ if environ is None else environ
-    signins = found(environ)
+    signins = all_signins(environ)
     troubles = [trouble for look in _TROUBLES for trouble in look(_given(environ), signins)]
     unset = blanks(environ)
     if unset:

@@ -259,10 +259,10 @@ def _finish(part: _Part, path: Path, *, doing: str, listed: int) -> Arrived:
 
 def _vouch(part: _Part, remote: Remote, *, doing: str, listed: int) -> str:
     """Return what vouches for the content; raise when it is wrong."""
-    found = b64encode(part.md5.digest()).decode()
+    checksum = b64encode(part.md5.digest()).decode()
     if remote.md5:
-        if found != remote.md5:
-            raise _corrupt(doing, f"the content has MD5 {found}, the service says {remote.md5}")
+        if checksum != remote.md5:
+            raise _corrupt(doing, f"the content has MD5 {checksum}, the service says {remote.md5}")
         return "md5"
     if remote.length >= 0:
         return "length"

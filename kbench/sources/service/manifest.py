@@ -120,9 +120,9 @@ class Manifest:
             source: where it comes from.
             progress: told the bytes hashed.
         """
-        found = records.write_chunks(self._list("pending"), self._hashed(progress))
+        seal = records.write_chunks(self._list("pending"), self._hashed(progress))
         description = {"source": source, "checked": checked, "whole": not asked, "asked": sorted(asked)}
-        records.seal(self._seal("pending"), description, parts={}, sealed={"list": found})
+        records.seal(self._seal("pending"), description, parts={}, sealed={"list": seal})
 
     def _hashed(self, progress: Progress) -> Iterator[bytes]:
         total, done = sum(size for _, size in archive.walk(self.new)), 0
@@ -145,12 +145,12 @@ class Manifest:
         if self.new.exists():
             new = archive.merge(self.new, self.folder, replace=replace, origin=pending["source"])
         adds = before is not None and not pending["whole"]  # else the list replaces the old one
-        found = records.write_chunks(self._list("manifest"), list(self._kept()) if adds else self._adopted())
+        seal = records.write_chunks(self._list("manifest"), list(self._kept()) if adds else self._adopted())
         if adds and before is not None:
             pending["whole"] = before["whole"]
             pending["asked"] = sorted({*pending["asked"], *before["asked"]})
         del pending["files"]
-        records.seal(self._seal("manifest"), pending, parts={}, sealed={"list": found})
+        records.seal(self._seal("manifest"), pending, parts={}, sealed={"list": seal})
         self.clear()
         return new
 

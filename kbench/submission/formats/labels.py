@@ -79,13 +79,13 @@ def tags(
         known = set(_names)
         strange = list(dict.fromkeys(name for cell in cells for name in cell if name not in known))
         twice = [str(frame.iloc[row, 0]) for row, cell in enumerate(cells) if len(set(cell)) < len(cell)]
-        found = []
+        faults = []
         if strange:
             what = f"{counted(len(strange), 'word')} that no tag is called: {first_names(strange)}"
-            found.append(Problem(column, what, nearest(strange[0], _names)))
+            faults.append(Problem(column, what, nearest(strange[0], _names)))
         if twice:
-            found.append(Problem(column, f"{counted(len(twice), 'cell')} with a tag twice, of {first_names(twice)}"))
-        return found
+            faults.append(Problem(column, f"{counted(len(twice), 'cell')} with a tag twice, of {first_names(twice)}"))
+        return faults
 
     return Format(".csv", build, parse, problems, text=True, own_sample=partial(asking, wanted=["tags"]))
 
@@ -104,8 +104,8 @@ def label(*, _names: tuple[str, ...], _task: str) -> Format:
         return framed(sample, {one_column(sample, format="label"): np.asarray(_names, dtype=str)[best]})
 
     def parse(frame: pd.DataFrame, sample: pd.DataFrame) -> Predictions:
-        given = texts(frame, one_column(sample, format="label"))
-        return predicted(frame, _names, given[:, None] == np.asarray(_names, dtype=str), _task)
+        cells = texts(frame, one_column(sample, format="label"))
+        return predicted(frame, _names, cells[:, None] == np.asarray(_names, dtype=str), _task)
 
     def problems(frame: pd.DataFrame, sample: pd.DataFrame) -> list[Problem]:
         column = one_column(sample, format="label")
@@ -136,8 +136,8 @@ def value(*, _names: tuple[str, ...], _task: str) -> Format:
         columns = target_columns(sample)
         if len(columns) == len(_names) == 1:
             return columns
-        match_names(columns, _names, format="value")
-        return list(_names)
+        column_of = {name: column for column, name in match_names(columns, _names, format="value").items()}
+        return [column_of[name] for name in _names]
 
     def build(predictions: Predictions, sample: pd.DataFrame) -> pd.DataFrame:
         columns, values = columns_of(sample), values_for(predictions, sample, names=_names)

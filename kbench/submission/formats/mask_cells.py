@@ -296,6 +296,22 @@ def opened_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     return names, read
 
 
+def opened_files(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
+    """Return what `opened_zip` does, also of a folder, whose files may lie in folders.
+
+    Raises:
+        SubmissionError: as there, or a file of the folder cannot be read.
+    """
+    if not path.is_dir():
+        return opened_zip(path)
+
+    def read(name: str) -> bytes:
+        with _readable(path / name):
+            return (path / name).read_bytes()
+
+    return names_below(path), read
+
+
 def files_in(path: Path) -> Iterator[tuple[str, bytes]]:
     """Yield names and contents of a zip's files.
 

@@ -88,17 +88,17 @@ def mask_zip(
                           names=_names, task=_task)  # fmt: skip
 
     def problems(frame: pd.DataFrame, sample: pd.DataFrame) -> list[Problem]:
-        found = []
+        faults = []
         for name, cell in zip(texts(frame, str(frame.columns[0])).tolist(), frame[CELL].tolist(), strict=True):
             try:
                 size = _decoded(cell, code, apart=apart).shape[-2:]
             except SubmissionError as error:
-                found.append(Problem(name, error.what))
+                faults.append(Problem(name, error.what))
                 continue
             right = size if _sizes is None else _sizes(image_of(name))
             if size != tuple(right):
-                found.append(Problem(name, f"a mask of {size[0]} x {size[1]} for an image of {right[0]} x {right[1]}"))
-        return found[:20]
+                faults.append(Problem(name, f"a mask of {size[0]} x {size[1]} for an image of {right[0]} x {right[1]}"))
+        return faults[:20]
 
     def encode(frame: pd.DataFrame) -> Iterator[bytes]:
         names = texts(frame, str(frame.columns[0])).tolist()
@@ -138,24 +138,24 @@ def _code(
     Raises:
         ConfigError: they are not one per class, not apart, or no bytes.
     """
-    given = [[value] for value in values] if values is not None else None
+    values_of = [[value] for value in values] if values is not None else None
     if colours is not None:
-        given = [colours.get(name, []) for name in written]
-    if given is None:
-        given = [[k] for k in range(len(written))] if apart else [[255]] * len(written)
-    wrong = len(given) != len(written) or (values is not None and colours is not None)
+        values_of = [colours.get(name, []) for name in written]
+    if values_of is None:
+        values_of = [[k] for k in range(len(written))] if apart else [[255]] * len(written)
+    wrong = len(values_of) != len(written) or (values is not None and colours is not None)
     wrong |= any(len(pixel) != (1 if colours is None else _RGB) or not all(0 <= v <= IGNORED for v in pixel)
-                 for pixel in given)  # fmt: skip
-    wrong |= apart and len({tuple(pixel) for pixel in given}) < len(given)
-    wrong |= not apart and any(not any(pixel) for pixel in given)
+                 for pixel in values_of)  # fmt: skip
+    wrong |= apart and len({tuple(pixel) for pixel in values_of}) < len(values_of)
+    wrong |= not apart and any(not any(pixel) for pixel in values_of)
     if wrong:
         raise ConfigError(
             f"the submission format 'mask_zip' with the values {values} and the colours {colours}",
             f"a grey value or a colour of its own, from 0 to 255, for each of {first_names(list(written), 30)}",
             "correct submission.format.values or submission.format.colours in the YAML",
         )
-    free = next(value for value in range(IGNORED + 1) if not any(set(pixel) == {value} for pixel in given))
-    return np.array([*given, [free if apart else 0] * len(given[0])], dtype=np.uint8)
+    free = next(value for value in range(IGNORED + 1) if not any(set(pixel) == {value} for pixel in values_of))
+    return np.array([*values_of, [free if apart else 0] * len(values_of[0])], dtype=np.uint8)
 
 
 def _encoded(mask: np.ndarray, code: np.ndarray) -> tuple[bytes, ...]:

@@ -16,10 +16,10 @@ import pandas as pd
 from kbench.data.masks import run_lengths
 from kbench.data.table.csv_files import texts
 from kbench.data.table.names import cuts
-from kbench.errors import ConfigError, DataError, Problem, first_names, nearest
+from kbench.errors import ConfigError, DataError, Problem, SubmissionError, first_names, nearest
 from kbench.inference.map_store import MaskSet
 from kbench.registry import register
-from kbench.submission.formats.base import Format, asking, check_task, framed, id_column, one_column, target_columns
+from kbench.submission.formats.base import Format, asking, check_task, framed, id_column, named_class, target_columns
 from kbench.submission.formats.mask_cells import (
     Size,
     Sizes,
@@ -113,7 +113,8 @@ def rle(
             ways = read_id(name, images)
             image, k = ways[0] if ways else ("", -1)
             if labels is not None:
-                k = _names.index(labels[row]) if labels[row] in _names else -1
+                called = named_class(labels[row], _names)
+                k = -1 if called is None else _names.index(called)
             if not ways:
                 strange.append(name)
             elif len(ways) > 1:
@@ -136,7 +137,17 @@ def rle(
         return _Asked(rows, problems)
 
     def column_of(sample: pd.DataFrame) -> str:
-        return one_column(sample.drop(columns=[label] if label in sample.columns else []), format="rle")
+        columns = [name for name in target_columns(sample) if name != label]
+        if len(columns) == 1:
+            return columns[0]
+        of_class = [name for name in columns if all(named_class(cell, _names) for cell in set(texts(sample, name)))]
+        todo = 'write the other columns with a format of your own (a plug-in with `@register("format")`)'
+        if label is None and of_class:
+            todo = f"`submission: {{format: {{name: rle, label: {of_class[0]}}}}}` writes one row per image and class"
+        raise SubmissionError(
+            f"the sample has {len(columns)} target columns: {first_names(columns)}",
+            "one column of run lengths beside the id and, perhaps, one with the class", todo,
+        )  # fmt: skip
 
     def build(masks: MaskSet, sample: pd.DataFrame) -> pd.DataFrame:
         wanted = asked(sample, set(masks.ids.tolist()))
@@ -149,10 +160,10 @@ def rle(
             order = sorted(slots)
             numbers = [masks.names.index(_names[k]) for k in order]
             mask = shown(masks, int(np.searchsorted(masks.ids, image)), numbers)
-            made = _encoded(mask, len(order), rule)
-            check_written(image, mask, _decoded(made, mask.shape[-2:], rule, index=mask.ndim == 2))
+            runs = _encoded(mask, len(order), rule)
+            check_written(image, mask, _decoded(runs, mask.shape[-2:], rule, index=mask.ndim == 2))
             for place, k in enumerate(order):
-                one = [made[place]] if not objects else _objects(mask == place if mask.ndim == 2 else mask[place], rule)
+                one = [runs[place]] if not objects else _objects(mask == place if mask.ndim == 2 else mask[place], rule)
                 cells[slots[k][0]] = [text or empty for text in one]
         counts = [len(several) for several in cells]
         rows = sample.iloc[np.repeat(np.arange(len(sample)), counts)].reset_index(drop=True)
@@ -170,22 +181,22 @@ def rle(
 
         def read(image: str) -> np.ndarray:
             slots, size = wanted.rows[image], size_of(image)
-            made = [_one_text([cells[row] for row in slots.get(k, [])], size, rule) for k in written]
-            return _decoded(made, size, rule, index=exclusive(_task, len(_names)))
+            merged = [_one_text([cells[row] for row in slots.get(k, [])], size, rule) for k in written]
+            return _decoded(merged, size, rule, index=exclusive(_task, len(_names)))
 
         return read_masks(list(wanted.rows), [_names[k] for k in written], read, names=_names, task=_task)
 
     def problems(frame: pd.DataFrame, sample: pd.DataFrame) -> list[Problem]:
         cells, wanted = cells_of(frame, sample), asked(frame)
-        found = list(wanted.problems)
+        faults = list(wanted.problems)
         for image, slots in wanted.rows.items():
             try:
                 size = size_of(image)
-                made = [_one_text([cells[row] for row in several], size, rule) for several in slots.values()]
-                _parsed(made, size, rule, apart=exclusive(_task, len(_names)))
+                merged = [_one_text([cells[row] for row in several], size, rule) for several in slots.values()]
+                _parsed(merged, size, rule, apart=exclusive(_task, len(_names)))
             except DataError as error:
-                found.append(Problem(image, error.what))
-        return found[:20]
+                faults.append(Problem(image, error.what))
+        return faults[:20]
 
     def own_sample(images: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
         each = list(allowed) if label is not None or len(fields) > 1 else [allowed[0]]
@@ -208,7 +219,7 @@ def rle(
 def _written(template: str, image: str, name: str, number: int) -> str:
     """Return the id of a row."""
     words = {"{id}": image, "{class}": name, "{class_index}": str(number)}
-    return re.sub(r"\{(id|class|class_index)\}", lambda found: words[found[0]], template)
+    return re.sub(r"\{(id|class|class_index)\}", lambda match: words[match[0]], template)
 
 
 def _numbers_in(name: str) -> set[str]:
@@ -230,8 +241,8 @@ def _class_of(fields: Mapping[str, str], names: tuple[str, ...], first: int, alo
 def _encoded(mask: np.ndarray, n_classes: int, rule: run_lengths.Convention) -> list[str]:
     if mask.ndim == 3:
         return [run_lengths.encode(layer, rule) for layer in mask]
-    found = run_lengths.runs_of(mask, rule)
-    return [run_lengths.as_text(*found.of(k), rule, pixels=mask.size) for k in range(n_classes)]
+    runs = run_lengths.runs_of(mask, rule)
+    return [run_lengths.as_text(*runs.of(k), rule, pixels=mask.size) for k in range(n_classes)]
 
 
 def _objects(layer: np.ndarray, rule: run_lengths.Convention) -> list[str]:
@@ -248,20 +259,20 @@ def _one_text(cells: Sequence[str], size: Size, rule: run_lengths.Convention) ->
     """
     if len(cells) < 2:
         return cells[0] if cells else ""
-    found = _parsed([cell for cell in cells if cell] or [""], size, rule, apart=True)
-    return run_lengths.encode(run_lengths.fill(found, size, rule) != IGNORED, rule)
+    runs = _parsed([cell for cell in cells if cell] or [""], size, rule, apart=True)
+    return run_lengths.encode(run_lengths.fill(runs, size, rule) != IGNORED, rule)
 
 
 def _parsed(cells: list[str], size: Size, rule: run_lengths.Convention, *, apart: bool) -> run_lengths.Runs:
     """Return the runs of all cells of an image; `apart`: none may share a pixel."""
     pairs = [run_lengths.parse(cell, size, rule) for cell in cells]
-    found = run_lengths.Runs(
+    runs = run_lengths.Runs(
         np.concatenate([starts for starts, _ in pairs]), np.concatenate([lengths for _, lengths in pairs]),
         np.repeat(np.arange(len(pairs), dtype=np.uint8), [len(starts) for starts, _ in pairs]),
     )  # fmt: skip
     if apart:
-        found.check_apart()
-    return found
+        runs.check_apart()
+    return runs
 
 
 def _decoded(cells: list[str], size: Size, rule: run_lengths.Convention, *, index: bool) -> np.ndarray:

@@ -72,11 +72,11 @@ def runs_json(
         return read_masks(names, written, read, names=_names, task=_task)
 
     def problems(frame: pd.DataFrame, sample: pd.DataFrame) -> list[Problem]:
-        found = []
+        faults = []
         for name, cell in zip(texts(frame, str(frame.columns[0])).tolist(), frame[CELL].tolist(), strict=True):
             what = _fault(json.loads(cell), written, size_of(image_of(name)), apart=apart)
-            found += [Problem(name, what)] if what else []
-        return found[:20]
+            faults += [Problem(name, what)] if what else []
+        return faults[:20]
 
     def encode(frame: pd.DataFrame) -> Iterator[bytes]:
         keys = [f"{image_of(name)}{suffix}" for name in texts(frame, str(frame.columns[0])).tolist()]
@@ -123,10 +123,10 @@ def _rows(layer: np.ndarray) -> dict[str, list[list[int]]]:
     steps = np.diff(padded, axis=1)
     rows, starts = np.nonzero(steps == 1)
     _, ends = np.nonzero(steps == -1)
-    found: dict[str, list[list[int]]] = {}
+    runs_of_row: dict[str, list[list[int]]] = {}
     for row, start, end in zip(rows.tolist(), starts.tolist(), (ends - 1).tolist(), strict=True):
-        found.setdefault(str(row), []).append([start, end])
-    return found
+        runs_of_row.setdefault(str(row), []).append([start, end])
+    return runs_of_row
 
 
 def _spans(rows: dict[str, list[list[int]]]) -> np.ndarray:

@@ -201,13 +201,13 @@ def lovasz(
     Raises:
         ConfigError: `balanced` without known counts.
     """
-    made = partial(
+    build = partial(
         _region_loss, class_weights=class_weights, per_image=per_image, ignore_index=ignore_index,
         known=(_counts, _rows), task=_task,
     )  # fmt: skip
-    softmax = made(_lovasz, classes or "present", multi_label=False)
+    softmax = build(_lovasz, classes or "present", multi_label=False)
     value = partial(_lovasz, hinge=True) if hinge else _lovasz
-    alone = made(value, classes or "all", multi_label=True, raw=hinge)
+    alone = build(value, classes or "all", multi_label=True, raw=hinge)
 
     def loss(logits: Tensor, target: Tensor) -> LossSum:
         return (alone if each_alone(multi_label, _task, logits.shape[1]) else softmax)(logits, target)
@@ -279,8 +279,8 @@ def _overlap(*, false_positive: float, false_negative: float, smooth: float, log
         score = regions.score.where(regions.valid, 0)
         inside = (score * regions.truth).sum(2)
         wrong, missed = score.sum(2) - inside, regions.truth.sum(2) - inside
-        found = (inside + smooth) / (inside + false_positive * wrong + false_negative * missed + smooth)
-        return -found.log() if log else 1 - found
+        index = (inside + smooth) / (inside + false_positive * wrong + false_negative * missed + smooth)
+        return -index.log() if log else 1 - index
 
     return value
 
