@@ -24,6 +24,7 @@ from kbench.data.images.decoding import first_path, path_of
 from kbench.data.images.georeference import Georeference, read_georeference
 from kbench.data.images.readers import Reader, size_by
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
+from kbench.data.table.content import Content
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, is_filled, marked, without
@@ -41,6 +42,7 @@ PSEUDO = "first"
 
 Size = tuple[int, int]
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
+WHY = "with an unreadable image"
 COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
 
 
@@ -82,6 +84,11 @@ class Experiment:
     def test(self) -> Table:
         """The test table."""
         return self.table("test") if self._test is None else self._test
+
+    @property
+    def content(self) -> Content:
+        """The files of the training table; those of uncached images are known by their sizes alone."""
+        return Content(self.train, self.workspace.cache(), exact=self.competition.input.cache != "off")
 
     def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
@@ -138,6 +145,8 @@ class Experiment:
 
         Such rows of a test set that are filled stay, marked.
         """
+        filled = is_filled(split, self.competition.data.on_problem, self.competition.task)
+        table = marked(table, _without_files(table), WHY) if filled else without(table, _without_files(table), WHY)
         known = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
         whole, table = table, table.select(~known)  # a file that is missing is known already
         every = [*table.images, *((table.masks or ()) if not table.encoded else ())]
@@ -155,11 +164,11 @@ class Experiment:
 
         bad = np.zeros(len(table), dtype=bool)
         bad[memoised(self.workspace.cache(), "unreadable", rows, look, key=how)] = True
-        if is_filled(split, self.competition.data.on_problem, self.competition.task):
+        if filled:
             unreadable = np.zeros(len(whole), dtype=bool)
             unreadable[np.flatnonzero(~known)[bad]] = True
-            return marked(whole, unreadable, "with an unreadable image")
-        return self._with_right_masks(without(table, bad, "with an unreadable image"))
+            return marked(whole, unreadable, WHY)
+        return self._with_right_masks(without(table, bad, WHY))
 
     def _with_right_masks(self, table: Table) -> Table:
         """Leave out rows whose masks say what they cannot: wrong run lengths, values that are no class."""
@@ -386,6 +395,15 @@ class Experiment:
         section = self.competition.folds
         groups = self.folds.groups if section.group == AUTO else groups_in(self.train, section)
         return None if groups is None else np.asarray(groups[np.searchsorted(self.train.ids, table.ids)])
+
+
+def _without_files(table: Table) -> np.ndarray:
+    """Return [N] bool, which rows have something else than files where images and masks should be."""
+    absent = np.zeros(len(table), dtype=bool)
+    written = table.masks if table.masks is not None and not table.encoded else ((),) * len(table)
+    for row, paths in enumerate(zip(table.images, written, strict=True)):
+        absent[row] = not all((table.root / path).is_file() for part in paths for path in part if path)
+    return absent if table.unreadable is None else absent & ~table.unreadable
 
 
 def groups_in(table: Table, folds: FoldSection) -> np.ndarray | None:

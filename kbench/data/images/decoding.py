@@ -21,7 +21,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from kbench.data.images.headers import Damaged, Header, read_header
 from kbench.data.images.quiet import native_lines_muted
-from kbench.errors import DataError
+from kbench.errors import DataError, counted
 
 cv2.setNumThreads(0)  # one row per thread or process; OpenCV's own threads only get in the way
 MOST_PIXELS = 1 << 30
@@ -120,6 +120,12 @@ def _pixels(path: Path, content: np.ndarray, header: Header | None, *, flags: in
             "write `input: {reader: raster}`, or convert it (`gdal_translate -co INTERLEAVE=PIXEL IN OUT`)",
         )
     colour = flags != cv2.IMREAD_UNCHANGED and bool(flags & cv2.IMREAD_COLOR_RGB)
+    if colour and header is not None and header.channels < 3 and header.dtype not in ("", "uint8", "uint16"):
+        raise DataError(
+            f"'{path}' has {counted(header.channels, 'channel')} of {header.dtype}, which cannot be shown as colours",
+            "8 or 16 bits, or as many channels as the file has",
+            f"set `input: {{channels: {header.channels}}}`, or convert the images to 8 or 16 bits",
+        )
     swapped = colour and (header is None or header.kind not in _RGB)
     if swapped:
         flags = (flags & ~cv2.IMREAD_COLOR_RGB) | cv2.IMREAD_COLOR_BGR
