@@ -41,7 +41,9 @@ Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Folds at once.")
 Cluster = Annotated[
     str | None,
     typer.Option(
-        "--cluster", envvar="KBENCH_CLUSTER", show_envvar=True,
+        "--cluster",
+        envvar="KBENCH_CLUSTER",
+        show_envvar=True,
         help="dask://HOST:PORT or ray://HOST:PORT: its workers train the folds; they share this folder.",
     ),
 ]

@@ -157,9 +157,7 @@ def _train_here(run: Run, todo: Sequence[int | str], options: TrainOptions, *, a
     return failed
 
 
-def _command(
-    experiment: Experiment, fold: int | str, options: TrainOptions, *, there: bool = False
-) -> FoldCommand:
+def _command(experiment: Experiment, fold: int | str, options: TrainOptions, *, there: bool = False) -> FoldCommand:
     choice = experiment.choice
     device = options.device.partition(":")[0] if there or visible_gpus() else options.device  # the one GPU it is given
     words = ["train", "-c", experiment.competition.name, "--device", device, "--jobs", str(options.jobs)]
