@@ -6,7 +6,8 @@
     │   └── NoLocks            a file system without locks between processes
     ├── FoldError          fold files and fold strategies
     ├── TrainingError      a fold that cannot be trained
-    │   └── Diverged           its loss or weights are not finite; the only error that marks a fold failed for good
+    │   ├── Diverged           its loss or weights are not finite; the only error that marks a fold failed for good
+    │   └── RankLost           another process of the fold, on another device, is gone
     ├── CheckpointError    weights and resume files
     ├── PredictionError    predictions that cannot be made or combined
     ├── SubmissionError    a file that would be refused
@@ -71,6 +72,10 @@ class TrainingError(KbenchError):
 
 class Diverged(TrainingError):
     """A loss or weights are not finite: the same training would end the same again."""
+
+
+class RankLost(TrainingError):
+    """Another process that trains the fold, on another device, is gone; what ended it says why."""
 
 
 class CheckpointError(KbenchError):

@@ -20,6 +20,7 @@ from kbench.data.images.normalise import Scale
 from kbench.data.table.table import Table
 from kbench.inference.activations import Activations, Source, activations
 from kbench.training.fold_context import FoldContext, Log, Plan
+from kbench.training.ranks import ALONE
 from kbench.training.stage_plan import StagePlan
 from kbench.workspace import FoldPaths
 
@@ -122,14 +123,15 @@ def context(folder: Path, *, rows: int = 36, lines: int = 0, **changes: Any) -> 
     images = changes.pop("arrays", None)
     images = drawn(rows) if images is None else images
     held_out = np.arange(rows - rows // 4, rows)
-    paths = FoldPaths(folder)
+    paths, ranks = FoldPaths(folder), changes.get("ranks", ALONE)
     known = table(rows)
     made = FoldContext(
         fold=0, number=0, seed=0, table=known, train_rows=np.setdiff1d(np.arange(rows), held_out), valid_rows=held_out,
         images=lambda resize: ArrayImages(images, resize),
         scale=lambda _, __: Scale(1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
-        device=CPU, paths=paths, identity=IDENTITY, plan=Plan(paths, training=IDENTITY["training"]),
-        log=Log(paths, lines=lines), plan_of=lambda fold: Plan(paths, training=IDENTITY["training"]),
+        device=CPU, paths=paths, identity=IDENTITY,
+        plan=Plan(paths, training=IDENTITY["training"], ranks=ranks),
+        log=Log(paths, lines=lines, ranks=ranks), plan_of=lambda fold: Plan(paths, training=IDENTITY["training"]),
     )  # fmt: skip
     return replace(made, **changes)
 

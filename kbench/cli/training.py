@@ -11,12 +11,14 @@ from kbench.cli.app import (
     Cluster,
     Competition,
     Device,
+    Devices,
     Experiment,
     Force,
     Jobs,
     Json,
     Run,
     Threads,
+    TimeLimit,
     choose,
     command,
     next_of,
@@ -24,7 +26,7 @@ from kbench.cli.app import (
 )
 
 
-@command()
+@command(long=True)
 def train(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -39,7 +41,9 @@ def train(
     jobs: Jobs = 1,
     cluster: Cluster = None,
     threads: Threads = None,
+    time_limit: TimeLimit = None,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     force: Force = False,
     json: Json = False,
@@ -50,16 +54,27 @@ def train(
     from kbench.commands.train import train as run_training
     from kbench.runs.experiment import open_experiment
     from kbench.runs.fold_job import TrainOptions
+    from kbench.training.deadline import Stopped
+    from kbench.training.deadline import time_limit as limited
 
     choice = choose(competition, experiment, run, assign)
     refuse_together({"--full": full, "--fold": fold is not None})
     refuse_together({"--cluster": cluster, "--jobs": jobs > 1})
     refuse_together({"--smoke": smoke, "--fold, --full, --jobs or --force": fold or full or jobs > 1 or force})
     if smoke:
-        result = smoke_command.smoke(choice, device=device)
+        result = smoke_command.smoke(choice, device=device, devices=devices)
     else:
-        options = TrainOptions(force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None)
-        result = run_training(open_experiment(choice), "full" if full else fold, options)
+        with limited(time_limit) as ends:
+            options = TrainOptions(
+                force=force,
+                jobs=jobs,
+                device=device,
+                threads=threads,
+                cluster=cluster or None,
+                deadline=ends,
+                devices=devices,
+            )
+            result = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
         console.show_json(result)
     elif smoke:
@@ -70,10 +85,14 @@ def train(
         console.next_command(next_of(result["run"], choice, full=full))
     if result.get("failed"):
         console.warn(f"folds {', '.join(map(str, result['failed']))} failed")
+    if result.get("stopped"):
+        console.note(f"folds {', '.join(map(str, result['stopped']))} stopped in time; the same command goes on")
+        raise typer.Exit(Stopped.exit_code)
+    if result.get("failed"):
         raise typer.Exit(4)
 
 
-@command("lr-find")
+@command("lr-find", long=True)
 def lr_find(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -97,7 +116,7 @@ def lr_find(
     console.next_command("kbench train")
 
 
-@command()
+@command(long=True)
 def sweep(
     grid: Annotated[list[str], typer.Argument(help="PATH=VALUE,VALUE,... each a dimension of the grid.")],
     competition: Competition = None,
@@ -106,7 +125,9 @@ def sweep(
     jobs: Jobs = 1,
     cluster: Cluster = None,
     threads: Threads = None,
+    time_limit: TimeLimit = None,
     device: Device = "auto",
+    devices: Devices = 1,
     assign: Assign = None,
     json: Json = False,
 ) -> None:
@@ -114,10 +135,14 @@ def sweep(
     from kbench import console
     from kbench.commands.sweep import sweep as run_sweep
     from kbench.runs.fold_job import TrainOptions
+    from kbench.training.deadline import time_limit as limited
 
     choice = choose(competition, experiment, None, assign)
-    options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None)
-    result = run_sweep(choice, grid, fold, options)
+    with limited(time_limit) as ends:
+        options = TrainOptions(
+            jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends, devices=devices
+        )
+        result = run_sweep(choice, grid, fold, options)
     if json:
         console.show_json(result)
     else:
@@ -128,3 +153,24 @@ def sweep(
     if result["failed"]:
         console.warn(f"failed: {'; '.join(result['failed'])}")
         raise typer.Exit(4)
+
+
+@command()
+def status(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    run: Run = None,
+    json: Json = False,
+) -> None:
+    """Show which folds are trained, running, failed or left, and whose they are."""
+    from kbench import console
+    from kbench.commands.status import status as run_status
+
+    shown = run_status(choose(competition, experiment, run))
+    if json:
+        console.show_json(shown)
+        return
+    columns = ("fold", "state", "stage", "epoch", "epochs", "score", "worker")
+    console.show_table([{key: row[key] for key in columns} for row in shown["folds"]], title=shown["run"])
+    if shown["left"] or shown["failed"]:
+        console.next_command("kbench train")

@@ -15,6 +15,7 @@ from kbench.errors import SubmissionError
 from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.runs.opening import prepare_run, run_name
+from kbench.runs.rank_processes import check_devices
 from kbench.runs.results import Rows
 from kbench.submission.check import part_of, write_submission
 from kbench.submission.formats.base import id_column
@@ -23,7 +24,7 @@ from kbench.workspace import Choice
 _BATCHES = 2
 
 
-def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
+def smoke(choice: Choice, *, device: str, devices: int = 1) -> dict[str, Any]:
     """Run every step of the job on two batches; raise what would fail after hours.
 
     The sample submission is cut to the rows that were predicted; everything else is the real path, but that nothing
@@ -31,10 +32,12 @@ def smoke(choice: Choice, *, device: str) -> dict[str, Any]:
     lies in a run of its own and is removed at the end.
     """
     experiment = _small(choice)
+    options = TrainOptions(device=device, limit=_BATCHES, devices=devices)
+    check_devices(experiment.competition, options)
     run = prepare_run(experiment, force=True)
     try:
         files.remove(run.paths.fold(0).root)
-        train_one(run, 0, TrainOptions(device=device, limit=_BATCHES))
+        train_one(run, 0, options)
         test = run.predict_rows(Rows(experiment.test, device=device, limit=_BATCHES), folds=[0])
         fit = run.results.undecided(experiment)
         sample = experiment.read_sample()

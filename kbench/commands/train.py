@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from kbench import console, files
-from kbench.errors import Busy, ConfigError, TrainingError
+from kbench.errors import Busy, ConfigError, RankLost, TrainingError
 from kbench.pictures.curves import draw_fold, draw_lr_finds
 from kbench.runs import leases
 from kbench.runs.experiment import Experiment
-from kbench.runs.fold_job import FULL, FoldJob, TrainOptions, prepare_fold, use_threads
+from kbench.runs.fold_job import FULL, FoldJob, TrainOptions, fold_option, prepare_fold, use_threads
 from kbench.runs.fold_processes import FoldCommand, Local, end_with_parent, run_commands, visible_gpus
 from kbench.runs.opening import prepare_run
 from kbench.runs.out_of_fold import score_of_fold
+from kbench.runs.rank_processes import check_devices, train_on_devices
 from kbench.runs.rates import batch_warnings, found_rates, on_activations, rate_notes
 from kbench.runs.run import Run
+from kbench.training.deadline import Stopped
 from kbench.training.events import Epoch, Note
 from kbench.training.fold import clear, train_fold
+from kbench.training.ranks import ALONE, Ranks
 from kbench.workspace import FoldPaths, RunPaths
 
 
@@ -33,12 +36,14 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
         options: how.
 
     Returns:
-        `run`, the folds that were `trained`, were `done` before or `failed`, and `rates`: what `found_rates` returns.
+        `run`, the folds that were `trained`, were `done` before, `failed` or were `stopped`, and `rates`: what
+        `found_rates` returns.
 
     Raises:
         TrainingError: the only fold that is wanted cannot be trained.
     """
     end_with_parent()
+    check_devices(experiment.competition, options)
     wanted = wanted_folds(experiment, which)
     asked = options.threads
     options = replace(options, threads=asked or torch.get_num_threads())
@@ -46,7 +51,7 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
     paths = run.paths
     if options.force:
         for fold in wanted:
-            with leases.holding(paths.fold(fold), todo=_busy(fold)):
+            with leases.holding(paths.fold(fold), todo=busy(fold)):
                 clear(paths.fold(fold))
     states = {fold: run.state(fold) for fold in wanted}
     failed = [fold for fold in wanted if states[fold]["state"] == "failed"]
@@ -56,7 +61,7 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
         error = TrainingError(
             f"fold {fold} of '{paths.name}' failed before: {states[fold].get('error')}",
             "a recipe that trains",
-            f"change it (such as a lower `lr`), or try the same again with `kbench train {_option(fold)} --force`",
+            f"change it (such as a lower `lr`), or try the same again with `kbench train {fold_option(fold)} --force`",
         )
         if len(wanted) == 1:
             raise error
@@ -70,35 +75,40 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
     if activated and options.jobs > 1 and len(todo) > 1:
         console.note(f"--jobs {options.jobs} is not used: every stage trains on activations, and a fold takes seconds")
     here = len(wanted) == 1 or options.jobs == 1 or activated  # the same way, and threads, however often it is killed
+    codes: dict[int | str, int] = {}
     for some in _rounds(experiment, todo):
         if options.cluster:
-            failed += _train_elsewhere(experiment, some, replace(options, threads=asked), paths)
+            codes |= _train_elsewhere(experiment, some, replace(options, threads=asked), paths)
         elif here:
             failed += _train_here(run, some, options, alone=len(wanted) == 1)
         else:
             commands = [_command(experiment, fold, replace(options, threads=asked)) for fold in some]
-            codes = run_commands(commands, workers=Local(options.jobs), paths=paths)
-            failed += [fold for fold, code in codes.items() if code]
+            workers = Local(options.jobs, options.devices)
+            codes |= run_commands(commands, workers=workers, paths=paths, deadline=options.deadline)
+        if Stopped.exit_code in codes.values():
+            break
+    stopped = [fold for fold in todo if codes.get(fold) == Stopped.exit_code]
+    failed += [fold for fold, code in codes.items() if code and fold not in stopped]
     rates = found_rates(run)
     for text in rate_notes(rates):
         console.note(text)
     return {
-        "run": paths.name, "trained": [fold for fold in todo if fold not in failed], "done": done, "failed": failed,
+        "run": paths.name, "trained": [fold for fold in todo if fold not in (*failed, *stopped)],
+        "done": done, "failed": failed, "stopped": stopped,
         "rates": rates,
     }  # fmt: skip
 
 
 def _train_elsewhere(
     experiment: Experiment, todo: Sequence[int | str], options: TrainOptions, paths: RunPaths
-) -> list[int | str]:
-    """Train folds on the workers of a cluster; return those that failed."""
+) -> dict[int | str, int]:
+    """Train folds on the workers of a cluster; return their exit codes."""
     from kbench.runs.cluster import Wanted, connected
 
     wanted = Wanted(options.threads, gpu=options.device.startswith("cuda"), paths=paths)
     with connected(str(options.cluster), wanted) as workers:
         commands = [_command(experiment, fold, replace(options, jobs=1), there=True) for fold in todo]
-        codes = run_commands(commands, workers=workers, paths=paths)
-    return [fold for fold, code in codes.items() if code]
+        return run_commands(commands, workers=workers, paths=paths, deadline=options.deadline)
 
 
 def _rounds(experiment: Experiment, todo: Sequence[int | str]) -> list[list[int | str]]:
@@ -108,12 +118,9 @@ def _rounds(experiment: Experiment, todo: Sequence[int | str]) -> list[list[int 
     return [folds for folds in rounds if folds]
 
 
-def _option(fold: int | str) -> str:
-    return "--full" if fold == FULL else f"--fold {fold}"
-
-
-def _busy(fold: int | str) -> str:
-    return f"wait for it, or stop it; then `kbench train {_option(fold)}` goes on from its last resume point"
+def busy(fold: int | str) -> str:
+    """Return what to do where a fold is another worker's."""
+    return f"wait for it, or stop it; then `kbench train {fold_option(fold)}` goes on from its last resume point"
 
 
 def wanted_folds(experiment: Experiment, which: str | None) -> list[int | str]:
@@ -162,7 +169,8 @@ def _command(experiment: Experiment, fold: int | str, options: TrainOptions, *, 
     device = options.device.partition(":")[0] if there or visible_gpus() else options.device  # the one GPU it is given
     words = ["train", "-c", experiment.competition.name, "--device", device, "--jobs", str(options.jobs)]
     words += ["--threads", str(options.threads)] if options.threads else []
-    words += _option(fold).split()
+    words += fold_option(fold).split()
+    words += ["--devices", str(options.devices)] if options.devices > 1 else []
     words += ["-e", choice.experiment] if choice.experiment else []
     words += ["--run", choice.run] if choice.run else []
     for assignment in choice.assignments:
@@ -173,17 +181,27 @@ def _command(experiment: Experiment, fold: int | str, options: TrainOptions, *, 
 def train_one(run: Run, fold: int | str, options: TrainOptions) -> None:
     """Train one fold to its end and predict the rows it did not train on."""
     place = run.paths.fold(fold)
-    with leases.holding(place, todo=_busy(fold)):
-        if run.state(fold)["state"] in ("none", "started"):  # nobody trained it while it was waited for
-            job = prepare_fold(run, fold, options)
-            try:
-                _watch(job, fold)
-            except TrainingError:
-                for picture in draw_lr_finds(place):  # such as one that shows no rate, which the error says to look at
-                    console.wrote(picture)
-                raise
+    if options.devices > 1:
+        train_on_devices(run, fold, options)  # the first of its processes, which writes, is the fold's worker
+    with leases.holding(place, todo=busy(fold)):
+        if options.devices == 1:
+            train_held(run, fold, options)
         _pictures(place)
         _finish(run, fold, options)
+
+
+def train_held(run: Run, fold: int | str, options: TrainOptions, ranks: Ranks = ALONE) -> None:
+    """Train a fold that is this process's, or its first rank's, unless it was trained while it was waited for."""
+    if not ranks.decided(run.state(fold)["state"] in ("none", "started")):
+        return
+    try:
+        _watch(prepare_fold(run, fold, options, ranks), fold)
+    except RankLost:
+        raise
+    except TrainingError:
+        for picture in draw_lr_finds(run.paths.fold(fold)) if ranks.first else ():
+            console.wrote(picture)  # such as one that shows no rate, which the error says to look at
+        raise
 
 
 def _pictures(place: FoldPaths) -> None:
@@ -196,7 +214,7 @@ def _pictures(place: FoldPaths) -> None:
 def _complete(run: Run, fold: int | str, options: TrainOptions) -> None:
     """Draw and predict what a fold that is trained still lacks, unless another worker does."""
     try:
-        with leases.holding(run.paths.fold(fold), todo=_busy(fold)):
+        with leases.holding(run.paths.fold(fold), todo=busy(fold)):
             _pictures(run.paths.fold(fold))
             _finish(run, fold, options)
     except Busy as error:
@@ -216,7 +234,7 @@ def _finish(run: Run, fold: int | str, options: TrainOptions) -> None:
 
 def shown(score: float | None) -> str:
     """Return a score as it is printed: `-` where the metric has no value on the rows."""
-    return "-" if score is None else f"{score:.5f}"
+    return "-" if score is None else console.score_text(score)
 
 
 def _watch(job: FoldJob, fold: int | str) -> None:
@@ -225,7 +243,10 @@ def _watch(job: FoldJob, fold: int | str) -> None:
         context = replace(job.context, tell=lambda what, done, total: advance(done, total, f"fold {fold}  {what}"))
         for event in train_fold(context, job.stages, job.build, resumed=job.resumed):
             if isinstance(event, Epoch):
-                console.note(_line(fold, event))
+                if console.told_in_lines():
+                    console.epoch(fold, asdict(event))
+                else:
+                    console.note(_line(fold, event))
             elif isinstance(event, Note):
                 console.note(f"fold {fold}: {event.text}")
 

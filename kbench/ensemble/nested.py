@@ -156,10 +156,15 @@ def applied(stack: Stack, recipe: Recipe, fitted: Fit) -> np.ndarray:
     return recipe.decision.apply(mixed, fitted.decided)
 
 
-def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
+def evaluate(stack: Stack, recipe: Recipe, *, draws: int = _DRAWS) -> Outcome[Fit]:
     """Fit a recipe, and score it plain and nested.
 
     Where only one fold is trained, fifths of its rows (or groups) take the place of folds.
+
+    Args:
+        stack: the members.
+        recipe: what is fitted.
+        draws: of the scores' intervals.
 
     Raises:
         DataError: there is only one row or group.
@@ -169,7 +174,7 @@ def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
     if not recipe.fitted:
         whole = fit(stack, recipe)
         values = applied(stack, recipe, whole)
-        plain = _interval(stack, values)
+        plain = _interval(stack, values, draws)
         return Outcome(whole, plain, plain, values, stack.fold, {})
     parts = parts_of(stack.fold, stack.groups)
 
@@ -184,7 +189,7 @@ def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
         parts,
         fit=lambda of: {part: fit(stack if part == WHOLE else stack.select(rows), recipe) for part, rows in of.items()},
         apply=apply,
-        score=lambda values: _interval(stack, values),
+        score=lambda values: _interval(stack, values, draws),
     )
 
 
@@ -222,8 +227,8 @@ def decided_by_part(recipe: Recipe, outcome: Outcome[Fit], values: np.ndarray, r
     return decided
 
 
-def _interval(stack: Stack, values: np.ndarray) -> Interval:
-    return interval(stack.metric, stack.targets, stack.measured(values), stack.table, groups=stack.groups)
+def _interval(stack: Stack, values: np.ndarray, draws: int) -> Interval:
+    return interval(stack.metric, stack.targets, stack.measured(values), stack.table, groups=stack.groups, draws=draws)
 
 
 # -- what each member adds ---------------------------------------------------------------------------------------
@@ -245,7 +250,8 @@ def gains(stack: Stack, recipe: Recipe, outcome: Outcome[Fit]) -> list[dict[str,
 
     `adds` is the nested score less that of the same mixtures without the member (the others keep their weights, and
     each fold its thresholds), larger is better whatever the metric. An interval around 0 says that it may be chance.
-    Members without weight add nothing; a single one, or the only one of a target, has nothing to be left out of.
+    Members without weight add nothing; a single one, or the only one of a target, has nothing to be left out of. A
+    member that some folds lack is scored `alone` on the rows of the others.
     """
     if recipe.combiner.ranks:
         stack = ranked_by_fold(stack)
@@ -260,13 +266,23 @@ def gains(stack: Stack, recipe: Recipe, outcome: Outcome[Fit]) -> list[dict[str,
         alone = np.zeros(len(weights))
         alone[member] = 1
         values = _nested(stack, recipe, outcome.parts, fits, only=alone) if stack.complete(alone) else None
+        score = None if values is None else _own_score(stack, member, values)
         gain = gain_of.get(member)
         records.append(
             {"member": stack.names[member], "weight": float(weights[member]),
-             "alone": None if values is None else stack.score(values),
+             "alone": score,
              "adds": gain and gain.value, "low": gain and gain.low, "high": gain and gain.high}
         )  # fmt: skip
     return records
+
+
+def _own_score(stack: Stack, member: int, values: np.ndarray) -> float | None:
+    """Return the score of a member's predictions on the rows of the folds that have it; None where there is none."""
+    if stack.lent is None or not stack.lent[member].any():
+        return stack.score(values)
+    own = ~stack.lent[member]
+    few = stack.select(own)
+    return few.metric.or_none(few.targets, few.measured(values[own]), few.table)
 
 
 def _without(weights: np.ndarray, member: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from kbench import console
 from kbench.console import bar
 from kbench.data.dataset import auto_workers
 from kbench.data.images.cache import Images, Resize
+from kbench.data.images.regions import RegionImages
 from kbench.data.masks.cache import open_masks, sizes_of
 from kbench.data.pseudo_rows import Joined, PseudoLabels, join, read_pseudo
 from kbench.errors import ConfigError, counted
@@ -24,11 +25,14 @@ from kbench.machine import keep_freed_memory
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import choose_device
 from kbench.runs import parts
-from kbench.runs.experiment import Experiment, decoding_of, size_reader
+from kbench.runs.experiment import Experiment, size_reader
 from kbench.runs.parts import activations_of
 from kbench.runs.run import Run
+from kbench.runs.steps import decoding_of
+from kbench.training.deadline import NONE, Deadline
 from kbench.training.fold import begin
 from kbench.training.fold_context import FoldContext, Log, Plan
+from kbench.training.ranks import ALONE, Ranks
 from kbench.training.resume import Progress
 from kbench.training.stage_plan import StagePlan, for_full, with_limit
 
@@ -52,10 +56,11 @@ def with_pseudo(context: FoldContext, experiment: Experiment) -> FoldContext:
     )
     both = join(context.table, labels.table)
     tests = parts.opened_images(experiment.competition, experiment.test, experiment.workspace.cache(), what="test")
-    images, masks = context.images, context.masks
+    images, masks, section = context.images, context.masks, experiment.competition.input.normalise
 
     def joined(resize: Resize) -> Images:
-        return both.images(images(resize), tests(resize), rows=labels.rows)
+        shown, group = both.images(images(resize), tests(resize), rows=labels.rows), section.group
+        return shown if section.by != "region" else RegionImages(shown, both.table.column(str(group)).tolist())
 
     return replace(
         context, table=both.table,
@@ -105,7 +110,9 @@ class TrainOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads of a fold; None for all there are.
         limit: batches per stage of a smoke run.
+        devices: that train each fold together.
         cluster: `dask://HOST:PORT` or `ray://HOST:PORT`, whose workers train folds; None for this machine.
+        deadline: when to stop.
     """
 
     force: bool = False
@@ -113,7 +120,9 @@ class TrainOptions:
     device: str = "auto"
     threads: int | None = None
     limit: int | None = None
+    devices: int = 1
     cluster: str | None = None
+    deadline: Deadline = NONE
 
 
 @dataclass(frozen=True)
@@ -126,14 +135,19 @@ class FoldJob:
     resumed: tuple[Progress, Tensors] | None
 
 
-def prepare_fold(run: Run, fold: int | str, options: TrainOptions) -> FoldJob:
+def fold_option(fold: int | str) -> str:
+    """Return the option of `kbench train` that names a fold."""
+    return "--full" if fold == FULL else f"--fold {fold}"
+
+
+def prepare_fold(run: Run, fold: int | str, options: TrainOptions, ranks: Ranks = ALONE) -> FoldJob:
     """Return what `train_fold` needs; recorded threads are taken again."""
     experiment, competition, place = run.experiment, run.competition, run.paths.fold(fold)
     device = choose_device(options.device)
     if device.type == "cpu" and experiment.train.masks is None:
         keep_freed_memory()
-    training, plan = run.trained_as["training"], run.plan(fold)
-    use_threads(plan, options)
+    training, plan = run.trained_as["training"], run.plan(fold, ranks)
+    use_threads(plan, options, ranks.count)
     stages = parts.build_stages(competition)
     if fold == FULL:
         stages = full_stages(run, plan, stages)
@@ -148,7 +162,7 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions) -> FoldJob:
             competition, n_outputs, device=device, weights=experiment.weights(), channels_last=channels_last
         )
 
-    resumed = begin(place, training=training)
+    resumed = begin(place, training=training, ranks=ranks)
     if fold == FULL:
         train, valid = np.arange(len(experiment.train)), np.arange(0)
     else:
@@ -156,28 +170,29 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions) -> FoldJob:
     context = FoldContext(
         fold=fold, number=_FULL_NUMBER if fold == FULL else int(fold), seed=competition.seed, table=experiment.train,
         train_rows=train, valid_rows=valid, images=images,
-        scale=parts.build_scale(competition), device=device, paths=place,
-        identity=run.trained_as, plan=plan, log=Log(place, lines=resumed[0].log_lines if resumed else 0),
+        scale=parts.build_scale(competition, parts.test_tiles(experiment)), device=device, paths=place,
+        identity=run.trained_as, plan=plan, log=Log(place, lines=resumed[0].log_lines if resumed else 0, ranks=ranks),
         plan_of=run.plan,
-        workers=auto_workers(competition.loader.workers, device=device.type, jobs=options.jobs),
+        workers=auto_workers(competition.loader.workers, device=device.type, jobs=options.jobs * ranks.count),
         valid_batch_size=competition.loader.valid_batch_size,
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
         masks=parts.masks_of(competition, experiment.train, experiment.workspace.cache(), what="training"),
-        windows=parts.build_windows(competition), standardise=competition.model.standardise,
+        windows=parts.build_windows(competition), standardise=competition.model.standardise, deadline=options.deadline,
         activations=activations_of(
             competition, experiment.train, experiment.workspace.cache(), images, device=device,
             plugins=experiment.plugin_files(),
         ),
+        ranks=ranks,
     )  # fmt: skip
     return FoldJob(with_pseudo(context, experiment), stages, build, resumed)
 
 
-def use_threads(plan: Plan, options: TrainOptions) -> None:
-    """Compute on as many CPU threads as the fold was begun with; sums depend on their number."""
+def use_threads(plan: Plan, options: TrainOptions, processes: int = 1) -> None:
+    """Compute on as many CPU threads as the fold was begun with, shared by its processes; sums depend on the number."""
     threads = plan.get("threads") or options.threads or torch.get_num_threads()
     if plan.get("threads") is None:
         plan.set("threads", threads)
-    torch.set_num_threads(int(threads))
+    torch.set_num_threads(max(1, int(threads) // processes))
 
 
 def full_stages(run: Run, own: Plan, stages: Sequence[StagePlan]) -> tuple[StagePlan, ...]:

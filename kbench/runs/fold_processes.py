@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from kbench import files, records
 from kbench.errors import DataError, FoldBusy
 from kbench.machine import cores
+from kbench.training.deadline import NONE, Deadline, Stopped
 from kbench.workspace import RunPaths
 
 _POLL_S = 1.0
@@ -31,7 +32,7 @@ _TICK_S = 0.1
 _SILENCE_S = 5.0  # between looks for folds whose worker is silent
 _STOPPING_S = 60.0  # that folds elsewhere have to stop
 _LOSSES = 10  # attempts at a fold that end with their worker, before it counts as failed
-_PARENT = "KBENCH_PARENT"  # process number of the command that trains folds at once
+PARENT = "KBENCH_PARENT"  # process number of the command that trains folds at once
 STOP = "KBENCH_STOP"  # a file: once it is there, folds that were started from elsewhere stop
 FOLDER = "KBENCH_FOLDER"  # where a fold's command is typed, where that is elsewhere
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -56,8 +57,8 @@ class Attempt(Protocol):
     def poll(self) -> int | None:
         """Return its exit code, below 0 where it was killed or its machine is gone; None while it runs."""
 
-    def stop(self) -> None:
-        """Tell it to stop at once; it can go on later from its last resume point."""
+    def stop(self, *, gently: bool) -> None:
+        """Tell it to stop at its next resume point, or at once; it can go on later."""
 
 
 class Workers(Protocol):
@@ -78,9 +79,10 @@ class Workers(Protocol):
 
 @dataclass
 class Local:
-    """Processes of this machine, `jobs` at a time."""
+    """Processes of this machine, `jobs` at a time, with so many devices each."""
 
     jobs: int
+    devices: int = 1
     elsewhere: bool = False
     _slots: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -89,7 +91,8 @@ class Local:
         free = [slot for slot in range(self.jobs) if slot not in self._slots or self._slots[slot].poll() is not None]
         if not free:
             return None
-        self._slots[free[0]] = process = start_fold(command.words, divided_environment(free[0], self.jobs), log)
+        environment = divided_environment(free[0], self.jobs, self.devices)
+        self._slots[free[0]] = process = start_fold(command.words, environment, log)
         return _Process(process)
 
     def close(self) -> None:
@@ -103,9 +106,9 @@ class _Process:
     def poll(self) -> int | None:
         return self.process.poll()
 
-    def stop(self) -> None:
+    def stop(self, *, gently: bool) -> None:
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGTERM if gently else signal.SIGINT)
 
 
 def start_fold(words: Sequence[str], environment: Mapping[str, str], log: Path | str) -> subprocess.Popen[bytes]:
@@ -113,7 +116,7 @@ def start_fold(words: Sequence[str], environment: Mapping[str, str], log: Path |
     with files.open_log(Path(log)) as handle:
         return subprocess.Popen(
             [sys.executable, "-m", "kbench", *words],
-            env={**os.environ, **environment, _PARENT: str(os.getpid())}, cwd=environment.get(FOLDER) or None,
+            env={**os.environ, **environment, PARENT: str(os.getpid())}, cwd=environment.get(FOLDER) or None,
             stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, start_new_session=True,
         )  # fmt: skip
 
@@ -136,11 +139,13 @@ def run_fold(words: Sequence[str], environment: Mapping[str, str], log: str) -> 
         with suppress(subprocess.TimeoutExpired):
             return process.wait(_POLL_S)
         if stop and not told and os.path.exists(stop):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # which lets it write a resume point
             told = True
 
 
-def run_commands(commands: Sequence[FoldCommand], *, workers: Workers, paths: RunPaths) -> dict[int | str, int]:
+def run_commands(
+    commands: Sequence[FoldCommand], *, workers: Workers, paths: RunPaths, deadline: Deadline = NONE
+) -> dict[int | str, int]:
     """Train folds in processes; a failed one does not stop the others.
 
     Where workers are elsewhere, a fold whose worker died is begun again, and so is one whose worker is silent, while
@@ -150,15 +155,16 @@ def run_commands(commands: Sequence[FoldCommand], *, workers: Workers, paths: Ru
         commands: the folds.
         workers: who trains them.
         paths: the run; each fold's output goes to its `console.log`.
+        deadline: when to stop; the processes know its time themselves, but a signal only by us.
 
     Returns:
-        Each fold's exit code.
+        Each fold's exit code; 5 where it stopped in time.
 
     Raises:
         KeyboardInterrupt: the user stopped; every fold was told to stop and can go on later.
     """
     folds = {command.fold: Folding(command, paths) for command in commands}
-    looked = time.monotonic()
+    looked, told = time.monotonic(), False
     with live_table(list(folds), paths, folds):
         try:
             while any(fold.code is None for fold in folds.values()):
@@ -166,6 +172,12 @@ def run_commands(commands: Sequence[FoldCommand], *, workers: Workers, paths: Ru
                     looked = time.monotonic()
                     for fold in folds.values():
                         fold.look_for_silence()
+                if deadline.lacks():
+                    for attempt in [one for fold in folds.values() for one in fold.attempts if not told]:
+                        attempt.stop(gently=True)
+                    told = True
+                    for fold in folds.values():
+                        fold.end()
                 for fold in folds.values():
                     if fold.wanted and not fold.begin(workers):
                         break
@@ -175,7 +187,7 @@ def run_commands(commands: Sequence[FoldCommand], *, workers: Workers, paths: Ru
         except KeyboardInterrupt:
             attempts = [attempt for fold in folds.values() for attempt in fold.attempts]
             for attempt in attempts:
-                attempt.stop()
+                attempt.stop(gently=False)
             ended = time.monotonic() + (_STOPPING_S if workers.elsewhere else float("inf"))  # some may be silent
             while any(attempt.poll() is None for attempt in attempts) and time.monotonic() < ended:
                 time.sleep(_TICK_S)
@@ -216,6 +228,12 @@ class Folding:
             self.wanted = False
         return attempt is not None
 
+    def end(self) -> None:
+        """Begin no attempt any more."""
+        self.wanted = False
+        if self.code is None and not self.attempts:
+            self.code = Stopped.exit_code
+
     def look(self, *, again: bool) -> None:
         """See which attempts ended; one that ended with its worker is made again, on another one."""
         for attempt in list(self.attempts):
@@ -241,20 +259,21 @@ class Folding:
             self._silent, self.wanted = lease.generation, True
 
 
-def divided_environment(slot: int, jobs: int) -> dict[str, str]:
-    """Return the environment of one of `jobs` processes: its share of the CPU threads, its GPU."""
+def divided_environment(slot: int, jobs: int, devices: int = 1) -> dict[str, str]:
+    """Return the environment of one of `jobs` processes: its share of the CPU threads, its GPU or GPUs."""
     environment = dict(os.environ)
     threads = str(max(1, cores() // jobs))
     environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     gpus = visible_gpus()
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        own = dict.fromkeys(gpus[(slot * devices + one) % len(gpus)] for one in range(devices))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return environment
 
 
 def end_with_parent() -> None:
     """Let the system end this process with the one that started it for a fold, however that one ends (Linux)."""
-    parent = os.environ.pop(_PARENT, None)
+    parent = os.environ.pop(PARENT, None)
     if parent is None:
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -277,6 +296,10 @@ def live_table(folds: Sequence[int | str], paths: RunPaths, running: dict[Any, A
     """Show on stderr where each fold is, from the folds' logs, until the block ends."""
     from kbench import console
 
+    if console.told_in_lines():
+        with _told(folds, paths, running):
+            yield
+        return
     if not sys.stderr.isatty():
         yield
         return
@@ -293,25 +316,54 @@ def live_table(folds: Sequence[int | str], paths: RunPaths, running: dict[Any, A
             shown.add_row(str(fold), state, *last_epoch(paths, fold))
         return shown
 
+    with Live(table(), console=console.err, refresh_per_second=2) as live, _often(lambda: live.update(table())):
+        yield
+
+
+@contextmanager
+def _often(show: Callable[[], None]) -> Iterator[None]:
+    """Show something again and again in a thread, and once more when the block has ended."""
     ended = threading.Event()
-    with Live(table(), console=console.err, refresh_per_second=2) as live:
 
-        def refresh() -> None:
-            while not ended.wait(_POLL_S):
-                live.update(table())
+    def refresh() -> None:
+        while not ended.wait(_POLL_S):
+            show()
 
-        thread = threading.Thread(target=refresh, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            live.update(table())
+    thread = threading.Thread(target=refresh, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        show()
 
 
-def last_epoch(paths: RunPaths, fold: int | str) -> list[str]:
-    """Return stage, epoch, losses, score and speed of a fold's last finished epoch."""
+@contextmanager
+def _told(folds: Sequence[int | str], paths: RunPaths, running: dict[Any, Any]) -> Iterator[None]:
+    """Tell each fold's epochs, and its end, as events."""
+    from kbench import console
+
+    told: dict[int | str, tuple[Any, ...]] = {}
+    ended: set[int | str] = set()
+
+    def tell() -> None:
+        for fold in folds:
+            last, process = last_record(paths, fold), running.get(fold)
+            if last and told.get(fold) != (last["stage"], last["epoch"]):
+                told[fold] = last["stage"], last["epoch"]
+                console.epoch(fold, last)
+            code = None if process is None else process.poll()
+            if code is not None and fold not in ended:
+                ended.add(fold)
+                console.event("fold", fold=fold, code=code)
+
+    with _often(tell):
+        yield
+
+
+def last_record(paths: RunPaths, fold: int | str) -> dict[str, Any] | None:
+    """Return what a fold's log says of its last finished epoch, or None where there is none."""
     number, maybe = (int, float), (int, float, type(None))
     keys: dict[str, type | tuple[type, ...]] = {
         "stage": str, "epoch": int, "epochs": int, "train_loss": number, "valid_loss": maybe, "score": maybe,
@@ -321,9 +373,14 @@ def last_epoch(paths: RunPaths, fold: int | str) -> list[str]:
         epochs = records.read_records(paths.fold(fold).log, keys=keys, only={"event": "epoch"})
     except DataError:  # whoever draws its curves says what is damaged
         epochs = []
-    if not epochs:
+    return dict(epochs[-1]) if epochs else None
+
+
+def last_epoch(paths: RunPaths, fold: int | str) -> list[str]:
+    """Return stage, epoch, losses, score and speed of a fold's last finished epoch."""
+    record = last_record(paths, fold)
+    if record is None:
         return ["-"] * 6
-    record = epochs[-1]
     numbers = [record["train_loss"], record["valid_loss"], record["score"]]
     return [
         record["stage"], f"{record['epoch'] + 1}/{record['epochs']}",

@@ -16,8 +16,8 @@ import numpy as np
 
 from kbench import console, registry
 from kbench.data.table.table import Table
-from kbench.ensemble.average import Stack
-from kbench.ensemble.bootstrap import interval, paired
+from kbench.ensemble.average import Stack, member_names
+from kbench.ensemble.bootstrap import interval
 from kbench.ensemble.mask_rules import Rule
 from kbench.ensemble.mask_tuning import neutral, tune, tunes
 from kbench.ensemble.nested import Fit, Outcome, Recipe, evaluate
@@ -41,6 +41,8 @@ from kbench.runs.map_parts import (
     require_readable,
     table_part,
 )
+from kbench.runs.map_scores import details as details
+from kbench.runs.map_scores import gathered, measured
 from kbench.runs.map_slices import joined_sets, over_slices
 from kbench.runs.results import Judged, Rows, Share, Weighed, fold_of, metric_of
 from kbench.tasks import SEGMENTATION, exclusive
@@ -162,36 +164,8 @@ def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray
 
 def plain(result: MapResult, table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Return (truth, [N, K, 3] what the mean maps are worth) of a table's rows; see `Results`."""
-    worth = _gathered(result, table, lambda store: _measured(store)[-1])
+    worth = gathered(result, table, lambda store: measured(store)[-1])
     return truth_of(worth, table.task), worth
-
-
-def _measured(store: MapStore) -> np.ndarray:
-    if store.worth is None:
-        raise PredictionError(
-            f"the maps at '{store.path}' were made without their truth", "masks of the training rows",
-            "`kbench predict --force`",
-        )  # fmt: skip
-    return store.worth
-
-
-def _gathered(result: MapResult, table: Table, pick: Callable[[MapStore], np.ndarray]) -> np.ndarray:
-    """Return [N, K, 3] in the order of the table, of what is picked from each fold's store."""
-    stores = result.stores.values()
-    ids = np.concatenate([store.ids for store in stores])
-    values = np.concatenate([pick(store) for store in stores])
-    return np.asarray(values[np.argsort(ids)][np.searchsorted(np.sort(ids), table.ids)])
-
-
-def readings_of(result: MapResult, table: Table) -> dict[str, np.ndarray]:
-    """Return what every reading that all folds have is worth: name -> [N, K, 3]; the mean of everything is the last."""
-    first, *others = result.stores.values()
-    shared = [name for name in first.readings if all(name in other.readings for other in others)]
-
-    def reading(name: str, store: MapStore) -> np.ndarray:
-        return np.asarray(_measured(store)[store.readings.index(name)])
-
-    return {name: _gathered(result, table, partial(reading, name)) for name in shared}
 
 
 def truth_masks(experiment: Experiment, table: Table) -> Callable[[int], np.ndarray]:
@@ -234,13 +208,7 @@ def judge(experiment: Experiment, result: MapResult, table: Table) -> Judged:
     part, metric, numbers = experiment.competition.maps.postprocess, metric_of(experiment), fold_of(experiment, table)
     groups = experiment.groups(table)
     if not tunes(part.params):
-        rule = build_rule(experiment)
-        as_measured = part.name == "none" and result.fold_of is not None  # the pass has measured the mean maps
-        worth = plain(result, table)[1] if as_measured else _worth_after(experiment, result, rule, table)
-        targets = truth_of(worth, table.task)
-        score = interval(metric, targets, worth, table, groups=groups)
-        outcome = Outcome(part.params, score, score, worth, numbers, {})
-        return Judged(outcome, targets, rule, thresholds=part.params)
+        return _untuned(experiment, result, table)
     with console.bar("tuning the post-process") as advance:
         tuned = tune(
             result.read, truth_masks(experiment, table), fold_of=numbers, metric=metric, table=table,
@@ -251,6 +219,16 @@ def judge(experiment: Experiment, result: MapResult, table: Table) -> Judged:
     record = {"postprocess": tuned.as_json()}
     rule = build_rule(experiment, outcome.fit)
     return Judged(outcome, truth_of(outcome.values, table.task), rule, record, outcome.fit, by_part)
+
+
+def _untuned(experiment: Experiment, result: MapResult, table: Table) -> Judged:
+    """Return the post-process of the YAML, what is to be tuned changing nothing, and its out-of-fold score."""
+    part, numbers, rule = experiment.competition.maps.postprocess, fold_of(experiment, table), build_rule(experiment)
+    as_measured = part.name == "none" and result.fold_of is not None  # the pass has measured the mean maps
+    worth = plain(result, table)[1] if as_measured else _worth_after(experiment, result, rule, table)
+    targets, params = truth_of(worth, table.task), neutral(part.params)
+    score = interval(metric_of(experiment), targets, worth, table, groups=experiment.groups(table))
+    return Judged(Outcome(params, score, score, worth, numbers, {}), targets, rule, thresholds=params)
 
 
 def _worth_after(experiment: Experiment, result: MapResult, rule: Rule, table: Table) -> np.ndarray:
@@ -305,50 +283,6 @@ def _reader(part: MapPart) -> Callable[[np.ndarray], Iterator[tuple[int, np.ndar
     return read
 
 
-def details(run: Run, result: MapResult, judged: Judged, table: Table) -> dict[str, Any]:
-    """Return `members`, a `table` of what each scores in each fold, and the `growth` of the ensemble; see `Results`."""
-    readings, metric, numbers = readings_of(result, table), metric_of(run.experiment), fold_of(run.experiment, table)
-    records = []
-    for fold in result.parts:
-        rows = numbers == fold
-        few = table.select(rows)
-        scores = {
-            name: metric.or_none(truth_of(worth[rows], few.task), worth[rows], few) for name, worth in readings.items()
-        }
-        if run.competition.maps.postprocess.name != "none":
-            scores["post-processed"] = metric.or_none(judged.targets[rows], judged.outcome.values[rows], few)
-        records.append({"fold": fold, "rows": len(few), **scores})
-    if run.competition.maps.postprocess.name != "none":
-        readings["mean, post-processed"] = judged.outcome.values
-    return {
-        "members": sum(len(part.snapshots) for part in result.parts.values()), "table": records,
-        "growth": growth(run.experiment, table, readings),
-    }  # fmt: skip
-
-
-def growth(experiment: Experiment, table: Table, readings: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return what snapshots, views and a rule add, out of fold: one record per reading.
-
-    A record has the reading's name, its score, and the gain of the last reading over it with its interval.
-
-    Args:
-        experiment: the competition.
-        table: the N rows.
-        readings: name -> [N, K, 3].
-    """
-    metric, groups = metric_of(experiment), experiment.groups(table)
-    last, whole = list(readings.items())[-1]
-    records = []
-    for name, worth in readings.items():
-        truth = truth_of(worth, table.task)
-        record: dict[str, Any] = {"ensemble": name, "score": metric(truth, worth, table)}
-        if name != last:
-            gain = paired(metric, truth, whole, worth, table, groups=groups)
-            record |= {"gain": gain.value, "low": gain.low, "high": gain.high}
-        records.append(record)
-    return records
-
-
 # -- several runs, and weights of members ------------------------------------------------------------------------------
 
 
@@ -397,13 +331,14 @@ def run_stack(experiment: Experiment, shares: Sequence[Share], table: Table) -> 
 def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) -> Stack:
     """Return what the members of runs say of some pixels of every row, side by side; see `Results`.
 
-    Members are snapshots that every fold has. One pass over the images for each run and fold.
+    Members are snapshots that any fold has; one that a fold lacks says there what the mean of its others says. One pass
+    over the images for each run and fold.
     """
     names: list[str] = []
     base: list[float] = []
     for share in shares:
-        first, *others = [[one.member for one, _ in part.snapshots] for part in share.oof.result.parts.values()]
-        own = [name for name in first if all(name in other for other in others)]
+        parts_of_run = share.oof.result.parts.items()
+        own = member_names({fold: {one.member: one for one, _ in part.snapshots} for fold, part in parts_of_run})
         names += [f"{share.run.name}/{name}" for name in own]
         base += [share.weight / len(own)] * len(own)
     k, task = len(table.target_names), table.task
@@ -411,6 +346,8 @@ def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) 
     values = np.zeros((len(names), len(table), k, pixels), dtype=np.float32)
     truth = _nothing_known(task, len(table), k, pixels)
     places = {str(name): place for place, name in enumerate(table.ids)}
+    lent = np.zeros((len(names), len(table)), dtype=bool)
+    how = mean_of_task(experiment.competition.ensemble.mean, task, k)
     for share in shares:
         for part in share.oof.result.parts.values():
             job, members = part.job()
@@ -424,13 +361,17 @@ def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) 
                     count = sample.values.shape[-1]
                     truth[place, ..., :count] = sample.truth
                     for name, one in zip(rows, sample.values, strict=True):
-                        if name in names:
-                            values[names.index(name), place, :, :count] = one
+                        values[names.index(name), place, :, :count] = one
+                    for number, name in enumerate(names):
+                        if name.partition("/")[0] == share.run.name and name not in rows:
+                            others = np.mean([how.into(one[None]) for one in sample.values], axis=0)
+                            values[number, place, :, :count] = how.back(others)[0]
+                            lent[number, place] = True
     weights = np.asarray(base) / sum(base)
     return Stack(
         tuple(names), values, weights, table, fold_of(experiment, table), metric_of(experiment),
         experiment.competition.ensemble.mean, experiment.groups(table), truth=truth,
-        measure=partial(pixel_worth, task=task),
+        measure=partial(pixel_worth, task=task), lent=lent if lent.any() else None,
     )  # fmt: skip
 
 
@@ -444,14 +385,20 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     """Return members weighed by a combiner, and what their maps are worth after the mask rule; see `Results`.
 
     Weights are found on some pixels; what they are worth is counted on whole maps, predicted once with those of all
-    rows and once, fold by fold, with those of the other folds.
+    rows and once, fold by fold, with those of the other folds. Pruning weighs the tuned numbers of a mask rule too:
+    where their nested gain is inside the noise, they change nothing.
     """
     outcome = evaluate(stack, Recipe(recipe.combiner, None, recipe.prune))
-    whole = judge(experiment, _weighted(shares, table, stack, stack.fold, lambda fold: outcome.fit), table)
-    nested = judge(
-        experiment,
-        _weighted(shares, table, stack, outcome.parts, lambda part: outcome.by_part.get(part, outcome.fit)), table,
+    of_all = _weighted(shares, table, stack, stack.fold, lambda fold: outcome.fit)
+    of_others = _weighted(
+        shares, table, stack, outcome.parts, lambda part: outcome.by_part.get(part, outcome.fit)
     )  # fmt: skip
+    whole, nested = (judge(experiment, one, table) for one in (of_all, of_others))
+    gain = (nested.record.get("postprocess") or {}).get("gain")
+    if recipe.prune and gain is not None and gain["low"] <= 0:
+        record = {"postprocess": {**nested.record["postprocess"], "pruned": True}}
+        whole, nested = (_untuned(experiment, one, table) for one in (of_all, of_others))
+        nested = replace(nested, record=record)
     joint = Outcome(
         outcome.fit, whole.outcome.plain, nested.outcome.nested, nested.outcome.values, nested.outcome.parts,
         outcome.by_part,

@@ -53,9 +53,11 @@ class Draws:
         return cut(len(rows), self._batch_size, lambda place: Draw(int(rows[place])))
 
     def valid(self, size: int) -> Batches:
-        """Return the validation rows in their order."""
-        rows = self._context.valid_rows
-        return self._limited(cut(len(rows), size, lambda place: Draw(int(rows[place]))))
+        """Return the validation rows that this rank judges, in their order."""
+        rows, limit = self._context.valid_rows, self._context.limit
+        rows = rows[: limit * size] if limit else rows
+        own = rows[self._context.ranks.share(len(rows))]
+        return cut(len(own), size, lambda place: Draw(int(own[place])))
 
     def _limited(self, batches: Batches) -> Batches:
         limited: Batches = batches[: self._context.limit] if self._context.limit else batches

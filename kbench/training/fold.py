@@ -20,6 +20,7 @@ from kbench.models.checkpoint import Tensors, read_body, read_tensors, write_ten
 from kbench.models.layer_groups import HEAD, head_state, is_split
 from kbench.training.events import Event, Note
 from kbench.training.fold_context import FoldContext
+from kbench.training.ranks import ALONE, Ranks
 from kbench.training.resume import Progress, clear_resume, load_resume, lost_resume, part
 from kbench.training.stage import run_stage
 from kbench.training.stage_plan import StagePlan
@@ -60,13 +61,19 @@ def train_fold(
                 model = _start(context, plan, model, build)
             yield from run_stage(context, plan, model, progress=progress, tensors=tensors)
             tensors = None
-            _leave_end(context.paths, plan, stages, model)
+            if context.ranks.first:
+                _leave_end(context.paths, plan, stages, model)
+            context.ranks.wait()
             progress.next_stage()
     except Diverged as error:
+        if not context.ranks.first:
+            raise
         mark(context.paths, "failed", context.identity, error=error.what)
         context.log.add({"event": "failed", "what": error.what})
         raise
     context.log.add({"event": "done"})
+    if not context.ranks.first:
+        return
     mark(context.paths, "done", context.identity)
     clear_resume(context.paths)
 
@@ -119,11 +126,20 @@ def _start(context: FoldContext, plan: StagePlan, model: nn.Module, build: Calla
     return model
 
 
-def begin(paths: FoldPaths, *, training: str) -> tuple[Progress, Tensors] | None:
+def begin(paths: FoldPaths, *, training: str, ranks: Ranks = ALONE) -> tuple[Progress, Tensors] | None:
     """Return the resume point of this training hash; without one, clear what another training left.
 
-    The caller holds the fold's lock.
+    The caller holds the fold's lock. Of several ranks the first one clears, and all read.
     """
+    resumed = _begin(paths, training) if ranks.first else None
+    ranks.wait()
+    if not ranks.first:
+        resumed = load_resume(paths, training=training)
+    ranks.wait()  # before it is replaced
+    return resumed
+
+
+def _begin(paths: FoldPaths, training: str) -> tuple[Progress, Tensors] | None:
     files.remove_temporaries(paths.root)
     resumed = load_resume(paths, training=training)
     if resumed is None:

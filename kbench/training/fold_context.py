@@ -22,8 +22,10 @@ from kbench.errors import ConfigError
 from kbench.inference.activations import Activations, Seen
 from kbench.inference.windows import Windows
 from kbench.models.outputs import Units
+from kbench.training.deadline import NONE, Deadline
 from kbench.training.events import Epoch
 from kbench.training.lr_finder import LRCurve
+from kbench.training.ranks import ALONE, Ranks
 from kbench.training.stage_plan import StagePlan
 from kbench.workspace import FoldPaths
 
@@ -50,17 +52,19 @@ class Plan:
     Args:
         paths: files of the fold.
         training: training hash; values found under another one do not count.
+        ranks: all of them know what rank 0 reads, and it alone writes.
     """
 
-    def __init__(self, paths: FoldPaths, *, training: str) -> None:
-        self._path = paths.plan
+    def __init__(self, paths: FoldPaths, *, training: str, ranks: Ranks = ALONE) -> None:
+        self._path, self._ranks = paths.plan, ranks
         known: dict[str, Any] = {}
-        if self._path.is_file():
+        if ranks.first and self._path.is_file():
             todo = f"delete '{self._path}' and type the same again: the fold finds its plan anew"
             known = records.read_record(self._path, keys={"training": str}, todo=todo)
             kinds = {key: _PLANNED[key.partition("/")[0]] for key in known if key.partition("/")[0] in _PLANNED}
             known = records.read_record(self._path, keys=kinds, todo=todo)
         self._values: dict[str, Any] = known if known.get("training") == training else {"training": training}
+        self._values = ranks.decided(self._values)
 
     def get(self, key: str) -> Any:
         """Return a value, or None."""
@@ -69,7 +73,8 @@ class Plan:
     def set(self, key: str, value: Any) -> None:
         """Keep a value."""
         self._values[key] = value
-        files.write_json(self._path, self._values)
+        if self._ranks.first:
+            files.write_json(self._path, self._values)
 
     def values(self) -> dict[str, Any]:
         """Return all values."""
@@ -82,17 +87,20 @@ class Log:
     Args:
         paths: files of the fold.
         lines: how many lines to keep of an earlier, killed run.
+        ranks: rank 0 alone writes.
     """
 
-    def __init__(self, paths: FoldPaths, *, lines: int) -> None:
-        self._path = paths.log
-        files.make_folder(paths.root)
-        files.keep_lines(self._path, lines)
+    def __init__(self, paths: FoldPaths, *, lines: int, ranks: Ranks = ALONE) -> None:
+        self._path, self._writes = paths.log, ranks.first
+        if self._writes:
+            files.make_folder(paths.root)
+            files.keep_lines(self._path, lines)
         self.lines = lines
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a record."""
-        files.append_line(self._path, json.dumps(record, ensure_ascii=False))
+        if self._writes:
+            files.append_line(self._path, json.dumps(record, ensure_ascii=False))
         self.lines += 1
 
     def epoch(self, epoch: Epoch) -> None:
@@ -127,7 +135,9 @@ class FoldContext:
         windows: what the network sees of a whole image at once, of dense tasks.
         activations: (model, how its body sees images) -> its features of all rows of the table.
         standardise: whether a regression's targets are learned standardised.
+        deadline: when to stop.
         tell: called as `tell(what, done, total)` after each update of a range test or stage.
+        ranks: the processes that train the fold together, of which this is one.
     """
 
     fold: int | str
@@ -152,7 +162,9 @@ class FoldContext:
     windows: Windows | None = None
     activations: Callable[[nn.Module, Seen], Activations] | None = None
     standardise: bool = False
+    deadline: Deadline = NONE
     tell: Callable[[str, int, int], None] = lambda what, done, total: None
+    ranks: Ranks = ALONE
     _opened: dict[Resize, Images] = field(default_factory=dict)
 
     def images_for(self, show: Show) -> Images:
@@ -170,12 +182,12 @@ class FoldContext:
         """Return `scale`, `mean` and `std`; found at the first stage and kept for the fold."""
         scale = self.plan.get("scale")
         if scale is None:
-            assert images is not None, "the first stage brings its images"
-            scale = asdict(self.scale(images, self._measured(self.train_rows)))
-            self.plan.set(
-                "scale", {key: list(value) if isinstance(value, tuple) else value for key, value in scale.items()}
-            )
+            self.plan.set("scale", self.ranks.once(lambda: self._scale(images)))
         return dict(self.plan.get("scale"))
+
+    def _scale(self, images: Images | None) -> dict[str, Any]:
+        assert images is not None, "the first stage brings its images"
+        return self.scale(images, self._measured(self.train_rows)).known()
 
     def units(self) -> Units | None:
         """Return the units of a regression's targets, by the fold's training rows; found once and kept for the fold.
@@ -186,7 +198,7 @@ class FoldContext:
         if not self.standardise or "regression" not in self.table.task:
             return None
         if self.plan.get("units") is None:
-            mean, std = self._statistics()
+            mean, std = self.ranks.once(self._statistics)
             self.plan.set("units", {
                 "mean": np.where(np.isfinite(mean), mean, 0).tolist(), "std": np.where(std > 0, std, 1).tolist(),
             })  # fmt: skip
@@ -219,7 +231,8 @@ class FoldContext:
         rows = self._measured(rows)
         key = f"pixels/{len(rows)}"
         if self.plan.get(key) is None:
-            pixels, total = class_pixels(self.masks(KEEP), rows, len(self.table.target_names), self.table.task)
+            masks, names = self.masks(KEEP), self.table.target_names
+            pixels, total = self.ranks.once(lambda: class_pixels(masks, rows, len(names), self.table.task))
             self.plan.set(key, [pixels.tolist(), total])
         pixels, total = self.plan.get(key)
         return np.asarray(pixels), total
@@ -258,6 +271,8 @@ class FoldContext:
 
     def keep_curve(self, stage: str, curve: LRCurve) -> None:
         """Write the curve of a learning-rate range test."""
+        if not self.ranks.first:
+            return
         with files.replacing(self.paths.lr_find(stage)) as temporary:
             pd.DataFrame(curve.rows()).to_csv(temporary, index=False, lineterminator="\n")
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ from kbench.models.layer_groups import train_mode
 from kbench.models.outputs import Units, dense_target
 from kbench.training.losses.per_target import LossSum
 from kbench.training.optimizers import apply_schedule
+from kbench.training.ranks import ALONE, Ranks
 from kbench.training.schedules import Schedule
 from kbench.training.update import Learner, Rules, update
 
@@ -37,8 +39,8 @@ class Update:
     Attributes:
         step: its number in the stage, from 0.
         rate: learning rate of the last layer group.
-        images: how many it saw.
-        loss: sums over valid targets, on the device.
+        images: how many it saw, on all ranks.
+        loss: sums over valid targets of all ranks, on the device.
         waited: seconds spent waiting for data.
         seconds: seconds in all.
         positive: how many patches showed a class that is looked for, on the device; None where none is.
@@ -136,6 +138,7 @@ class Feed:
         body: what a frozen body makes of images where its head alone trains, or None.
         units: of a regression's targets, where they are learned standardised.
         wanted: numbers of the classes that patches are looked through for.
+        ranks: who takes a part of every batch.
     """
 
     load: Load
@@ -147,6 +150,7 @@ class Feed:
     body: Callable[[torch.Tensor], torch.Tensor] | None = None
     units: Units | None = None
     wanted: tuple[int, ...] = ()
+    ranks: Ranks = ALONE
 
     def positive(self, target: torch.Tensor) -> torch.Tensor | None:
         """Return how many patches of a batch's target, as losses take it, show a wanted class; None where none is."""
@@ -158,6 +162,10 @@ class Feed:
             layers = target[:, list(self.wanted)] == 1
         return layers.flatten(1).any(1).sum()
 
+    def parts(self, batches: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
+        """Yield what this rank loads of planned batches."""
+        return self.load(batches if not self.ranks.several else _Parts(batches, self.ranks))
+
     def learned(self, target: torch.Tensor) -> torch.Tensor:
         """Return targets as the loss compares them: those of a regression standardised."""
         return target if self.units is None else self.units.standardised(target)
@@ -166,17 +174,46 @@ class Feed:
         """Return what is given to what trains: normalised images, or their features."""
         return images if self.body is None else self.body(images)
 
-    def ready(self, batch: Batch, key: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Move, normalise and mix one batch."""
-        images = self.normalise(batch.images[0].to(self.device, non_blocking=True))
+    def ready(self, batch: Batch, key: tuple[int, ...], *, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Move, normalise and mix one batch; return this rank's part of it, which may be empty.
+
+        Images are mixed with others of the whole batch, wherever they are.
+
+        Args:
+            batch: what `parts` yields.
+            key: of the random numbers.
+            rows: of the whole batch.
+        """
+        raw = batch.images[0].to(self.device, non_blocking=True)
         assert batch.target is not None, "training rows have targets"
         target = batch.target.to(self.device, non_blocking=True)
+        part, own = self.ranks.part(rows)
+        if any(batch.regions):  # of rows that other ranks may have
+            raw = self.normalise(raw, batch.regions)
+        if self.mix is not None:
+            raw, target = self.ranks.whole(raw[:own], rows), self.ranks.whole(target[:own], rows)
+        images = raw if any(batch.regions) else self.normalise(raw)
         if target.ndim == 4:  # masks
             target = dense_target(target, self.task, self.n_outputs)
         target = self.learned(target)
         if self.mix is not None:
             images, target = self.mix(images, target, seeds.generator(*key), self.n_outputs)
-        return self.seen(images), target
+            images, target = images[part], target[part]
+        return self.seen(images)[:own], target[:own]
+
+
+class _Parts(Sequence[Sequence[Draw]]):
+    """What a rank loads of planned batches."""
+
+    def __init__(self, batches: Sequence[Sequence[Draw]], ranks: Ranks) -> None:
+        self._batches, self._ranks = batches, ranks
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        draws = self._batches[index]
+        return draws[self._ranks.part(len(draws))[0]]
 
 
 def train_epoch(
@@ -207,25 +244,27 @@ def train_epoch(
     Yields:
         One record per update.
     """
-    loaded = feed.load(batches)
+    loaded = feed.parts(batches)
     train_mode(learner.model)
     for offset in range(0, len(batches), accumulate):
         started = time.perf_counter()
         step = first_step + offset // accumulate
-        waited, ready = 0.0, []
+        waited, ready, images = 0.0, [], 0
         for position in range(min(accumulate, len(batches) - offset)):
             asked = time.perf_counter()
             batch = next(loaded)
             waited += time.perf_counter() - asked
-            ready.append(feed.ready(batch, (seeds.MIX, *key, step, position)))
+            rows = len(batch.rows) if not feed.ranks.several else len(batches[offset + position])
+            ready.append(feed.ready(batch, (seeds.MIX, *key, step, position), rows=rows))
+            images += rows
         if not learner.model.training:  # the caller has evaluated in between
             train_mode(learner.model)
         apply_schedule(learner.optimizer, schedule, step, history)
         rate = float(learner.optimizer.param_groups[-1]["lr"])
-        loss = update(learner, ready, rules=rules, seed=seeds.number(seeds.STEP, *key, step))
-        images = sum(len(part) for part, _ in ready)
+        own = (rules.ranks.rank,) if rules.ranks.rank else ()  # other images are dropped otherwise
+        loss = update(learner, ready, rules=rules, seed=seeds.number(seeds.STEP, *key, step, *own))
         shows = [count for _, target in ready if (count := feed.positive(target)) is not None]
-        positive = torch.stack(shows).sum() if shows else None
+        positive = feed.ranks.added(torch.stack(shows).sum()) if shows else None
         yield Update(step, rate, images, loss, waited, time.perf_counter() - started, positive)
 
 

@@ -397,7 +397,8 @@ def find_lr(
                 judged.append(_judged(learned, next(valid), rules))
             smoothed = smoother.add((judged or losses)[-1])
             tell(update.step + 1, steps)
-            if not math.isfinite(smoothed) or (rise.stop and should_stop(smoothed, best, update.step)):
+            over = not math.isfinite(smoothed) or (rise.stop and should_stop(smoothed, best, update.step))
+            if rules.ranks.decided(over):
                 break
             best = track_best(smoothed, best, update.step)
     return LRCurve(tuple(rates), tuple(losses), tuple(judged), rise.divide)

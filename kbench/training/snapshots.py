@@ -8,6 +8,7 @@ batch norm are not those of the mean; they are measured again in one pass over t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,10 +31,12 @@ from kbench.models.checkpoint import (
 )
 from kbench.models.device import Precision, autocast
 from kbench.models.layer_groups import body_digest, body_state, head_state, train_mode, trains_head_alone
+from kbench.training.batch_norm_sync import synchronised
 from kbench.training.events import Epoch
 from kbench.training.fold_context import FoldContext
 from kbench.training.lone_image import lone_image
 from kbench.training.loop import diverged
+from kbench.training.ranks import Ranks
 from kbench.training.resume import Progress, learner_tensors, part, restore_learner, save_resume
 from kbench.training.schedules import Schedule
 from kbench.training.stage_plan import StagePlan
@@ -67,7 +70,12 @@ class _Norms(nn.ModuleList):
 
 
 def refit_batch_norm(
-    model: nn.Module, batches: Iterable[torch.Tensor], *, device: torch.device, precision: Precision
+    model: nn.Module,
+    batches: Iterable[torch.Tensor],
+    *,
+    device: torch.device,
+    precision: Precision,
+    together: Ranks | None = None,
 ) -> None:
     """Measure the running statistics of batch norm anew, as the plain mean over batches; frozen ones stay.
 
@@ -76,10 +84,12 @@ def refit_batch_norm(
         batches: inputs of the model, on its device.
         device: where the model is.
         precision: of the forward pass.
+        together: the ranks whose parts of a batch are measured together.
     """
 
     def forward(images: torch.Tensor) -> None:
-        with autocast(device, precision), lone_image(model, images):
+        lone = lone_image(model, images) if together is None else contextlib.nullcontext()
+        with autocast(device, precision), lone, synchronised(together):
             model(images)
 
     train_mode(model)
@@ -172,6 +182,8 @@ class Keeper:
 
     def _keep_end(self, epoch: Epoch) -> None:
         """Keep the stage's end, after an early stop its best epoch: it was over before what was to be kept came."""
+        if not self.context.ranks.first:
+            return
         path = self.context.paths.snapshot(self.plan.name, "best")
         best = read_checkpoint(path) if self.plan.stage.early_stop else None
         if best is None:
@@ -196,11 +208,18 @@ class Keeper:
         model = copy.deepcopy(self.learner.model)  # knows what is frozen
         model.load_state_dict(mean.module.state_dict())
         device, precision = self.context.device, self.rules.precision
-        refit_batch_norm(model, self.refit_inputs(), device=device, precision=precision)
+        together = self.rules.whole_batches
+        refit_batch_norm(model, self.refit_inputs(), device=device, precision=precision, together=together)
+        if together is None:
+            train_mode(model)  # says which statistics were measured
+            self.context.ranks.average_statistics(model)
+            model.eval()
         self._snapshot("average", replace(epoch, valid_loss=None, score=None), kept=True, of=model)
 
     def _snapshot(self, tag: str, epoch: Epoch, *, kept: bool, of: nn.Module | None = None) -> None:
         context, plan, table = self.context, self.plan, self.context.table
+        if not context.ranks.first:
+            return
         weights, body = self._weights(self.learner.judged if of is None else of)
         if not all(bool(value.isfinite().all()) for value in weights.values()):
             raise diverged("weights are NaN or infinite", step=epoch.step - 1, rate=epoch.lr)
@@ -234,6 +253,8 @@ class Keeper:
 
     def checkpoint(self) -> None:
         """Write the resume point."""
+        if not self.context.ranks.first:
+            return
         progress = self.progress
         progress.body = self._body if self.head_alone else ""
         progress.micro_batch, progress.lone_said = self.learner.micro_batch, self.learner.lone_said
@@ -254,6 +275,7 @@ class Keeper:
 
     def hand_over(self) -> None:
         """Leave in the model what the next stage starts from: the averaged or, after an early stop, best weights."""
+        self.context.ranks.wait()  # rank 0 has written them
         if self.plan.stage.early_stop and self.progress.best_epoch is not None:
             path = self.context.paths.snapshot(self.plan.name, "best")
             best = read_checkpoint(path)

@@ -21,6 +21,7 @@ from kbench.data.dataset import ImageDataset, Loader, Normalise
 from kbench.errors import first_names
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
 from kbench.metrics.metric import Undefined
+from kbench.models.block_checkpoints import checkpoint_blocks
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import Precision, choose_precision, free_memory, place, usable_precision
 from kbench.models.layer_groups import chosen, freeze_but, layer_groups, train_mode, trains_head_alone
@@ -39,6 +40,7 @@ from kbench.training.validation import Judged, Judging, evaluate, judge_maps
 
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
+_DISK = 100e6  # bytes that a slow disk writes in a second
 _EPOCHS_S = 10.0  # between resume points of a stage on activations, whose epochs take less than writing one
 
 
@@ -107,18 +109,20 @@ class _Runner:
         layers = layer_groups(model)
         freeze_but(model, layers, chosen(stage.groups, len(layers)))
         train_mode(model)
+        checkpoint_blocks(model, on=stage.checkpoint_blocks)
         whole = self.dense or (stage.step.name != "supervised" and self.activations is None)
         self.head_alone = trains_head_alone(model) and not whole
         self.learned: nn.Module = getattr(model, "head") if self.head_alone else model  # noqa: B009
         if self.activations is not None:
             self.valid_feed = self._rows(self.activations)
             self.feed = self.valid_feed if stage.draws == 1 else self._rows(self._activations(drawn=True), stage.draws)
+            self.feed = replace(self.feed, ranks=context.ranks)
             if sum(parameter.numel() for parameter in self.learned.parameters()) < _SMALL_HEAD:
                 until_done.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(1)
         else:
             body = FrozenBody(model, context.device, self.judged_in) if self.head_alone else None
-            self.feed = self._feed(train_images, plan.show, mix=plan.mix, body=body)
+            self.feed = replace(self._feed(train_images, plan.show, mix=plan.mix, body=body), ranks=context.ranks)
             if not self.dense:  # judged on whole images, by `judge_maps`
                 images = context.images_for(plan.valid_show)
                 self.valid_feed = self._feed(images, plan.valid_show, mix=None, body=body)
@@ -130,6 +134,7 @@ class _Runner:
             device=context.device,
             precision=precision,
             stage=stage,
+            ranks=context.ranks,
         )
         self.n_groups = len(layers)
         self.lr = self._rates()
@@ -146,6 +151,8 @@ class _Runner:
             precomputed=self.activations is not None, refit_inputs=self._refit_inputs,
             mean=weight_mean(self.learner.judged) if "average" in stage.keep else None,
         )  # fmt: skip
+        size = sum(value.nbytes for value in self.learned.state_dict().values())
+        context.deadline.took("saving", 3 * size / _DISK)  # weights and two moments, until it is known
         self.saved = time.monotonic()
         self.slow = False  # whether it was said that the loader is the bottleneck
 
@@ -188,8 +195,11 @@ class _Runner:
     def _refit_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
         key = (seeds.MIX, *self.draws.key, REFIT_EPOCH)
-        for number, batch in enumerate(self.feed.load(self.draws.epoch(REFIT_EPOCH))):
-            yield self.feed.ready(batch, (*key, number))[0]
+        batches = self.draws.epoch(REFIT_EPOCH)
+        for number, (draws, batch) in enumerate(zip(batches, self.feed.parts(batches), strict=True)):
+            images, _ = self.feed.ready(batch, (*key, number), rows=len(draws))
+            if len(images) or self.rules.whole_batches is not None:
+                yield images
 
     def _optimizer(self, layers: Any, rates: Sequence[float]) -> torch.optim.Optimizer:
         decays = per_group(self.stage.weight_decay, self.n_groups, what="weight_decay")
@@ -207,7 +217,7 @@ class _Runner:
             return per_group(list(stage.lr), self.n_groups, what="lr")
         known = context.plan.get(f"lr/{name}")
         if known is None:
-            rate, level = (_SMOKE_LR, False) if context.limit else self._found_rate()
+            rate, level = (_SMOKE_LR, False) if context.limit else context.ranks.decided(self._found_rate())
             if level:
                 self.rules.said.append(level_note(name, rate))
                 context.plan.set(f"level/{name}", True)
@@ -246,11 +256,11 @@ class _Runner:
     def _held_out(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield batches of the rows held out, in an order of their own, over and over."""
         images, show = self.context.images_for(self.plan.valid_show), self.plan.valid_show
-        feed = self._feed(images, show, mix=None, body=None) if self.dense else self.valid_feed
+        feed = self._feed(images, show, mix=None, body=None) if self.dense else self.valid_feed  # every rank judges all
         plan, key = self.draws.held_out(), (*self.draws.key, seeds.FIND)
         while True:
             for batch in feed.load(plan):
-                yield feed.ready(batch, key)
+                yield feed.ready(batch, key, rows=len(batch.rows))
 
     # -- epochs ----------------------------------------------------------------------------------------------
 
@@ -273,14 +283,20 @@ class _Runner:
             yield from self._said()
             self._tell(update)
             yield update
-            if time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches):
+            ending = progress.batch < len(batches) and self._ends(update, len(batches) - progress.batch)
+            if ending or (time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches)):
                 meter.flush()
                 progress.meter = [meter.total, meter.count, meter.images, meter.positive]
-                self.keeper.checkpoint()
+                self._checkpoint()
                 saved = time.monotonic()
+            if ending:
+                self.context.deadline.stop()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
+        self.context.ranks.hold_alike(self.learned)
         speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
+        judging = time.monotonic()
         valid_loss, score, better, constant = self._judge(last_rate)
+        self.context.deadline.took("judging", time.monotonic() - judging)
         verdict = None if self.slow or self.activations is not None else loader_verdict(waiting)
         self.slow |= verdict is not None
         made_epoch = Epoch(
@@ -295,18 +311,40 @@ class _Runner:
         self.keeper.keep(made_epoch, done=done, constant=constant)
         yield from self._said()
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
-        if done or time.monotonic() - self.saved >= pause:
-            self.keeper.checkpoint()
+        ending = self._agreed(self.context.deadline.lacks("update", "saving"))
+        if done or ending or time.monotonic() - self.saved >= pause:
+            self._checkpoint()
             self.saved = time.monotonic()
         yield made_epoch
         if made_epoch.positive is not None and progress.epoch == 1:
             share, names = made_epoch.positive, self.plan.stage.sampler.params.get("classes", [])
             yield Note(f"{share:.0%} of {meter.images:,} patches show {first_names(names)}")
+        if ending:
+            self.context.deadline.stop()
         if self.activations is not None and progress.epoch == 1:
             body = self.activations.images_per_s
             yield Note(f"an epoch of the head goes {speed / body:,.0f} times as fast as one pass of the frozen body")
         if verdict is not None:
             yield Note(verdict)
+
+    def _checkpoint(self) -> None:
+        started = time.monotonic()
+        self.keeper.checkpoint()
+        self.context.deadline.took("saving", time.monotonic() - started)
+
+    def _ends(self, update: Update, batches: int) -> bool:
+        """Return whether there is time for one update less than another: the last one has the judging behind it."""
+        deadline = self.context.deadline
+        deadline.took("update", update.seconds)
+        if batches > self.stage.accumulate:
+            return self._agreed(deadline.lacks("update", "saving"))
+        rows = len(self.context.valid_rows) if self.judges else 0
+        unknown = 0.0 if self.progress.epoch else rows * update.seconds / max(1, update.images)
+        return self._agreed(deadline.lacks("update", "judging", "saving", more=unknown))
+
+    def _agreed(self, ending: bool) -> bool:
+        """Return what the first of several devices decides, where there is a time to look at."""
+        return ending if self.context.deadline.at is None else self.context.ranks.decided(ending)
 
     def _tell(self, update: Update) -> None:
         """Say how far the stage is; it ends earlier where it stops early."""
@@ -329,6 +367,7 @@ class _Runner:
         if not math.isfinite(valid_loss):
             raise diverged(f"the validation loss is {valid_loss}", step=progress.step - 1, rate=rate)
         score, signed = self._score(judged)
+        score, signed, progress.by_loss = self.context.ranks.decided((score, signed, progress.by_loss))
         better = progress.best is None or signed > progress.best + self.stage.min_delta
         better |= signed == progress.best and progress.best_loss is not None and valid_loss < progress.best_loss
         if better:
@@ -371,7 +410,7 @@ class _Runner:
             return judge_maps(context, self.learner.judged, judging)
         valid_loss, values = evaluate(
             self.learner.judged, self.valid_feed, self.draws.valid(size), loss=self.rules.loss,
-            precision=self.judged_in, task=context.table.task,
+            precision=self.judged_in, task=context.table.task, ranks=context.ranks,
         )  # fmt: skip
         targets = context.table.targets
         truth = None if targets is None else targets[context.valid_rows]

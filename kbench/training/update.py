@@ -11,8 +11,10 @@ the head alone learns, whose frozen body otherwise runs apart.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +27,10 @@ from kbench.errors import TrainingError
 from kbench.models.device import Precision, autocast, out_of_memory
 from kbench.models.layer_groups import has_batch_norm
 from kbench.registry import register
+from kbench.training.batch_norm_sync import synchronised
 from kbench.training.lone_image import lone_image
 from kbench.training.losses.per_target import Loss, LossSum
+from kbench.training.ranks import ALONE, Ranks
 
 logger = logging.getLogger(__name__)
 Step = Callable[[nn.Module, torch.Tensor, torch.Tensor, Loss], LossSum]
@@ -95,6 +99,7 @@ class Rules:
         precision: of the forward pass.
         stage: settings of an update, such as `clip`.
         said: what went otherwise than asked, to be told.
+        ranks: who makes the update together.
     """
 
     step: Step
@@ -103,6 +108,12 @@ class Rules:
     precision: Precision
     stage: Stage = field(default_factory=Stage)
     said: list[str] = field(default_factory=list)
+    ranks: Ranks = ALONE
+
+    @property
+    def whole_batches(self) -> Ranks | None:
+        """The ranks whose parts of a batch batch norm measures together; None where each measures its own."""
+        return self.ranks if self.ranks.several and self.stage.batch_norm == "sync" else None
 
 
 @register("step")
@@ -144,12 +155,13 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
 
     Args:
         learner: changed in place.
-        batches: normalised images and targets, on the device; together they are one large batch.
+        batches: normalised images and targets, on the device; together, and with those of the other ranks, they are
+            one large batch.
         rules: how.
         seed: of dropout and other random layers.
 
     Returns:
-        Sums over valid targets, detached, on the device.
+        Sums over valid targets of all ranks, detached, on the device.
 
     Raises:
         TrainingError: a single image does not fit into memory, or batch norm without statistics is given one value.
@@ -171,6 +183,8 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
             if not out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0]
+        if rules.whole_batches is not None:
+            raise _cannot_halve(reason)
         # the error is gone, and with it the tensors its traceback held
         learner.optimizer.zero_grad(set_to_none=True)
         learner.restore_buffers()
@@ -180,6 +194,8 @@ def update(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> Loss
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
+    if rules.whole_batches is None:
+        rules.ranks.average_statistics(learner.model)
     if learner.averaged is not None:
         learner.averaged.update_parameters(learner.model)
     return found
@@ -189,26 +205,51 @@ def _gradients(learner: Learner, batches: Pairs, *, rules: Rules, seed: int) -> 
     torch.manual_seed(seed)
     totals, counts = [], []
     nominal: torch.Tensor | None = None
+    rows, together = sum(len(images) for images, _ in batches), rules.whole_batches
     for images, target in batches:
-        parts = -(-len(images) // learner.micro_batch)  # of even size: batch norm needs two images
-        for some, their in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True):
-            with autocast(rules.device, rules.precision), lone_image(learner.model, some) as kept:
-                loss = rules.step(learner.model, some, their, rules.loss)
-            if kept and not learner.lone_said:
-                learner.lone_said = True
-                rules.said.append(_lone(kept))
+        parts = -(-len(images) // learner.micro_batch) if together is None else 1  # of even size: batch norm needs two
+        for some, their in zip(images.tensor_split(parts), target.tensor_split(parts), strict=True) if parts else ():
+            loss = _loss(learner, some, their, rules)
             if nominal is None:  # about the update's count: keeps fp16 gradients in range, changes no result
-                nominal = (loss.count.detach() * (sum(len(rows) for rows, _ in batches) / len(some))).clamp_min(1)
+                nominal = loss.count.detach() * (rows / max(1, len(some)))
+                nominal = (nominal if together is None else together.added(nominal)).clamp_min(1)
             learner.scaler.scale(loss.total / nominal).backward()  # type: ignore[no-untyped-call]
             totals.append(loss.total.detach())
             counts.append(loss.count.detach())
-    total, count = torch.stack(totals).sum(), torch.stack(counts).sum()
-    learner.scaler.unscale_(learner.optimizer)
-    gradients = [parameter.grad for parameter in _trained(learner.optimizer) if parameter.grad is not None]
+    own = (torch.stack(totals).sum(), torch.stack(counts).sum()) if totals else torch.zeros(2, device=rules.device)
+    total, count = rules.ranks.added(torch.stack(tuple(own))).unbind()
+    trained = _trained(learner.optimizer)
+    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
     if gradients and nominal is not None:
         factor = torch.where(count > 0, nominal / count.clamp_min(1e-12), torch.zeros_like(count))
         torch._foreach_mul_(gradients, factor)
+    rules.ranks.add_gradients(trained)
+    learner.scaler.unscale_(learner.optimizer)
     return LossSum(total, count)
+
+
+def _loss(learner: Learner, images: torch.Tensor, target: torch.Tensor, rules: Rules) -> LossSum:
+    """Return the loss of one forward pass, which may be of no image where batch norm measures all ranks' images."""
+    model, together = learner.model, rules.whole_batches
+    alone: AbstractContextManager[list[str]] = contextlib.nullcontext([])
+    alone = alone if together is not None else lone_image(model, images)
+    with autocast(rules.device, rules.precision), alone as kept, synchronised(together):
+        if not len(images):  # the other ranks wait for its sums
+            nothing = model(images).float().sum()
+            return LossSum(nothing, torch.zeros_like(nothing))
+        loss = rules.step(model, images, target, rules.loss)
+    if kept and not learner.lone_said:
+        learner.lone_said = True
+        rules.said.append(_lone(kept))
+    return loss
+
+
+def _cannot_halve(reason: str) -> TrainingError:
+    return TrainingError(
+        f"memory ran out: {reason}",
+        "batches that fit into the devices' memory: with `batch_norm: sync` they cannot be halved",
+        "set a smaller `batch_size` and a larger `accumulate`, more `--devices`, or `batch_norm: local`",
+    )
 
 
 def _lone(norms: list[str]) -> str:

@@ -26,6 +26,7 @@ from kbench.models.outputs import Units, dense_target, logits_of, probabilities
 from kbench.training.fold_context import KEEP, FoldContext
 from kbench.training.loop import Feed, logits_in
 from kbench.training.losses.per_target import Loss
+from kbench.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Judged:
 def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> Judged:
     """Judge a model on the whole images of the validation rows.
 
-    The loss is that of the blended probabilities, so it means the same through any windows.
+    The loss is that of the blended probabilities, so it means the same through any windows. Each of the fold's ranks
+    judges its share of the rows; all of them return what the rows together say.
     """
     assert context.masks is not None, "a dense task has masks"
     assert context.windows is not None, "a dense task has windows"
@@ -82,13 +84,15 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> Judg
         workers=context.workers, pin=context.device.type == "cuda", collate=partial(group, pixels=pixels),
     )  # fmt: skip
     size = batch_size(images, pixels=pixels, most=judging.most)
-    plan = cut(len(rows), size, lambda place: Draw(int(rows[place])))
+    rows = rows[: context.limit * size] if context.limit else rows
+    own = rows[context.ranks.share(len(rows))]
+    plan = cut(len(own), size, lambda place: Draw(int(own[place])))
     total, count, constant = 0.0, 0.0, 0.0
     counts: dict[int, np.ndarray] = {}
-    for groups in loader(plan[: context.limit] if context.limit else plan):
+    for groups in loader(plan):
         for some in groups:
             assert some.masks is not None, "training rows have masks"
-            shown = judging.normalise(some.images.to(context.device, non_blocking=True))
+            shown = judging.normalise(some.images.to(context.device, non_blocking=True), some.regions)
             if not counts:
                 model = folded(model, shown[..., :PROBE, :PROBE])
             maps, _ = make(model, shown, judging.precision)
@@ -100,6 +104,9 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> Judg
                 constant += float(judging.loss(torch.zeros_like(maps), learned).total)
                 maps = judging.units.restored(maps)
             counts.update(zip(some.rows, measured(maps, target, task).cpu().numpy(), strict=True))
+    shares = context.ranks.gathered((total, count, constant, counts))
+    total, count, constant = (sum(sums) for sums in zip(*(share[:3] for share in shares), strict=True))
+    counts = {row: values for share in shares for row, values in share[3].items()}
     values = np.stack([counts[row] for row in sorted(counts)])
     of_mean = None if judging.units is None or not count else constant / count
     return Judged(total / count if count else 0.0, truth_of(values, task), values, of_mean)
@@ -107,11 +114,27 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> Judg
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, feed: Feed, batches: Sequence[Sequence[Draw]], *, loss: Loss, precision: Precision, task: str
+    model: nn.Module,
+    feed: Feed,
+    batches: Sequence[Sequence[Draw]],
+    *,
+    loss: Loss,
+    precision: Precision,
+    task: str,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, np.ndarray]:
     """Judge a model on planned batches.
 
     All predictions are held in memory, since a metric may need them at once.
+
+    Args:
+        model: on the feed's device; left in eval mode.
+        feed: loads the batches.
+        batches: the plan; of several ranks, this one's share, which may be empty.
+        loss: of training.
+        precision: of the forward pass.
+        task: the competition's.
+        ranks: whose shares are put together, in their order.
 
     Returns:
         The mean loss over valid targets, and [N, K, ...] float32 probabilities (target units for regression) in
@@ -121,7 +144,8 @@ def evaluate(
     total, count = 0.0, 0.0
     parts: list[np.ndarray] = []
     for batch in feed.load(batches):
-        images = feed.seen(feed.normalise(batch.images[0].to(feed.device, non_blocking=True)))
+        shown = feed.normalise(batch.images[0].to(feed.device, non_blocking=True), batch.regions)
+        images = feed.seen(shown)
         if not parts:
             model = folded(model, images)
         assert batch.target is not None, "validation rows have targets"
@@ -131,4 +155,6 @@ def evaluate(
         count += float(loss_sum.count)
         values = probabilities(logits, task)
         parts.append((values if feed.units is None else feed.units.restored(values)).cpu().numpy())
-    return (total / count if count else 0.0), np.concatenate(parts)
+    shares = ranks.gathered((total, count, parts))
+    total, count = sum(share[0] for share in shares), sum(share[1] for share in shares)
+    return (total / count if count else 0.0), np.concatenate([part for share in shares for part in share[2]])

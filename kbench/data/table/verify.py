@@ -65,6 +65,7 @@ class ImageReport:
         rows: row numbers with an unreadable image or mask.
         dtypes: element type of pixels -> paths of images.
         turned: paths of images that are turned upright while a mask of theirs is not.
+        unlike: paths of other images whose mask is turned otherwise.
         paged: paths of files with pages or frames beyond the one that is read.
     """
 
@@ -73,6 +74,7 @@ class ImageReport:
     rows: set[int] = field(default_factory=set)
     dtypes: dict[str, list[str]] = field(default_factory=dict)
     turned: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
     paged: list[str] = field(default_factory=list)
 
     def problems(self) -> list[Problem]:
@@ -85,15 +87,16 @@ class ImageReport:
 
     def warnings(self) -> list[str]:
         """Return what may be right and may be wrong, for the user to decide."""
-        return [*self._of_pages(), *self._of_turned()]
+        unlike = f"{counted(len(self.unlike), 'image')} turned otherwise than their masks, as the files say: "
+        return [*self._of_pages(), *self._of_turned(), *([unlike + first_names(self.unlike)] if self.unlike else [])]
 
     def _of_pages(self) -> list[str]:
         if not self.paged:
             return []
         what, have = counted(len(self.paged), "file"), "has" if len(self.paged) == 1 else "have"
         return [
-            f"{what} {have} several pages or frames, of which the first alone is read: {first_names(self.paged)}; write "
-            "the others as files of their own if they count"
+            f"{what} {have} several pages or frames, of which the first alone is read: {first_names(self.paged)}; "
+            "write the others as files of their own if they count"
         ]
 
     def _of_turned(self) -> list[str]:
@@ -291,6 +294,8 @@ def _add(report: ImageReport, row: _Row, looks: Sequence[Look | str], *, masked:
     as_stored = [look for look in masks if isinstance(look, Look) and look.orientation == 1]
     if masked and first is not None and first.orientation > 1 and (as_stored or not row.masks):
         report.turned.append(row.images[0])
+    elif any(isinstance(look, Look) and first is not None and look.orientation != first.orientation for look in masks):
+        report.unlike.append(row.images[0])
 
 
 def _mask_fault(mask: Look, image: Look) -> str:
