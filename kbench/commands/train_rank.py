@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import traceback
@@ -36,7 +37,11 @@ def train_rank(task: RankTask, rank: int, place: Path) -> None:
     Raises:
         ConfigError: the YAML says something else than when the fold was started.
     """
-    console.err.quiet = rank > 0
+    if rank:
+        console.err.quiet = True
+        warnings = logging.StreamHandler()  # what only this device meets, such as a lack of memory
+        warnings.setFormatter(logging.Formatter(f"device {rank}: %(message)s"))
+        logging.getLogger("kbench").addHandler(warnings)
     experiment = replace(open_experiment(task.choice), trial=task.trial)
     run = run_of(experiment)
     if run.trained_as != task.hashes:

@@ -248,11 +248,9 @@ def joined(rank: int, count: int, device: torch.device, meeting: Path) -> Iterat
     Args:
         rank: of this process.
         count: of processes.
-        device: of this process; tensors travel by NCCL between GPUs, by gloo between CPU processes.
+        device: of this process, which sees no other GPU; tensors travel by NCCL between GPUs, by gloo between CPUs.
         meeting: a file that is not there yet, the same for all ranks, by which they find one another.
     """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     with _together():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=count,

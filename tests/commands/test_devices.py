@@ -118,7 +118,7 @@ def test_an_image_that_only_one_device_reads_and_cannot_is_told_as_on_one_device
     [
         (TrainOptions(device="cpu", devices=9), (), "batch_size of 8, which 9 devices cannot share",
          "`--set stages.first.batch_size=9` or more, or fewer --devices"),
-        (TrainOptions(device="cuda:1", devices=2), (), "--device cuda:1 is one device", "`--device cuda`; CUDA_VISIBLE"),
+        (TrainOptions(device="cuda:1", devices=2), (), "--device cuda:1 is one device", "`--device cuda`; CUDA"),
         (TrainOptions(device="mps", devices=2), (), "several devices 'mps'", "leave out --devices"),
         (TrainOptions(device="cuda", devices=4), (), "--devices 4 asks for 4 GPUs, and this machine has 3",
          "`--devices 3`"),

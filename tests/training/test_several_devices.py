@@ -41,6 +41,7 @@ def session(
     ranks: Ranks = ALONE,
     *,
     norm: bool = False,
+    pictures: Path | None = None,
     events: int | None = None,
     rows: int = 29,
 ) -> int:
@@ -51,7 +52,10 @@ def session(
     resumed = begin(paths, training=TRAINING, ranks=ranks)
     lines = resumed[0].log_lines if resumed else 0
     context = toy.context(folder, lines=lines, ranks=ranks, checkpoint_s=0.0, rows=rows)
-    running = train_fold(context, stages, partial(toy.TinyNet, norm=norm, dropout=0.0), resumed=resumed)
+    build: Callable[[], torch.nn.Module] = partial(toy.TinyNet, norm=norm, dropout=0.0)
+    if pictures is not None:
+        context, build = toy.with_activations(context, pictures, rows=rows), split
+    running = train_fold(context, stages, build, resumed=resumed)
     count = 0
     for event in running:
         count += not (isinstance(event, Note) and event.text.startswith("going on"))
@@ -59,6 +63,13 @@ def session(
             running.close()
             break
     return count
+
+
+def split() -> toy.SplitNet:
+    """Return a network of a body and a head, without dropout."""
+    model = toy.SplitNet()
+    model.head[1] = torch.nn.Identity()
+    return model
 
 
 def on(folder: Path, count: int, stages: Sequence[StagePlan], **how: Any) -> None:
@@ -181,6 +192,17 @@ def test_the_rate_and_the_end_are_what_one_device_finds(tmp_path: Path) -> None:
     assert plans[0]["lr/only"] == plans[1]["lr/only"]
     assert plans[0]["end/only"]["epochs"] < 5
     assert_alike(tmp_path / "two", tmp_path / "one", same=1e-4)
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_a_head_on_a_frozen_body_is_that_of_one_device(tmp_path: Path, precompute: bool) -> None:
+    own: dict[str, Any] = {"draws": 2} if precompute else {"mix": ("mixup", {})}
+    stages = [toy.stage(
+        groups="head", precompute=precompute, batch_norm="sync", batch_size=6, augment=("side_on", {}), **own,
+    )]  # fmt: skip
+    for name, count in (("one", 1), ("two", 2)):
+        on(tmp_path / name, count, stages, pictures=tmp_path / f"{name}-files")
+    assert_alike(tmp_path / "two", tmp_path / "one", same=3e-5)
 
 
 def _diverges(folder: Path, ranks: Ranks) -> str:
