@@ -14,11 +14,12 @@ import pytest
 from streets import write_street
 
 from kbench.commands.train import train
-from kbench.errors import ConfigError, DataError, RankLost
+from kbench.errors import ConfigError, DataError, FoldBusy, RankLost
 from kbench.models.checkpoint import read_checkpoint, read_tensors
 from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.runs.fold_processes import divided_environment
+from kbench.runs.leases import holding
 from kbench.runs.opening import open_run, run_paths
 from kbench.workspace import Choice, FoldPaths
 
@@ -80,6 +81,9 @@ def _kill_a_rank(paths: FoldPaths, *, epochs: int, killed: list[int]) -> None:
 def test_a_killed_device_takes_the_others_down_and_the_fold_goes_on_on_one(root: Path) -> None:
     train(opened(root, "one", *LONG), "0", ONE)
     broken = opened(root, "broken", *LONG)
+    with holding(fold_of(broken), todo="wait"), pytest.raises(FoldBusy, match="another kbench process") as busy:
+        train(broken, "0", TWO)
+    assert busy.value.exit_code == 6
     ranks: list[int] = []
     killer = threading.Thread(
         target=_kill_a_rank, args=(fold_of(broken),), kwargs={"epochs": 4, "killed": ranks}, daemon=True
