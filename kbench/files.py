@@ -12,12 +12,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,6 +31,8 @@ from kbench.errors import Busy, DataError, KbenchError, NoLocks
 
 _TEMPORARY = ".tmp-"
 _NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+_LEFTOVER = re.compile(r"\.tmp-([0-9]+)(?:\.([0-9a-f]{6}))?-")
+_DAY = 24 * 3600
 _OF_SAFETENSORS = ".tmp" + 6 * "[A-Za-z0-9]"  # what safetensors itself writes before it gives a file its name
 
 
@@ -62,9 +68,10 @@ def replacing(path: Path) -> Iterator[Path]:
         DataError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}.{_host()}-{os.urandom(4).hex()}-{path.name}")
     try:
         make_folder(path.parent)
+        _remove_leftovers(path.parent)
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
@@ -89,6 +96,40 @@ def remove_temporaries(path: Path) -> None:
         remove(leftover)
     for leftover in folder.glob(_OF_SAFETENSORS) if path.is_dir() else ():
         remove(leftover)
+
+
+@functools.cache
+def _host() -> str:
+    """Return six digits of this machine's name: a process number means a process on one machine alone."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+@functools.cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed commands left half written in a folder: once for each folder a process writes to.
+
+    A process of this machine that is gone left it behind; what another machine writes is left alone for a day.
+    """
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(_TEMPORARY)]
+    for name in names:
+        match = _LEFTOVER.match(name)
+        if match is None:
+            continue
+        with contextlib.suppress(OSError):
+            here = match[2] == _host()
+            if not _runs(int(match[1])) if here else time.time() - (folder / name).stat().st_mtime > _DAY:
+                (folder / name).unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _write_error(path: Path, error: OSError) -> KbenchError:
@@ -300,6 +341,19 @@ def link_folder(path: Path, to: Path) -> Path:
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
         temporary.symlink_to(to, target_is_directory=True)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _write_error(path, error) from error
+    return path
+
+
+def link_file(path: Path, to: Path) -> Path:
+    """Make `path` a symbolic link to a file, replacing what lies there; return it."""
+    make_folder(path.parent)
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+    try:
+        temporary.symlink_to(to)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

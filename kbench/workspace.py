@@ -276,6 +276,11 @@ class WorkPaths:
         return self.root / "plan.json"
 
     @property
+    def bundle(self) -> Path:
+        """The bundle with its folders, as links, where it was carried without them."""
+        return self.root / "bundle"
+
+    @property
     def predictions(self) -> Path:
         """The folder of what each model said."""
         return self.root / "predictions"

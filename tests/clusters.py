@@ -1,4 +1,4 @@
-"""Real clusters on the loopback, as processes: a scheduler and workers of Dask, a head and a node of Ray."""
+"""Real clusters on the loopback, as processes: a scheduler and workers of Dask, a node of Ray."""
 
 from __future__ import annotations
 
@@ -70,21 +70,19 @@ class Dask:
 
 
 class Ray:
-    """A head with one core, and nodes with one core each."""
+    """A head with some cores, of which a fold takes one."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, cores: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # paths of its sockets are short
-        self.port, self.client = free_port(), free_port()
+        self.port = free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
-        self._start("--head", "--port", str(self.port), "--ray-client-server-port", str(self.client), "--num-cpus",
-                    "0", "--temp-dir", str(self.folder), "--include-dashboard", "false")  # fmt: skip
-        until(lambda: _open(self.port) and _open(self.client))
-        for _ in range(nodes):
-            self._start("--address", f"127.0.0.1:{self.port}", "--num-cpus", "1")
+        self._start("--head", "--port", str(self.port), "--num-cpus", str(cores), "--temp-dir", str(self.folder),
+                    "--include-dashboard", "false")  # fmt: skip
+        until(lambda: _open(self.port))
 
     @property
     def address(self) -> str:
-        return f"ray://127.0.0.1:{self.client}"
+        return f"ray://127.0.0.1:{self.port}"
 
     def _start(self, *words: str) -> None:
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats",

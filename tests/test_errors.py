@@ -134,3 +134,10 @@ def test_what_is_outside_or_no_number_is_refused_with_the_interval(value: object
     assert interval in caught.value.expected
     assert "alpha" in caught.value.what
     assert f"'{value}'" in caught.value.what
+
+
+def test_names_show_the_signs_that_do_not_show() -> None:
+    assert first_names(["cat\u200b", "cat\u00a0", "cafe\u0301", "café", "cat\n"]) == (
+        "'cat\\u200b', 'cat\\xa0', 'cafe\\u0301', 'café', 'cat\\n'"
+    )
+    assert nearest("café", ["cafe\u0301", "dog"]) == "did you mean 'cafe\\u0301'?"

@@ -573,3 +573,26 @@ def test_a_full_disk_under_what_is_put_aside_is_said() -> None:
     out, err = python(code).communicate()
     assert "cannot put aside 900 bytes" in out, err
     assert "TMPDIR" in out
+
+
+def test_what_a_killed_command_left_half_written_is_removed_by_the_next(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from kbench import files
+with files.replacing(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    target, other = tmp_path / "folds" / "digits.csv", tmp_path / "folds" / ".tmp-1.000000-0a0b0c0d-digits.csv"
+    subprocess.run([sys.executable, "-c", script, str(target)], check=False)
+    assert [path.name[:5] for path in target.parent.iterdir()] == [".tmp-"]
+    other.write_text("another machine is writing this")
+    kept = target.parent / ".tmp-digits.lock"
+    kept.write_text("")
+    files.write_text(target, "whole")
+    assert sorted(path.name for path in target.parent.iterdir()) == [other.name, kept.name, "digits.csv"]
+    os.utime(other, (0, 0))
+    files._remove_leftovers.cache_clear()
+    files.write_text(target, "again")
+    assert sorted(path.name for path in target.parent.iterdir()) == [kept.name, "digits.csv"]

@@ -25,6 +25,7 @@ import numpy as np
 import processes
 import pytest
 from streets_and_salt import NAMES, SIGNATE, scene, write_salt, write_street
+from tiffs import tiff
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -161,12 +162,29 @@ def salt_data(root: Path, name: str) -> None:
     write_salt(root / "data" / name, train=40, test=5)
 
 
+def sentinel_data(root: Path, name: str) -> None:
+    data = root / "data" / name
+    noise, rows = np.random.default_rng(0), list[list[object]]()
+    for number in range(20):
+        chip = f"{number * 7919 % 997:08x}"
+        rows.append([chip, "train", number % 2 * 32, number // 2 * 32])
+        for folder, ending, bands in (
+            ("train_features", "_S1", 2),
+            ("train_features", "_S2", 11),
+            ("train_target", "", 1),
+        ):
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            (data / folder / f"{chip}{ending}.tif").write_bytes(tiff(noise.random((8, 8, bands)).astype(np.float32)))
+    table(data / "train.csv", ["chip_id", "split", "x", "y"], rows)
+
+
 DATA: dict[str, Callable[[Path, str], None]] = {
     "camvid": camvid_data,
     "digits": digits_data,
     "dog-breed-identification": dogs_data,
     "dogs-vs-cats-redux-kernels-edition": cats_data,
     "planet-understanding-the-amazon-from-space": planet_data,
+    "sentinel-dense-regression": sentinel_data,
     "signate-ai-edge": signate_data,
     "tgs-salt-identification-challenge": salt_data,
 }

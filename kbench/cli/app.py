@@ -48,6 +48,13 @@ Cluster = Annotated[
         help="dask://HOST:PORT or ray://HOST:PORT: its workers train the folds; they share this folder.",
     ),
 ]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--time-limit", envvar="KBENCH_TIME_LIMIT", show_envvar=True,
+        help="Such as 11h: stop in time, at a resume point; the same command goes on.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of a fold; default: all there are.")]
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _debug = False
@@ -137,7 +144,7 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
 
                 again = f"stopped; `{' '.join(['kbench', *sys.argv[1:]])}` goes on from the last resume point"
                 console.note(str(stop) or again)
-                sys.exit(130)
+                sys.exit(getattr(stop, "exit_code", 130))
             except (KbenchError, typer.Exit):
                 raise
             except BrokenPipeError:  # `kbench list | head`: nobody reads on

@@ -19,7 +19,7 @@ def export(
     hours: Annotated[float, typer.Option("--hours", help="How long the notebook may run.")] = 9.0,
     fp16: Annotated[bool, typer.Option("--fp16", help="Store weights as float16: half the size.")] = False,
     engine: Annotated[str, typer.Option("--engine", help="torch, openvino or onnx.")] = "torch",
-    wheels: Annotated[bool, typer.Option("--wheels", help="Put the kbench wheel into the bundle.")] = False,
+    wheels: Annotated[str | None, typer.Option("--wheels", help="Folder of wheels that the notebook lacks.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Send models trained on all rows.")] = False,
     mixed_folds: Annotated[
         bool, typer.Option("--mixed-folds", help="Let runs on other folds join a plain mean.")
@@ -42,13 +42,19 @@ def export(
         full=full, mixed_folds=mixed_folds, device=device, weights=tuple(weight) if weight else None, combine=combine,
         prune=prune,
     )  # fmt: skip
-    how = ExportOptions(Path(out), hours, fp16, engine, wheels)
+    how = ExportOptions(Path(out), hours, fp16, engine, None if wheels is None else Path(wheels))
     written = run_export(choose(competition, experiment), runs or [], chosen, how)
     if json:
         console.show_json(written)
         return
     console.wrote(written["bundle"])
-    console.result(f"{written['members']} models, {written['bytes'] / 1e6:.1f} MB")
+    each = written["seconds_per_image"]
+    console.result(
+        f"{written['members']} models, {written['bytes'] / 1e6:.1f} MB"
+        + (f", {each:.4f} s an image on this machine" if each else "")
+    )
+    if written["check"] is not None:
+        console.show_table([written["check"]], title="the same rows, not trained on, by the runs and by the bundle")
     console.next_command(f"kbench infer {out} --data DIR --out submission.csv --work work; then kbench push {out}")
 
 
@@ -75,3 +81,33 @@ def infer(
         return
     console.result(f"{written['rows']:,} rows, {written['members']} models, {written['seconds']:.0f} s")
     console.wrote(written["file"])
+
+
+@command()
+def push(
+    bundle: Annotated[str, typer.Argument(help="A folder that `kbench export` wrote.")] = "bundle",
+    competition: Competition = None,
+    accelerator: Annotated[
+        str | None, typer.Option("--accelerator", help="Machine shape, such as NvidiaTeslaT4; default: the CPU alone.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--docker-image", help="Kaggle's image with its digest; default: the first version's.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every request and send none.")] = False,
+    json: Json = False,
+) -> None:
+    """Upload a bundle to Kaggle, run its notebook on the public test set, and see what it wrote."""
+    from kbench import console
+    from kbench.commands.push import PushOptions
+    from kbench.commands.push import push as run_push
+
+    done = run_push(choose(competition), Path(bundle), PushOptions(accelerator, image, dry_run))
+    if json or dry_run:
+        console.show_json(done)
+        return
+    console.result(
+        f"{done['notebook']} version {done['version']}: what it wrote is within {done['difference']:.2g} of what this "
+        "machine writes"
+    )
+    console.wrote(done["file"])
+    console.next_command(f"kbench submit --kernel{f' -c {competition}' if competition else ''}")

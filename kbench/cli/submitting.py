@@ -16,6 +16,7 @@ from kbench.cli.app import (
     Jobs,
     Json,
     Run,
+    TimeLimit,
     choose,
     command,
     refuse_together,
@@ -30,7 +31,10 @@ def submit(
     ] = None,
     competition: Competition = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the score.")] = True,
-    wait_s: Annotated[float, typer.Option("--wait-seconds", help="How long at most.")] = 900.0,
+    wait_s: Annotated[
+        float | None, typer.Option("--wait-seconds", help="How long at most; default: 900, of a notebook 12 h.")
+    ] = None,
+    kernel: Annotated[bool, typer.Option("--kernel", help="The notebook that `kbench push` ran last.")] = False,
     resend: Annotated[
         bool, typer.Option("--resend", help="Its outcome is unknown, and Kaggle's page does not list it: send again.")
     ] = False,
@@ -40,8 +44,10 @@ def submit(
     from kbench import console
     from kbench.commands.submit import submit as run_submit
 
-    refuse_together({"a submission": file, "--file": own})
-    result = run_submit(choose(competition), file, own=own, wait=wait, wait_s=wait_s, resend=resend)
+    refuse_together({"a submission": file, "--file": own, "--kernel": kernel})
+    result = run_submit(
+        choose(competition), file, own=own, kernel=kernel, wait=wait, wait_s=wait_s, resend=resend
+    )
     if json:
         console.show_json(result)
         return
@@ -83,6 +89,7 @@ def run(
     experiment: Experiment = None,
     jobs: Jobs = 1,
     cluster: Cluster = None,
+    time_limit: TimeLimit = None,
     send: Annotated[bool, typer.Option("--submit", help="Send the submission to the service, too.")] = False,
     device: Device = "auto",
     devices: Devices = 1,
@@ -94,9 +101,11 @@ def run(
     from kbench import console
     from kbench.commands.run import run as run_all
     from kbench.runs.fold_job import TrainOptions
+    from kbench.training.deadline import time_limit as limited
 
-    options = TrainOptions(jobs=jobs, device=device, cluster=cluster or None, devices=devices)
-    result = run_all(choose(competition, experiment, name, assign), options, send=send)
+    with limited(time_limit) as ends:
+        options = TrainOptions(jobs=jobs, device=device, cluster=cluster or None, deadline=ends, devices=devices)
+        result = run_all(choose(competition, experiment, name, assign), options, send=send)
     if json:
         console.show_json(result)
         return

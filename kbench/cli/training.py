@@ -18,6 +18,7 @@ from kbench.cli.app import (
     Json,
     Run,
     Threads,
+    TimeLimit,
     choose,
     command,
     next_of,
@@ -40,6 +41,7 @@ def train(
     jobs: Jobs = 1,
     cluster: Cluster = None,
     threads: Threads = None,
+    time_limit: TimeLimit = None,
     device: Device = "auto",
     devices: Devices = 1,
     assign: Assign = None,
@@ -52,6 +54,8 @@ def train(
     from kbench.commands.train import train as run_training
     from kbench.runs.experiment import open_experiment
     from kbench.runs.fold_job import TrainOptions
+    from kbench.training.deadline import Stopped
+    from kbench.training.deadline import time_limit as limited
 
     choice = choose(competition, experiment, run, assign)
     refuse_together({"--full": full, "--fold": fold is not None})
@@ -60,10 +64,12 @@ def train(
     if smoke:
         result = smoke_command.smoke(choice, device=device, devices=devices)
     else:
-        options = TrainOptions(
-            force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None, devices=devices
-        )  # fmt: skip
-        result = run_training(open_experiment(choice), "full" if full else fold, options)
+        with limited(time_limit) as ends:
+            options = TrainOptions(
+                force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends,
+                devices=devices,
+            )
+            result = run_training(open_experiment(choice), "full" if full else fold, options)
     if json:
         console.show_json(result)
     elif smoke:
@@ -74,6 +80,10 @@ def train(
         console.next_command(next_of(result["run"], choice, full=full))
     if result.get("failed"):
         console.warn(f"folds {', '.join(map(str, result['failed']))} failed")
+    if result.get("stopped"):
+        console.note(f"folds {', '.join(map(str, result['stopped']))} stopped in time; the same command goes on")
+        raise typer.Exit(Stopped.exit_code)
+    if result.get("failed"):
         raise typer.Exit(4)
 
 
@@ -110,6 +120,7 @@ def sweep(
     jobs: Jobs = 1,
     cluster: Cluster = None,
     threads: Threads = None,
+    time_limit: TimeLimit = None,
     device: Device = "auto",
     devices: Devices = 1,
     assign: Assign = None,
@@ -119,10 +130,12 @@ def sweep(
     from kbench import console
     from kbench.commands.sweep import sweep as run_sweep
     from kbench.runs.fold_job import TrainOptions
+    from kbench.training.deadline import time_limit as limited
 
     choice = choose(competition, experiment, None, assign)
-    options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None, devices=devices)
-    result = run_sweep(choice, grid, fold, options)
+    with limited(time_limit) as ends:
+        options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends, devices=devices)
+        result = run_sweep(choice, grid, fold, options)
     if json:
         console.show_json(result)
     else:

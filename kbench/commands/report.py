@@ -14,6 +14,7 @@ import numpy as np
 
 from kbench import files
 from kbench.config.section import Component
+from kbench.ensemble.average import with_every_member
 from kbench.ensemble.combiners import mean as plain_mean
 from kbench.ensemble.nested import Recipe, decided_by_part, evaluate, gains
 from kbench.errors import ConfigError
@@ -107,12 +108,11 @@ def _members(look: Look, summary: dict[str, Any]) -> Section:
         return Section(
             "Folds", "Made of somebody else's predictions: there are no snapshots to look into.", shown_parts
         )
-    members = look.oof.result.by_fold
-    judge = curves.Judge(
-        look.metric, look.oof.table, look.groups, look.experiment.competition.ensemble.mean, partial(_decided, look)
-    )
+    mean = look.experiment.competition.ensemble.mean
+    members = with_every_member(look.oof.result.by_fold, mean=mean)
+    judge = curves.Judge(look.metric, look.oof.table, look.groups, mean, partial(_decided, look))
     summary["members"] = look.oof.score["table"]
-    summary["growth"] = curves.growing(judge, members) if curves.member_names(members) else []
+    summary["growth"] = curves.growing(judge, members)
     summary["adds"] = _adds(look)
     caption = "score of each snapshot alone and of their mean"
     if look.experiment.competition.ensemble.decision is not None:
@@ -128,7 +128,7 @@ def _members(look: Look, summary: dict[str, Any]) -> Section:
         plain = out_of_fold_members(
             look.run, look.folds, device=look.options.device, part="oof-plain", views=Component(name="none")
         )  # fmt: skip
-        summary["views"] = curves.view_gains(judge, plain, members)
+        summary["views"] = curves.view_gains(judge, with_every_member(plain, mean=mean), members)
         shown_parts.append(look.grid(summary["views"], "views.csv", "what snapshots and views add, step by step"))
     if look.options.solution:
         summary["test"] = _graded(look)

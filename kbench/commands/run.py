@@ -30,6 +30,8 @@ def run(choice: Choice, options: TrainOptions, *, send: bool) -> dict[str, Any]:
     if not experiment.data.exists():
         download(choice, only=(), force=False)
     trained = train(experiment, "all", options)
+    if trained["stopped"]:
+        options.deadline.stop()
     if trained["failed"]:
         raise TrainingError(
             f"folds {', '.join(map(str, trained['failed']))} failed", "every fold trained",

@@ -35,11 +35,21 @@ from kbench.submission.ledger import (
 )
 from kbench.workspace import Choice
 
+WAIT_S, WAIT_KERNEL_S = 900.0, 12 * 3600.0
+"""Seconds that are waited for the score of a file, and of a notebook, which runs first."""
+
 _STATUS: dict[str, Status] = {"pending": "sent", "complete": "complete", "error": "error"}
 
 
 def submit(
-    choice: Choice, file: str | None, *, own: str | None = None, wait: bool, wait_s: float, resend: bool = False
+    choice: Choice,
+    file: str | None,
+    *,
+    own: str | None = None,
+    kernel: bool = False,
+    wait: bool,
+    wait_s: float | None,
+    resend: bool = False,
 ) -> dict[str, Any]:
     """Check a submission, then send it, or grade it on this machine where the solution is at hand.
 
@@ -47,8 +57,9 @@ def submit(
         choice: the competition.
         file: the file or its name; the newest unsent one by default.
         own: a file that kbench did not write, in place of `file`: checked, copied, and in the ledger without a score.
+        kernel: the newest notebook that `kbench push` ran and nobody sent, in place of a file.
         wait: wait for the score.
-        wait_s: seconds to wait at most.
+        wait_s: seconds to wait at most; 900 of a file and 12 h of a notebook by default.
         resend: the user looked: one whose outcome is unknown is not in the service's list, so send it again.
 
     Raises:
@@ -57,7 +68,7 @@ def submit(
         UnknownOutcome: it was sent and nobody knows whether it counted.
     """
     experiment = open_experiment(choice)
-    entry = _entry(experiment, file) if own is None else _own(experiment, Path(own))
+    entry = _entry(experiment, file, kernel=kernel) if own is None else _own(experiment, Path(own))
     try:
         source = experiment.source()
         solution = source.solution(experiment.data)
@@ -66,7 +77,8 @@ def submit(
         with hold(entry.file) as entry:
             entry, left = _send(experiment, source, entry, resend=resend)
         if wait and entry.status == "sent":
-            entry = _await_score(source, entry, wait_s)
+            usual = WAIT_KERNEL_S if entry.lineage.kernel else WAIT_S
+            entry = _await_score(source, entry, usual if wait_s is None else wait_s)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_stopped(read_entry(entry.file), choice)) from None
     if entry.status == "error":
@@ -78,13 +90,18 @@ def submit(
     return {**_report(entry), "left": left}
 
 
-def _entry(experiment: Experiment, file: str | None) -> Entry:
+def _entry(experiment: Experiment, file: str | None, *, kernel: bool) -> Entry:
     folder = experiment.workspace.submissions(experiment.competition.name)
     if file is None:
         open_ends = [entry for entry in read_ledger(folder) if entry.status in ("sending", "unknown")]
         if open_ends:  # what became of it comes first; it may have counted
             return open_ends[-1]
-        entry = newest_unsent(folder)
+        entry = newest_unsent(folder, kernel=kernel)
+        if entry is None and kernel:
+            raise SubmissionError(
+                f"'{experiment.competition.name}' has no notebook that was not sent yet", "one that `kbench push` ran",
+                "`kbench export`, then `kbench push`",
+            )  # fmt: skip
         if entry is None:
             raise SubmissionError(
                 f"'{experiment.competition.name}' has no submission that was not sent yet", "a file written by kbench",
@@ -149,7 +166,7 @@ def _send(experiment: Experiment, source: Source, entry: Entry, *, resend: bool)
         )  # fmt: skip
     check_submission(entry.file, experiment.read_sample(), format=experiment.format)
     verify_file(entry)
-    left = source.check_open()
+    left = source.check_open(notebook=bool(entry.lineage.kernel))
     if left is not None:
         console.note(f"{counted(left, 'submission')} left before this one")
     if entry.status == "uploading":
@@ -161,15 +178,20 @@ def _submit_once(source: Source, entry: Entry, choice: Choice) -> Entry:
     """Upload a submission and make the one call that counts; every step is in the ledger before it is taken."""
     if entry.status == "sending":  # whoever sent it was killed: this process holds its lock
         entry = update_entry(entry.file, "unknown", message="the sending was cut off")
-    entry = update_entry(entry.file, "uploading")
     lineage = entry.lineage
+    if not lineage.kernel:
+        entry = update_entry(entry.file, "uploading")
     score = "" if lineage.score is None else f", CV {lineage.metric} {lineage.score:.5f}"
     message = f"{', '.join(lineage.runs) or entry.name}{score}"
     try:
-        with console.bar("sending") as advance:
-            upload = source.upload(entry.file, lambda what, done, total: advance(done, total))
-        entry = update_entry(entry.file, "sending")  # with a tag of its own from here on
-        receipt = source.send(upload, message=message, tag=entry.tag)
+        if lineage.kernel:
+            entry = update_entry(entry.file, "sending")
+            receipt = source.send_notebook(lineage.kernel, message=message, tag=entry.tag)
+        else:
+            with console.bar("sending") as advance:
+                upload = source.upload(entry.file, lambda what, done, total: advance(done, total))
+            entry = update_entry(entry.file, "sending")  # with a tag of its own from here on
+            receipt = source.send(upload, message=message, tag=entry.tag)
     except UnknownOutcome as error:
         entry = update_entry(entry.file, "unknown", message=error.what)
         if entry.status != "unknown":  # `kbench leaderboard` has found it meanwhile

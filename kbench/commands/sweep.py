@@ -99,7 +99,10 @@ def _check(first: Experiment, ways: Mapping[tuple[str, ...], Choice], free: Sequ
 def _train(experiment: Experiment, which: str, options: TrainOptions) -> list[int | str]:
     """Train some folds; return those that failed."""
     try:
-        return list(train(experiment, which, options)["failed"])
+        trained = train(experiment, which, options)
+        if trained["stopped"]:
+            options.deadline.stop()
+        return list(trained["failed"])
     except TrainingError as error:  # the only one that was wanted
         console.show_error(error)
         return wanted_folds(experiment, which)

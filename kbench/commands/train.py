@@ -20,6 +20,7 @@ from kbench.runs.out_of_fold import score_of_fold
 from kbench.runs.rank_processes import check_devices, train_on_devices
 from kbench.runs.rates import batch_warnings, found_rates, on_activations, rate_notes
 from kbench.runs.run import Run
+from kbench.training.deadline import Stopped
 from kbench.training.events import Epoch, Note
 from kbench.training.fold import clear, train_fold
 from kbench.training.ranks import ALONE, Ranks
@@ -35,7 +36,7 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
         options: how.
 
     Returns:
-        `run`, the folds that were `trained`, were `done` before or `failed`, and `rates`: what `found_rates` returns.
+        `run`, the folds that were `trained`, were `done` before, `failed` or were `stopped`, and `rates`: what `found_rates` returns.
 
     Raises:
         TrainingError: the only fold that is wanted cannot be trained.
@@ -73,35 +74,39 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
     if activated and options.jobs > 1 and len(todo) > 1:
         console.note(f"--jobs {options.jobs} is not used: every stage trains on activations, and a fold takes seconds")
     here = len(wanted) == 1 or options.jobs == 1 or activated  # the same way, and threads, however often it is killed
+    codes: dict[int | str, int] = {}
     for some in _rounds(experiment, todo):
         if options.cluster:
-            failed += _train_elsewhere(experiment, some, replace(options, threads=asked), paths)
+            codes |= _train_elsewhere(experiment, some, replace(options, threads=asked), paths)
         elif here:
             failed += _train_here(run, some, options, alone=len(wanted) == 1)
         else:
             commands = [_command(experiment, fold, replace(options, threads=asked)) for fold in some]
-            codes = run_commands(commands, workers=Local(options.jobs, options.devices), paths=paths)
-            failed += [fold for fold, code in codes.items() if code]
+            codes |= run_commands(commands, workers=Local(options.jobs, options.devices), paths=paths, deadline=options.deadline)
+        if Stopped.exit_code in codes.values():
+            break
+    stopped = [fold for fold in todo if codes.get(fold) == Stopped.exit_code]
+    failed += [fold for fold, code in codes.items() if code and fold not in stopped]
     rates = found_rates(run)
     for text in rate_notes(rates):
         console.note(text)
     return {
-        "run": paths.name, "trained": [fold for fold in todo if fold not in failed], "done": done, "failed": failed,
+        "run": paths.name, "trained": [fold for fold in todo if fold not in (*failed, *stopped)],
+        "done": done, "failed": failed, "stopped": stopped,
         "rates": rates,
     }  # fmt: skip
 
 
 def _train_elsewhere(
     experiment: Experiment, todo: Sequence[int | str], options: TrainOptions, paths: RunPaths
-) -> list[int | str]:
-    """Train folds on the workers of a cluster; return those that failed."""
+) -> dict[int | str, int]:
+    """Train folds on the workers of a cluster; return their exit codes."""
     from kbench.runs.cluster import Wanted, connected
 
     wanted = Wanted(options.threads, gpu=options.device.startswith("cuda"), paths=paths)
     with connected(str(options.cluster), wanted) as workers:
         commands = [_command(experiment, fold, replace(options, jobs=1), there=True) for fold in todo]
-        codes = run_commands(commands, workers=workers, paths=paths)
-    return [fold for fold, code in codes.items() if code]
+        return run_commands(commands, workers=workers, paths=paths, deadline=options.deadline)
 
 
 def _rounds(experiment: Experiment, todo: Sequence[int | str]) -> list[list[int | str]]:

@@ -113,9 +113,6 @@ def file_problems(section: Input) -> Iterator[Problem]:
         yield Problem("input.dates", f"'{twice[0]}' stands twice", "each date once")
     if section.dates and not any("date" in fields_of(pattern) for pattern in section.files.values()):
         yield Problem("input.dates", "stand in no name of `files`", "write `{date}` where they stand in file names")
-    if section.own_channels is not None and section.own_channels != section.channels:
-        yield Problem("input.channels", f"is {section.own_channels}, and files, dates and bands make "
-                      f"{section.channels}", "remove it: it is counted")  # fmt: skip
 
 
 def _pattern_problems(where: str, pattern: str, dates: Sequence[str]) -> Iterator[Problem]:

@@ -14,10 +14,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from kbench.config.bands import Bands, DateName, FileName, Missing, fields_of
-from kbench.config.section import LATER, Component, Finite, Kind, Positive, Section, Size
+from kbench.config.section import LATER, UNFIT, Component, Finite, Kind, Positive, Section, Size, Surroundings
 from kbench.config.stage import Stage
 from kbench.files import digest, sha256
 
@@ -124,20 +125,19 @@ class Input(Section):
         "error", description="a file of a row that is not there is an error, drops the row, or is masked"
     )
     bands: Annotated[dict[FileName, Bands], LATER] = Field({}, description="what the bands of each file are")
-    _own_channels: int | None = PrivateAttr(None)
 
     @model_validator(mode="after")
-    def _counted(self) -> Self:
+    def _counted(self, info: ValidationInfo) -> Self:
         """Let `channels` be what files, dates and bands make, where the YAML names files."""
-        if self.files:
-            self._own_channels = self.channels if "channels" in self.model_fields_set else None
-            self.__dict__["channels"] = self._count() or self.channels
+        count = self._count()
+        written = "channels" in self.model_fields_set and self.channels != count
+        if count and written and isinstance(info.context, Surroundings):
+            what = f"is {self.channels}, and files, dates and bands make {count}"
+            said = {"where": "input.channels", "what": what, "hint": "remove it: it is counted"}
+            raise PydanticCustomError(UNFIT, "{what}", said)
+        if count:
+            self.__dict__["channels"] = count
         return self
-
-    @property
-    def own_channels(self) -> int | None:
-        """`channels` where the YAML has it beside `files`."""
-        return self._own_channels
 
     @property
     def dated(self) -> list[str]:

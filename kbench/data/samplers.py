@@ -76,6 +76,36 @@ def oversample(targets: np.ndarray | None, n: int, *, to: float = 1.0) -> Sample
     return lambda rng: rng.permutation(positions)
 
 
+@register("sampler", patches=True)
+def patches(
+    targets: np.ndarray | None,
+    n: int,
+    *,
+    per_image: int = 16,
+    positive: float = 0.5,
+    classes: list[str] | None = None,
+) -> Sampler:
+    """Visit every row `per_image` times an epoch, in random order: an epoch of a few scenes is many patches (D-05).
+
+    With `classes`, the crop shows a pixel of one of them in `positive` of the patches, where the mask of the scene has
+    one; how many patches did is logged with every epoch (`positive`).
+
+    Args:
+        targets: of the training rows; not looked at.
+        n: how many training rows there are.
+        per_image: patches of each image in an epoch.
+        positive: share of the patches that are placed on a pixel of a class; others may have some by chance.
+        classes: of dense tasks, the classes that are looked for; none: patches lie anywhere.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    check_number("per_image", per_image, "[1, 1000000]", whole=True)
+    check_number("positive", positive, "[0, 1]")
+    rows = np.repeat(np.arange(n, dtype=np.int64), per_image)
+    return lambda rng: rng.permutation(rows)
+
+
 def _repeats(members: list[np.ndarray], rarest: np.ndarray, to: float) -> np.ndarray:
     """Return [N] how often each row is visited."""
     repeats = np.ones(len(rarest), dtype=np.int64)

@@ -89,6 +89,33 @@ def ensemble_run(
     return _combine(members, names, weights, mean=mean, out=out)
 
 
+def member_names(by_fold: Mapping[Any, Mapping[str, Any]]) -> list[str]:
+    """Return the members that any fold has, in the order of the folds and of their training."""
+    return list(dict.fromkeys(name for of_fold in by_fold.values() for name in of_fold))
+
+
+def with_every_member(
+    by_fold: Mapping[Any, Mapping[str, Predictions]], *, mean: MeanKind
+) -> dict[Any, dict[str, Predictions]]:
+    """Return members of which every fold has all: one that a fold lacks says there what the mean of its others says.
+
+    A fold that stopped early has fewer snapshots than others. With equal weights the mean of what is returned is the
+    mean over each fold's own snapshots, which is what is sent (`ensemble_run`); a weight is shared by the others alike.
+
+    Args:
+        by_fold: fold -> name -> predictions of the fold's rows, or of the same rows by each fold.
+        mean: how the others are averaged.
+    """
+    names = member_names(by_fold)
+    whole: dict[Any, dict[str, Predictions]] = {}
+    for fold, own in by_fold.items():
+        lacking = [name for name in names if name not in own]
+        others = [average(list(own.values()), mean=mean)] * len(lacking) if lacking else []
+        filled = {**own, **dict(zip(lacking, others, strict=True))}
+        whole[fold] = {name: filled[name] for name in names}
+    return whole
+
+
 def concat(parts: Sequence[Predictions], *, out: Path | None = None) -> Predictions:
     """Return the rows of all parts, sorted by id: the out-of-fold predictions of a run from those of its folds.
 
@@ -258,6 +285,8 @@ class Stack:
         covers: [M, K] bool, which targets a member predicts; None: every member predicts all.
         truth: [N, P] or [N, K, P] truth of the pixels of maps; None where the table holds the targets.
         measure: (values [N, K, P], rows) -> [N, K, 3], what the metric takes of maps; None where it takes the values.
+        lent: [M, N] bool, rows whose fold lacks a member: it says there what the mean of its run's others says; None:
+            every fold has every member.
     """
 
     names: tuple[str, ...]
@@ -271,6 +300,7 @@ class Stack:
     covers: np.ndarray | None = None
     truth: np.ndarray | None = None
     measure: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    lent: np.ndarray | None = None
 
     @property
     def targets(self) -> np.ndarray:
@@ -305,7 +335,7 @@ class Stack:
         groups, truth = (None if part is None else part[rows] for part in (self.groups, self.truth))
         return replace(
             self, values=self.values[:, rows], table=self.table.select(rows), fold=self.fold[rows], groups=groups,
-            truth=truth,
+            truth=truth, lent=None if self.lent is None else self.lent[:, rows],
         )  # fmt: skip
 
     def mixed(self, weights: np.ndarray) -> np.ndarray:
@@ -409,4 +439,16 @@ def ranked_by_fold(stack: Stack) -> Stack:
         rows = stack.fold == fold
         for member in range(len(stack.names)):
             values[member, rows] = ranked(stack.values[member, rows])
+        _lend(values, stack, rows)
     return replace(stack, values=values)
+
+
+def _lend(values: np.ndarray, stack: Stack, rows: np.ndarray) -> None:
+    """Give members that a fold lacks the mean rank of their run's others there, as its models rank test rows."""
+    if stack.lent is None:
+        return
+    runs = [name.partition("/")[0] for name in stack.names]
+    borrows = [bool(own[rows].any()) for own in stack.lent]
+    for member in (place for place, one in enumerate(borrows) if one):
+        others = [one for one, run in enumerate(runs) if run == runs[member] and not borrows[one]]
+        values[member, rows] = values[others][:, rows].mean(axis=0)

@@ -115,9 +115,28 @@ def contrasts(
 
     Args and Raises are those of `interval`; `a` and the others are [N, K] predictions.
     """
-    values = [metric(targets, one, table) for one in (a, *others)]
-    first, *rest = _resample(metric, targets, [a, *others], table, groups=groups, draws=draws, seed=seed)
-    return [_percentiles(values[0] - value, first - one, level) for value, one in zip(values[1:], rest, strict=True)]
+    drawn = differences(metric, targets, a, others, table, groups=groups, draws=draws, seed=seed)
+    return [_percentiles(-value, -some, level) for value, some in drawn]
+
+
+def differences(
+    metric: Metric,
+    targets: np.ndarray,
+    base: np.ndarray,
+    others: Sequence[np.ndarray],
+    table: Rows,
+    *,
+    groups: np.ndarray | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> list[tuple[float, np.ndarray]]:
+    """Return `score(other) - score(base)` of each of the others, and [draws] of it on the same draws, NaN without one.
+
+    Args and Raises are those of `interval`; `base` and the others are [N, K] predictions.
+    """
+    values = [metric(targets, one, table) for one in (base, *others)]
+    first, *rest = _resample(metric, targets, [base, *others], table, groups=groups, draws=draws, seed=seed)
+    return [(value - values[0], one - first) for value, one in zip(values[1:], rest, strict=True)]
 
 
 def _percentiles(value: float, scores: np.ndarray, level: float) -> Interval:
@@ -203,13 +222,13 @@ def _resample_rows(
             lengths = sizes[pick]
             ends = np.cumsum(lengths)
             rows = order[np.arange(ends[-1]) + np.repeat(starts[pick] - (ends - lengths), lengths)]
-            drawn = _Drawn(table, rows)
+            drawn = Drawn(table, rows)
             scores.append([metric.function(targets[rows], member[rows], drawn) for member in members])
     return list(np.array(scores, dtype=np.float64).T)
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class Drawn:
     """Rows of a table, some of them several times; what a metric sees of one draw."""
 
     table: Rows
@@ -217,20 +236,25 @@ class _Drawn:
 
     @property
     def ids(self) -> np.ndarray:
+        """[n] ids."""
         return np.asarray(self.table.ids[self.rows])
 
     @property
     def task(self) -> str:
+        """The competition's."""
         return self.table.task
 
     @property
     def target_names(self) -> tuple[str, ...]:
+        """Names of the targets."""
         return self.table.target_names
 
     @property
     def meta(self) -> pd.DataFrame | None:
+        """Metadata of the rows."""
         meta = self.table.meta
         return None if meta is None else meta.iloc[self.rows].reset_index(drop=True)
 
     def column(self, name: str) -> np.ndarray:
+        """[n] values of a column."""
         return np.asarray(self.table.column(name)[self.rows])

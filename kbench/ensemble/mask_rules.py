@@ -1,4 +1,4 @@
-"""From maps to what is sent: thresholds, small objects and holes, empty images (row D-14).
+"""From maps to what is sent: thresholds, openings, small objects and holes, empty images, conflicts (D-14, D-20, B-16).
 
 A post-process is a registered factory that returns a `Rule`. To add one, write a factory here with
 `@register("postprocess")`. Parameters that say `tuned` are chosen by `mask_tuning.py`, which hands back numbers.
@@ -15,16 +15,17 @@ import numpy as np
 
 from kbench.errors import ConfigError, check_number, first_names, nearest
 from kbench.registry import register
-from kbench.tasks import exclusive
+from kbench.tasks import SEGMENTATION, exclusive
 
 Tuned = Literal["tuned", "tuned_per_class"]
 Number = float | dict[str, float] | Tuned
 Flag = bool | dict[str, bool] | Tuned
 NEUTRAL: dict[str, float | bool] = {
-    "threshold": 0.5, "bias": 0.0, "min_object": 0, "min_hole": 0, "largest": False, "empty": 0,
+    "threshold": 0.5, "bias": 0.0, "open": 0, "close": 0, "min_object": 0, "min_hole": 0, "largest": False, "empty": 0,
 }  # fmt: skip
 """What changes nothing, by parameter of `standard`."""
-_RANGES = {"threshold": "[0, 1)", "bias": "(-inf, inf)", "min_object": "[0, inf)", "min_hole": "[0, inf)",
+_RANGES = {"threshold": "[0, 1)", "bias": "(-inf, inf)", "open": "[0, 1000]", "close": "[0, 1000]",
+           "min_object": "[0, inf)", "min_hole": "[0, inf)",
            "empty": "[0, inf)"}  # fmt: skip
 
 
@@ -54,6 +55,28 @@ class Rule:
     def apply(self, maps: np.ndarray) -> np.ndarray:
         """Return the mask of [K, H, W] float32 probabilities."""
         return self.clean(self.pick(maps))
+
+
+@register("postprocess", tasks=("dense_regression",))
+def numbers(*, clamp: tuple[float | None, float | None] = (None, None), _names: tuple[str, ...], _task: str) -> Rule:
+    """Keep predicted numbers within limits (B-16).
+
+    Args:
+        clamp: lowest and highest number, in target units, or null where there is no limit: `[0, null]` for what is
+            never negative.
+        _names: the competition's targets.
+        _task: its task.
+
+    Raises:
+        ConfigError: the limits are no limits.
+    """
+    low, high = (-np.inf if clamp[0] is None else clamp[0]), (np.inf if clamp[1] is None else clamp[1])
+    if not low < high:
+        raise ConfigError(
+            f"maps.postprocess.clamp is {list(clamp)}", "a lowest and a higher highest number, or null",
+            "write `clamp: [0, null]`",
+        )  # fmt: skip
+    return Rule(lambda maps: np.clip(maps, low, high).astype(np.float32))
 
 
 @register("postprocess")
@@ -87,6 +110,8 @@ class _Settings:
 
     threshold: np.ndarray
     bias: np.ndarray
+    open: np.ndarray
+    close: np.ndarray
     min_object: np.ndarray
     min_hole: np.ndarray
     largest: np.ndarray
@@ -101,10 +126,11 @@ class _Settings:
         return np.flatnonzero(self.min_hole > 1).tolist()
 
 
-@register("postprocess")
+@register("postprocess", tasks=SEGMENTATION)
 def standard(
-    *, threshold: Number = 0.5, bias: Number = 0.0, min_object: Number = 0, min_hole: Number = 0, largest: Flag = False,
-    empty: Number = 0, grid: dict[str, list[float | bool]] | None = None, _names: tuple[str, ...], _task: str,
+    *, threshold: Number = 0.5, bias: Number = 0.0, open: Number = 0, close: Number = 0, min_object: Number = 0,
+    min_hole: Number = 0, largest: Flag = False, empty: Number = 0, priority: list[tuple[str, str]] | None = None,
+    grid: dict[str, list[float | bool]] | None = None, _names: tuple[str, ...], _task: str,
 ) -> Rule:  # fmt: skip
     """Weigh classes, fill small holes, take away small objects, and empty images with too little of a class.
 
@@ -116,10 +142,14 @@ def standard(
     Args:
         threshold: a class that may overlap others is predicted above it.
         bias: added to the logarithm of the probabilities of classes that exclude one another.
+        open: width in pixels of the disc that an object must have room for; what is thinner is taken away.
+        close: width in pixels of the disc that a gap must have room for; what is narrower is filled. After `open`.
         min_object: connected pixels (by sides or corners) fewer than this are taken away.
         min_hole: enclosed pixels of other classes, connected by sides, are filled where they are fewer than this.
         largest: keep only the largest object of a class.
         empty: a class with fewer pixels than this in an image, after all else, is taken away.
+        priority: pairs of classes that may overlap: where both are predicted in the end, the second one is taken away;
+            `"*"` is every other class. One pair after the other: `[[waterway_fast, "*"], [buildings, "*"]]`.
         grid: values to try, by parameter, where a parameter is tuned.
         _names: the competition's classes.
         _task: its task.
@@ -127,8 +157,10 @@ def standard(
     Raises:
         ConfigError: a value is out of range, of an unknown class, not used by the task, or not tuned yet.
     """
-    given: dict[str, Any] = {"threshold": threshold, "bias": bias, "min_object": min_object, "min_hole": min_hole,
-                             "largest": largest, "empty": empty}  # fmt: skip
+    given: dict[str, Any] = {
+        "threshold": threshold, "bias": bias, "open": open, "close": close, "min_object": min_object,
+        "min_hole": min_hole, "largest": largest, "empty": empty,
+    }  # fmt: skip
     apart = exclusive(_task, len(_names))
     unused = "threshold" if apart else "bias"
     if given[unused] != NEUTRAL[unused]:
@@ -138,6 +170,13 @@ def standard(
             "`bias`, since the most probable class counts" if apart else "`threshold`, since each class stands alone",
             f"remove `{unused}` in the YAML",
         )
+    if apart and (priority or open or close):
+        raise ConfigError(
+            "maps.postprocess with open, close or priority for classes that exclude one another",
+            "`min_object` and `min_hole`: a pixel of these classes is always one of them",
+            "remove them in the YAML, or set `task: multi_label_segmentation`",
+        )
+    pairs = _pairs(priority or [], _names)
     for name in [*(grid or {})]:
         if name not in NEUTRAL:
             raise ConfigError(f"maps.postprocess.grid for '{name}'", f"one of {', '.join(NEUTRAL)}",
@@ -147,7 +186,34 @@ def standard(
         weights = np.exp(settings.bias.astype(np.float32))
         return Rule(lambda maps: _most_probable(maps, weights), lambda mask: _clean_index(mask, settings))
     above = settings.threshold.astype(np.float32)[:, None, None]
-    return Rule(lambda maps: (maps > above).astype(np.uint8), lambda mask: _clean_layers(mask, settings))
+    return Rule(
+        lambda maps: (maps > above).astype(np.uint8), lambda mask: _settled(_clean_layers(mask, settings), pairs)
+    )
+
+
+def _pairs(priority: Sequence[tuple[str, str]], names: Sequence[str]) -> list[tuple[int, list[int]]]:
+    """Return (the class that stays, those that give way to it) by number, in the order of the YAML."""
+    strange = [name for pair in priority for name in pair if name not in (*names, "*")]
+    first = [pair for pair in priority if pair[0] == "*" or pair[0] == pair[1]]
+    if strange or first:
+        raise ConfigError(
+            f"maps.postprocess.priority names {first_names(strange or list(first[0]))}",
+            f'pairs of two of {first_names(list(names), 30)}, the second one perhaps `"*"`',
+            nearest(strange[0], names) if strange else "correct maps.postprocess.priority in the YAML",
+        )
+    numbers = list(names)
+    return [
+        (numbers.index(stays), [k for k, name in enumerate(names) if name != stays and loses in (name, "*")])
+        for stays, loses in priority
+    ]
+
+
+def _settled(mask: np.ndarray, pairs: Sequence[tuple[int, list[int]]]) -> np.ndarray:
+    """Return [K, H, W] layers, of which the second of each pair gives way to the first; changed in place."""
+    for stays, losing in pairs:
+        for k in losing:
+            mask[k] &= 1 - mask[stays]
+    return mask
 
 
 def _per_class(name: str, value: Any, names: Sequence[str]) -> np.ndarray:
@@ -171,9 +237,19 @@ def _per_class(name: str, value: Any, names: Sequence[str]) -> np.ndarray:
 def _clean_layers(mask: np.ndarray, settings: _Settings) -> np.ndarray:
     mask = mask.copy()
     for k, layer in enumerate(mask):
+        for operation, width in ((cv2.MORPH_OPEN, settings.open[k]), (cv2.MORPH_CLOSE, settings.close[k])):
+            if width > 1:
+                layer[:] = _morphed(layer, operation, int(width))
         layer |= small_holes(layer, settings.min_hole[k])
         layer &= 1 - _unwanted(layer, settings, k)
     return mask
+
+
+def _morphed(layer: np.ndarray, operation: int, width: int) -> np.ndarray:
+    """Return an [H, W] layer opened or closed by a disc; beyond the image all is as at its border."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    wide = cv2.copyMakeBorder(layer, width, width, width, width, cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.morphologyEx(wide, operation, disc)[width:-width, width:-width])
 
 
 def _clean_index(mask: np.ndarray, settings: _Settings) -> np.ndarray:

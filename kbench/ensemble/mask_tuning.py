@@ -101,6 +101,8 @@ Advance = Callable[[int, int], None]
 GRID: dict[str, tuple[float | bool, ...]] = {
     "threshold": (0.5, 0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7),
     "bias": (0.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0),
+    "open": (0, 3, 5, 9),
+    "close": (0, 3, 5, 9),
     "min_object": (0, 10, 30, 100, 300),
     "min_hole": (0, 10, 30, 100, 300),
     "largest": (False, True),

@@ -245,7 +245,8 @@ def gains(stack: Stack, recipe: Recipe, outcome: Outcome[Fit]) -> list[dict[str,
 
     `adds` is the nested score less that of the same mixtures without the member (the others keep their weights, and
     each fold its thresholds), larger is better whatever the metric. An interval around 0 says that it may be chance.
-    Members without weight add nothing; a single one, or the only one of a target, has nothing to be left out of.
+    Members without weight add nothing; a single one, or the only one of a target, has nothing to be left out of. A
+    member that some folds lack is scored `alone` on the rows of the others.
     """
     if recipe.combiner.ranks:
         stack = ranked_by_fold(stack)
@@ -260,13 +261,23 @@ def gains(stack: Stack, recipe: Recipe, outcome: Outcome[Fit]) -> list[dict[str,
         alone = np.zeros(len(weights))
         alone[member] = 1
         values = _nested(stack, recipe, outcome.parts, fits, only=alone) if stack.complete(alone) else None
+        score = None if values is None else _own_score(stack, member, values)
         gain = gain_of.get(member)
         records.append(
             {"member": stack.names[member], "weight": float(weights[member]),
-             "alone": None if values is None else stack.score(values),
+             "alone": score,
              "adds": gain and gain.value, "low": gain and gain.low, "high": gain and gain.high}
         )  # fmt: skip
     return records
+
+
+def _own_score(stack: Stack, member: int, values: np.ndarray) -> float | None:
+    """Return the score of a member's predictions on the rows of the folds that have it; None where there is none."""
+    if stack.lent is None or not stack.lent[member].any():
+        return stack.score(values)
+    own = ~stack.lent[member]
+    few = stack.select(own)
+    return few.metric.or_none(few.targets, few.measured(values[own]), few.table)
 
 
 def _without(weights: np.ndarray, member: int) -> np.ndarray:

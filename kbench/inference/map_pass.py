@@ -176,6 +176,7 @@ def sampled(job: MapJob, members: Sequence[MapMember], *, pixels: int) -> Iterat
         for place, member in enumerate(shelf.members):
             shown = shelf.normaliser(place)(images)
             maps, _ = make(shelf.model(place, shown), shown, member.precision)
+            maps = maps if member.units is None else member.units.restored(maps)
             values.append(maps.flatten(2)[..., places])
         stacked, truth = torch.stack(values, 1).cpu().numpy(), target[..., places].cpu().numpy()
         for position, row in enumerate(some.rows):
@@ -187,7 +188,9 @@ def views_apart(job: MapJob, member: MapMember) -> Iterator[tuple[int, np.ndarra
     shelf, make = _Shelf([member], job.make.device), job.make
     for some in _groups(job, member.scale):
         shown = shelf.normaliser(0)(some.images.to(make.device, non_blocking=True))
-        stacked = torch.stack(list(make.apart(shelf.model(0, shown), shown, member.precision)), 1).cpu().numpy()
+        views = list(make.apart(shelf.model(0, shown), shown, member.precision))
+        views = views if member.units is None else [member.units.restored(view) for view in views]
+        stacked = torch.stack(views, 1).cpu().numpy()
         yield from zip(some.rows, stacked, strict=True)
 
 

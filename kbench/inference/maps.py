@@ -16,6 +16,24 @@ from kbench.inference.views import View
 from kbench.inference.windows import Model, Windows
 from kbench.models.device import Precision, autocast, in_parts
 from kbench.models.outputs import probabilities
+from kbench.models.width import width_of
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A model as windows see it.
+
+    Attributes:
+        forward: [b, C, h, w] -> [b, K, h, w].
+        width: channels of its widest layer at the size of the image.
+    """
+
+    forward: Model
+    width: int
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Return the answer to a batch, in halves where memory does not hold it."""
+        return in_parts(lambda parts: self.forward(parts[0]), [batch])
 
 
 @dataclass(frozen=True)
@@ -60,10 +78,7 @@ class MapMaker:
 
     def apart(self, model: nn.Module, images: Tensor, precision: Precision) -> Iterator[Tensor]:
         """Yield [B, K, H, W] float32 of each view; the arguments are those of a call."""
-
-        def answer(batch: Tensor) -> Tensor:
-            return in_parts(lambda parts: self._forward(model, parts[0], precision), [batch])
-
+        answer = _Answer(lambda batch: self._forward(model, batch, precision), width_of(model, images))
         for view in self.views:
             with torch.inference_mode():
                 values = self._one_view(answer, images, view)

@@ -21,7 +21,8 @@ from kbench.tasks import exclusive
 
 Model = Callable[[Tensor], Tensor]
 Pixels = int | tuple[int, int]
-_AT_ONCE = 1 << 22  # pixels of windows in one forward pass
+_AT_ONCE = 1 << 28  # bytes of the widest layer in one forward pass
+_WIDE = 16  # channels of that layer where a model does not say
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class Windows:
 
     Attributes:
         predict: (model, images) -> [B, K, H, W] float32; `model` maps normalised [b, C, h, w] to [b, K, h, w]
-            probabilities, images are normalised [B, C, H, W].
+            probabilities, images are normalised [B, C, H, W]. Its attribute `width`, if it has one, says how many
+            channels its widest layer has at the size of the image: so many windows go through it at once as memory
+            holds, whatever the bands.
     """
 
     predict: Callable[[Model, Tensor], Tensor]
@@ -76,7 +79,7 @@ def grid(*, size: Pixels = 512) -> Windows:
     Args:
         size: side of a window in pixels, or [height, width]; smaller images are reflected to it.
     """
-    return _tiles(size, None, smooth=False)
+    return _tiles(size, None, smooth=False, edge=0)
 
 
 @register("windows")
@@ -85,6 +88,7 @@ def overlap(
     size: Pixels = 512,
     stride: Pixels | None = None,
     smooth: bool = True,
+    edge: int = 0,
     vote: bool = False,
     _task: str = "segmentation",
 ) -> Windows:
@@ -94,25 +98,40 @@ def overlap(
         size: side of a window in pixels, or [height, width].
         stride: distance of neighbours in pixels, or [down, across]; half the size by default.
         smooth: weigh a window's middle more than its border, by a raised cosine, so that no seam shows.
+        edge: pixels of a window's border that are not looked at, but at the border of the image (D-10): there a network
+            sees what it has filled in.
         vote: count each window's most probable class instead (S-09, the original's way).
 
     Raises:
-        ConfigError: the stride is longer than the window, or numbers are to be voted for.
+        ConfigError: the stride is longer than what is looked at of a window, or numbers are to be voted for.
     """
     height, width = _size(size)
     steps = _size(stride) if stride is not None else (max(1, height // 2), max(1, width // 2))
-    if steps[0] > height or steps[1] > width:
+    check_number("maps.windows.edge", edge, "[0, 16000]", whole=True)
+    if steps[0] > height - 2 * edge or steps[1] > width - 2 * edge:
+        inside = f" without a border of {edge}" if edge else ""
         raise ConfigError(
-            f"windows of {height} x {width} pixels every {steps[0]} x {steps[1]} leave pixels out",
-            "a stride no longer than the window",
-            "correct maps.windows.stride",
+            f"windows of {height} x {width} pixels{inside} every {steps[0]} x {steps[1]} leave pixels out",
+            "a stride no longer than the window" + (", its borders taken off" if edge else ""),
+            "correct maps.windows.stride" + (" or maps.windows.edge" if edge else ""),
         )
-    tiles = _tiles(size, steps, smooth=smooth)
+    tiles = _tiles(size, steps, smooth=smooth, edge=edge)
     if not vote:
         return tiles
     if _task == "dense_regression":
         raise ConfigError("maps.windows.vote of numbers", "classes, which can be voted for", "remove `vote: true`")
-    return Windows(lambda model, images: tiles.predict(lambda cut: _vote(model(cut), _task), images))
+    return Windows(lambda model, images: tiles.predict(_Voting(model, _task), images))
+
+
+class _Voting:
+    """A model whose answers are counted as votes."""
+
+    def __init__(self, model: Model, task: str) -> None:
+        self._model, self._task, self.width = model, task, getattr(model, "width", _WIDE)
+
+    def __call__(self, cut: Tensor) -> Tensor:
+        """Return the votes of each pixel."""
+        return _vote(self._model(cut), self._task)
 
 
 def _size(size: Pixels | None) -> Size:
@@ -131,7 +150,7 @@ def starts(length: int, window: int, step: int) -> list[int]:
     return [*places, length - window]
 
 
-def _tiles(size: Pixels, stride: Size | None, *, smooth: bool) -> Windows:
+def _tiles(size: Pixels, stride: Size | None, *, smooth: bool, edge: int) -> Windows:
     height, width = _size(size)
     steps = stride or (height, width)
 
@@ -145,28 +164,41 @@ def _tiles(size: Pixels, stride: Size | None, *, smooth: bool) -> Windows:
         weight = _hill(height, width, area) if smooth else torch.ones(height, width, device=area.device)
         total: Tensor | None = None
         weights = torch.zeros(area.shape[-2:], device=area.device)
-        for some in _together(corners, height * width * len(area)):
+        wide = max(getattr(model, "width", _WIDE), images.shape[1])
+        for some in _together(corners, height * width * len(area) * wide * 4):
             cut = torch.cat([area[..., top : top + height, left : left + width] for top, left in some])
             answers = model(cut)
             answers = answers.view(len(some), len(area), *answers.shape[1:])  # [windows, B, K, h, w]
             if total is None:
                 total = torch.zeros(len(area), answers.shape[2], *area.shape[-2:], device=area.device)
             for (top, left), answer in zip(some, answers, strict=True):
-                spot = (..., slice(top, top + height), slice(left, left + width))
+                rows = _looked_at(top, height, area.shape[-2], edge)
+                columns = _looked_at(left, width, area.shape[-1], edge)
+                spot = (..., _moved(rows, top), _moved(columns, left))
+                answer = answer[..., rows, columns]
                 if stride is None:  # a pixel is one window's: the last one that shows it
                     total[spot], weights[spot[1:]] = answer, 1
                 else:
-                    total[spot] += answer * weight
-                    weights[spot[1:]] += weight
+                    total[spot] += answer * weight[rows, columns]
+                    weights[spot[1:]] += weight[rows, columns]
         assert total is not None, "an image has a window"
         return (total / weights)[place]
 
     return Windows(predict)
 
 
-def _together(corners: list[tuple[int, int]], pixels: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield as many windows at a time as go through the network at once."""
-    count = max(1, _AT_ONCE // pixels)
+def _looked_at(start: int, length: int, whole: int, edge: int) -> slice:
+    """Return what is looked at of a window, along one axis: all but its borders that are not the image's."""
+    return slice(edge if start > 0 else 0, length - edge if start + length < whole else length)
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
+
+
+def _together(corners: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield as many windows at a time as go through the network at once, one of `size` bytes."""
+    count = max(1, _AT_ONCE // size)
     for first in range(0, len(corners), count):
         yield corners[first : first + count]
 

@@ -39,7 +39,8 @@ class _Mean(nn.Module):
         weights = self.weights(maps, valid, there)
         batch, dates = valid.shape
         spread = maps.new_zeros(batch * dates, *maps.shape[1:]).index_copy(0, there, maps)
-        return (spread.view(batch, dates, *maps.shape[1:]) * weights.to(maps.dtype).unsqueeze(2)).sum(1)
+        pooled: Tensor = (spread.view(batch, dates, *maps.shape[1:]) * weights.to(maps.dtype).unsqueeze(2)).sum(1)
+        return pooled
 
 
 class _Attention(_Mean):
@@ -56,7 +57,8 @@ class _Attention(_Mean):
         scores = self.score(maps.permute(0, 2, 3, 1))[..., 0].float()  # [M, h, w]
         batch, dates = valid.shape
         every = scores.new_full((batch * dates, *scores.shape[1:]), -torch.inf).index_copy(0, there, scores)
-        return every.view(batch, dates, *scores.shape[1:]).softmax(1)
+        weights: Tensor = every.view(batch, dates, *scores.shape[1:]).softmax(1)
+        return weights
 
 
 class _OverDates(nn.Module):
@@ -80,7 +82,7 @@ class _OverDates(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K, H, W] of [B, C, H, W], C = D * bands + undated."""
         shown, valid = self.unfolded(images)
-        selects = not (torch.jit.is_tracing() or torch.compiler.is_compiling())  # what is exported has one shape
+        selects = not (torch._C._get_tracing_state() or torch.compiler.is_compiling())  # what is exported has one shape
         there = valid.flatten().nonzero()[:, 0] if selects else torch.arange(valid.numel(), device=valid.device)
         if not selects:
             valid = torch.ones_like(valid)
@@ -97,7 +99,7 @@ class _OverDates(nn.Module):
         is refused where it is read.
         """
         dated = images.shape[1] - self.undated
-        shown = images[:, :dated].unflatten(1, (self.dates, dated // self.dates))
+        shown = images[:, :dated].reshape(len(images), self.dates, dated // self.dates, *images.shape[-2:])
         known = (shown != 0) & ~shown.isnan()
         valid = known.flatten(2).any(2)
         valid = valid | ~valid.any(1, keepdim=True)

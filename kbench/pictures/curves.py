@@ -2,8 +2,8 @@
 
 Schedules are pure functions of the update, so the picture of the rates is exact; a rate that is still to be found is
 drawn in units of itself. Losses, scores and range tests are drawn from the folds' logs and CSVs alone. What members add
-is counted out of fold, so for the rows no model of the mean has seen; a member is a snapshot, such as `cycles-2`, of
-every fold. To show more of a stage, add a field to `StageRates`; to compare other mixtures, hand `stacked` other names.
+is counted out of fold, so for the rows no model of the mean has seen; a member is a snapshot, such as `cycles-2`. To
+show more of a stage, add a field to `StageRates`; to compare other mixtures, hand `stacked` other names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 
 from kbench import records
 from kbench.data.table.table import Table
-from kbench.ensemble.average import aligned, average, concat
+from kbench.ensemble.average import aligned, average, concat, member_names
 from kbench.ensemble.bootstrap import interval, paired
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import Metric
@@ -104,7 +104,7 @@ def _thinned(count: int) -> np.ndarray:
 
 
 Members = Mapping[int | str, Mapping[str, Predictions]]
-"""fold -> member -> predictions of the fold's rows; members in the order they were trained."""
+"""fold -> member -> predictions of the fold's rows; the same members for every fold, in the order of training."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,6 @@ class Judge:
     def values(self, predictions: Predictions) -> np.ndarray:
         """Return [N, K] in the table's order, decided."""
         return self.decide(aligned(predictions, ids=self.table.ids, names=self.table.target_names))
-
-
-def member_names(members: Members) -> list[str]:
-    """Return the members that every fold has, in the order they were trained."""
-    first, *others = members.values()
-    return [name for name in first if all(name in other for other in others)]
 
 
 def stacked(members: Members, names: Sequence[str], *, mean: Literal["arithmetic", "geometric"]) -> Predictions:

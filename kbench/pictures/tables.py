@@ -6,6 +6,7 @@ with bootstrap intervals. To add a table, write a function here that returns rec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,14 +23,27 @@ from kbench.metrics.classification import binary_auc
 from kbench.metrics.metric import Metric
 from kbench.pictures.confusion import confusion_matrix, label_confusion
 
+_FORMULA = tuple("=+-@\t\r")  # what a formula may begin with
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 _MOST_VALUES = 20  # slices of a column; more become ranges, or the rest
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Write records as CSV; return the path."""
+    """Write records as CSV; return the path.
+
+    Texts that a spreadsheet would take for a formula get an apostrophe in front: names of classes and ids come from
+    whoever made the data.
+    """
+    plain = [{_no_formula(name): _no_formula(value) for name, value in row.items()} for row in rows]
     with files.replacing(path) as temporary:
-        pd.DataFrame(list(rows)).to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
+        pd.DataFrame(plain).to_csv(temporary, index=False, lineterminator="\n", float_format="%.6g")
     return path
+
+
+def _no_formula(value: Any) -> Any:
+    """Return a cell that no spreadsheet computes."""
+    text = isinstance(value, str) and value[:1] in _FORMULA and not _NUMBER.fullmatch(value)
+    return f"'{value}" if text else value
 
 
 def class_table(

@@ -7,7 +7,7 @@ section where the page is composed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
@@ -82,7 +82,7 @@ class Page:
         title: heading and window title.
         subtitle: one line under it.
         facts: numbers at the top.
-        sections: chapters, those without parts and text left out.
+        sections: chapters; tables without rows and chapters of nothing else, or of nothing, are left out.
         warnings: what the reader must know first.
     """
 
@@ -134,7 +134,7 @@ _SHARES = ("share", "recall", "precision", "f1", "auc", "accuracy", "iou", "dice
 
 def render(page: Page) -> str:
     """Return the page as HTML; pictures and CSVs are linked by relative path."""
-    sections = [section for section in page.sections if section.parts or section.text]
+    sections = [filled for section in page.sections if (filled := _filled(section)) is not None]
     links = "".join(f'<a href="#part-{number}">{escape(part.title)}</a>' for number, part in enumerate(sections))
     warnings = "".join(f'<p class="warn">{escape(text)}</p>' for text in page.warnings)
     body = "".join(_section(number, section) for number, section in enumerate(sections))
@@ -147,6 +147,12 @@ def render(page: Page) -> str:
         "<footer>Written by kbench from the files of this run; every table is also a CSV beside its picture.</footer>"
         "</body></html>\n"
     )
+
+
+def _filled(section: Section) -> Section | None:
+    """Return a section without its empty tables; None where nothing is left to show."""
+    parts = [part for part in section.parts if isinstance(part, Picture) or part.rows]
+    return replace(section, parts=parts) if parts or (section.text and not section.parts) else None
 
 
 def _fact(fact: Fact) -> str:
@@ -170,8 +176,6 @@ def _picture(picture: Picture) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    if not grid.rows:
-        return ""
     names = list(grid.rows[0])
     number = {
         name: any(isinstance(row.get(name), int | float) for row in grid.rows)

@@ -147,6 +147,7 @@ def _description(combined: Blend) -> dict[str, Any]:
         "views": competition.tta.model_dump(mode="json"), "windows": competition.maps.windows.model_dump(mode="json"),
         "input": competition.input.model_dump(mode="json"),
         "format": competition.submission.format.model_dump(mode="json"), "sample": competition.submission.sample,
+        "file": f"submission{experiment.format.suffix}{'.gz' if competition.submission.gzip else ''}",
         "metric": competition.metric.model_dump(mode="json"),
         "score": {key: score.get(key) for key in ("metric", "maximise", "score", "low", "high", "optimism")},
         "thresholds": combined.thresholds, "gains": combined.gains,

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from kbench import records
+from kbench import files, records
 from kbench.config.reading import read_yaml, validate
 from kbench.data.table.table import Table
-from kbench.errors import ConfigError
+from kbench.errors import ConfigError, counted, first_names
 from kbench.models.checkpoint import Checkpoint
 from kbench.runs import map_results
 from kbench.runs.blend import Blend
 from kbench.runs.bundle import VERSION
+from kbench.runs.bundle_engines import engine_of
 from kbench.runs.experiment import Experiment
 from kbench.runs.opening import read_manifest
 from kbench.runs.results import Share, recipe_of
@@ -67,19 +68,20 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     return records.read_record(path, keys=_KEYS, todo="`kbench export` writes the bundle anew")
 
 
-def open_bundle(folder: Path, work: Path, *, engine: Engine | None = None) -> Bundle:
+def open_bundle(folder: Path, work: Path) -> Bundle:
     """Open a bundle as the ensemble it was made of.
 
     Args:
-        folder: the bundle; it may be read-only.
+        folder: the bundle; it may be read-only, and may have lost its folders on the way (`flat_name`).
         work: where predictions and decoded images go.
-        engine: snapshot -> its network as another engine than torch runs it.
 
     Raises:
         ConfigError: it is no bundle, or one of another kbench.
         DataError: its record is damaged.
     """
-    said, paths = read_bundle(folder), BundlePaths(folder)
+    said = read_bundle(folder)
+    paths = _with_folders(BundlePaths(folder), said, work)
+    engine = engine_of(paths, said["engine"])
     shares = tuple(_share(paths, one, work, engine) for one in said["runs"])
     first = shares[0].run.experiment
     train = replace(first.train, target_names=tuple(said["targets"]))
@@ -91,6 +93,25 @@ def open_bundle(folder: Path, work: Path, *, engine: Engine | None = None) -> Bu
         said["score"], said["gains"],
     )  # fmt: skip
     return Bundle(paths, said, combined)
+
+
+def _with_folders(paths: BundlePaths, said: Mapping[str, Any], work: Path) -> BundlePaths:
+    """Return the bundle's files as they were written; links make folders of them where they were carried without."""
+    listed = said.get("files", [])
+    gone = [one for one in listed if not (paths.root / one["path"]).is_file()]
+    if not gone:
+        return paths
+    lost = [one["path"] for one in gone if not (paths.root / one["name"]).is_file()]
+    if lost:
+        raise ConfigError(
+            f"the bundle '{paths.root}' lacks {counted(len(lost), 'file')}: {first_names(lost)}", "every file it lists",
+            "`kbench push` uploads it again; `kbench export` writes it anew",
+        )  # fmt: skip
+    root = WorkPaths(work).bundle
+    for one in listed:
+        flat = paths.root / one["name"]
+        files.link_file(root / one["path"], flat if flat.is_file() else paths.root / one["path"])
+    return BundlePaths(root)
 
 
 def _share(paths: BundlePaths, one: Mapping[str, Any], work: Path, engine: Engine | None) -> Share:

@@ -8,6 +8,7 @@ believes. `docs/adr/0014-clusters.md` says why joblib's backends are not between
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
@@ -170,11 +171,12 @@ class DaskWorkers:
 
     def _connect(self, seconds: float) -> None:
         try:
-            from distributed import Client
+            import distributed
         except ImportError as error:
             raise _missing("dask", error) from error
         try:
-            self._client = Client(f"tcp://{self.where}", timeout=seconds, set_as_default=False)
+            library: Any = distributed
+            self._client = library.Client(f"tcp://{self.where}", timeout=seconds, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
             raise _silent(f"dask://{self.where}", "dask scheduler", error) from error
 
@@ -252,7 +254,7 @@ class _DaskAttempt:
                 self.future.cancel()
         return self.code
 
-    def stop(self) -> None:
+    def stop(self, *, gently: bool) -> None:
         files.write_text(Path(self.pool.environment[STOP]), "")
 
 
@@ -277,7 +279,7 @@ def _threads(count: int) -> dict[str, str]:
 
 @dataclass
 class RayWorkers:
-    """Nodes of a Ray cluster, through its client port (10001 by default). Ray itself keeps folds waiting for room."""
+    """Nodes of a Ray cluster, one of which is this machine. Ray itself keeps folds waiting for room."""
 
     where: str
     wanted: Wanted
@@ -293,8 +295,8 @@ class RayWorkers:
             raise _missing("ray", error) from error
         self._ray = ray
         try:
-            ray.init(f"ray://{self.where}", log_to_driver=False, logging_level="ERROR", namespace="kbench")
-        except (OSError, ValueError, RuntimeError) as error:
+            ray.init(self.where, log_to_driver=False, logging_level=logging.ERROR, namespace="kbench")
+        except (OSError, ValueError, RuntimeError) as error:  # a port without a cluster, or no node on this machine
             raise _silent(f"ray://{self.where}", "ray start --head", error) from error
 
     def workers(self) -> list[dict[str, Any]]:
@@ -345,7 +347,7 @@ class _RayAttempt:
                     self.code = _GONE
         return self.code
 
-    def stop(self) -> None:
+    def stop(self, *, gently: bool) -> None:
         files.write_text(Path(self.pool.environment[STOP]), "")
 
 

@@ -27,6 +27,7 @@ from kbench.runs import parts
 from kbench.runs.experiment import Experiment, decoding_of, size_reader
 from kbench.runs.parts import activations_of
 from kbench.runs.run import Run
+from kbench.training.deadline import NONE, Deadline
 from kbench.training.fold import begin
 from kbench.training.fold_context import FoldContext, Log, Plan
 from kbench.training.ranks import ALONE, Ranks
@@ -108,6 +109,7 @@ class TrainOptions:
         limit: batches per stage of a smoke run.
         devices: that train each fold together.
         cluster: `dask://HOST:PORT` or `ray://HOST:PORT`, whose workers train folds; None for this machine.
+        deadline: when to stop.
     """
 
     force: bool = False
@@ -117,6 +119,7 @@ class TrainOptions:
     limit: int | None = None
     devices: int = 1
     cluster: str | None = None
+    deadline: Deadline = NONE
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions, ranks: Ranks 
         valid_batch_size=competition.loader.valid_batch_size,
         checkpoint_s=60 * competition.loader.checkpoint_minutes, limit=options.limit,
         masks=parts.masks_of(competition, experiment.train, experiment.workspace.cache(), what="training"),
-        windows=parts.build_windows(competition), standardise=competition.model.standardise,
+        windows=parts.build_windows(competition), standardise=competition.model.standardise, deadline=options.deadline,
         activations=activations_of(
             competition, experiment.train, experiment.workspace.cache(), images, device=device,
             plugins=experiment.plugin_files(),

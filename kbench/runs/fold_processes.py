@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from kbench import files, records
 from kbench.errors import DataError, FoldBusy
 from kbench.machine import cores
+from kbench.training.deadline import NONE, Deadline, Stopped
 from kbench.workspace import RunPaths
 
 _POLL_S = 1.0
@@ -56,8 +57,8 @@ class Attempt(Protocol):
     def poll(self) -> int | None:
         """Return its exit code, below 0 where it was killed or its machine is gone; None while it runs."""
 
-    def stop(self) -> None:
-        """Tell it to stop at once; it can go on later from its last resume point."""
+    def stop(self, *, gently: bool) -> None:
+        """Tell it to stop at its next resume point, or at once; it can go on later."""
 
 
 class Workers(Protocol):
@@ -105,9 +106,9 @@ class _Process:
     def poll(self) -> int | None:
         return self.process.poll()
 
-    def stop(self) -> None:
+    def stop(self, *, gently: bool) -> None:
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGTERM if gently else signal.SIGINT)
 
 
 def start_fold(words: Sequence[str], environment: Mapping[str, str], log: Path | str) -> subprocess.Popen[bytes]:
@@ -138,11 +139,13 @@ def run_fold(words: Sequence[str], environment: Mapping[str, str], log: str) -> 
         with suppress(subprocess.TimeoutExpired):
             return process.wait(_POLL_S)
         if stop and not told and os.path.exists(stop):
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # which lets it write a resume point
             told = True
 
 
-def run_commands(commands: Sequence[FoldCommand], *, workers: Workers, paths: RunPaths) -> dict[int | str, int]:
+def run_commands(
+    commands: Sequence[FoldCommand], *, workers: Workers, paths: RunPaths, deadline: Deadline = NONE
+) -> dict[int | str, int]:
     """Train folds in processes; a failed one does not stop the others.
 
     Where workers are elsewhere, a fold whose worker died is begun again, and so is one whose worker is silent, while
@@ -152,15 +155,16 @@ def run_commands(commands: Sequence[FoldCommand], *, workers: Workers, paths: Ru
         commands: the folds.
         workers: who trains them.
         paths: the run; each fold's output goes to its `console.log`.
+        deadline: when to stop; the processes know its time themselves, but a signal only by us.
 
     Returns:
-        Each fold's exit code.
+        Each fold's exit code; 5 where it stopped in time.
 
     Raises:
         KeyboardInterrupt: the user stopped; every fold was told to stop and can go on later.
     """
     folds = {command.fold: Folding(command, paths) for command in commands}
-    looked = time.monotonic()
+    looked, told = time.monotonic(), False
     with live_table(list(folds), paths, folds):
         try:
             while any(fold.code is None for fold in folds.values()):
@@ -168,6 +172,12 @@ def run_commands(commands: Sequence[FoldCommand], *, workers: Workers, paths: Ru
                     looked = time.monotonic()
                     for fold in folds.values():
                         fold.look_for_silence()
+                if deadline.lacks():
+                    for attempt in [one for fold in folds.values() for one in fold.attempts if not told]:
+                        attempt.stop(gently=True)
+                    told = True
+                    for fold in folds.values():
+                        fold.end()
                 for fold in folds.values():
                     if fold.wanted and not fold.begin(workers):
                         break
@@ -177,7 +187,7 @@ def run_commands(commands: Sequence[FoldCommand], *, workers: Workers, paths: Ru
         except KeyboardInterrupt:
             attempts = [attempt for fold in folds.values() for attempt in fold.attempts]
             for attempt in attempts:
-                attempt.stop()
+                attempt.stop(gently=False)
             ended = time.monotonic() + (_STOPPING_S if workers.elsewhere else float("inf"))  # some may be silent
             while any(attempt.poll() is None for attempt in attempts) and time.monotonic() < ended:
                 time.sleep(_TICK_S)
@@ -217,6 +227,12 @@ class Folding:
             self.attempts.append(attempt)
             self.wanted = False
         return attempt is not None
+
+    def end(self) -> None:
+        """Begin no attempt any more."""
+        self.wanted = False
+        if self.code is None and not self.attempts:
+            self.code = Stopped.exit_code
 
     def look(self, *, again: bool) -> None:
         """See which attempts ended; one that ended with its worker is made again, on another one."""

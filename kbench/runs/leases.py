@@ -187,8 +187,8 @@ def _clean(place: FoldPaths, before: Lease | None) -> None:
         files.remove(place.lease(generation))
     if before is not None and before.state == "silent":
         console.warn(
-            f"{before.holder} had '{place.root}' and gave no heartbeat for {before.age:.0f} s: its fold is taken up from "
-            "the last resume point"
+            f"{before.holder} had '{place.root}' and gave no heartbeat for {before.age:.0f} s: its fold is taken up "
+            "from the last resume point"
         )
         for lock in place.locks():
             files.remove(lock)

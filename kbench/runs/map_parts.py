@@ -24,7 +24,7 @@ from kbench.inference.mean import mean_of_task
 from kbench.models.checkpoint import Checkpoint
 from kbench.models.device import choose_device
 from kbench.runs import parts
-from kbench.runs.members import member_of, needed_checkpoints, record_of
+from kbench.runs.members import member_of, needed_checkpoints, record_of, require_models, weighed_at
 from kbench.runs.results import Rows, predicting, require_rows, whole
 from kbench.tasks import SEGMENTATION
 from kbench.training.fold_context import KEEP
@@ -218,11 +218,12 @@ def fold_part(
         weights: `stage-cycle` -> weight; all alike by default.
     """
     train = run.experiment.train
-    members = [one for one in needed_checkpoints(run, fold) if weights is None or weights.get(one.member, 0) > 0]
+    shares = None if weights is None else weighed_at(run, fold, weights)
+    members = [one for one in needed_checkpoints(run, fold) if shares is None or one.member in shares]
     chosen = _few(np.flatnonzero(run.experiment.folds.valid(fold)), limit)
     name = "maps" if weights is None else f"maps-{files.digest(sorted(weights.items()))[:12]}"
     rows = Rows(train, f"fold {fold}", device, limit, force)
-    shared = [(one, 1.0 if weights is None else weights[one.member]) for one in members]
+    shared = [(one, 1.0 if shares is None else shares[one.member]) for one in members]
     return MapPart(run, rows, chosen, shared, run.paths.fold(fold).predictions("oof", name))
 
 
@@ -259,19 +260,16 @@ def table_part(
     Raises:
         PredictionError: a member with a weight has no model.
     """
+    if weights is not None:
+        require_models(run, [name for name, weight in weights.items() if weight > 0], places, subset=subset)
     snapshots: list[tuple[Checkpoint, float]] = []
     for place in places:
         members = needed_checkpoints(run, place, subset=subset)
         if weights is None:
             snapshots += [(one, 1.0 / len(members)) for one in members]
-    for name, weight in ({} if weights is None else weights).items():
-        own = [one for place in places for one in needed_checkpoints(run, place, subset=subset, only=[name])]
-        if weight > 0 and not own:
-            raise PredictionError(
-                f"the member '{run.name}/{name}' has a weight, but no model of all rows", "models of all members",
-                "`--combine mean` with `--full`, or leave out `--full`",
-            )  # fmt: skip
-        snapshots += [(one, weight / len(own)) for one in own if weight > 0]
+            continue
+        shares = weighed_at(run, place, weights, subset=subset)
+        snapshots += [(one, shares[one.member] / len(places)) for one in members if one.member in shares]
     name = rows.part if subset == "fold" else f"{rows.part}-{subset}"
     name += "" if weights is None else f"-{files.digest(sorted(weights.items()))[:12]}"
     chosen = _few(rows.places, rows.limit)

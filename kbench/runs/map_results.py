@@ -16,7 +16,7 @@ import numpy as np
 
 from kbench import console, registry
 from kbench.data.table.table import Table
-from kbench.ensemble.average import Stack
+from kbench.ensemble.average import Stack, member_names
 from kbench.ensemble.bootstrap import interval, paired
 from kbench.ensemble.mask_rules import Rule
 from kbench.ensemble.mask_tuning import neutral, tune, tunes
@@ -53,6 +53,7 @@ TAKES_IMAGES = False
 _EIGHT_BITS = 1 / 510  # half a step of kept probabilities: the floor of their geometric mean
 _SAMPLED = 1 << 26  # values of pixels that weights are found on, of all members together: 256 MB of float32
 _PIXELS = 4096  # of an image at most
+MEAN = "mean"  # name of the reading of all members together; what is said of it may follow, after a comma
 
 
 # -- predicting ------------------------------------------------------------------------------------------------------
@@ -184,14 +185,19 @@ def _gathered(result: MapResult, table: Table, pick: Callable[[MapStore], np.nda
 
 
 def readings_of(result: MapResult, table: Table) -> dict[str, np.ndarray]:
-    """Return what every reading that all folds have is worth: name -> [N, K, 3]; the mean of everything is the last."""
-    first, *others = result.stores.values()
-    shared = [name for name in first.readings if all(name in other.readings for other in others)]
+    """Return what every reading is worth: name -> [N, K, 3]; the mean of everything is the last.
+
+    A snapshot that a fold lacks, because it stopped earlier, is worth there what the mean of the others is.
+    """
+    names = list(dict.fromkeys(name for store in result.stores.values() for name in store.readings))
+    names.sort(key=lambda name: name.partition(",")[0] == MEAN)  # stable: means come last
 
     def reading(name: str, store: MapStore) -> np.ndarray:
-        return np.asarray(_measured(store)[store.readings.index(name)])
+        known = list(store.readings)
+        own = name if name in known else name.replace(name.partition(",")[0], MEAN)
+        return np.asarray(_measured(store)[known.index(own)])
 
-    return {name: _gathered(result, table, partial(reading, name)) for name in shared}
+    return {name: _gathered(result, table, partial(reading, name)) for name in names}
 
 
 def truth_masks(experiment: Experiment, table: Table) -> Callable[[int], np.ndarray]:
@@ -312,8 +318,11 @@ def details(run: Run, result: MapResult, judged: Judged, table: Table) -> dict[s
     for fold in result.parts:
         rows = numbers == fold
         few = table.select(rows)
+        own = result.stores[fold].readings
+        lacks = [name for name in readings if name not in own and len(result.parts[fold].snapshots) > 1]
         scores = {
-            name: metric.or_none(truth_of(worth[rows], few.task), worth[rows], few) for name, worth in readings.items()
+            name: None if name in lacks else metric.or_none(truth_of(worth[rows], few.task), worth[rows], few)
+            for name, worth in readings.items()
         }
         if run.competition.maps.postprocess.name != "none":
             scores["post-processed"] = metric.or_none(judged.targets[rows], judged.outcome.values[rows], few)
@@ -397,13 +406,14 @@ def run_stack(experiment: Experiment, shares: Sequence[Share], table: Table) -> 
 def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) -> Stack:
     """Return what the members of runs say of some pixels of every row, side by side; see `Results`.
 
-    Members are snapshots that every fold has. One pass over the images for each run and fold.
+    Members are snapshots that any fold has; one that a fold lacks says there what the mean of its others says. One pass
+    over the images for each run and fold.
     """
     names: list[str] = []
     base: list[float] = []
     for share in shares:
-        first, *others = [[one.member for one, _ in part.snapshots] for part in share.oof.result.parts.values()]
-        own = [name for name in first if all(name in other for other in others)]
+        parts_of_run = share.oof.result.parts.items()
+        own = member_names({fold: {one.member: one for one, _ in part.snapshots} for fold, part in parts_of_run})
         names += [f"{share.run.name}/{name}" for name in own]
         base += [share.weight / len(own)] * len(own)
     k, task = len(table.target_names), table.task
@@ -411,6 +421,8 @@ def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) 
     values = np.zeros((len(names), len(table), k, pixels), dtype=np.float32)
     truth = _nothing_known(task, len(table), k, pixels)
     places = {str(name): place for place, name in enumerate(table.ids)}
+    lent = np.zeros((len(names), len(table)), dtype=bool)
+    how = mean_of_task(experiment.competition.ensemble.mean, task, k)
     for share in shares:
         for part in share.oof.result.parts.values():
             job, members = part.job()
@@ -424,13 +436,17 @@ def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) 
                     count = sample.values.shape[-1]
                     truth[place, ..., :count] = sample.truth
                     for name, one in zip(rows, sample.values, strict=True):
-                        if name in names:
-                            values[names.index(name), place, :, :count] = one
+                        values[names.index(name), place, :, :count] = one
+                    for number, name in enumerate(names):
+                        if name.partition("/")[0] == share.run.name and name not in rows:
+                            others = np.mean([how.into(one[None]) for one in sample.values], axis=0)
+                            values[number, place, :, :count] = how.back(others)[0]
+                            lent[number, place] = True
     weights = np.asarray(base) / sum(base)
     return Stack(
         tuple(names), values, weights, table, fold_of(experiment, table), metric_of(experiment),
         experiment.competition.ensemble.mean, experiment.groups(table), truth=truth,
-        measure=partial(pixel_worth, task=task),
+        measure=partial(pixel_worth, task=task), lent=lent if lent.any() else None,
     )  # fmt: skip
 
 

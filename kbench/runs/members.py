@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import torch
 from kbench import files
 from kbench.config.competition import Competition
 from kbench.config.reading import read_yaml, validate
-from kbench.errors import CheckpointError, PredictionError
+from kbench.errors import CheckpointError, PredictionError, first_names
 from kbench.inference.row_pass import Member
 from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors, snapshot_tensors
 from kbench.models.device import place, usable_precision
@@ -69,8 +69,8 @@ def checkpoints(
 ) -> list[Checkpoint]:
     """Return the snapshots of a fold that are ensemble members.
 
-    `STAGE-last` names the end of a stage, also where it is that of a cycle; models of all rows have no best epoch, so
-    `STAGE-best` is their end too.
+    Of snapshots with equal weights the first counts. `STAGE-last` names the end of a stage, also where it is that of a
+    cycle; models of all rows have no best epoch, so `STAGE-best` is their end too.
 
     Args:
         run: the run.
@@ -80,7 +80,7 @@ def checkpoints(
     """
     wanted = run.competition.ensemble.members if only is None else only
     snapshots = [one for one in kept_snapshots(run, fold, subset=subset) if one.checksum not in run.left_out]
-    return _named(snapshots, wanted, ends=("last", "best") if subset == "full" else ("last",))
+    return without_twins(_named(snapshots, wanted, ends=("last", "best") if subset == "full" else ("last",)))
 
 
 def _named(snapshots: list[Checkpoint], wanted: Sequence[str] | None, *, ends: Sequence[str]) -> list[Checkpoint]:
@@ -95,6 +95,55 @@ def _named(snapshots: list[Checkpoint], wanted: Sequence[str] | None, *, ends: S
         return {stage, one.member, *(f"{stage}-{end}" for end in ends if at_end)}
 
     return [one for one in snapshots if names(one) & set(wanted)]
+
+
+def without_twins(snapshots: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return snapshots of a fold, of those with equal weights the first: a best epoch may be the end of a cycle."""
+    seen: dict[tuple[str, str], Checkpoint] = {}
+    for one in snapshots:
+        seen.setdefault((one.checksum, one.body), one)
+    return list(seen.values())
+
+
+def weighed_at(run: Run, place: int | str, weights: Mapping[str, float], *, subset: str = "fold") -> dict[str, float]:
+    """Return `stage-cycle` -> weight of the snapshots of a fold, for weights that were found for those of all folds.
+
+    The weight of a member that the fold lacks, because it stopped earlier, is shared by all it has alike; out of fold
+    they were its members there (`with_every_member`).
+
+    Args:
+        run: the run.
+        place: a fold, or `full`.
+        weights: `stage-cycle` -> weight.
+        subset: `fold` or `full`, as in `checkpoints`.
+    """
+    shares: dict[str, float] = {}
+    lost = 0.0
+    for name, weight in weights.items():
+        own = checkpoints(run, place, subset=subset, only=[name]) if weight > 0 else []
+        lost += 0.0 if own else weight
+        for one in own:
+            shares[one.member] = shares.get(one.member, 0.0) + weight / len(own)
+    if lost:
+        others = needed_checkpoints(run, place, subset=subset)
+        for one in others:
+            shares[one.member] = shares.get(one.member, 0.0) + lost / len(others)
+    return shares
+
+
+def require_models(run: Run, names: Sequence[str], places: Sequence[int | str], *, subset: str) -> None:
+    """Refuse weights of members that no place has a model of.
+
+    Raises:
+        PredictionError: there is such a member.
+    """
+    for name in names:
+        if not any(checkpoints(run, place, subset=subset, only=[name]) for place in places):
+            known = {one.member for place in places for one in checkpoints(run, place, subset=subset)}
+            raise PredictionError(
+                f"the member '{run.name}/{name}' has a weight, but no model of all rows",
+                f"one of {first_names(sorted(known))}", "`--combine mean` with `--full`, or leave out `--full`",
+            )  # fmt: skip
 
 
 def needed_checkpoints(

@@ -21,11 +21,14 @@ from kbench.config.stage import Stage
 from kbench.console import bar
 from kbench.data.dataset import Show, auto_workers
 from kbench.data.images.cache import Images, Resize, RowPaths, open_images
+from kbench.data.images.channels import by_date
+from kbench.data.images.crops import preferring
 from kbench.data.images.normalise import Scale, choose
 from kbench.data.images.readers import remembering
 from kbench.data.masks.cache import open_masks, sizes_of
 from kbench.data.table.content import Content
 from kbench.data.table.table import Table
+from kbench.errors import ConfigError, nearest
 from kbench.inference.activations import Activations, Seen, Source, activations
 from kbench.inference.views import View
 from kbench.inference.windows import Windows
@@ -35,6 +38,7 @@ from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
 from kbench.models.outputs import Units, default_loss
 from kbench.runs.experiment import channels, decoding_of, mask_kind, reader_of, size_reader
+from kbench.tasks import SEGMENTATION
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
 
@@ -55,7 +59,10 @@ def build_stages(competition: Competition) -> tuple[StagePlan, ...]:
 
 def _stage(competition: Competition, name: str, index: int, stage: Stage) -> StagePlan:
     size = size_of(stage.size or competition.input.size)
-    crop = stage.build("crop", _names=competition.data.classes or ())
+    names = tuple(competition.data.classes or ())
+    crop, wanted = stage.build("crop", _names=names), _looked_for(competition, stage)
+    if wanted:
+        crop = preferring(crop, wanted, len(names), stage.sampler.params.get("positive", 0.5))
     judged = crop_for_validation(
         competition.input.crop,
         crop,
@@ -72,7 +79,33 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         sampler=partial(stage.build, "sampler"),
         step=stage.build("step"),
         monitor=_monitor(competition, stage),
+        positive=wanted,
     )  # fmt: skip
+
+
+def _looked_for(competition: Competition, stage: Stage) -> tuple[int, ...]:
+    """Return the numbers of the classes that a sampler of patches has the crop look for.
+
+    Raises:
+        ConfigError: there are no such classes, or the crop looks for some itself.
+    """
+    part = registry.get("sampler", stage.sampler.name)
+    wanted, names = stage.sampler.params.get("classes") or [], list(competition.data.classes or ())
+    if not part.meta.get("patches") or not wanted:
+        return ()
+    strange = [name for name in wanted if name not in names]
+    if strange or competition.task not in SEGMENTATION:
+        raise ConfigError(
+            f"the sampler '{part.name}' is to show the class '{(strange or wanted)[0]}'",
+            "names of data.classes of a segmentation",
+            f"{nearest((strange or wanted)[0], names)} Correct `sampler.classes`, or write data.classes",
+        )
+    if stage.crop.params.get("classes"):
+        raise ConfigError(
+            f"the sampler '{part.name}' and the crop '{stage.crop.name}' both look for classes", "one of the two",
+            "remove `classes` of one of them",
+        )  # fmt: skip
+    return tuple(names.index(name) for name in wanted)
 
 
 def build_loss(stage: Stage, task: str, counts: np.ndarray | None, rows: int, units: Units | None = None) -> Loss:
@@ -131,10 +164,12 @@ def build_model(
     """
     section = competition.model
     sizes = [size_of(stage.size or competition.input.size) for stage in competition.stages.values()]
+    dates = by_date(channels(competition))
     model: nn.Module = section.build(
         "name", n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
         _several=len(set(sizes)) > 1, _task=competition.task,
+        _dates=max(1, len(dates.keys() - {None})), _undated=len(dates.get(None, ())) if len(dates) > 1 else 0,
     )  # fmt: skip
     if weights is not None:
         load_pretrained(getattr(model, "body", model), read_tensors(weights), file=str(weights))

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kbench import files
 from kbench.data.table.table import Table
-from kbench.ensemble.average import Stack, aligned, average, concat, ensemble_run, ranked, stack_members
+from kbench.ensemble.average import (
+    Stack,
+    aligned,
+    average,
+    concat,
+    ensemble_run,
+    member_names,
+    ranked,
+    stack_members,
+    with_every_member,
+)
 from kbench.ensemble.combiners import mean as plain_mean
 from kbench.ensemble.nested import Recipe, decided_by_part, evaluate
 from kbench.ensemble.pseudo_labels import Chosen, Sure, chosen_rows
-from kbench.errors import PredictionError, first_names
 from kbench.inference.mean import MeanKind
 from kbench.inference.predictions import Predictions, load
 from kbench.inference.row_pass import predict_members
 from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
-from kbench.runs.members import checkpoints, member_of
+from kbench.runs.members import member_of, require_models, weighed_at
 from kbench.runs.results import Judged, Rows, Share, Weighed, decision_of, fold_of, metric_of
 from kbench.runs.row_parts import Members, job_of, member_predictions
 
@@ -154,19 +162,29 @@ def _weighed_mean(
         wanted = {name: weight for name, weight in weights.items() if name in own_names and weight > 0}
         if not wanted:
             continue
-        names = {name: name.partition("/")[2] for name in wanted}
-        members_of = partial(member_predictions, run, rows, share.places, subset=share.subset)
-        members_of(only=list(names.values()))  # all of them in one pass; those of a name are read again
-        for name, weight in wanted.items():
-            own = [one for of_place in members_of(only=[names[name]]).values() for one in of_place.values()]
-            _check_there(share, name, own)
-            scaled = [replace(one, values=ranked(np.asarray(one.values))) if ranks else one for one in own]
-            averaged.append(_mean_of([[one] for one in scaled], mean))
+        for one, weight in _weighed(share, rows, wanted):
+            averaged.append(replace(one, values=ranked(np.asarray(one.values))) if ranks else one)
             used.append(weight)
-            records += [_record(run, one) for one in own]
-            numbers += [weight / total / len(own)] * len(own)
+            records.append(_record(run, one))
+            numbers.append(weight / total)
     whole = average(averaged, mean=mean, weights=used) if len(averaged) > 1 else averaged[0]
     return RowResult(whole, records, numbers, {})
+
+
+def _weighed(share: Share, rows: Rows, weights: Mapping[str, float]) -> Iterator[tuple[Predictions, float]]:
+    """Yield what the models of a run say of rows, each with its weight; every fold counts the same."""
+    run, places = share.run, share.places
+    if run.foreign:
+        yield load(run.paths.predictions(rows.part)), sum(weights.values())
+        return
+    of_member = {name.partition("/")[2]: weight for name, weight in weights.items()}
+    require_models(run, list(of_member), places, subset=share.subset)
+    shared = {place: weighed_at(run, place, of_member, subset=share.subset) for place in places}
+    names = list(dict.fromkeys(name for of_place in shared.values() for name in of_place))
+    members = member_predictions(run, rows, places, subset=share.subset, only=names)
+    for place, of_place in shared.items():
+        for name, weight in of_place.items():
+            yield members[place][name], weight / len(places)
 
 
 def _plain_mean(shares: Sequence[Share], rows: Rows, mean: MeanKind) -> RowResult:
@@ -195,19 +213,6 @@ def _record(run: Run, one: Predictions) -> dict[str, Any]:
     if run.foreign:
         return {"run": run.name, "foreign": True, **one.source}
     return {"run": run.name, **{key: one.source[key] for key in ("fold", "stage", "tag", "weights")}}
-
-
-def _check_there(share: Share, name: str, own: Sequence[Predictions]) -> None:
-    if own:
-        return
-    known = [
-        one.member for place in share.places for one in checkpoints(share.run, place, subset=share.subset)
-    ]  # fmt: skip
-    raise PredictionError(
-        f"the member '{name}' has a weight, but no model of all rows",
-        f"one of {first_names(sorted(set(known)))}",
-        "`--combine mean` with `--full`, or leave out `--full`",
-    )
 
 
 def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -294,11 +299,10 @@ def _stack(
     )  # fmt: skip
 
 
-def over_folds(by_fold: Members) -> dict[str, Predictions]:
-    """Return snapshot -> predictions of the rows of all folds, for the snapshots that every fold has."""
-    first, *others = by_fold.values()
-    names = [name for name in first if all(name in other for other in others)]
-    return {name: concat([of_fold[name] for of_fold in by_fold.values()]) for name in names}
+def over_folds(by_fold: Members, mean: MeanKind) -> dict[str, Predictions]:
+    """Return snapshot -> predictions of the rows of all folds; see `with_every_member` for what a fold lacks."""
+    whole = with_every_member(by_fold, mean=mean)
+    return {name: concat([of_fold[name] for of_fold in whole.values()]) for name in member_names(by_fold)}
 
 
 def joined(shares: Sequence[Share], table: Table, mean: MeanKind) -> RowResult:
@@ -312,25 +316,38 @@ def member_stack(experiment: Experiment, shares: Sequence[Share], table: Table) 
     """Return runs x stages x cycles side by side, each over all folds; see `Results`."""
     members: dict[str, Predictions] = {}
     base: list[float] = []
+    mean = experiment.competition.ensemble.mean
     for share in shares:
-        own = {name: one.select(table.ids) for name, one in _oof_members(share).items()}
+        own = {name: one.select(table.ids) for name, one in _oof_members(share, mean).items()}
         members |= own
         base += [share.weight / len(own)] * len(own)
-    return _stack(experiment, members, table, mean=experiment.competition.ensemble.mean, base=base)
+    return _with_lent(_stack(experiment, members, table, mean=mean, base=base), shares)
 
 
-def _oof_members(share: Share) -> dict[str, Predictions]:
+def _with_lent(stack: Stack, shares: Sequence[Share]) -> Stack:
+    """Return a stack of members of runs that knows which rows are of folds that lack a member."""
+    lent = np.zeros((len(stack.names), len(stack.table)), dtype=bool)
+    for share in shares:
+        for fold, of_fold in share.oof.result.by_fold.items():
+            for place, name in enumerate(stack.names):
+                run, _, member = name.partition("/")
+                if run == share.run.name and member not in of_fold:
+                    lent[place] |= stack.fold == fold
+    return replace(stack, lent=lent) if lent.any() else stack
+
+
+def _oof_members(share: Share, mean: MeanKind) -> dict[str, Predictions]:
     if share.run.foreign:
         return {share.run.name: share.oof.result.predictions}
-    return {f"{share.run.name}/{name}": one for name, one in over_folds(share.oof.result.by_fold).items()}
+    return {f"{share.run.name}/{name}": one for name, one in over_folds(share.oof.result.by_fold, mean).items()}
 
 
 def run_stack(experiment: Experiment, shares: Sequence[Share], table: Table) -> Stack:
     """Return the members of the only run, or runs, side by side; see `Results`."""
     mean = experiment.competition.ensemble.mean
     if len(shares) == 1:
-        members = {name: one.select(table.ids) for name, one in _oof_members(shares[0]).items()}
-        return _stack(experiment, members, table, mean=mean)
+        members = {name: one.select(table.ids) for name, one in _oof_members(shares[0], mean).items()}
+        return _with_lent(_stack(experiment, members, table, mean=mean), shares)
     runs = {share.run.name: share.oof.result.predictions.select(table.ids) for share in shares}
     return _stack(experiment, runs, table, mean=mean, base=[share.weight for share in shares])
 
@@ -348,10 +365,8 @@ def details(run: Run, result: RowResult, judged: Judged, table: Table) -> dict[s
         return {"members": 1}
     records = _cv_table(run, result.by_fold, judged, table)
     columns = [name for name in records[0] if name not in ("fold", "rows")]
-    means = {
-        name: None if any(row[name] is None for row in records) else float(np.mean([row[name] for row in records]))
-        for name in columns
-    }
+    known = {name: [row[name] for row in records if row[name] is not None] for name in columns}
+    means = {name: float(np.mean(values)) if values else None for name, values in known.items()}
     return {"members": sum(map(len, result.by_fold.values())), "table": records, "cv_mean": means}
 
 
@@ -360,11 +375,11 @@ def _cv_table(run: Run, by_fold: Members, judged: Judged, table: Table) -> list[
 
     `fold`, `rows`, the score of each snapshot alone and of their `mean`; with a decision they are decided by what the
     other folds found, and `threshold` (where there is only one) and `at_best` are what this fold itself would have
-    liked best. Snapshots some fold lacks are None there.
+    liked best. Snapshots some fold lacks are None there; `cv_mean` is over those that have them.
     """
     metric = metric_of(run.experiment)
     recipe = Recipe(plain_mean(), decision_of(run.experiment))
-    names = list(dict.fromkeys(name for of_fold in by_fold.values() for name in of_fold))
+    names = member_names(by_fold)
     records = []
     for fold, of_fold in by_fold.items():
         place = np.flatnonzero(np.isin(table.ids, next(iter(of_fold.values())).ids))
@@ -375,6 +390,7 @@ def _cv_table(run: Run, by_fold: Members, judged: Judged, table: Table) -> list[
         for name, one in [*of_fold.items(), ("mean", mean)]:
             values = aligned(one, ids=rows.ids, names=rows.target_names)
             record[name] = metric.or_none(rows.targets, decided_by_part(recipe, judged.outcome, values, place), rows)
+        record |= {} if recipe.decision is None else {"threshold": None, "at_best": None}
         if recipe.decision is not None and record["mean"] is not None:  # the values are now those of the mean
             best = recipe.decision.fit(metric, rows.targets, values, rows)
             record["threshold"] = best.get("threshold")

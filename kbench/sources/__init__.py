@@ -6,10 +6,10 @@ files come and wraps itself in `Unserved`. To add one, write a module here and n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from kbench.errors import SourceError
 
@@ -60,7 +60,7 @@ class Source(Protocol):
     def solution(self, data: Path) -> Path | None:
         """Return the solution file for grading on this machine, or None when a service grades."""
 
-    def check_open(self) -> int | None:
+    def check_open(self, *, notebook: bool = False) -> int | None:
         """Return how many submissions are left today, if the service says; raise where none would be taken."""
 
     def upload(self, file: Path, progress: Progress) -> str:
@@ -68,6 +68,9 @@ class Source(Protocol):
 
     def send(self, upload: str, *, message: str, tag: str) -> Receipt:
         """Submit an upload, once; only asked when `solution` is None."""
+
+    def send_notebook(self, notebook: Mapping[str, Any], *, message: str, tag: str) -> Receipt:
+        """Submit a version of a notebook, as `send` does an upload."""
 
     def find(self, tag: str) -> Receipt | None:
         """Return the submission sent with a tag, or None when the service lists none."""
@@ -103,7 +106,7 @@ class Unserved:
     solution: Callable[[Path], Path | None]
     refusal: Callable[[str], SourceError]
 
-    def check_open(self) -> NoReturn:
+    def check_open(self, *, notebook: bool = False) -> NoReturn:
         """Refuse: nobody takes submissions."""
         raise self.refusal("a submission cannot be sent")
 
@@ -114,6 +117,10 @@ class Unserved:
     def send(self, upload: str, *, message: str, tag: str) -> NoReturn:
         """Refuse: nobody takes submissions."""
         raise self.refusal("a submission cannot be sent")
+
+    def send_notebook(self, notebook: Mapping[str, Any], *, message: str, tag: str) -> NoReturn:
+        """Raise: there is nobody to send it to."""
+        self.check_open(notebook=True)
 
     def find(self, tag: str) -> None:
         """Return None: nothing was sent."""

@@ -72,6 +72,7 @@ class Lineage:
         high: upper end of its interval.
         optimism: how much better what was fitted scores on the rows it was fitted on; None if nothing was.
         notes: marks such as mixed folds, or that what is sent is not what was scored.
+        kernel: `owner`, `slug`, `version` and `file` of the notebook that is sent in place of the file.
     """
 
     competition: str
@@ -93,6 +94,7 @@ class Lineage:
     high: float | None = None
     optimism: float | None = None
     notes: list[str] = field(default_factory=list)
+    kernel: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -405,9 +407,10 @@ def read_ledger(folder: Path) -> list[Entry]:
     return sorted((_read(path) for path in folder.glob(f"[!.]*{_SUFFIX}")), key=lambda entry: entry.order)
 
 
-def newest_unsent(folder: Path) -> Entry | None:
-    """Return the entry that was written last among those never sent; one whose upload was cut off is one of them."""
-    return next((entry for entry in reversed(read_ledger(folder)) if entry.unsent), None)
+def newest_unsent(folder: Path, *, kernel: bool = False) -> Entry | None:
+    """Return the last entry, of a file or of a notebook, that was never sent; one whose upload was cut off is one."""
+    wanted = (entry for entry in reversed(read_ledger(folder)) if bool(entry.lineage.kernel) == kernel)
+    return next((entry for entry in wanted if entry.unsent), None)
 
 
 def rank_correlation(entries: Sequence[Entry]) -> float | None:

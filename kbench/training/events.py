@@ -26,6 +26,7 @@ class Epoch:
         seconds: of training and judging.
         loss_scale: of the fp16 gradient scaler at the end of the epoch, or None in other precisions.
         verdict: what slows the stage down, in words, at the end of the first epoch it does.
+        positive: share of the training patches that showed a class that is looked for, or None where none is.
     """
 
     stage: str
@@ -42,6 +43,7 @@ class Epoch:
     seconds: float
     loss_scale: float | None = None
     verdict: str | None = None
+    positive: float | None = None
 
 
 @dataclass(frozen=True)

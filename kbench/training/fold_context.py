@@ -22,6 +22,7 @@ from kbench.errors import ConfigError
 from kbench.inference.activations import Activations, Seen
 from kbench.inference.windows import Windows
 from kbench.models.outputs import Units
+from kbench.training.deadline import NONE, Deadline
 from kbench.training.events import Epoch
 from kbench.training.lr_finder import LRCurve
 from kbench.training.ranks import ALONE, Ranks
@@ -134,6 +135,7 @@ class FoldContext:
         windows: what the network sees of a whole image at once, of dense tasks.
         activations: (model, how its body sees images) -> its features of all rows of the table.
         standardise: whether a regression's targets are learned standardised.
+        deadline: when to stop.
         tell: called as `tell(what, done, total)` after each update of a range test or stage.
         ranks: the processes that train the fold together, of which this is one.
     """
@@ -160,6 +162,7 @@ class FoldContext:
     windows: Windows | None = None
     activations: Callable[[nn.Module, Seen], Activations] | None = None
     standardise: bool = False
+    deadline: Deadline = NONE
     tell: Callable[[str, int, int], None] = lambda what, done, total: None
     ranks: Ranks = ALONE
     _opened: dict[Resize, Images] = field(default_factory=dict)

@@ -43,6 +43,7 @@ class Update:
         loss: sums over valid targets of all ranks, on the device.
         waited: seconds spent waiting for data.
         seconds: seconds in all.
+        positive: how many patches showed a class that is looked for, on the device; None where none is.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Update:
     loss: LossSum
     waited: float
     seconds: float
+    positive: torch.Tensor | None = None
 
 
 @dataclass
@@ -63,11 +65,13 @@ class Meter:
         images: images seen.
         waited: seconds spent waiting for data.
         seconds: seconds in all.
+        positive: patches that showed a class that is looked for.
     """
 
     total: float = 0.0
     count: float = 0.0
     images: int = 0
+    positive: float = 0.0
     waited: float = 0.0
     seconds: float = 0.0
     _pending: list[Update] = field(default_factory=list)
@@ -95,6 +99,7 @@ class Meter:
                 raise diverged(f"the loss is {total}", step=one.step, rate=one.rate)
             self.total += total
             self.count += count
+            self.positive += 0.0 if one.positive is None else float(one.positive)
         self._pending = []
 
     @property
@@ -132,6 +137,7 @@ class Feed:
         task: the competition's task.
         body: what a frozen body makes of images where its head alone trains, or None.
         units: of a regression's targets, where they are learned standardised.
+        wanted: numbers of the classes that patches are looked through for.
         ranks: who takes a part of every batch.
     """
 
@@ -143,7 +149,18 @@ class Feed:
     task: str = "single_label"
     body: Callable[[torch.Tensor], torch.Tensor] | None = None
     units: Units | None = None
+    wanted: tuple[int, ...] = ()
     ranks: Ranks = ALONE
+
+    def positive(self, target: torch.Tensor) -> torch.Tensor | None:
+        """Return how many patches of a batch's target, as losses take it, show a wanted class; None where none is."""
+        if not self.wanted:
+            return None
+        if target.ndim == 3:
+            layers = torch.isin(target, torch.tensor(self.wanted, device=target.device))
+        else:
+            layers = target[:, list(self.wanted)] == 1
+        return layers.flatten(1).any(1).sum()
 
     def parts(self, batches: Sequence[Sequence[Draw]]) -> Iterator[Batch]:
         """Yield what this rank loads of planned batches."""
@@ -244,7 +261,9 @@ def train_epoch(
         rate = float(learner.optimizer.param_groups[-1]["lr"])
         own = (rules.ranks.rank,) if rules.ranks.rank else ()  # other images are dropped otherwise
         loss = update(learner, ready, rules=rules, seed=seeds.number(seeds.STEP, *key, step, *own))
-        yield Update(step, rate, images, loss, waited, time.perf_counter() - started)
+        shows = [count for _, target in ready if (count := feed.positive(target)) is not None]
+        positive = feed.ranks.added(torch.stack(shows).sum()) if shows else None
+        yield Update(step, rate, images, loss, waited, time.perf_counter() - started, positive)
 
 
 def logits_in(model: nn.Module, device: torch.device, precision: Precision, batch: list[torch.Tensor]) -> torch.Tensor:

@@ -35,7 +35,7 @@ class Progress:
         best: score of the best epoch of the stage, or None.
         best_epoch: its number, or None.
         micro_batch: images per forward pass.
-        meter: running sums of the epoch: total, count, images.
+        meter: running sums of the epoch: total, count, images, and patches that showed a class looked for.
         averaged: states in the running mean of weights.
         best_loss: validation loss of the best epoch.
         body: digest of the frozen body, where the tensors hold the head alone.

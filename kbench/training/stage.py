@@ -18,6 +18,7 @@ from torch import nn
 
 from kbench.data import seeds
 from kbench.data.dataset import ImageDataset, Loader, Normalise
+from kbench.errors import first_names
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
 from kbench.metrics.metric import Undefined
 from kbench.models.checkpoint import Tensors
@@ -38,6 +39,7 @@ from kbench.training.validation import Judged, Judging, evaluate, judge_maps
 
 _SMOKE_LR = 1e-4  # a smoke run has too few batches to find one
 _SMALL_HEAD = 1_000_000  # parameters; below it, threads wait for one another longer than they compute
+_DISK = 100e6  # bytes that a slow disk writes in a second
 _EPOCHS_S = 10.0  # between resume points of a stage on activations, whose epochs take less than writing one
 
 
@@ -147,6 +149,8 @@ class _Runner:
             precomputed=self.activations is not None, refit_inputs=self._refit_inputs,
             mean=weight_mean(self.learner.judged) if "average" in stage.keep else None,
         )  # fmt: skip
+        size = sum(value.nbytes for value in self.learned.state_dict().values())
+        context.deadline.took("saving", 3 * size / _DISK)  # weights and two moments, until it is known
         self.saved = time.monotonic()
         self.slow = False  # whether it was said that the loader is the bottleneck
 
@@ -181,7 +185,10 @@ class _Runner:
         loader = Loader(dataset, workers=context.workers, pin=context.device.type == "cuda")
         self.until_done.callback(loader.close)
         table = context.table
-        return Feed(loader, self.normalise, context.device, mix, len(table.target_names), table.task, body, self.units)
+        return Feed(
+            loader, self.normalise, context.device, mix, len(table.target_names), table.task, body, self.units,
+            self.plan.positive,
+        )  # fmt: skip
 
     def _refit_inputs(self) -> Iterator[torch.Tensor]:
         """Yield the inputs that batch norm of mean weights is refitted with: an epoch of its own."""
@@ -258,8 +265,8 @@ class _Runner:
     def run_epoch(self) -> Iterator[Event]:
         """Train what is left of the epoch, judge it, keep what is to be kept, checkpoint."""
         progress, started = self.progress, time.perf_counter()
-        total, count, images = progress.meter
-        meter = Meter(total, count, int(images))
+        total, count, images, *shown = progress.meter
+        meter = Meter(total, count, int(images), sum(shown))
         resumed_images = int(images)
         batches = self.draws.epoch(progress.epoch)
         saved, last_rate = time.monotonic(), 0.0
@@ -274,20 +281,26 @@ class _Runner:
             yield from self._said()
             self._tell(update)
             yield update
-            if time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches):
+            ending = progress.batch < len(batches) and self._ends(update, len(batches) - progress.batch)
+            if ending or (time.monotonic() - saved > self.context.checkpoint_s and progress.batch < len(batches)):
                 meter.flush()
-                progress.meter = [meter.total, meter.count, meter.images]
-                self.keeper.checkpoint()
+                progress.meter = [meter.total, meter.count, meter.images, meter.positive]
+                self._checkpoint()
                 saved = time.monotonic()
+            if ending:
+                self.context.deadline.stop()
         meter.flush()  # a loss that is not finite is told by its own step, before the model is judged
         self.context.ranks.hold_alike(self.learned)
         speed, waiting = (value / max(meter.seconds, 1e-9) for value in (meter.images - resumed_images, meter.waited))
+        judging = time.monotonic()
         valid_loss, score, better, constant = self._judge(last_rate)
+        self.context.deadline.took("judging", time.monotonic() - judging)
         verdict = None if self.slow or self.activations is not None else loader_verdict(waiting)
         self.slow |= verdict is not None
         made_epoch = Epoch(
             self.plan.name, progress.epoch, self.epochs, progress.step, last_rate, meter.loss, valid_loss, score,
             better, speed, waiting, time.perf_counter() - started, self.learner.loss_scale, verdict,
+            meter.positive / max(1, meter.images) if self.plan.positive else None,
         )  # fmt: skip
         self.context.log.epoch(made_epoch)
         progress.epoch += 1
@@ -296,15 +309,36 @@ class _Runner:
         self.keeper.keep(made_epoch, done=done, constant=constant)
         yield from self._said()
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
-        if done or time.monotonic() - self.saved >= pause:
-            self.keeper.checkpoint()
+        ending = self.context.deadline.lacks("update", "saving")
+        if done or ending or time.monotonic() - self.saved >= pause:
+            self._checkpoint()
             self.saved = time.monotonic()
         yield made_epoch
+        if made_epoch.positive is not None and progress.epoch == 1:
+            share, names = made_epoch.positive, self.plan.stage.sampler.params.get("classes", [])
+            yield Note(f"{share:.0%} of {meter.images:,} patches show {first_names(names)}")
+        if ending:
+            self.context.deadline.stop()
         if self.activations is not None and progress.epoch == 1:
             body = self.activations.images_per_s
             yield Note(f"an epoch of the head goes {speed / body:,.0f} times as fast as one pass of the frozen body")
         if verdict is not None:
             yield Note(verdict)
+
+    def _checkpoint(self) -> None:
+        started = time.monotonic()
+        self.keeper.checkpoint()
+        self.context.deadline.took("saving", time.monotonic() - started)
+
+    def _ends(self, update: Update, batches: int) -> bool:
+        """Return whether there is time for one update less than another: the last one has the judging behind it."""
+        deadline = self.context.deadline
+        deadline.took("update", update.seconds)
+        if batches > self.stage.accumulate:
+            return deadline.lacks("update", "saving")
+        rows = len(self.context.valid_rows) if self.judges else 0
+        unknown = 0.0 if self.progress.epoch else rows * update.seconds / max(1, update.images)
+        return deadline.lacks("update", "judging", "saving", more=unknown)
 
     def _tell(self, update: Update) -> None:
         """Say how far the stage is; it ends earlier where it stops early."""

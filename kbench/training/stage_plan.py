@@ -37,6 +37,7 @@ class StagePlan:
         sampler: (targets, rows) -> order of an epoch.
         step: what one update computes.
         monitor: metric that judges an epoch, or None for the loss.
+        positive: class numbers of which the share of patches that show them is logged.
         stop_after: epochs after which the stage ends, found on the folds (`--full`).
         rates: factor of the rate in each epoch, found on the folds (`--full` with plateau).
     """
@@ -53,6 +54,7 @@ class StagePlan:
     sampler: Callable[[np.ndarray | None, int], Callable[[np.random.Generator], np.ndarray]]
     step: Step
     monitor: Metric | None
+    positive: tuple[int, ...] = ()
     stop_after: int | None = None
     rates: tuple[float, ...] | None = None
 

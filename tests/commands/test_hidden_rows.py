@@ -187,12 +187,15 @@ def test_a_killed_notebook_goes_on_where_it_was(
 
 REFUSED = """
 import sys
-class Refuse:
+class Without:  # as if they were not installed
     names = {"matplotlib", "sklearn", "kaggle", "kagglesdk", "kagglehub", "IPython"}
+    def __init__(self, finder):
+        self.finder = finder
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names:
-            raise ImportError(f"{name} is for training")
-sys.meta_path.insert(0, Refuse())
+        return None if name.partition(".")[0] in self.names else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = map(Without, sys.meta_path)
 sys.argv = ["kbench", *sys.argv[1:]]
 from kbench.cli import main
 main()
@@ -206,6 +209,9 @@ def test_nothing_that_only_training_needs_is_imported(bundle: Path, data: Path, 
                           text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(values_of(tmp_path / "o.csv")) == 10
+    gone = subprocess.run([sys.executable, "-c", f"{REFUSED.split('sys.argv')[0]}\nimport sklearn"], check=False,
+                          capture_output=True, text=True)  # fmt: skip
+    assert "No module named 'sklearn'" in gone.stderr
 
 
 def test_bundle_and_data_are_only_read(bundle: Path, data: Path, tmp_path: Path, read_only: Callable[[Path], None]) -> None:

@@ -125,3 +125,10 @@ def test_targets_without_classes_are_an_error(name: str, targets: np.ndarray | N
 def test_a_wrong_parameter_is_an_error(name: str, params: dict) -> None:
     with pytest.raises(ConfigError):
         draw(name, CLASSES, 97, **params)
+
+
+def test_patches_are_many_visits_of_each_row() -> None:
+    sampler = registry.build("sampler", "patches", {"per_image": 5}, None, 7)
+    epochs = [sampler(np.random.default_rng(seed)) for seed in range(2)]
+    assert all(np.array_equal(np.bincount(epoch), np.full(7, 5)) for epoch in epochs)
+    assert not np.array_equal(*epochs)

@@ -373,3 +373,65 @@ def test_what_is_to_be_tuned_is_read_from_the_parameters() -> None:
     params = {"min_object": "tuned", "bias": "tuned_per_class", "min_hole": 4, "grid": {}}
     assert tunes(params) == {"min_object": "tuned", "bias": "tuned_per_class"}
     assert neutral(params) == {"min_object": 0, "bias": 0.0, "min_hole": 4}
+
+
+# -- openings, conflicts, limits --------------------------------------------------------------------------------
+
+
+def layered(**params):
+    return registry.build(
+        "postprocess", "standard", params, _names=("fast", "slow", "road"), _task="multi_label_segmentation"
+    )
+
+
+def test_an_opening_takes_away_what_is_thin_and_a_closing_fills_what_is_narrow() -> None:
+    maps = np.zeros((3, 20, 30), np.float32)
+    maps[0, 4:14, 3:13] = 1
+    maps[0, 8, 13:25] = 1  # a line of one pixel
+    maps[1] = maps[0]
+    maps[1, 9, :13] = 0  # a gap of one pixel
+    opened = layered(open={"fast": 3}).apply(maps)
+    assert opened[0, 8, 14:].sum() == 0
+    assert opened[0, 6:12, 5:11].all()
+    assert opened[1].sum() == maps[1].sum()
+    closed = layered(close={"slow": 3}).apply(maps)
+    assert closed[1, 9, 4:12].all()
+    assert closed[0].sum() == maps[0].sum()
+
+
+def test_an_opening_keeps_what_goes_on_beyond_the_image() -> None:
+    maps = np.zeros((3, 20, 20), np.float32)
+    maps[0, :1] = 1  # the border of something
+    assert layered(open=5).apply(maps)[0, 0].all()
+
+
+def test_who_comes_first_clears_the_others_after_small_objects_are_gone() -> None:
+    maps = np.zeros((3, 8, 8), np.float32)
+    maps[0, 0, :2], maps[0, 4:, :4] = 1, 1  # a small object and a large one of `fast`
+    maps[1:] = 1
+    mask = layered(priority=[["fast", "*"], ["road", "slow"]], min_object=5).apply(maps)
+    np.testing.assert_array_equal(mask[0], np.pad(np.ones((4, 4)), ((4, 0), (0, 4))))
+    np.testing.assert_array_equal(mask[2], 1 - mask[0])  # the small object has cleared nothing
+    assert mask[1].sum() == 0
+
+
+@pytest.mark.parametrize("pairs", [[["fast", "fats"]], [["*", "fast"]], [["road", "road"]]])
+def test_wrong_pairs_are_refused(pairs: list) -> None:
+    with pytest.raises(ConfigError, match="priority"):
+        layered(priority=pairs)
+
+
+def test_classes_that_exclude_one_another_have_no_conflicts() -> None:
+    with pytest.raises(ConfigError, match="exclude one another"):
+        registry.build("postprocess", "standard", {"priority": [["a", "b"]]}, _names=("a", "b"), _task="segmentation")
+
+
+def test_numbers_stay_within_their_limits() -> None:
+    maps = np.array([[[-3.0, 2.0, 500.0]]], np.float32)
+    for clamp, expected in (([0, None], [0, 2, 500]), ([None, 400], [-3, 2, 400]), ([0.5, 400], [0.5, 2, 400])):
+        rule = registry.build("postprocess", "numbers", {"clamp": clamp}, _names=("t",), _task="dense_regression")
+        found = rule.apply(maps)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found[0, 0], np.float32(expected))
+    with pytest.raises(ConfigError, match="clamp"):
+        registry.build("postprocess", "numbers", {"clamp": [3, 1]}, _names=("t",), _task="dense_regression")

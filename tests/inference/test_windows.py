@@ -84,3 +84,48 @@ def test_probabilities_are_resized_not_classes() -> None:
 def test_what_cannot_be_is_said(name: str, params: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         registry.build("windows", name, params)
+
+
+# -- borders and memory -------------------------------------------------------------------------------------------
+
+
+def told(batch: torch.Tensor) -> torch.Tensor:
+    """Return what a network with a wrong border of 3 pixels says: 9 there, else the image's own values."""
+    wrong = torch.full_like(batch[:, :1], 9.0)
+    wrong[..., 3:-3, 3:-3] = batch[:, :1, 3:-3, 3:-3]
+    return wrong
+
+
+def test_borders_of_windows_are_not_looked_at_but_those_of_the_image() -> None:
+    images = torch.rand(1, 2, 50, 61, generator=torch.Generator().manual_seed(0))
+    made = registry.build("windows", "overlap", {"size": 20, "stride": 8, "edge": 3}).predict(told, images)
+    torch.testing.assert_close(made[..., 3:-3, 3:-3], images[:, :1, 3:-3, 3:-3])
+    for border in (made[..., :3, :], made[..., -3:, :], made[..., :, :3], made[..., :, -3:]):
+        torch.testing.assert_close(border, torch.full_like(border, 9.0))
+    seen = registry.build("windows", "overlap", {"size": 20, "stride": 8}).predict(told, images)
+    assert (seen[..., 10:-10, 10:-10] - images[:, :1, 10:-10, 10:-10]).abs().max() > 0.1
+
+
+def test_a_stride_that_leaves_pixels_between_borders_is_refused() -> None:
+    with pytest.raises(ConfigError, match="border of 7"):
+        registry.build("windows", "overlap", {"size": 20, "stride": 8, "edge": 7})
+
+
+@pytest.mark.parametrize(("channels", "width", "expected"), [(3, 16, 64), (20, 64, 16), (180, 16, 5), (3, 4096, 1)])
+def test_as_many_windows_go_through_at_once_as_bytes_allow(channels: int, width: int, expected: int) -> None:
+    seen: list[int] = []
+
+    class Model:
+        """Notes how many windows it is shown."""
+
+        def __init__(self) -> None:
+            self.width = width
+
+        def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+            seen.append(len(batch))
+            return batch[:, :1]
+
+    windows = registry.build("windows", "overlap", {"size": 256, "stride": 32})
+    windows.predict(Model(), torch.zeros(1, channels, 512, 512))
+    assert sum(seen) == 81
+    assert max(seen) == expected  # 2^28 bytes over 256 * 256 * 4 * channels of the widest layer

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from looks import classes, picture, table
 
+from kbench.ensemble.average import average, concat, with_every_member
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import make_metric
-from kbench.pictures.curves import Judge, draw_growth, growing, member_names, stacked, view_gains
+from kbench.pictures.curves import Judge, draw_growth, growing, stacked, view_gains
 
 NAMES = ("a", "b", "c", "d", "e")
 TARGETS, GOOD = classes(120)
@@ -58,10 +59,13 @@ def test_a_best_snapshot_that_is_the_last_is_said_once() -> None:
     assert [row["ensemble"] for row in rows] == ["best single snapshot (two)", "mean of all"]
 
 
-def test_a_member_some_fold_lacks_is_none_of_all_folds() -> None:
-    made = members(("one", GOOD), ("two", EVEN))
-    del made[1]["two"]
-    assert member_names(made) == ["one"]
+def test_a_member_some_fold_lacks_is_worth_there_what_the_others_are() -> None:
+    some = members(("one", GOOD), ("two", EVEN))
+    del some[1]["two"]
+    whole = with_every_member(some, mean="arithmetic")
+    assert [list(of_fold) for of_fold in whole.values()] == [["one", "two"]] * len(some)
+    mean = concat([average(list(of_fold.values())) for of_fold in some.values()])  # what is sent
+    assert growing(judge(), whole)[-1]["score"] == pytest.approx(score(mean.values), rel=1e-5)
 
 
 def test_a_single_member_does_not_grow() -> None:

@@ -157,3 +157,11 @@ def test_records_come_back_from_their_csv(tmp_path: Path) -> None:
     frame = pd.read_csv(write_table(rows, tmp_path / "t.csv"), dtype={"class": str})
     assert frame["class"].tolist() == ["a", "0012"]
     assert frame["auc"].isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("text", ["=HYPERLINK(A1)", "+1+1", "-x", "@SUM(A1)", "\t=1"])
+def test_a_spreadsheet_computes_no_cell_of_a_report(tmp_path: Path, text: str) -> None:
+    path = write_table([{"class": text, text: 1, "n": -2.5, "id": "-7"}], tmp_path / "t.csv")
+    frame = pd.read_csv(path, dtype=str)
+    assert list(frame.columns) == ["class", f"'{text}", "n", "id"]
+    assert frame.iloc[0].tolist() == [f"'{text}", "1", "-2.5", "-7"]

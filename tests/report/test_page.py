@@ -96,3 +96,14 @@ def test_values_are_shown_shortly() -> None:
         "0.12346",
         "x",
     ]
+
+
+def test_chapters_of_empty_tables_are_left_out() -> None:
+    page = Page("p", sections=[
+        Section("Nothing", "what would be here", [Grid([], "no rows", "a.csv")]), Section("Words", "alone"),
+        Section("Some", "", [Grid([], "no rows", "b.csv"), Grid(ROWS, "rows", "c.csv")]),
+    ])  # fmt: skip
+    found = read(page)
+    assert "Nothing" not in found.text
+    assert "Words" in found.text
+    assert found.links == ["#part-0", "#part-1", "c.csv"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -218,6 +218,29 @@ def native(
     middle = (scale[0] * scale[1]) ** 0.5
     judged = Crop("keep", lambda image, size, rng: centred(image, _shrunk(size, middle)), name=f"native {middle:g}")
     return Crop("keep", window, masked if wanted else None, judged)
+
+
+def preferring(crop: Crop, wanted: Sequence[int], count: int, share: float) -> Crop:
+    """Return a crop whose window has, in a share of the draws, a pixel of one of some classes, where the mask has one.
+
+    Args:
+        crop: says how large a window is, and where it lies in the other draws.
+        wanted: class numbers; which comes first is drawn, and one that the mask lacks gives way to the next.
+        count: number of classes of the task.
+        share: of the draws.
+    """
+
+    def masked(mask: np.ndarray, size: Size, rng: np.random.Generator) -> Window:
+        image, point = (mask.shape[0], mask.shape[1]), None
+        looks = rng.random() < share
+        for number in rng.permutation(np.asarray(wanted)).tolist() if looks else ():
+            point = _pixel_of(mask, number, count, rng)
+            if point is not None:
+                break
+        window = crop.window(image, size, rng)
+        return window if point is None else _placed(image, (int(window.height), int(window.width)), rng, point)
+
+    return replace(crop, masked=masked)
 
 
 @register("crop")

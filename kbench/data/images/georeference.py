@@ -31,7 +31,7 @@ def rasterio_or_raise(what: str) -> Any:
         import rasterio.features
     except ImportError as error:
         raise ConfigError(
-            f"{what} needs rasterio, which is not installed: {error}", "the extra `satellite`",
+            f"{what} needs rasterio, which is not installed", "rasterio 1.4.4 or newer, which brings GDAL",
             "pip install 'kaggle-kbench[satellite]'",
         ) from error  # fmt: skip
     return rasterio
@@ -52,7 +52,7 @@ def shapely_or_raise(what: str) -> Any:
         import shapely.geometry
     except ImportError as error:
         raise ConfigError(
-            f"{what} needs shapely, which is not installed: {error}", "the extra `satellite`",
+            f"{what} needs shapely, which is not installed", "shapely 2.1 or newer",
             "pip install 'kaggle-kbench[satellite]'",
         ) from error  # fmt: skip
     return shapely

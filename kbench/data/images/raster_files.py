@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kbench.data.images.decoding import Decoding, check_file, check_pixels
+from kbench.data.images.georeference import rasterio_or_raise
 from kbench.data.images.grids import Grid
 from kbench.data.images.headers import Header
 from kbench.data.images.quiet import native_lines_muted
-from kbench.errors import ConfigError, DataError
+from kbench.errors import DataError
 
 _KEPT = {
     "int8": "int16", "uint32": "float64", "int32": "float64", "int64": "float64", "uint64": "float64",
@@ -65,14 +66,7 @@ class RasterFile:
 
 @cache
 def _loaded() -> Any:
-    try:
-        import rasterio
-    except ImportError as error:
-        raise ConfigError(
-            "the reader 'raster' needs rasterio, which is not installed",
-            "rasterio 1.4.4 or newer, which brings GDAL",
-            "pip install 'kaggle-kbench[satellite]'",
-        ) from error
+    rasterio = rasterio_or_raise("the reader 'raster'")
     logging.getLogger("rasterio").addHandler(logging.NullHandler())  # its lines are in the errors that are raised
     return rasterio
 

@@ -158,7 +158,8 @@ def _yes_no(
     root: Path, cells: Cells, size: Callable[[], Size], *, rule: YesNo, name: str, rest: str | None
 ) -> np.ndarray:
     """Return a file's mask of one class; with `rest` any number but 0 is the class."""
-    pixels, _ = _numbers(root / cells[0], cells[0], alone=True, decoding=rule.decoding)
+    soft = rule.threshold is not None
+    pixels, _ = _numbers(root / cells[0], cells[0], alone=True, decoding=rule.decoding, soft=soft)
     if rest is not None:
         _refuse_losses(root / cells[0], cells[0], "write `threshold: 127` in data.masks instead of `rest`")
     if rule.threshold is not None or is_lossy(root / cells[0]):
@@ -171,7 +172,8 @@ def _yes_no(
             f"0, and 1, 255 or 65535 for '{name}', or values of `ignore`: {list(rule.ignore)}",
             f"write in data.masks `rest: {name}` if all but 0 is the class, such as numbers of objects, `ignore: "
             f"{strange.tolist()[:4]}` if they are void, `values: {{{name}: {int(strange[0])}}}` if they say yes, or "
-            "`threshold: 127` if brighter pixels are the class; or name several data.classes",
+            f"`threshold: {min(127, int(values.max()) // 2)}` if brighter pixels are the class; or name several "
+            "data.classes",
         )
     if rest is None:
         return rule.of_pixels(pixels, root, cells[0])
@@ -200,7 +202,9 @@ def _listed(values: np.ndarray) -> str:
     return ", ".join(map(str, values[:8].tolist())) + (f" and {len(values) - 8:,} more" if len(values) > 8 else "")
 
 
-def _numbers(path: Path, cell: str, *, alone: bool, decoding: Decoding) -> tuple[np.ndarray, int]:
+def _numbers(
+    path: Path, cell: str, *, alone: bool, decoding: Decoding, soft: bool = False
+) -> tuple[np.ndarray, int]:
     """Return [H, W, 1] pixel values, of a palette image the numbers of its colours, and what viewers multiply them by.
 
     Args:
@@ -208,9 +212,10 @@ def _numbers(path: Path, cell: str, *, alone: bool, decoding: Decoding) -> tuple
         cell: its name, for messages.
         alone: whether it says only yes and no.
         decoding: orientation and limit, of `input`.
+        soft: whether a threshold says from where on alpha is yes.
     """
     pixels, scale = stored(path, decoding)
-    pixels = without_alpha(pixels, of=cell, alone=alone)
+    pixels = without_alpha(pixels, of=cell, alone=alone, soft=soft)
     grey = as_grey(pixels, lossy=is_lossy(path))
     pixels = pixels if grey is None else grey[:, :, None]
     if pixels.dtype.kind == "f" and np.isfinite(pixels).all() and (pixels == np.rint(pixels)).all():

@@ -90,7 +90,7 @@ def is_lossy(path: Path) -> bool:
     return head.startswith(b"\xff\xd8") or (head[:4] == b"RIFF" and head[8:15] == b"WEBPVP8" and head[15:16] == b" ")
 
 
-def without_alpha(pixels: np.ndarray, *, of: str, alone: bool) -> np.ndarray:
+def without_alpha(pixels: np.ndarray, *, of: str, alone: bool, soft: bool = False) -> np.ndarray:
     """Return [H, W, C] pixels without their alpha channel, or that channel where it holds the mask.
 
     Args:
@@ -98,9 +98,11 @@ def without_alpha(pixels: np.ndarray, *, of: str, alone: bool) -> np.ndarray:
         of: name of the file, for the message.
         alone: whether the mask is one of yes and no, which alpha can hold: where all pixels have one colour and alpha
             differs, what is opaque is yes.
+        soft: whether a threshold says from where on alpha is yes.
 
     Raises:
-        DataError: alpha differs and is no such mask, or it hides pixels that the colours say yes to.
+        DataError: alpha differs and is no such mask, has values in between, or hides pixels that the colours say yes
+            to.
     """
     if pixels.shape[2] not in (2, 4):
         return pixels
@@ -110,8 +112,14 @@ def without_alpha(pixels: np.ndarray, *, of: str, alone: bool) -> np.ndarray:
     if alpha.min() == alpha.max():
         return colour
     if (colour == colour[:1, :1]).all():
-        if alone:
+        if alone and (soft or len(np.setdiff1d(np.unique(alpha), [0])) == 1):
             return alpha
+        if alone:
+            raise DataError(
+                f"the mask '{of}' is in an alpha channel of the values {', '.join(map(str, np.unique(alpha)[:8]))}",
+                "transparent and one other value",
+                f"write `threshold: {int(alpha.max()) // 2}` in data.masks: pixels above it are the class",
+            )
         raise DataError(
             f"the mask '{of}' has one colour everywhere, and an alpha channel that differs",
             "classes as colours or numbers; alpha says only yes or no",
@@ -133,7 +141,7 @@ class YesNo:
 
     Black (0) is no, any one other value is yes. Of files stored with losses (JPEG) what is above half of the scale is
     yes. Several other values are the numbers of objects, all of them yes, unless one of them is white (255, or 65535
-    of 16 bits) or they are 1 and 255: such a file says yes in two ways, and the YAML must say what is meant.
+    of 16 bits), they are 1 and 255, or no pixel is black: such a file says yes in two ways, and the YAML must say what is meant.
 
     Attributes:
         threshold: pixels above it are yes, whatever the file; None: by the rule above.
@@ -158,7 +166,7 @@ class YesNo:
 
     def of_pixels(self, pixels: np.ndarray, root: Path, cell: str) -> np.ndarray:
         """Return the layer of [H, W, C] pixels of a file; see `layer`."""
-        pixels = without_alpha(pixels, of=cell, alone=True)
+        pixels = without_alpha(pixels, of=cell, alone=True, soft=self.threshold is not None)
         lossy = is_lossy(root / cell)
         grey = as_grey(pixels, lossy=lossy)
         yes = self._of_colours(pixels, cell, lossy=lossy) if grey is None else self._of_grey(grey, cell, lossy=lossy)
@@ -174,7 +182,15 @@ class YesNo:
                 "black and white, or a file without losses",
                 "write `threshold: 127` in data.masks: what is brighter in one channel is the class",
             )  # fmt: skip
-        return np.asarray((pixels > (self.threshold or 0)).any(axis=2))
+        yes = np.asarray((pixels > (self.threshold or 0)).any(axis=2))
+        if self.threshold is None and yes.all():
+            raise DataError(
+                f"the mask '{cell}' has several colours, and none of its pixels is black",
+                "black where the class is not",
+                "name the colours: the kind `colour` in data.masks for one file of all classes; or write `threshold: "
+                "127`: what is brighter in one channel is the class",
+            )
+        return yes
 
     def _of_grey(self, grey: np.ndarray, cell: str, *, lossy: bool) -> np.ndarray:
         if self.threshold is not None:
@@ -194,6 +210,13 @@ class YesNo:
                 "0 and one other value",
                 f"write in data.masks `ignore: [{values[-1]}]` if that is void, `threshold: {int(values[-1]) // 2}` if "
                 "brighter pixels are the class, or `threshold: 0` if all that is not black is",
+            )
+        if (grey != 0).all() and not np.isin(grey, self.ignore).any():
+            raise DataError(
+                f"the mask '{cell}' has the values {shown}, and none of its pixels is black",
+                "black where the class is not",
+                f"write `threshold: {int(values[0])}` in data.masks if what is above is the class, or `threshold: 0` "
+                "if all is, such as numbers of objects that fill the image",
             )
         if not all(float(value).is_integer() and value > 0 for value in values):
             raise DataError(

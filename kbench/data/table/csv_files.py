@@ -2,8 +2,8 @@
 
 Samples, submissions, solutions and other people's predictions are read here, so that a malformed file gives the
 same three-part error everywhere. Numbers are taken out of such a frame with `numbers`. Cells may be separated by
-commas, semicolons, tabs or `|`, which the file itself shows; beside semicolons, tabs and `|` a column of numbers with
-decimal commas is one of numbers.
+commas, semicolons, tabs or `|`, which the file itself shows, as it does gzip and UTF-16; beside semicolons, tabs and
+`|` a column of numbers with decimal commas is one of numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,16 @@ from typing import IO
 import numpy as np
 import pandas as pd
 
-from kbench.errors import DataError, KbenchError, first_names
+from kbench.errors import DataError, KbenchError, first_names, visible
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "`|`"}
+_GZIP = b"\x1f\x8b"
+_NO_TABLES = {
+    b"PK\x03\x04": "a zip or a spreadsheet (.xlsx)", b"BZh": "packed with bzip2", b"\xfd7zX": "packed with xz",
+    b"7z\xbc\xaf": "a 7z archive", b"\xd0\xcf\x11\xe0": "a spreadsheet (.xls)", b"PAR1": "a Parquet file",
+    b"(\xb5/\xfd": "packed with zstd",
+}  # fmt: skip
+"""First bytes -> what such a file is."""
 _LOOK = 1 << 16  # bytes that show how cells are separated
 _DECIMAL = re.compile(r"[+-]?[0-9]+(,[0-9]+)?([eE][+-]?[0-9]+)?")
 UNKNOWN = frozenset(
@@ -80,11 +87,9 @@ def read_frame(
             raise ValueError(f"the column {first_names(repeated)} stands twice")
         frame = _read(path, dtype=str if text else {header[0]: str}, sep=delimiter, names=header, header=0)
     except (OSError, ValueError, EOFError, zlib.error, csv.Error, pd.errors.ParserWarning) as cause:
-        what = "no such file" if isinstance(cause, FileNotFoundError) else str(cause).strip()
+        what, todo = _what_is_wrong(path, cause)
         raise error(
-            f"cannot read '{path}': {what}",
-            "a CSV file in UTF-8 with one header line and rows of equal length",
-            f"look at the first lines of '{path}' and name the right file",
+            f"cannot read '{path}': {what}", "a CSV file in UTF-8 with one header line and rows of equal length", todo
         ) from cause
     commas = _with_points(frame, text=text) if decimal == "," or (decimal is None and delimiter != ",") else False
     frame.attrs["dialect"] = [delimiter, "," if commas or decimal == "," else "."]
@@ -97,14 +102,52 @@ def dialect_of(frame: pd.DataFrame) -> Dialect:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    """Open a file, unpacked where its first bytes are those of gzip.
+
+    Raises:
+        ValueError: it is another kind of file, which is named.
+    """
+    with path.open("rb") as handle:
+        head = handle.read(4)
+    kind = next((kind for begin, kind in _NO_TABLES.items() if head.startswith(begin)), None)
+    if kind is not None:
+        raise ValueError(f"it is {kind}")
+    packed = head.startswith(_GZIP) or path.suffix == ".gz"
+    return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
+
+
+def _encoding(content: bytes) -> str:
+    """Return how a table is encoded by its first bytes: UTF-16, with a mark or without, or else UTF-8."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    zeros = [byte == 0 for byte in content[:4]]
+    forms = {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}
+    return forms.get(tuple(zeros), "utf-8-sig")  # type: ignore[call-overload]
+
+
+def _what_is_wrong(path: Path, cause: Exception) -> tuple[str, str]:
+    """Return why a table cannot be read, and what to type."""
+    look = f"look at the first lines of '{path}' and name the right file"
+    if isinstance(cause, FileNotFoundError):
+        return "no such file", look
+    what = str(cause).strip()
+    if what.startswith("it is "):
+        return what, f"save it as CSV (unpack it first, where it is packed), and name that file instead of '{path}'"
+    if isinstance(cause, UnicodeDecodeError):
+        near = bytes(cause.object[max(0, cause.start - 8) : cause.start + 8]).decode("cp1252", errors="replace")
+        new = path.with_name(f"{path.stem}-utf8{path.suffix}")
+        return f"it is not in UTF-8, near '{visible(near)}'", (
+            f"`iconv -f WINDOWS-1252 -t UTF-8 '{path}' > '{new}'` if that should be read '{visible(near)}', then name "
+            f"'{new.name}' in the YAML"
+        )
+    return what, look
 
 
 def _delimiter(path: Path) -> str:
     """Return what separates the cells of a file: the first sign that cuts its header, and its lines alike."""
     with _open(path) as handle:
         content = handle.read(_LOOK)
-    lines = content.decode("utf-8-sig", errors="replace").splitlines(keepends=True)
+    lines = content.decode(_encoding(content), errors="replace").splitlines(keepends=True)
     whole = lines[:-1] if len(content) == _LOOK and len(lines) > 1 else lines  # the last one may be cut
     for sign in DELIMITERS:
         rows = [row for row in csv.reader(whole, delimiter=sign) if row]
@@ -134,8 +177,10 @@ def _with_points(frame: pd.DataFrame, *, text: bool) -> bool:
 def _read(path: Path, **options: object) -> pd.DataFrame:
     with warnings.catch_warnings(), _open(path) as handle:
         warnings.simplefilter("error", pd.errors.ParserWarning)  # cells beyond the header would be dropped
+        encoding = _encoding(handle.read(4))
+        handle.seek(0)
         frame: pd.DataFrame = pd.read_csv(  # type: ignore[call-overload]
-            handle, encoding="utf-8-sig", keep_default_na=False, index_col=False, low_memory=False, **options
+            handle, encoding=encoding, keep_default_na=False, index_col=False, low_memory=False, **options
         )
     return frame
 

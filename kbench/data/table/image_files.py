@@ -46,7 +46,7 @@ class MatchedFiles:
         missing: row numbers without a file.
         several: row numbers with several files of one name, in several folders or with different suffixes.
         example: a file that is there, for the message.
-        there: names of the files of the folders, where one is missing.
+        there: paths of the files of the folders, relative to the root, where one is missing.
     """
 
     paths: list[str]
@@ -95,7 +95,7 @@ def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | N
             files.missing.append(row)
         files.paths.append(paths[0] if paths else prefix + name + (suffix or ""))
     for listing in listings if files.missing else ():
-        files.there.update(listing.names())
+        files.there.update(listing.prefix + name for name in listing.names())
     return files
 
 

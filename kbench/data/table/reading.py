@@ -184,7 +184,9 @@ def read_rows(
         for key, name in wanted
         if name not in columns
     ]
-    sign = re.search(r"[,;\t|]", columns[0]) if len(columns) == 1 else None
+    if columns[0].startswith("sep="):
+        raise_problems(request, [Problem(str(request.csv), f"its first line is '{columns[0]}'", "remove that line")])
+    sign = re.search(r"[,;\t| :]" if problems else r"[,;\t|]", columns[0]) if len(columns) == 1 else None
     if sign is not None:
         hint = f"`data: {{layout: {{name: csv, delimiter: {json.dumps(sign[0])}}}}}` if '{sign[0]}' separates its cells"
         problems.append(Problem(str(request.csv), f"its one column is '{columns[0]}', cells separated by commas", hint))
@@ -285,7 +287,7 @@ def file_problems(
             problems.append(Problem("data.images", what, hint))
         if part.missing and request.on_problem == "error":
             paths = [part.paths[row] for row in part.missing]
-            hint = meant([path.rpartition("/")[2] for path in paths], sorted(part.there)) or part.example
+            hint = meant(paths, sorted(part.there)) or part.example
             if len(paths) < len(ids):
                 way = "fill" if request.split == "test" else "drop"
                 hint = f"{hint}; `data: {{on_problem: {way}}}` goes on without them"

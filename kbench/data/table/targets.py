@@ -7,6 +7,7 @@ add a way targets can be written, add a branch to `read_targets`; a task has one
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -140,11 +141,12 @@ def _separator_note(where: str, counts: Mapping[str, int], tags: Sequence[Sequen
     if any(tag[0] in "[({" or tag[-1] in "])}" for tag in counts):
         return f"'{where}' has tags with brackets: {first_names(list(counts))}; write the cells without them"
     for sign in ",;|":
-        parts = {part for tag in counts for part in split_tags(tag, sign)}
-        if sign != separator.strip() and len(parts) < len(counts) and max(map(len, tags), default=0) <= 1:
+        parts = Counter(part for tag in counts for part in set(split_tags(tag, sign)))
+        shared = any(parts[part] > 1 for tag in counts if sign in tag for part in split_tags(tag, sign))
+        if sign != separator.strip() and shared and max(map(len, tags), default=0) <= 1:
             return (
                 f"'{where}' has tags such as {first_names(list(counts), 2)}, and '{sign}' seems to separate tags: "
-                f'`data: {{layout: {{name: csv, separator: "{sign}"}}}}` makes {len(parts)} of {len(counts)}'
+                f"`data: {{layout: {{name: csv, separator: \"{sign}\"}}}}` makes {len(parts)} tags of them"
             )
     return ""
 

@@ -65,6 +65,7 @@ class ImageReport:
         rows: row numbers with an unreadable image or mask.
         dtypes: element type of pixels -> paths of images.
         turned: paths of images that are turned upright while a mask of theirs is not.
+        unlike: paths of other images whose mask is turned otherwise.
         paged: paths of files with pages or frames beyond the one that is read.
     """
 
@@ -73,6 +74,7 @@ class ImageReport:
     rows: set[int] = field(default_factory=set)
     dtypes: dict[str, list[str]] = field(default_factory=dict)
     turned: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
     paged: list[str] = field(default_factory=list)
 
     def problems(self) -> list[Problem]:
@@ -85,7 +87,8 @@ class ImageReport:
 
     def warnings(self) -> list[str]:
         """Return what may be right and may be wrong, for the user to decide."""
-        return [*self._of_pages(), *self._of_turned()]
+        unlike = f"{counted(len(self.unlike), 'image')} turned otherwise than their masks, as the files say: "
+        return [*self._of_pages(), *self._of_turned(), *([unlike + first_names(self.unlike)] if self.unlike else [])]
 
     def _of_pages(self) -> list[str]:
         if not self.paged:
@@ -243,7 +246,7 @@ def _as_read(root: Path, opening: Opening, row: _Row, looks: list[Look]) -> list
         image = opening.read([path_of(root, path) for path in row.paths])
     except DataError as error:
         named = [f"'{root / path}'" in error.what for path in paths]
-        if len(paths) > 1 and any(named):  # the others are whole, as far as that is known
+        if not opening.headers and len(paths) > 1 and any(named):  # the others are whole, as far as that is known
             why = f"that the reader refuses ({error.expected})"
             return [why if guilty else look for guilty, look in zip(named, looks, strict=True)]
         reasons = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
@@ -291,6 +294,8 @@ def _add(report: ImageReport, row: _Row, looks: Sequence[Look | str], *, masked:
     as_stored = [look for look in masks if isinstance(look, Look) and look.orientation == 1]
     if masked and first is not None and first.orientation > 1 and (as_stored or not row.masks):
         report.turned.append(row.images[0])
+    elif any(isinstance(look, Look) and first is not None and look.orientation != first.orientation for look in masks):
+        report.unlike.append(row.images[0])
 
 
 def _mask_fault(mask: Look, image: Look) -> str:

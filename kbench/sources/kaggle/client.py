@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import io
 import ipaddress
@@ -183,6 +184,29 @@ class KaggleClient:
                 lambda: once(method, request, fields, doing), sleep=self.sleep, tries=tries, longest=longest
             )
 
+    def ask(
+        self, service: str, method: str, request: str, body: Mapping[str, Any], *, doing: str, tries: int = faults.TRIES
+    ) -> Any:
+        """Make a call to another of Kaggle's services than that of competitions, as `call` does.
+
+        Args:
+            service: `blobs`, `datasets` or `kernels`.
+            method: of the SDK's client of that service.
+            request: class of its argument.
+            body: what is sent, as JSON has it.
+            doing: what is being done, for messages.
+            tries: at most so many; 1 for what must not be repeated.
+
+        Raises:
+            ServiceError: it failed.
+        """
+        with self._session(service=service) as once:
+            return faults.persist(lambda: once(method, request, {"": body}, doing), sleep=self.sleep, tries=tries)
+
+    def user(self) -> str:
+        """Return the name of the account that is signed in."""
+        return self._sign_in().get("username", "")
+
     def pages(self, method: str, request: str, *, doing: str, numbered: bool = False, **fields: Any) -> Iterator[Any]:
         """Yield every page of a listing, over one connection; an empty page is not the last one.
 
@@ -257,14 +281,17 @@ class KaggleClient:
             return dict(api.config_values)
 
     @contextlib.contextmanager
-    def _session(self, headers: Mapping[str, str] | None = None) -> Iterator[Once]:
+    def _session(
+        self, headers: Mapping[str, str] | None = None, service: str = "competitions"
+    ) -> Iterator[Once]:
         """Yield a function that makes one call over a connection with time limits; close the connection after."""
         values = self._sign_in()
         with _calm(self.timeouts):
             from kagglesdk import KaggleClient as Sdk
             from kagglesdk import KaggleEnv
-            from kagglesdk.competitions.types import competition_api_service as types
 
+            single = service.removesuffix("s")
+            types = importlib.import_module(f"kagglesdk.{service}.types.{_TYPES.get(service, single)}_api_service")
             sdk = Sdk(
                 env=KaggleEnv.LOCAL if _is_local() else KaggleEnv.PROD,
                 username=values.get("username"),
@@ -275,12 +302,15 @@ class KaggleClient:
             sdk.http_client()._init_session()  # here, where the variables are as the sign-in saw them
 
         def once(method: str, request: str, fields: Mapping[str, Any], doing: str) -> Any:
-            message = getattr(types, request)()
+            kind = getattr(types, request)
+            message = kind.from_dict(dict(fields[""])) if "" in fields else kind()
             for name, value in fields.items():
-                setattr(message, name, value)
+                if name:
+                    setattr(message, name, value)
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    return getattr(sdk.competitions.competition_api_client, method)(message)
+                    answer = getattr(sdk, service)
+                    return getattr(getattr(answer, f"{_TYPES.get(service, single)}_api_client"), method)(message)
             except Exception as error:  # the SDK lets everything through: KeyError, TypeError, ValueError
                 fault = _explain(error, doing, str(fields.get("competition_name", "")), values, os.environ)
                 raise fault from (error if fault.kind == "protocol" else None)  # other texts hold signed addresses
@@ -289,6 +319,8 @@ class KaggleClient:
             limit(sdk.http_client()._session, self.timeouts, headers or {})
             yield once
 
+
+_TYPES = {"kernels": "kernels"}  # services whose modules are not named after one thing
 
 Once = Callable[[str, str, Mapping[str, Any], str], Any]
 """Called as `once(method, request, fields, doing)`."""

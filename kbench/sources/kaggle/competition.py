@@ -8,6 +8,7 @@ file in pieces, add a function beside it.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -113,6 +114,14 @@ class Client(Protocol):
     ) -> Any:
         """Make a call, repeated while it may succeed; raise `ServiceError`."""
 
+    def ask(
+        self, service: str, method: str, request: str, body: Mapping[str, Any], *, doing: str, tries: int = faults.TRIES
+    ) -> Any:
+        """Make a call to another service than that of competitions; raise `ServiceError`."""
+
+    def user(self) -> str:
+        """Return the name of the account that is signed in."""
+
     def pages(self, method: str, request: str, *, doing: str, numbered: bool = False, **fields: Any) -> Iterator[Any]:
         """Yield every page of a listing, the first one asked for by its number too where the call has one."""
 
@@ -157,11 +166,23 @@ class KaggleCompetition:
 
     def send(self, upload: str, *, message: str, tag: str) -> Receipt:
         """Submit an upload, once (`send.send`)."""
-        return send.send(self, upload, message=message, tag=tag, sleep=self.client.sleep)
+        ask = functools.partial(self.create, upload)
+        return send.send(self, ask, message=message, tag=tag, sleep=self.client.sleep)
 
-    def check_open(self) -> int | None:
+    def send_notebook(self, notebook: Mapping[str, Any], *, message: str, tag: str) -> Receipt:
+        """Submit a version of a notebook, once (`send.send`).
+
+        Args:
+            notebook: `owner`, `slug`, `version` and the `file` it writes.
+            message: what people read.
+            tag: unique text by which the submission can be found again.
+        """
+        ask = functools.partial(self._create_of_notebook, notebook)
+        return send.send(self, ask, message=message, tag=tag, sleep=self.client.sleep)
+
+    def check_open(self, *, notebook: bool = False) -> int | None:
         """Return the submissions left today, or raise when none can be made (`send.check_open`)."""
-        return send.check_open(self, now=self.client.clock())
+        return send.check_open(self, now=self.client.clock(), notebook=notebook)
 
     def find(self, tag: str) -> Receipt | None:
         """Return the submission sent with a tag, or None."""
@@ -272,10 +293,19 @@ class KaggleCompetition:
 
     def create(self, token: str, description: str) -> Receipt:
         """Ask once that an upload be scored; an empty `ref` means that the answer does not say whether it counted."""
-        doing = f"submit to '{self.slug}'"
         fields = {"blob_file_tokens": token, "submission_description": description}
+        return self._created("create_submission", "ApiCreateSubmissionRequest", fields)
+
+    def _create_of_notebook(self, notebook: Mapping[str, Any], description: str) -> Receipt:
+        fields = {
+            "kernel_owner": notebook["owner"], "kernel_slug": notebook["slug"], "kernel_version": notebook["version"],
+            "file_name": notebook["file"], "submission_description": description,
+        }  # fmt: skip
+        return self._created("create_code_submission", "ApiCreateCodeSubmissionRequest", fields)
+
+    def _created(self, method: str, request: str, fields: Mapping[str, Any]) -> Receipt:
         try:
-            answer = self._call("create_submission", "ApiCreateSubmissionRequest", doing=doing, tries=1, **fields)
+            answer = self._call(method, request, doing=f"submit to '{self.slug}'", tries=1, **fields)
         except ServiceError as error:
             if error.kind in ("network", "timeout", "server", "protocol") and error.sent:
                 return Receipt("", "pending", message=error.what)

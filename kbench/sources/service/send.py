@@ -30,23 +30,24 @@ Sleep = Callable[[float], None]
 _T = TypeVar("_T")
 
 
-def check_open(service: Service, *, now: float) -> int | None:
+def check_open(service: Service, *, now: float, notebook: bool = False) -> int | None:
     """Return how many submissions are left today, or None when the service does not say.
 
     Args:
         service: asked for the competition and its limits.
         now: seconds since 1970; the service's day ends at 00:00 UTC.
+        notebook: whether a notebook is to be submitted.
 
     Raises:
         SubmissionError: a notebook must be submitted, submissions are switched off, or none is left.
         ServiceError: the service refuses this account, or knows no such competition.
     """
     about = _told(lambda: service.about(patient=False))
-    if about is not None and about.code_only:
+    if about is not None and about.code_only and not notebook:
         raise SubmissionError(
             f"'{service.slug}' takes notebooks, no files",
             "a Kaggle notebook that writes the submission when it runs there",
-            f"run `kbench predict --data DIR` in a notebook (see {about.url}/code) and submit that; no slot was used",
+            "`kbench export` and `kbench push`, then `kbench submit --kernel`; no slot was used",
         )
     if about is not None and about.closed:
         raise SubmissionError(
@@ -87,12 +88,14 @@ def check_file(file: Path) -> None:
         raise SubmissionError(f"'{file}' is missing or empty", "a submission file", "`kbench ensemble` makes one")
 
 
-def send(service: Service, token: str, *, message: str, tag: str, sleep: Sleep) -> Receipt:
-    """Ask, once, that an upload be scored.
+def send(
+    service: Service, create: Callable[[str], Receipt], *, message: str, tag: str, sleep: Sleep
+) -> Receipt:
+    """Ask, once, that an upload or a notebook be scored.
 
     Args:
         service: takes it.
-        token: what `Service.upload` returned.
+        create: asks for it with a description; `Service.create` with an upload's token.
         message: what people read; cut to `LONGEST_MESSAGE` characters.
         tag: unique text by which this submission can be found again.
         sleep: waits seconds.
@@ -101,7 +104,7 @@ def send(service: Service, token: str, *, message: str, tag: str, sleep: Sleep) 
         ServiceError: it certainly was not submitted.
         UnknownOutcome: it was asked for, and neither an answer nor the list of submissions says whether it counted.
     """
-    receipt = service.create(token, describe(message, tag))
+    receipt = create(describe(message, tag))
     if receipt.ref:
         return receipt
     for pause in LOOKS:
@@ -176,4 +179,4 @@ def wait(
         if receipt.status != "pending" or gone + pause > limit:
             return receipt
         sleep(pause)
-        pause = min(pause * 1.5, 30.0)
+        pause = min(pause * 1.5, 30.0 if gone < 900 else 300.0)

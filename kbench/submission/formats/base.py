@@ -11,6 +11,7 @@ To add one, write a module beside this one and name it in `registry.MODULES`:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import pandas as pd
 
 from kbench.data.table.csv_files import numbers, texts
 from kbench.data.table.spellings import plain
-from kbench.errors import ConfigError, Problem, SubmissionError, first_names, nearest, raise_all
+from kbench.errors import ConfigError, Problem, SubmissionError, first_names, nearest, raise_all, visible
 from kbench.inference.predictions import Predictions
 
 
@@ -190,15 +191,22 @@ def predicted(frame: pd.DataFrame, names: Sequence[str], values: np.ndarray, tas
     return Predictions(ids[order], tuple(names), values[order].astype(np.float32), task, {"file": True})
 
 
-def match_names(columns: Sequence[str], names: Sequence[str], *, format: str) -> None:
-    """Refuse columns that are not the targets' names, in any order; unmatched ones of both sides are listed.
+def match_names(columns: Sequence[str], names: Sequence[str], *, format: str) -> dict[str, str]:
+    """Return column -> the target it is called, exactly or but for case and spaces; all in the columns' order.
 
     Raises:
-        SubmissionError: a column has no target or a target no column.
+        SubmissionError: a column has no target or a target no column; those of both sides are listed.
     """
-    extra, lacking = [c for c in columns if c not in names], [n for n in names if n not in columns]
-    problems = [Problem(column, "a column of the sample that is no target", nearest(column, names)) for column in extra]
-    problems += [Problem(name, "a target without a column in the sample", nearest(name, columns)) for name in lacking]
+    partners = {column: named_class(column, names) for column in columns}
+    taken = Counter(partners.values())
+    extra = [column for column, name in partners.items() if name is None or (taken[name] > 1 and name != column)]
+    lacking = [name for name in names if name not in {partners[column] for column in columns if column not in extra}]
+    problems = [
+        Problem(visible(column), "a column of the sample that is no target", nearest(column, names)) for column in extra
+    ]
+    problems += [
+        Problem(visible(name), "a target without a column in the sample", nearest(name, columns)) for name in lacking
+    ]
     hint = "set data.classes or data.target in the YAML to the sample's columns"
     if len(columns) == 1 and len(names) > 1:
         hint = "set submission.format in the YAML to `single_probability` or `label`"
@@ -210,6 +218,7 @@ def match_names(columns: Sequence[str], names: Sequence[str], *, format: str) ->
         expected=f"the columns {first_names(sorted(names))} after the id",
         todo=hint,
     )
+    return {column: str(name) for column, name in partners.items()}
 
 
 def refuse(subject: str, problems: Sequence[Problem], sample: pd.DataFrame) -> None:

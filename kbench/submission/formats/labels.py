@@ -136,8 +136,8 @@ def value(*, _names: tuple[str, ...], _task: str) -> Format:
         columns = target_columns(sample)
         if len(columns) == len(_names) == 1:
             return columns
-        match_names(columns, _names, format="value")
-        return list(_names)
+        column_of = {name: column for column, name in match_names(columns, _names, format="value").items()}
+        return [column_of[name] for name in _names]
 
     def build(predictions: Predictions, sample: pd.DataFrame) -> pd.DataFrame:
         columns, values = columns_of(sample), values_for(predictions, sample, names=_names)

@@ -47,16 +47,17 @@ def probabilities(*, clip: float | None = None, _names: tuple[str, ...], _task: 
     check_clip(clip, format="probabilities")
 
     def build(predictions: Predictions, sample: pd.DataFrame) -> pd.DataFrame:
-        columns = target_columns(sample)
-        match_names(columns, _names, format="probabilities")
-        values = np.clip(values_for(predictions, sample, names=columns), clip or 0, 1 - (clip or 0))
+        columns = match_names(target_columns(sample), _names, format="probabilities")
+        values = np.clip(values_for(predictions, sample, names=list(columns.values())), clip or 0, 1 - (clip or 0))
         if _task == "single_label":
             sums = values.sum(axis=1, keepdims=True)
             values = np.divide(values, sums, out=values, where=sums > 0)
         return framed(sample, {name: values[:, k] for k, name in enumerate(columns)})
 
     def parse(frame: pd.DataFrame, sample: pd.DataFrame) -> Predictions:
-        return predicted(frame, _names, numbers(frame, _names), _task)
+        column_of = {name: column for column, name in match_names(
+            target_columns(sample), _names, format="probabilities").items()}  # fmt: skip
+        return predicted(frame, _names, numbers(frame, [column_of[name] for name in _names]), _task)
 
     def problems(frame: pd.DataFrame, sample: pd.DataFrame) -> list[Problem]:
         columns = target_columns(sample)

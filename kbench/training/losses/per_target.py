@@ -11,8 +11,9 @@ their values, weighted by images.
 To add one, write a factory here with `@register("loss")` whose keywords are what a YAML may set and which returns
 a function of logits [B, K, ...] and targets. Keywords with `_` in front are given by kbench when they are named:
 `_counts` ([K] training rows, or pixels, per class or tag), `_rows` (training rows, or known pixels), `_task` and
-`_units` (of targets that are learned standardised); the counts are those of `FoldContext.balance`. A weight of classes that is found from them is a word of `ClassWeights` and a
-line of `class_weights_of`, which every loss with `class_weights` asks.
+`_units` (of targets that are learned standardised); the counts are those of `FoldContext.balance`. A weight of classes
+that is found from them is a word of `ClassWeights` and a line of `class_weights_of`, which every loss with
+`class_weights` asks.
 """
 
 from __future__ import annotations

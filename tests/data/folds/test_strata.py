@@ -78,3 +78,10 @@ def test_groups_are_a_columns_values():
 def test_an_unknown_group_column_is_an_error():
     with pytest.raises(DataError, match="no column 'patient'"):
         groups_of(make_table(rows=2), "patient")
+
+
+@pytest.mark.parametrize("blank", ["", "nan", "NaN", " ", "\u00a0", "\u200b"])
+def test_groups_that_a_reader_sees_as_none_are_refused(blank: str) -> None:
+    table = make_table(rows=4, targets=[0, 1, 0, 1], patient=[blank, "p1", "p1", "p2"])
+    with pytest.raises(FoldError, match="1 rows have no value in the group column 'patient'"):
+        groups_of(table, "patient")

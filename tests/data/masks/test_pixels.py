@@ -287,3 +287,41 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, kind: str) -> No
     (tmp_path / "m" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     with pytest.raises(KbenchError, match=r"a\.png"):
         read(tmp_path, kind)
+
+
+@pytest.mark.parametrize("kind", ["per_class", "instances"])
+def test_a_mask_without_a_black_pixel_is_refused_with_a_level_that_works(tmp_path: Path, kind: str) -> None:
+    """Numbers that count from 1: 1 is nothing and 2 the class; all of it would be taken for the class."""
+    save(tmp_path, disc().astype(np.uint8) + 1)
+    with pytest.raises(DataError, match="none of its pixels is black") as caught:
+        read(tmp_path, kind)
+    assert "threshold: 1`" in caught.value.todo
+    np.testing.assert_array_equal(masks_of(tmp_path, one_class(kind, threshold=1))[0][:, :, 0], disc())
+
+
+@pytest.mark.parametrize("kind", ["per_class", "instances"])
+def test_colours_without_black_are_refused_and_objects_in_colours_on_black_are_not(tmp_path: Path, kind: str) -> None:
+    save(tmp_path, np.dstack([~disc() * 255, disc() * 255, disc() * 0]).astype(np.uint8))
+    with pytest.raises(DataError, match="several colours, and none of its pixels is black"):
+        read(tmp_path, kind)
+    other = tmp_path / "other"
+    save(other, np.dstack([disc() * 200, (disc() & (np.arange(48) > 24)) * 90, disc() * 0]).astype(np.uint8))
+    np.testing.assert_array_equal(read(other, kind), disc())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alpha_with_soft_edges_is_refused_with_a_level_that_works(tmp_path: Path, kind: str) -> None:
+    alpha = np.where(disc(), 200, np.where(disc(radius=8), 80, 0)).astype(np.uint8)
+    save(tmp_path, np.dstack([np.zeros((*SIZE, 3), dtype=np.uint8), alpha]))
+    with pytest.raises(DataError, match="alpha channel of the values 0, 80, 200") as caught:
+        read(tmp_path, kind)
+    assert "threshold: 100" in caught.value.todo
+    np.testing.assert_array_equal(masks_of(tmp_path, one_class(kind, threshold=100))[0][:, :, 0], disc())
+
+
+def test_the_level_that_a_message_names_lies_between_no_and_yes(tmp_path: Path) -> None:
+    save(tmp_path, disc().astype(np.uint8) * 2)
+    with pytest.raises(DataError, match="has the values 2") as caught:
+        read(tmp_path, "index")
+    assert "`threshold: 1`" in caught.value.todo
+    np.testing.assert_array_equal(masks_of(tmp_path, one_class("index", threshold=1))[0][:, :, 0], disc())

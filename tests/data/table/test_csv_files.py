@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +63,41 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         read_frame(tmp_path / "absent.csv")
     with pytest.raises(DataError, match="cannot read"):
         read_frame(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_table_in_utf_16_is_read_with_a_mark_and_without(tmp_path: Path, encoding: str, delimiter: str) -> None:
+    rows = [["id", "label"], ["0012", "café"], ["7", "dög"]]
+    frame = read_frame(written(tmp_path, "".join(f"{delimiter.join(row)}\r\n" for row in rows).encode(encoding)))
+    assert [list(frame.columns), *frame.to_numpy().tolist()] == rows
+
+
+def test_gzip_is_told_by_what_a_file_holds(tmp_path: Path) -> None:
+    for name in ("a.csv", "A.CSV.GZ", "a.csv.gz"):
+        frame = read_frame(written(tmp_path, gzip.compress(b"id,p\n0012,1\n"), name))
+        assert texts(frame, "id").tolist() == ["0012"]
+
+
+def test_what_to_type_for_another_encoding_works_when_typed(tmp_path: Path) -> None:
+    path = written(tmp_path, "id,label\na,café\nb,dog\n".encode("cp1252"), "train.csv")
+    with pytest.raises(DataError, match="not in UTF-8, near .*café") as caught:
+        read_frame(path)
+    typed = caught.value.todo.split("`")[1]
+    assert typed.startswith("iconv -f WINDOWS-1252")
+    subprocess.run(typed, shell=True, check=True)
+    assert "'train-utf8.csv'" in caught.value.todo
+    assert texts(read_frame(tmp_path / "train-utf8.csv"), "label").tolist() == ["café", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"PK\x03\x04" + bytes(40), "a zip or a spreadsheet"), (bz2.compress(b"id,p\n1,2\n"), "bzip2"),
+        (lzma.compress(b"id,p\n1,2\n"), "xz"), (b"PAR1" + bytes(40), "Parquet"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_csv_are_called_what_they_are(tmp_path: Path, content: bytes, what: str) -> None:
+    with pytest.raises(DataError, match=what) as caught:
+        read_frame(written(tmp_path, content))
+    assert "save it as CSV" in caught.value.todo

@@ -584,3 +584,38 @@ def test_a_pattern_that_cannot_be_used_is_named(tmp_path: Path, regex: str, requ
     write(tmp_path, "", CAT_FILES)
     with pytest.raises(DataError, match=says):
         from_names(tmp_path, regex, **request_)
+
+
+@pytest.mark.parametrize(
+    ("id", "suffix", "meant"),
+    [
+        ("A0", ".png", "train/a0.png"), ("a0.png", ".png", "train/a0.png"), ("train/a0.png", "", "train/a0.png"),
+        ("a0.PNG", "", "train/a0.png"), ("a0.jpg", "", "train/a0.png"), ("a0\u200b", ".png", "train/a0.png"),
+        ("cafe\u0301", ".png", "train/café.png"),
+    ],
+)  # fmt: skip
+def test_a_missing_image_is_told_the_file_it_may_mean(tmp_path: Path, id: str, suffix: str, meant: str) -> None:
+    text = f"id,label\n{id},dog\nb1{suffix and ''}{'' if suffix else '.png'},cat\n"
+    write(tmp_path, text, ["train/a0.png", "train/b1.png", "train/café.png"])
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, csv="train.csv", images=("train",), suffix=suffix)
+    line = next(line for line in problems_of(caught) if "missing file" in line)
+    assert f"may mean '{meant}'" in line
+    assert "on_problem: drop" in line
+
+
+def test_leaving_rows_out_is_not_advised_where_none_would_be_left(tmp_path: Path) -> None:
+    write(tmp_path, PETS, ["train/other.png"])
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, csv="train.csv", images=("train",), suffix=".png")
+    line = problems_of(caught)[0]
+    assert "3 missing files" in line
+    assert "on_problem" not in line
+
+
+def test_ids_with_blanks_round_them_are_refused_for_what_they_are(tmp_path: Path) -> None:
+    write(tmp_path, "id,label\na0 ,dog\nb1,cat\n", ["train/a0.png", "train/b1.png"])
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, csv="train.csv", images=("train",), suffix=".png")
+    line = problems_of(caught)[0]
+    assert "neither begin nor end with a blank" in line

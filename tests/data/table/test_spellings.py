@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rows_on_disk import read, write
 
-from kbench.data.table.spellings import plain
+from kbench.data.table.spellings import plain, spelling_note, tidied
 from kbench.data.table.targets import detect_task, read_targets
 from kbench.errors import DataError
 
@@ -123,3 +123,11 @@ def test_rows_without_a_label_are_dropped_where_the_yaml_says_so(tmp_path: Path,
     (tmp_path / "train" / "a000.png").unlink()
     table = read(tmp_path, **request, on_problem="drop", classes=("x", "y"))
     assert table.ids.tolist() == ["a002"]
+
+
+def test_whole_numbers_of_a_column_that_once_had_holes_look_alike() -> None:
+    """What pandas writes of 1 where a cell of the column was empty is 1.0."""
+    note = spelling_note("patient", {"1": 3, "1.0": 2, "01": 1, "1.5": 1, "10": 1})
+    assert "'1' (3)/'1.0' (2);" in note
+    assert tidied(["1.0", "01", "1.5", "1"], {"1": 3, "1.0": 2, "01": 1, "1.5": 1}) == ["1", "01", "1.5", "1"]
+    assert spelling_note("patient", {"1": 3, "01": 1, "1.5": 1, "10": 1}) == ""

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import struct
 import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +19,14 @@ from places import SHARED
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import Request
 from kbench.data.table.table import Table
-from kbench.data.table.verify import image_sizes, look, look_at_images, unreadable_images, without_unreadable
+from kbench.data.table.verify import (
+    channel_warnings,
+    image_sizes,
+    look,
+    look_at_images,
+    unreadable_images,
+    without_unreadable,
+)
 from kbench.errors import DataError
 
 
@@ -165,3 +174,50 @@ def test_real_photographs_and_satellite_images_are_readable() -> None:
     assert unreadable_images(dogs, progress=quiet, deep=True) == []
     request = Request(SHARED / "s2_dense_regression", "test", "dense_regression", images=("test_features",))
     assert set(image_sizes(read_table("csv", {}, request), progress=quiet)) == {(64, 64, 2), (64, 64, 11)}
+
+
+def pages(suffix: str, *, frames: int = 2, **options: Any) -> bytes:
+    """Return an image of several pages or frames."""
+    file, size = io.BytesIO(), (24, 16)
+    first, *rest = [Image.new("RGB", size, (40 * number, 80, 120)) for number in range(frames)]
+    first.save(file, format=suffix, save_all=True, append_images=rest, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["TIFF", "GIF", "PNG", "WEBP", "AVIF"])
+def test_files_of_several_pages_or_frames_are_said_to_be(tmp_path: Path, suffix: str) -> None:
+    table = make(tmp_path, many__png=pages(suffix), more__png=pages(suffix, frames=5), one__png=pages(suffix, frames=1))
+    warnings = look_at_images(table, progress=quiet).warnings()
+    assert len(warnings) == 1
+    assert warnings[0].startswith("2 files have several pages or frames, of which the first alone is read: 'many.png'")
+
+
+def test_overviews_of_a_tiff_are_no_pages(tmp_path: Path) -> None:
+    content = bytearray(pages("TIFF"))
+    table = make(tmp_path, a__tif=bytes(content))
+    (first,) = struct.unpack("<L", content[4:8])
+    (tags,) = struct.unpack("<H", content[first : first + 2])
+    (second,) = struct.unpack("<L", content[first + 2 + 12 * tags : first + 6 + 12 * tags])
+    content[second + 2 : second + 14] = struct.pack("<2H2L", 254, 4, 1, 1)  # reduced resolution, in place of the width
+    (tmp_path / "a.tif").write_bytes(bytes(content))
+    assert look_at_images(table, progress=quiet).warnings() == []
+
+
+@pytest.mark.parametrize(("train", "test", "said"), [(3, 1, True), (1, 3, True), (3, 3, False), (1, 1, False)])
+def test_a_grey_test_set_of_a_training_set_in_colours_is_said(
+    tmp_path: Path, train: int, test: int, said: bool
+) -> None:
+    reports = []
+    for name, channels in (("train", train), ("test", test)):
+        content = bytes(cv2.imencode(".png", noise(8, 8, channels))[1])
+        (tmp_path / name).mkdir()
+        reports.append(look_at_images(make(tmp_path / name, a__png=content, b__png=content), progress=quiet))
+    warnings = channel_warnings(*reports)
+    assert bool(warnings) == said
+    assert all("channels: 1" in text for text in warnings)
+
+
+def test_grey_images_among_others_in_colours_are_nothing_to_say(tmp_path: Path) -> None:
+    grey, colours = (bytes(cv2.imencode(".png", noise(8, 8, channels))[1]) for channels in (1, 3))
+    mixed = look_at_images(make(tmp_path, a__png=grey, b__png=colours), progress=quiet)
+    assert channel_warnings(mixed, look_at_images(make(tmp_path, a__png=grey), progress=quiet)) == []
