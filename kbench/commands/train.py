@@ -36,7 +36,8 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
         options: how.
 
     Returns:
-        `run`, the folds that were `trained`, were `done` before, `failed` or were `stopped`, and `rates`: what `found_rates` returns.
+        `run`, the folds that were `trained`, were `done` before, `failed` or were `stopped`, and `rates`: what
+        `found_rates` returns.
 
     Raises:
         TrainingError: the only fold that is wanted cannot be trained.
@@ -82,7 +83,8 @@ def train(experiment: Experiment, which: str | None, options: TrainOptions) -> d
             failed += _train_here(run, some, options, alone=len(wanted) == 1)
         else:
             commands = [_command(experiment, fold, replace(options, threads=asked)) for fold in some]
-            codes |= run_commands(commands, workers=Local(options.jobs, options.devices), paths=paths, deadline=options.deadline)
+            workers = Local(options.jobs, options.devices)
+            codes |= run_commands(commands, workers=workers, paths=paths, deadline=options.deadline)
         if Stopped.exit_code in codes.values():
             break
     stopped = [fold for fold in todo if codes.get(fold) == Stopped.exit_code]

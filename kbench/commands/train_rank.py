@@ -23,6 +23,7 @@ from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_processes import end_with_parent
 from kbench.runs.opening import run_of
 from kbench.runs.rank_processes import RankTask, keep_error, meeting, read_task
+from kbench.training.deadline import Stopped, time_limit
 from kbench.training.ranks import joined
 
 
@@ -61,7 +62,12 @@ def main(folder: Path, rank: int) -> int:
     """Train as a rank and return the exit code; an error is written down for the process that started the ranks."""
     end_with_parent()
     try:
-        train_rank(read_task(folder), rank, meeting(folder))
+        with time_limit(None) as ends:  # that of the command, whose signals are passed on
+            task = read_task(folder)
+            train_rank(replace(task, options=replace(task.options, deadline=ends)), rank, meeting(folder))
+    except Stopped as stopped:
+        keep_error(folder, rank, stopped)
+        return stopped.exit_code
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # whatever it is, the user is told in three parts
