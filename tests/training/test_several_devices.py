@@ -19,8 +19,8 @@ from kbench.config.stage import Average, RangeTest
 from kbench.errors import Diverged
 from kbench.metrics.metric import make_metric
 from kbench.models.checkpoint import Tensors, read_checkpoint, read_tensors
-from kbench.training.events import Note
 from kbench.training.fold import begin, state_of, train_fold
+from kbench.training.loop import Update
 from kbench.training.ranks import ALONE, Ranks
 from kbench.training.resume import load_resume
 from kbench.training.stage_plan import StagePlan
@@ -42,10 +42,10 @@ def session(
     *,
     norm: bool = False,
     pictures: Path | None = None,
-    events: int | None = None,
+    updates: int | None = None,
     rows: int = 29,
 ) -> int:
-    """Train a fold as one of its ranks, or until there were some events; return how many there were."""
+    """Train a fold as one of its ranks, or until it has made some updates; return how many there were."""
     paths = FoldPaths(folder)
     if ranks.first:
         paths.root.mkdir(parents=True, exist_ok=True)
@@ -58,8 +58,8 @@ def session(
     running = train_fold(context, stages, build, resumed=resumed)
     count = 0
     for event in running:
-        count += not (isinstance(event, Note) and event.text.startswith("going on"))
-        if count == events:
+        count += isinstance(event, Update)
+        if count == updates:
             running.close()
             break
     return count
@@ -147,7 +147,7 @@ def test_two_devices_train_as_one(tmp_path: Path, alone: Path) -> None:
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
 def test_a_fold_goes_on_with_another_number_of_devices(tmp_path: Path, alone: Path, first: int, then: int) -> None:
     stages = everything()
-    on(tmp_path / "fold", first, stages, events=8)  # in the middle of the second stage's first epoch
+    on(tmp_path / "fold", first, stages, updates=5)  # in the middle of the second stage's first epoch
     resumed = load_resume(FoldPaths(tmp_path / "fold"), training=TRAINING)
     assert resumed is not None
     assert (resumed[0].stage, resumed[0].epoch, resumed[0].batch > 0) == (1, 0, True)
@@ -168,7 +168,7 @@ def test_batch_norm_of_the_whole_batch_and_a_device_without_a_row(tmp_path: Path
 def test_batch_norm_of_each_device_is_averaged_and_a_fold_goes_on_bit_for_bit(tmp_path: Path) -> None:
     stages = [toy.stage(batch_size=4, keep=frozenset({"last", "average"}), average=Average(of="epochs"), lr=0.02)]
     on(tmp_path / "whole", 3, stages, norm=True)
-    on(tmp_path / "broken", 3, stages, norm=True, events=6)
+    on(tmp_path / "broken", 3, stages, norm=True, updates=4)
     on(tmp_path / "broken", 3, stages, norm=True)
     on(tmp_path / "one", 1, stages, norm=True)
     assert_alike(tmp_path / "broken", tmp_path / "whole", same=0.0)
