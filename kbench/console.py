@@ -9,6 +9,7 @@ import csv
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -26,23 +27,65 @@ _WIDE = 200  # columns of a table that goes to a file or a pipe
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDE)
 
 
+_EVERY_S = 1.0  # between lines of one bar
+_lines = False
+
+
+def tell_in_lines(on: bool) -> None:
+    """Have everything that goes to stderr be one JSON object a line, or what a person reads."""
+    global _lines
+    _lines = on
+
+
+def told_in_lines() -> bool:
+    """Return whether stderr is JSON lines."""
+    return _lines
+
+
+def event(name: str, /, **fields: Any) -> None:
+    """Tell an event on stderr, where it is JSON lines."""
+    if _lines:
+        line = json.dumps({"event": name, **fields}, ensure_ascii=False, default=str)
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def epoch(fold: int | str, record: Mapping[str, Any]) -> None:
+    """Tell that a fold finished an epoch; `record` has `stage`, `epoch`, `epochs` and `score`, as its log does."""
+    event("epoch", fold=fold, stage=record["stage"], step=record["epoch"] + 1, of=record["epochs"],
+          seconds_left=_left_s(record), score=record["score"])  # fmt: skip
+
+
+def _left_s(record: Mapping[str, Any]) -> float | None:
+    seconds = record.get("seconds")
+    return None if seconds is None else round(seconds * (record["epochs"] - record["epoch"] - 1), 1)
+
+
 def note(text: str) -> None:
     """Say something about the work, on stderr."""
+    if _lines:
+        return event("note", text=text)
     err.print(escape(text))
 
 
 def warn(text: str) -> None:
     """Say something the user should act on, on stderr."""
+    if _lines:
+        return event("warning", text=text)
     err.print(f"[yellow]warning:[/] {escape(text)}")
 
 
 def wrote(path: object) -> None:
     """Say what was written."""
+    if _lines:
+        return event("wrote", path=str(path))
     err.print(f"wrote {escape(str(path))}")
 
 
 def next_command(command: str) -> None:
     """Say what to type next."""
+    if _lines:
+        return event("next", command=command)
     err.print(f"next: [bold]{escape(command)}[/]")
 
 
@@ -82,6 +125,12 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def score_text(value: float) -> str:
+    """Return a score with five decimals, or five digits where these would show nothing of it or too much."""
+    plain = value == 0 or 1e-3 <= abs(value) < 1e7
+    return f"{value:.5f}" if plain else f"{value:.5g}"
+
+
 def show_score(score: Mapping[str, Any], where: str) -> None:
     """Print a score with its interval; what was fitted, and how much better it looks on its own rows, too.
 
@@ -90,20 +139,25 @@ def show_score(score: Mapping[str, Any], where: str) -> None:
             `postprocess` where something was fitted.
         where: the end of the line, such as `over 1,000 rows`.
     """
-    text = f"{score['metric']} {score['score']:.5f} [{score['low']:.5f}, {score['high']:.5f}]"
+    text = f"{score['metric']} {_interval(score, 'score')}"
     if "plain" not in score:
         result(f"{text} {where}")
         return
     plain = score["plain"]
     part = "fifth of the only fold" if score.get("nested_by") == "fifth" else "fold"
     result(f"{text} {where}, nested: each {part} with what was found on the others")
-    text = f"{score['metric']} {plain['value']:.5f} [{plain['low']:.5f}, {plain['high']:.5f}]"
-    result(f"{text} on the rows it was found on, optimism {score['optimism']:.5f}")
+    text = f"{score['metric']} {_interval(plain, 'value')}"
+    result(f"{text} on the rows it was found on, optimism {score_text(score['optimism'])}")
     if "decision" in score:
         result(f"found: {_cell(score['decision']['found'])}")
     if "postprocess" in score:
         gain, params = score["postprocess"]["gain"], score["postprocess"]["params"]
-        result(f"tuning gains {gain['value']:+.5f} [{gain['low']:+.5f}, {gain['high']:+.5f}], found: {_cell(params)}")
+        way = "tuning gains" if not score["postprocess"].get("pruned") else "tuning is left out: it gains"
+        result(f"{way} {gain['value']:+.5f} [{gain['low']:+.5f}, {gain['high']:+.5f}], found: {_cell(params)}")
+
+
+def _interval(score: Mapping[str, Any], name: str) -> str:
+    return f"{score_text(score[name])} [{score_text(score['low'])}, {score_text(score['high'])}]"
 
 
 def show_csv(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -116,6 +170,8 @@ def show_csv(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def show_error(error: KbenchError) -> None:
     """Print an error in its three parts."""
+    if _lines:
+        return event("error", kind=type(error).__name__, what=error.what, expected=error.expected, next=error.todo)
     err.print(f"[red]error:[/] {escape(error.what)}")
     err.print(f"  expected: {escape(error.expected)}")
     err.print(f"  next: [bold]{escape(error.todo)}[/]")
@@ -131,6 +187,9 @@ class Advance(Protocol):
 @contextmanager
 def bar(what: str) -> Iterator[Advance]:
     """Show a progress bar with the time that is left; the block calls `advance(done, total)`. Bars may be nested."""
+    if _lines:
+        yield _told_steps(what)
+        return
     with _progress() as progress:
         task = progress.add_task(escape(what), total=None)
 
@@ -142,6 +201,20 @@ def bar(what: str) -> Iterator[Advance]:
             yield advance
         finally:
             progress.remove_task(task)
+
+
+def _told_steps(what: str) -> Advance:
+    """Return what tells steps as events: the first, the last, and one a second between."""
+    began, last, name = time.monotonic(), [float("-inf")], what
+
+    def advance(done: int, total: int, what: str | None = None) -> None:
+        now = time.monotonic()
+        if now - last[0] >= _EVERY_S or (total and done >= total):
+            last[0] = now
+            left = round((now - began) / done * (total - done), 1) if done and total else None
+            event("progress", stage=what or name, step=done, of=total or None, seconds_left=left, score=None)
+
+    return advance
 
 
 _running: list[Progress] = []  # the one that is on the screen: a terminal shows one at a time

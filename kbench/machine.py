@@ -61,3 +61,13 @@ def started(process: int) -> str:
     except OSError:
         return ""
     return "" if words[0] in "ZX" else words[19]
+
+
+def processor() -> str:
+    """Return the name of the processor; empty where the system does not say."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as handle:
+            names = [line.partition(":")[2].strip() for line in handle if line.startswith("model name")]
+    except OSError:
+        return ""
+    return names[0] if names else ""

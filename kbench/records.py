@@ -6,6 +6,7 @@ half-written or changed does not exist, so that a killed command leaves nothing 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -113,6 +114,12 @@ def seal(
     return files.write_json(path, {**description, "files": entries})
 
 
+@functools.cache
+def _sha256(file: Path, changed_ns: int) -> str:
+    """Return the checksum of a file as it was changed last; one that was carried without its time is read once."""
+    return files.sha256(file)
+
+
 def _size_and_time(file: Path) -> dict[str, int]:
     status = file.stat()
     return {"bytes": status.st_size, "changed_ns": status.st_mtime_ns}
@@ -135,8 +142,10 @@ def read_seal(path: Path, *, verify: Literal["size", "time", "content"] = "conte
             if now["bytes"] != entry["bytes"]:
                 return None
             same = verify == "time" and now["changed_ns"] == entry.get("changed_ns")
-            if verify != "size" and not same and files.sha256(file) != entry["sha256"]:
-                return None
+            if verify != "size" and not same:
+                known = _sha256(file, now["changed_ns"]) if verify == "time" else files.sha256(file)
+                if known != entry["sha256"]:
+                    return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # missing, half-written or foreign: by definition it does not exist
     return dict(description)

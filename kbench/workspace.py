@@ -210,6 +210,18 @@ class RunPaths:
         """What every worker of a cluster must see, or wrote to be seen."""
         return self.root / f".seen-{name}"
 
+    def portable(self) -> list[Path]:
+        """The files that are the run, wherever it lies: no locks, leases, and nothing half-written."""
+        left_out = re.compile(r"\..*|lease-\d+\.json")
+        return sorted(
+            path for path in self.root.rglob("*")
+            if path.is_file() and not any(left_out.fullmatch(part) for part in path.relative_to(self.root).parts)
+        )  # fmt: skip
+
+    def inside(self, name: str) -> Path:
+        """A file of the run by its name in the folder, such as `fold-0/log.jsonl`."""
+        return self.root / name
+
     def all_seen(self, name: str) -> list[Path]:
         """What begins with such a name."""
         return sorted(self.root.glob(f".seen-{name}*"))
@@ -258,6 +270,10 @@ class BundlePaths:
     def run(self, name: str, *, written: Path | None = None) -> RunPaths:
         """Files of a run of the bundle; what it predicts goes to another folder, if one is named."""
         return RunPaths(self.root / "runs" / name, written and written / name)
+
+    def file(self, path: str) -> Path:
+        """A file by its path in the bundle, with `/`."""
+        return self.root / path
 
     def engine(self, checksum: str) -> Path:
         """The network of a snapshot, by the checksum of its weights, as another engine reads it."""

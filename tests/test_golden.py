@@ -178,11 +178,38 @@ def sentinel_data(root: Path, name: str) -> None:
     table(data / "train.csv", ["chip_id", "split", "x", "y"], rows)
 
 
+def biomass_data(root: Path, name: str) -> None:
+    data, pixels = root / "data" / name, tiff(np.zeros((8, 8), np.float32))
+    rows = []
+    for number in range(20):
+        chip = f"{number * 7919 % 997:08x}"
+        rows.append([f"{chip}_S1_00.tif", chip, "S1", "train", "September"])
+        for folder, ending in [("train_agbm", "agbm"), *(("train_features", f"S1_{month:02d}") for month in range(12))]:
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            (data / folder / f"{chip}_{ending}.tif").write_bytes(pixels)
+    table(data / "features_metadata.csv", ["filename", "chip_id", "satellite", "split", "month"], rows)
+
+
+def dstl_data(root: Path, name: str) -> None:
+    data, pixels = root / "data" / name, tiff(np.zeros((8, 8), np.uint16))
+    rows, grid = [], []
+    for scene in (f"6{number * 10:03d}_{number % 5}_{number % 3}" for number in range(10)):
+        grid.append([scene, 0.009, -0.009])
+        rows += [[scene, k, "MULTIPOLYGON EMPTY"] for k in range(1, 11)]
+        for file in (f"three_band/{scene}", *(f"sixteen_band/{scene}_{band}" for band in "PMA")):
+            (data / file).parent.mkdir(parents=True, exist_ok=True)
+            (data / f"{file}.tif").write_bytes(pixels)
+    table(data / "train_wkt_v4.csv", ["ImageId", "ClassType", "MultipolygonWKT"], rows)
+    table(data / "grid_sizes.csv", ["", "Xmax", "Ymin"], grid)
+
+
 DATA: dict[str, Callable[[Path, str], None]] = {
+    "biomassters": biomass_data,
     "camvid": camvid_data,
     "digits": digits_data,
     "dog-breed-identification": dogs_data,
     "dogs-vs-cats-redux-kernels-edition": cats_data,
+    "dstl-satellite-imagery-feature-detection": dstl_data,
     "planet-understanding-the-amazon-from-space": planet_data,
     "sentinel-dense-regression": sentinel_data,
     "signate-ai-edge": signate_data,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -21,9 +22,21 @@ from kbench.machine import wait_asleep
 if TYPE_CHECKING:
     from kbench.workspace import Choice
 
+CODES = {
+    0: "done",
+    1: "an error, in three parts: what was wrong, what was expected, what to type next",
+    2: "no such command or option",
+    3: "it is not known whether a submission counted",
+    4: "some folds failed",
+    5: "stopped in time (--time-limit, SIGTERM, SIGUSR1); the same command goes on",
+    6: "a fold is another worker's",
+    130: "interrupted; the same command goes on",
+}
+
 app = typer.Typer(
     name="kbench",
     help="The workbench for image competitions: download, folds, train, ensemble, submit.",
+    epilog="\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {what}" for code, what in CODES.items()),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -51,11 +64,19 @@ Cluster = Annotated[
 TimeLimit = Annotated[
     str | None,
     typer.Option(
-        "--time-limit", envvar="KBENCH_TIME_LIMIT", show_envvar=True,
+        "--time-limit",
+        envvar="KBENCH_TIME_LIMIT",
+        show_envvar=True,
         help="Such as 11h: stop in time, at a resume point; the same command goes on.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of a fold; default: all there are.")]
+Progress = Annotated[
+    str,
+    typer.Option(
+        "--progress", envvar="KBENCH_PROGRESS", help="bar, or jsonl: stderr is one JSON object a line, for programs."
+    ),
+]
 _Command = TypeVar("_Command", bound=Callable[..., None])
 _debug = False
 
@@ -131,13 +152,15 @@ def _fail(error: KbenchError) -> None:
     sys.exit(error.exit_code)
 
 
-def command(name: str | None = None) -> Callable[[_Command], _Command]:
-    """Register a command whose interruptions and defects end in a message."""
+def command(name: str | None = None, *, long: bool = False) -> Callable[[_Command], _Command]:
+    """Register a command whose interruptions and defects end in a message; a long one has `--progress`."""
 
     def add(function: _Command) -> _Command:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
+                if long:
+                    _show_progress(kwargs.pop("progress"))
                 function(*args, **kwargs)
             except KeyboardInterrupt as stop:
                 from kbench import console
@@ -158,10 +181,25 @@ def command(name: str | None = None) -> Callable[[_Command], _Command]:
                     "`kbench --debug` before the same command shows where; please report it",
                 ) from error
 
+        if long:
+            signature = inspect.signature(function, eval_str=True)
+            option = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default="bar", annotation=Progress)
+            vars(guarded)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), option])
+            guarded.__annotations__ = {**function.__annotations__, "progress": Progress}
         app.command(name)(guarded)
         return function
 
     return add
+
+
+def _show_progress(how: str) -> None:
+    from kbench import console
+
+    if how not in ("bar", "jsonl"):
+        from kbench.errors import ConfigError
+
+        raise ConfigError(f"--progress '{how}' is no way of telling", "bar or jsonl", "`--progress jsonl`")
+    console.tell_in_lines(how == "jsonl")
 
 
 def refuse_together(options: Mapping[str, object]) -> None:

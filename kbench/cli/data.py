@@ -9,7 +9,7 @@ import typer
 from kbench.cli.app import Assign, Competition, Device, Experiment, Force, Json, Run, choose, command
 
 
-@command()
+@command(long=True)
 def check(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -32,7 +32,7 @@ def check(
         console.next_command("kbench train")
 
 
-@command()
+@command(long=True)
 def new(
     name: Annotated[str, typer.Argument(help="A Kaggle competition's slug or address; with --data any name.")],
     data: Annotated[str | None, typer.Option("--data", help="A folder or zip you already have.")] = None,
@@ -50,7 +50,7 @@ def new(
     console.next_command(f"edit {result['file']}, then kbench check")
 
 
-@command()
+@command(long=True)
 def download(
     name: Annotated[str | None, typer.Argument(help="A competition; it becomes the current one.")] = None,
     competition: Competition = None,
@@ -72,7 +72,7 @@ def download(
         console.next_command("kbench check, then kbench train")
 
 
-@command()
+@command(long=True)
 def folds(
     competition: Competition = None,
     adopt: Annotated[str | None, typer.Option("--from", help="Adopt a fold file (CSV or JSON).")] = None,
@@ -93,7 +93,7 @@ def folds(
     console.next_command("kbench train")
 
 
-@command()
+@command(long=True)
 def inspect(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -121,7 +121,7 @@ def inspect(
     console.next_command("kbench lr-find, then kbench train")
 
 
-@command()
+@command(long=True)
 def report(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -160,7 +160,7 @@ def report(
     console.next_command("kbench ensemble")
 
 
-@command("pseudo-label")
+@command("pseudo-label", long=True)
 def pseudo_label(
     run: Annotated[str, typer.Argument(help="The run whose snapshots label the test set.")],
     competition: Competition = None,

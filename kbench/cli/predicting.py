@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command
+from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command, refuse_together
 
 
-@command()
+@command(long=True)
 def score(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -29,11 +29,13 @@ def score(
     if "cv_mean" in result and len(rows) > 1:
         rows = [*rows, {"fold": "mean", "rows": None, **result["cv_mean"]}]
     console.show_table(rows, title=f"{result['run']}: {result['metric']}, {result['members']} members")
-    console.show_score(result, f"over {result['rows']:,} rows, spread of folds {result['spread']:.5f}")
+    console.show_score(result, f"over {result['rows']:,} rows, spread of folds {console.score_text(result['spread'])}")
+    for text in result["doubts"]:
+        console.warn(text)
     console.next_command("kbench ensemble")
 
 
-@command()
+@command(long=True)
 def ensemble(
     runs: Annotated[list[str] | None, typer.Argument(help="Runs; default: the current experiment's.")] = None,
     competition: Competition = None,
@@ -69,12 +71,14 @@ def ensemble(
     console.wrote(result["file"])
     if result["score"] is not None:
         console.show_score(result, f"out of fold, {result['members']} members")
+    for text in result["doubts"]:
+        console.warn(text)
     for text in result["notes"]:
         console.note(text)
     console.next_command("kbench submit")
 
 
-@command()
+@command(long=True)
 def predict(
     images: Annotated[list[str] | None, typer.Argument(help="More images, after --image.")] = None,
     competition: Competition = None,
@@ -91,6 +95,8 @@ def predict(
     from kbench import console
     from kbench.commands.predict import predict_rows
 
+    refuse_together({"--image": image or images, "--data": data})
+    refuse_together({"--image": image or images, "--out": out})
     if image or images:
         _show_images([*(image or ()), *(images or ())], choose(competition, experiment, run), device, json)
         return
@@ -116,7 +122,7 @@ def _show_images(files: list[str], choice: Any, device: str, json: bool) -> None
         console.show_table(result["words"])
 
 
-@command("import")
+@command("import", long=True)
 def import_(
     name: Annotated[str, typer.Argument(help="Name of the new run.")],
     oof: Annotated[str, typer.Option("--oof", help="CSV of out-of-fold predictions.")],
@@ -137,3 +143,27 @@ def import_(
         f"{result['run']}: {result['metric']} {result['score']:.5f} [{result['low']:.5f}, {result['high']:.5f}]"
     )
     console.next_command(f"kbench ensemble baseline-s0 {result['run']}")
+
+
+@command(long=True)
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Two runs or more; the others are held against the first.")],
+    competition: Competition = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Say whether runs are better than the first: differences, intervals, verdicts."""
+    from kbench import console
+    from kbench.commands.compare import compare as run_compare
+
+    compared = run_compare(choose(competition), runs, device=device)
+    if json:
+        console.show_json(compared)
+        return
+    columns = ("run", "score", "difference", "low", "high", "verdict", "folds")
+    title = f"{compared['metric']}, against {compared['base']}; {compared['level']:.0%} intervals, Holm over all"
+    console.show_table([{key: row.get(key) for key in columns} for row in compared["rows"]], title=title)
+    console.show_table([{"setting": key, **values} for key, values in compared["differs"].items()])
+    if any(row.get("folds") == 1 for row in compared["rows"]):
+        console.note("on one fold only images speak: what another seed would change is not known")
+    console.next_command("kbench ensemble RUN")

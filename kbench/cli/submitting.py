@@ -23,7 +23,7 @@ from kbench.cli.app import (
 )
 
 
-@command()
+@command(long=True)
 def submit(
     file: Annotated[str | None, typer.Argument(help="A submission; default: the newest unsent one.")] = None,
     own: Annotated[
@@ -45,9 +45,7 @@ def submit(
     from kbench.commands.submit import submit as run_submit
 
     refuse_together({"a submission": file, "--file": own, "--kernel": kernel})
-    result = run_submit(
-        choose(competition), file, own=own, kernel=kernel, wait=wait, wait_s=wait_s, resend=resend
-    )
+    result = run_submit(choose(competition), file, own=own, kernel=kernel, wait=wait, wait_s=wait_s, resend=resend)
     if json:
         console.show_json(result)
         return
@@ -83,7 +81,7 @@ def leaderboard(
             console.result(f"rank correlation of CV and public score: {result['rank_correlation']:.2f}")
 
 
-@command()
+@command(long=True)
 def run(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -113,7 +111,7 @@ def run(
     console.next_command("kbench leaderboard" if "submitted" in result else "kbench submit")
 
 
-@command()
+@command(long=True)
 def demo(
     folder: Annotated[str, typer.Argument(help="Where, if there is no workspace here.")] = "kbench-demo",
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Folds at once.")] = None,

@@ -26,7 +26,7 @@ from kbench.cli.app import (
 )
 
 
-@command()
+@command(long=True)
 def train(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -92,7 +92,7 @@ def train(
         raise typer.Exit(4)
 
 
-@command("lr-find")
+@command("lr-find", long=True)
 def lr_find(
     competition: Competition = None,
     experiment: Experiment = None,
@@ -116,7 +116,7 @@ def lr_find(
     console.next_command("kbench train")
 
 
-@command()
+@command(long=True)
 def sweep(
     grid: Annotated[list[str], typer.Argument(help="PATH=VALUE,VALUE,... each a dimension of the grid.")],
     competition: Competition = None,
@@ -141,7 +141,7 @@ def sweep(
     with limited(time_limit) as ends:
         options = TrainOptions(
             jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends, devices=devices
-        )  # fmt: skip
+        )
         result = run_sweep(choice, grid, fold, options)
     if json:
         console.show_json(result)
@@ -153,3 +153,24 @@ def sweep(
     if result["failed"]:
         console.warn(f"failed: {'; '.join(result['failed'])}")
         raise typer.Exit(4)
+
+
+@command()
+def status(
+    competition: Competition = None,
+    experiment: Experiment = None,
+    run: Run = None,
+    json: Json = False,
+) -> None:
+    """Show which folds are trained, running, failed or left, and whose they are."""
+    from kbench import console
+    from kbench.commands.status import status as run_status
+
+    shown = run_status(choose(competition, experiment, run))
+    if json:
+        console.show_json(shown)
+        return
+    columns = ("fold", "state", "stage", "epoch", "epochs", "score", "worker")
+    console.show_table([{key: row[key] for key in columns} for row in shown["folds"]], title=shown["run"])
+    if shown["left"] or shown["failed"]:
+        console.next_command("kbench train")

@@ -81,3 +81,40 @@ def doctor(
             console.result(f"{row['level']}: {row['what']}" + (f"\n  next: {row['todo']}" if row["todo"] else ""))
     if not result["ok"]:
         raise typer.Exit(1)
+
+
+@command(long=True)
+def pack(
+    run: Annotated[str | None, typer.Argument(help="The run; default: the current experiment's.")] = None,
+    competition: Competition = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="The file; default: RUN.zip here.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a run into one file with its checksums, to go on with elsewhere."""
+    from kbench import console
+    from kbench.commands.pack import pack as run_pack
+
+    packed = run_pack(choose(competition, None, run), output)
+    if json:
+        console.show_json(packed)
+        return
+    console.wrote(packed["file"])
+    console.next_command(f"kbench unpack {packed['file']}, in a workspace with the same competition and folds")
+
+
+@command(long=True)
+def unpack(
+    file: Annotated[str, typer.Argument(help="What `kbench pack` wrote.")],
+    run: Annotated[str | None, typer.Option("--run", help="Another name for the run.")] = None,
+    json: Json = False,
+) -> None:
+    """Bring a run in from one file, and say what keeps it from going on as if it had stayed."""
+    from kbench import console
+    from kbench.commands.pack import unpack as run_unpack
+
+    unpacked = run_unpack(file, name=run)
+    if json:
+        console.show_json(unpacked)
+        return
+    console.wrote(unpacked["folder"])
+    console.next_command(f"kbench train -c {unpacked['competition']} --run {unpacked['run']}")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from kbench import console
 from kbench.config.reading import load_competition, read_document
+from kbench.config.rules import called_default
 from kbench.data.masks.cache import images_with_text, look_at_masks, sizes_of
 from kbench.data.table.csv_files import texts
 from kbench.data.table.image_files import list_images
@@ -31,8 +32,10 @@ from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
-from kbench.runs.experiment import Experiment, decoding_of, mask_kind, open_experiment, opening_of, size_reader
+from kbench.runs.experiment import Experiment, mask_kind, open_experiment, opening_of, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
+from kbench.runs.scales import scale_warnings
+from kbench.runs.steps import decoding_of
 from kbench.runs.trial_build import part_problems
 from kbench.runs.unscored import unscored_folds
 from kbench.submission.check import check_submission, part_of, sample_problems
@@ -62,6 +65,7 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     name = experiment.competition.name
     result: dict[str, Any] = {"competition": name, "yaml": "ok", "stages": list(experiment.competition.stages)}
     problems = _weights_problems(experiment)
+    _gather(problems, "pseudo", experiment.pseudo)
     if experiment.data.exists():
         result |= _check_data(experiment, problems, deep=images)
     else:
@@ -73,6 +77,7 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     for text in batch_warnings(experiment):
         console.warn(text)
     _gather(problems, "source.solution", lambda: experiment.source().solution(experiment.data))
+    problems = [called_default(problem, experiment.competition) for problem in problems]
     raise_all(
         problems, error=ConfigError, subject=f"'{name}'",
         expected="parts that can be built, and data that fits the YAML",
@@ -120,6 +125,8 @@ def _check_data(experiment: Experiment, problems: list[Problem], *, deep: bool) 
             result["folds"] = _gather(problems, "folds", lambda: experiment.folds.n)
             _warn_of_order(experiment)
             _warn_of_few_updates(experiment)
+            for text in scale_warnings(experiment.competition, reports["train"].sizes):
+                console.warn(text)
             if result["folds"] and not unreadable:
                 for text in _gather(problems, "folds", lambda: unscored_folds(experiment, every_mask=deep)) or ():
                     console.warn(text)

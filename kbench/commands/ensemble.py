@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from kbench import files
-from kbench.errors import ConfigError, counted
+from kbench.errors import ConfigError, counted, first_names
 from kbench.runs.blend import MIXED, Blend, EnsembleOptions, blend
 from kbench.runs.opening import commit, open_run
 from kbench.runs.results import Result, Rows
@@ -26,9 +27,11 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
 
     Returns:
         The submission's file, the out-of-fold score with its interval (nested, if anything is fitted; then also
-        `plain` and `optimism`), runs, members, `weights` and `gains` of the members, and missing folds.
+        `plain` and `optimism`), runs, members, `weights` and `gains` of the members, missing folds,
+        and what speaks against members or the rule (`doubts`).
     """
     choices = [replace(choice, run=run) for run in runs] or [choice]
+    _refuse_twice(runs)
     check_weights(options.weights, len(choices))
     opened = [open_run(one, other_folds=options.mixed_folds) for one in choices]
     name = options.name or "+".join(run.name for run in opened) + ("-full" if options.full else "")
@@ -43,8 +46,17 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
     return {
         "file": str(file), "runs": [run.name for run in opened], "members": len(result.members),
         "missing": {share.run.name: list(share.missing) for share in combined.shares if share.missing}, "notes": notes,
-        "weights": combined.weights, "gains": combined.gains, **_score(combined),
+        "doubts": combined.doubts, "weights": combined.weights, "gains": combined.gains, **_score(combined),
     }  # fmt: skip
+
+
+def _refuse_twice(runs: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(runs).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"{first_names(twice)} named more than once", "each run once",
+            f"remove the second one, or weigh it: `kbench ensemble {' '.join(dict.fromkeys(runs))} --weight ...`",
+        )  # fmt: skip
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> None:

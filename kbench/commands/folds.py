@@ -42,7 +42,7 @@ def folds(choice: Choice, *, adopt: str | None, force: bool) -> dict[str, Any]:
 
 def _adopt(experiment: Experiment, file: Path, path: Path, *, force: bool) -> Folds:
     section = experiment.competition.folds
-    cut = Cut(section.n, section.seed, tuple(section.by), section.group)
+    cut = Cut(section.n, section.seed, tuple(section.by), section.group, "n" not in section.model_fields_set)
     folds = adopt_folds(file, experiment.to_cut(), cut=cut)
     if path.is_file() and not force and read_folds(path).hash != folds.hash:
         raise FoldError(

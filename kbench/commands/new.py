@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kbench import console, files, registry
-from kbench.drafting.draft import draft
+from kbench.drafting.draft import draft, limits_in
 from kbench.errors import ConfigError
 from kbench.sources.kaggle.competition import slug_of
 from kbench.workspace import Workspace, find_workspace
@@ -68,6 +68,12 @@ def _bring(workspace: Workspace, name: str, source: dict[str, Any]) -> dict[str,
     if source["name"] == "kaggle":
         about = host.about()
         said = {"title": about.title, "metric": about.metric, "code_only": about.code_only}
+        if about.code_only:
+            said["hours"] = limits_in(host.pages())
+            console.note(
+                f"'{name}' is a code competition: a notebook is submitted, no file; after training `kbench export`, "
+                "`kbench push` and `kbench submit --kernel`"
+            )
     with console.bar(f"fetching {name}") as advance:
         host.fetch(workspace.data(name), files=(), force=False, progress=lambda what, done, total: advance(done, total))
     return said

@@ -300,4 +300,3 @@ def _dry(folder: Path, said: Mapping[str, Any], slug: str, options: PushOptions)
     add("ListKernelSessionOutput", kernel)
     return {"dataset": f"{owner}/{dataset}", "notebook": f"{owner}/{dataset}", "version": None, "file": None,
             "name": None, "difference": None, "requests": requests}  # fmt: skip
-

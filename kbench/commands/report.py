@@ -92,6 +92,7 @@ def _page(look: Look, sections: list[Section]) -> Page:
     warnings = (
         [f"Folds {', '.join(map(str, missing))} are not trained; every number is of the others."] if missing else []
     )
+    warnings += [f"{text[:1].upper()}{text[1:]}." for text in score["doubts"]]
     title = f"{competition.title or competition.name}: {look.run.name}"
     better = "larger is better" if score["maximise"] else "smaller is better"
     return Page(title, f"{competition.experiment}, {score['metric']} ({better})", facts, sections, warnings)

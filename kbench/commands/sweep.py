@@ -14,8 +14,10 @@ from kbench import console, files
 from kbench.commands.train import train, wanted_folds
 from kbench.config.yaml12 import parse_yaml
 from kbench.ensemble.bootstrap import paired
+from kbench.ensemble.verdicts import Difference, verdicts
 from kbench.errors import ConfigError, Problem, TrainingError, as_problems, raise_all
 from kbench.runs import parts
+from kbench.runs.compare import difference_of
 from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.runs.opening import FREE, open_run, run_name
@@ -24,7 +26,7 @@ from kbench.runs.results import metric_of
 from kbench.runs.trial_build import part_problems
 from kbench.workspace import Choice
 
-_FACTS = ("score", "low", "high", "optimism", "spread", "gain", "gain_low", "gain_high")
+_FACTS = ("score", "low", "high", "optimism", "spread", "gain", "gain_low", "gain_high", "verdict")
 
 
 def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions) -> dict[str, Any]:
@@ -42,7 +44,8 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
     Returns:
         `metric`; `rows`, one per combination, best first: values, score (nested, with its `optimism`, where something
         is fitted to out-of-fold rows), interval, the paired difference to the first combination that has a score, with
-        its interval, and the folds that failed; `failed`, the combinations with such folds.
+        its interval, the verdict on it beside all others (`ensemble.verdicts`), and the folds that failed; `failed`,
+        the combinations with such folds.
 
     Raises:
         ConfigError: a value is wrong; nothing has trained.
@@ -57,6 +60,7 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
     _check(first, ways, list(itertools.product(*free)))
     rows: list[dict[str, Any]] = []
     base: OutOfFold | None = None
+    known: list[Difference | None] = []
     failed = []
     for values, one in ways.items():
         console.note(f"sweep: {' '.join(values) or 'one way of training'}")
@@ -67,12 +71,15 @@ def sweep(choice: Choice, grid: Sequence[str], which: str, options: TrainOptions
             said = tuple(value for value in one.assignments if _is_free(value))  # the others are the run's
             run = open_run(replace(one, run=run_name(opened), assignments=(*said, *more)))
             row: dict[str, Any] = {**_split((*values, *more)), "run": run.name, **dict.fromkeys(_FACTS)}
+            known.append(None)
             if run.trained_folds():
                 oof = run.out_of_fold(device=options.device)
                 base = base or oof
                 row |= _facts(oof, base)
+                known[-1] = None if oof is base else difference_of(oof, base)
             rows.append({**row, "failed": lost})
     metric = parts.build_metric(first.competition)
+    _judge(rows, known, maximise=metric.maximise)
     if all(row["optimism"] is None for row in rows):  # nothing is fitted to out-of-fold rows
         rows = [{key: value for key, value in row.items() if key != "optimism"} for row in rows]
     rows.sort(key=lambda row: (row["score"] is None, (row["score"] or 0.0) * (-1 if metric.maximise else 1)))
@@ -145,6 +152,14 @@ def _name(base: str, values: Sequence[str]) -> str:
     text = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", value.split(".")[-1]).strip("_") for value in values)
     short = text if len(text) <= 60 else text[:50]
     return f"{base}-{short}-{files.digest(list(values))[:6]}"
+
+
+def _judge(rows: Sequence[dict[str, Any]], known: Sequence[Difference | None], *, maximise: bool) -> None:
+    """Say of each combination whether it is better than the first one, all together."""
+    places = [place for place, one in enumerate(known) if one is not None]
+    said = verdicts([one for one in known if one is not None], maximise=maximise)
+    for place, verdict in zip(places, said, strict=True):
+        rows[place]["verdict"] = verdict.verdict
 
 
 def _facts(oof: OutOfFold, base: OutOfFold) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -234,7 +234,7 @@ def _finish(run: Run, fold: int | str, options: TrainOptions) -> None:
 
 def shown(score: float | None) -> str:
     """Return a score as it is printed: `-` where the metric has no value on the rows."""
-    return "-" if score is None else f"{score:.5f}"
+    return "-" if score is None else console.score_text(score)
 
 
 def _watch(job: FoldJob, fold: int | str) -> None:
@@ -243,7 +243,10 @@ def _watch(job: FoldJob, fold: int | str) -> None:
         context = replace(job.context, tell=lambda what, done, total: advance(done, total, f"fold {fold}  {what}"))
         for event in train_fold(context, job.stages, job.build, resumed=job.resumed):
             if isinstance(event, Epoch):
-                console.note(_line(fold, event))
+                if console.told_in_lines():
+                    console.epoch(fold, asdict(event))
+                else:
+                    console.note(_line(fold, event))
             elif isinstance(event, Note):
                 console.note(f"fold {fold}: {event.text}")
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from kbench import registry
 from kbench.config.competition import Competition, Task
-from kbench.config.rules import contradictions, unused_problems
+from kbench.config.rules import called_default, contradictions, idle_problems, unused_problems
 from kbench.config.section import UNFIT, Surroundings, as_component
 from kbench.config.stage import Stage, switched
 from kbench.config.yaml12 import parse_yaml
@@ -227,10 +227,11 @@ def validate(
     competition, more = _read(content, name, experiment)
     problems += more
     if competition is not None:
-        between = contradictions(competition)
+        between = [called_default(problem, competition) for problem in contradictions(competition)]
         problems += between
         if not record and not between:
             problems += unused_problems(competition.stages, written or {}, competition.folds)
+            problems += idle_problems(competition)
     problems += unloadable
     raise_all(
         list(dict.fromkeys(problems)), error=ConfigError, subject=f"'{file}'",

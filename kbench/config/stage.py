@@ -44,6 +44,14 @@ class RangeTest(Section):
     )
 
 
+class AxisDropout(Section):
+    """Dates or files of training images that are left out, as they may be missing in what is predicted."""
+
+    axis: Literal["date", "file"] = Field("date", description="what is left out at once")
+    p: float = Field(0.5, ge=0, le=1, description="probability that an image is changed")
+    each: float = Field(0.3, ge=0, lt=1, description="probability that each is left out then; one stays at least")
+
+
 class Average(Section):
     """The mean of weights a stage with `keep: [average]` leaves, batch norm refitted to it."""
 
@@ -91,6 +99,9 @@ class Stage(Section):
     augment: Annotated[Component, Kind("augmentation")] = Field(
         Component(name="none"), description="see `kbench list augmentation`"
     )
+    axis_dropout: Annotated[AxisDropout | None, LATER] = Field(
+        None, description="leave out whole dates or files of training images; with `input: {missing: mask}`"
+    )
     crop: Annotated[Component, Kind("crop")] = Field(
         Component(name="random"), description="which window of a training image; `kbench list crop`"
     )
@@ -103,6 +114,9 @@ class Stage(Section):
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="what the hardware can, or this one")
     channels_last: Literal["auto"] | bool = Field("auto", description="memory format of the images")
+    checkpoint_blocks: Annotated[bool, LATER] = Field(
+        False, description="compute the body's blocks again in the backward pass: less memory, a third more time"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights, which is kept")
     early_stop: int | None = Field(None, ge=1, description="epochs without a better score before the stage stops")
     min_delta: Finite = Field(0.0, ge=0, description="how much better counts as better")
@@ -146,6 +160,8 @@ def _beside_activations(stage: Stage) -> Iterator[Problem]:
     if stage.augment.name != "none" and stage.draws == 1:
         yield Problem("augment", f"'{stage.augment.name}' would have no effect: {why}",
                       "write `draws: 8` beside it for 8 augmented draws of each image, or `augment: none`")  # fmt: skip
+    if stage.axis_dropout is not None:
+        yield Problem("axis_dropout", f"would have no effect: {why}", "remove it")
     if stage.mix is not None:
         yield Problem("mix", f"'{stage.mix.name}' mixes images, and {why}", "write `mix: null`")
     if stage.step.name != "supervised":
@@ -159,6 +175,8 @@ def without_effect(stage: Stage) -> Iterator[Problem]:
             f"'{stage.crop.name}' would have no effect: with `precompute: true` an image is seen once, as it is judged"
         )
         yield Problem("crop", what, "remove it, or write `crop: centre`")
+    if stage.checkpoint_blocks and stage.groups == "head":
+        yield Problem("checkpoint_blocks", "would have no effect: no gradient goes through a frozen body", "remove it")
     if stage.draws > 1 and not stage.precompute:
         yield Problem("draws", "would have no effect without `precompute: true`",
                       "remove it: images are drawn anew every epoch")  # fmt: skip
@@ -168,6 +186,8 @@ def without_effect(stage: Stage) -> Iterator[Problem]:
         yield Problem("lr_decay", "would have no effect beside an `lr` for each layer group", "remove one of the two")
     if stage.lr != "find" and stage.lr_from_fold is not None:
         yield Problem("lr_from_fold", "stands beside a rate of its own", "write `lr: find`, or `lr_from_fold: null`")
+    if stage.lr != "find" and stage.range_test != RangeTest():
+        yield Problem("range_test", "would have no effect: the stage has a rate of its own", "write `lr: find`")
     if "average" not in stage.keep and stage.average != Average():
         yield Problem("average", "would have no effect: the mean of weights is not kept", "write `keep: [average]`")
     if stage.subset == "full":

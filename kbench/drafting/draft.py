@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ def draft(
     title: str = "",
     metric: str = "",
     code_only: bool = False,
+    hours: tuple[float, ...] = (),
 ) -> str:
     """Return the text of a YAML for a competition: the contract and a first experiment.
 
@@ -73,13 +74,14 @@ def draft(
         title: its name for people; `name` by default.
         metric: the score in the service's words; guessed from the submission's format by default.
         code_only: whether the service takes notebooks instead of files.
+        hours: time limits of notebooks that its pages name.
 
     Raises:
         DataError: a CSV in the folder cannot be read.
     """
     facts = discover(root)
     lines = [
-        *_head(name, source, facts, title=title, code_only=code_only),
+        *_head(name, source, facts, title=title, notebook=_notebook(name, hours) if code_only else []),
         *_data(facts),
         *_contract(facts, metric, source),
         "",
@@ -90,12 +92,27 @@ def draft(
     return "\n".join(lines) + "\n"
 
 
-def _head(name: str, source: Mapping[str, Any], facts: Facts, *, title: str, code_only: bool) -> list[str]:
+def limits_in(pages: Mapping[str, str]) -> tuple[float, ...]:
+    """Return the hours that a competition's pages allow notebooks, the shortest first; none where they name none."""
+    said = re.findall(r"(?:<=|≤|&lt;=|at most|up to|limit of)\s*(\d+(?:\.\d+)?)[\s-]*hours?", " ".join(pages.values()))
+    return tuple(sorted({float(one) for one in said}))
+
+
+def _notebook(name: str, hours: Sequence[float]) -> list[str]:
+    limit = f" --hours {hours[0]:g}" if hours else ""
+    said = f"; its pages say {' or '.join(f'{one:g}' for one in hours)} h" if hours else ""
+    return [
+        f"# A code competition: no file is sent. A notebook is{said}. After training:",
+        f"# `kbench export -c {name}{limit}`, `kbench push -c {name}`, `kbench submit --kernel -c {name}`;",
+        "# docs/code-competitions.md has more.",
+    ]
+
+
+def _head(name: str, source: Mapping[str, Any], facts: Facts, *, title: str, notebook: list[str]) -> list[str]:
     todo = "  # TODO single_label, multi_label, regression, segmentation or dense_regression"
-    notebook = "# A code competition: no file is sent. A notebook runs `kbench predict --data DIR` and is submitted."
     return [
         f"# Drafted by `kbench new` from the competition's files. Look for {_TODO}, then run `kbench check -c {name}`.",
-        *([notebook] if code_only else []),
+        *notebook,
         f"title: {_value(title or name)}",
         f"task: {facts.task or _TODO}" + ("" if facts.task else todo),
         f"source: {_value(dict(source) if len(source) > 1 else source['name'])}",

@@ -156,10 +156,15 @@ def applied(stack: Stack, recipe: Recipe, fitted: Fit) -> np.ndarray:
     return recipe.decision.apply(mixed, fitted.decided)
 
 
-def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
+def evaluate(stack: Stack, recipe: Recipe, *, draws: int = _DRAWS) -> Outcome[Fit]:
     """Fit a recipe, and score it plain and nested.
 
     Where only one fold is trained, fifths of its rows (or groups) take the place of folds.
+
+    Args:
+        stack: the members.
+        recipe: what is fitted.
+        draws: of the scores' intervals.
 
     Raises:
         DataError: there is only one row or group.
@@ -169,7 +174,7 @@ def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
     if not recipe.fitted:
         whole = fit(stack, recipe)
         values = applied(stack, recipe, whole)
-        plain = _interval(stack, values)
+        plain = _interval(stack, values, draws)
         return Outcome(whole, plain, plain, values, stack.fold, {})
     parts = parts_of(stack.fold, stack.groups)
 
@@ -184,7 +189,7 @@ def evaluate(stack: Stack, recipe: Recipe) -> Outcome[Fit]:
         parts,
         fit=lambda of: {part: fit(stack if part == WHOLE else stack.select(rows), recipe) for part, rows in of.items()},
         apply=apply,
-        score=lambda values: _interval(stack, values),
+        score=lambda values: _interval(stack, values, draws),
     )
 
 
@@ -222,8 +227,8 @@ def decided_by_part(recipe: Recipe, outcome: Outcome[Fit], values: np.ndarray, r
     return decided
 
 
-def _interval(stack: Stack, values: np.ndarray) -> Interval:
-    return interval(stack.metric, stack.targets, stack.measured(values), stack.table, groups=stack.groups)
+def _interval(stack: Stack, values: np.ndarray, draws: int) -> Interval:
+    return interval(stack.metric, stack.targets, stack.measured(values), stack.table, groups=stack.groups, draws=draws)
 
 
 # -- what each member adds ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,17 +49,18 @@ def export_onnx(model: nn.Module, example: torch.Tensor, path: Path, *, name: st
     with torch.inference_mode():
         expected = fast(images).float().numpy()
     try:
-        with files.replacing(path) as temporary, _silent():
-            torch.onnx.export(fast, (images,), str(temporary), input_names=["images"], output_names=["logits"],
-                              dynamo=False, opset_version=17,
-                              dynamic_axes={"images": {0: "n", 2: "h", 3: "w"}, "logits": {0: "n"}})  # fmt: skip
-    except Exception as error:  # the exporter refuses in many ways
-        raise PredictionError(
-            f"'{name}' cannot be written as ONNX: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
-            "a network of operations that ONNX has", "leave out `--engine`",
-        ) from error
+        _write(fast, images, path, {0: "n", 2: "h", 3: "w"})
+    except Exception:  # some operations need to know the size of the image
+        try:
+            _write(fast, images, path, {0: "n"})
+        except Exception as error:  # the exporter refuses in many ways
+            raise PredictionError(
+                f"'{name}' cannot be written as ONNX: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
+                "a network of operations that ONNX has", "leave out `--engine`",
+            ) from error  # fmt: skip
     engine = load_engine("onnx" if _there("onnxruntime") else "openvino", path, "fp32")
-    answer = engine(images).numpy()
+    with torch.inference_mode():
+        answer = engine(images).numpy()
     largest = float(np.abs(answer - expected).max())
     if largest > _TOLERANCE * (1 + float(np.abs(expected).max())):
         raise PredictionError(
@@ -67,6 +68,15 @@ def export_onnx(model: nn.Module, example: torch.Tensor, path: Path, *, name: st
             "leave out `--engine`",
         )  # fmt: skip
     return path
+
+
+def _write(model: nn.Module, images: torch.Tensor, path: Path, free: dict[int, str]) -> None:
+    """Write a network that takes images of which some dimensions may differ."""
+    with files.replacing(path) as temporary, _silent():
+        torch.onnx.export(
+            model, (images,), str(temporary), input_names=["images"], output_names=["logits"], dynamo=False,
+            opset_version=17, dynamic_axes={"images": free, "logits": {0: "n"}},
+        )  # fmt: skip
 
 
 def load_engine(engine: str, path: Path, precision: str) -> nn.Module:
@@ -98,7 +108,8 @@ class OnnxRuntime(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [B, K, ...] float32 of [B, C, H, W] images."""
-        (values,) = self._session.run(None, {"images": images.float().contiguous().cpu().numpy()})
+        with _told_of(images):
+            (values,) = self._session.run(None, {"images": images.float().contiguous().cpu().numpy()})
         return torch.from_numpy(values).to(images.device)
 
 
@@ -108,7 +119,9 @@ class OpenVino(nn.Module):
     def __init__(self, path: Path, precision: str) -> None:
         super().__init__()
         core = _openvino().Core()
-        kind = "bf16" if precision == "bf16" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        kind = (
+            "bf16" if precision == "bf16" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        )
         self._model = core.compile_model(
             core.read_model(str(path)), "CPU",
             {"INFERENCE_PRECISION_HINT": kind, "PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "1",
@@ -117,8 +130,21 @@ class OpenVino(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [B, K, ...] float32 of [B, C, H, W] images."""
-        (values,) = self._model([images.float().contiguous().cpu().numpy()]).values()
+        with _told_of(images):
+            (values,) = self._model([images.float().contiguous().cpu().numpy()]).values()
         return torch.from_numpy(np.array(values, dtype=np.float32)).to(images.device)
+
+
+@contextlib.contextmanager
+def _told_of(images: torch.Tensor) -> Iterator[None]:
+    """Turn what an engine says of images it cannot take into an error with a remedy."""
+    try:
+        yield
+    except Exception as error:  # each engine has errors of its own
+        raise PredictionError(
+            f"the engine cannot run images of {tuple(images.shape)}: {str(error).splitlines()[0][:200]}",
+            "images of the size the network was written for", "`kbench export` without `--engine`",
+        ) from error  # fmt: skip
 
 
 ENGINES: dict[str, Callable[[Path, str], nn.Module]] = {"onnx": OnnxRuntime, "openvino": OpenVino}
@@ -150,7 +176,7 @@ def _need(package: str) -> Any:
 
 
 @contextlib.contextmanager
-def _silent() -> Any:
+def _silent() -> Iterator[None]:
     """Keep the exporter's warnings and tables off the terminal."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

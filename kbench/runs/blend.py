@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from kbench import console
 from kbench.data.table.table import Table
 from kbench.ensemble.nested import Recipe, evaluate, gains
 from kbench.errors import ConfigError, PredictionError, first_names
+from kbench.runs.doubts import blend_doubts
 from kbench.runs.experiment import Experiment
 from kbench.runs.out_of_fold import out_of_fold
 from kbench.runs.results import Rows, Share, is_plain, recipe_of, score_record
@@ -64,6 +65,7 @@ class Blend:
         thresholds: what a lineage says of it.
         score: as of `score_record`, or None where nothing can be scored.
         gains: what each member adds.
+        doubts: what speaks against members or the rule, a line each.
     """
 
     experiment: Experiment
@@ -75,6 +77,7 @@ class Blend:
     thresholds: dict[str, Any]
     score: dict[str, Any] | None
     gains: list[dict[str, Any]]
+    doubts: list[str] = field(default_factory=list)
 
     @property
     def results(self) -> Any:
@@ -168,7 +171,11 @@ def blend(runs: Sequence[Run], options: EnsembleOptions) -> Blend:
         adds = gains(stack, replace(recipe, decision=None) if weighed.outcome.fit.decided is None else recipe,
                      weighed.outcome)  # fmt: skip
     score = score_record(experiment, judged, table)
-    return Blend(experiment, tuple(shares), name, recipe, member_weights, judged.fit, judged.thresholds, score, adds)
+    only = shares[0].oof.score if len(shares) == 1 else None
+    said = blend_doubts(experiment, judged, table, score, adds, only=only)
+    return Blend(
+        experiment, tuple(shares), name, recipe, member_weights, judged.fit, judged.thresholds, score, adds, said
+    )
 
 
 def _unscored(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-_INSTALL = '''\
+_INSTALL = """\
 import glob, os, subprocess, sys
 
 INPUT = os.environ.get("KBENCH_INPUT", "/kaggle/input")
@@ -24,21 +24,21 @@ if wheels:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", target,
                     *wheels], check=True)
     os.environ["PYTHONPATH"] = os.pathsep.join([target, os.environ.get("PYTHONPATH", "")])
-'''
-_PREDICT = '''\
+"""
+_PREDICT = """\
 started = subprocess.run([sys.executable, "-m", "kbench", "infer", bundle, "--data", data,
                           "--out", os.path.join(WORKING, "@FILE@"), "--work", os.path.join(WORKING, ".kbench-work")],
                          check=False, capture_output=True, text=True)
 print(started.stdout[-4000:], started.stderr[-4000:], sep="\\n")
 if started.returncode:
     raise SystemExit(f"kbench infer ended with {started.returncode}: {started.stderr[-2000:]}")
-'''
-_TIDY = '''\
+"""
+_TIDY = """\
 import shutil
 for folder in (".packages", ".kbench-work"):
     shutil.rmtree(os.path.join(WORKING, folder), ignore_errors=True)
 print(os.listdir(WORKING))
-'''
+"""
 _CELLS = {"install": _INSTALL, "predict": _PREDICT, "tidy": _TIDY}
 
 

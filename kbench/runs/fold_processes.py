@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -296,6 +296,10 @@ def live_table(folds: Sequence[int | str], paths: RunPaths, running: dict[Any, A
     """Show on stderr where each fold is, from the folds' logs, until the block ends."""
     from kbench import console
 
+    if console.told_in_lines():
+        with _told(folds, paths, running):
+            yield
+        return
     if not sys.stderr.isatty():
         yield
         return
@@ -312,25 +316,54 @@ def live_table(folds: Sequence[int | str], paths: RunPaths, running: dict[Any, A
             shown.add_row(str(fold), state, *last_epoch(paths, fold))
         return shown
 
+    with Live(table(), console=console.err, refresh_per_second=2) as live, _often(lambda: live.update(table())):
+        yield
+
+
+@contextmanager
+def _often(show: Callable[[], None]) -> Iterator[None]:
+    """Show something again and again in a thread, and once more when the block has ended."""
     ended = threading.Event()
-    with Live(table(), console=console.err, refresh_per_second=2) as live:
 
-        def refresh() -> None:
-            while not ended.wait(_POLL_S):
-                live.update(table())
+    def refresh() -> None:
+        while not ended.wait(_POLL_S):
+            show()
 
-        thread = threading.Thread(target=refresh, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            live.update(table())
+    thread = threading.Thread(target=refresh, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        show()
 
 
-def last_epoch(paths: RunPaths, fold: int | str) -> list[str]:
-    """Return stage, epoch, losses, score and speed of a fold's last finished epoch."""
+@contextmanager
+def _told(folds: Sequence[int | str], paths: RunPaths, running: dict[Any, Any]) -> Iterator[None]:
+    """Tell each fold's epochs, and its end, as events."""
+    from kbench import console
+
+    told: dict[int | str, tuple[Any, ...]] = {}
+    ended: set[int | str] = set()
+
+    def tell() -> None:
+        for fold in folds:
+            last, process = last_record(paths, fold), running.get(fold)
+            if last and told.get(fold) != (last["stage"], last["epoch"]):
+                told[fold] = last["stage"], last["epoch"]
+                console.epoch(fold, last)
+            code = None if process is None else process.poll()
+            if code is not None and fold not in ended:
+                ended.add(fold)
+                console.event("fold", fold=fold, code=code)
+
+    with _often(tell):
+        yield
+
+
+def last_record(paths: RunPaths, fold: int | str) -> dict[str, Any] | None:
+    """Return what a fold's log says of its last finished epoch, or None where there is none."""
     number, maybe = (int, float), (int, float, type(None))
     keys: dict[str, type | tuple[type, ...]] = {
         "stage": str, "epoch": int, "epochs": int, "train_loss": number, "valid_loss": maybe, "score": maybe,
@@ -340,9 +373,14 @@ def last_epoch(paths: RunPaths, fold: int | str) -> list[str]:
         epochs = records.read_records(paths.fold(fold).log, keys=keys, only={"event": "epoch"})
     except DataError:  # whoever draws its curves says what is damaged
         epochs = []
-    if not epochs:
+    return dict(epochs[-1]) if epochs else None
+
+
+def last_epoch(paths: RunPaths, fold: int | str) -> list[str]:
+    """Return stage, epoch, losses, score and speed of a fold's last finished epoch."""
+    record = last_record(paths, fold)
+    if record is None:
         return ["-"] * 6
-    record = epochs[-1]
     numbers = [record["train_loss"], record["valid_loss"], record["score"]]
     return [
         record["stage"], f"{record['epoch'] + 1}/{record['epochs']}",

@@ -1,7 +1,7 @@
 """Whose a fold is: one worker trains it, on whatever machine, and another takes it up when that one no longer answers.
 
-A lease is a file of the fold's folder, `lease-N.json`: its owner, written once by whoever is the first to create it, and
-a heartbeat, its time of change, by the clock of the file system alone. Whoever takes a fold up writes the next
+A lease is a file of the fold's folder, `lease-N.json`: its owner, written once by whoever is the first to create it,
+and a heartbeat, its time of change, by the clock of the file system alone. Whoever takes a fold up writes the next
 generation and removes the one before. A worker that comes back (from SIGSTOP, from a network that was gone) touches its
 lease before each change of the folder, sees that it is no longer there, and stops.
 
@@ -144,7 +144,7 @@ def _lost(place: FoldPaths, generation: int) -> FoldBusy:
             "look whether the folder is there, then type the same again: it goes on from the last resume point",
         )  # fmt: skip
     return FoldBusy(
-        f"'{place.root}' was taken up by {after.holder}: this process gave no heartbeat for longer than {limit_s():g} s",
+        f"'{place.root}' was taken up by {after.holder}: this process gave no heartbeat for over {limit_s():g} s",
         "one worker a fold", "nothing: the fold goes on there from its last resume point",
     )  # fmt: skip
 

@@ -9,6 +9,8 @@ from typing import Any
 from kbench.runs.members import checkpoints
 from kbench.runs.results import Share
 
+_UNKNOWN = 1.0
+
 
 @dataclass(frozen=True)
 class Model:
@@ -19,8 +21,8 @@ class Model:
         place: its fold, or `full`.
         member: `stage-cycle`.
         checksum: of its weights.
-        gain: what its member adds out of fold, larger is better; None where that is not known, or it is the only member
-            of a target.
+        gain: what its member adds out of fold, larger is better; the same for all where it was not measured, as of
+            maps; None where it is the only member of a target.
         count: how many models its member has: one for each fold.
     """
 
@@ -59,7 +61,7 @@ def models_of(
         ]
         for place, one in own:
             count = sum(other.member == one.member for _, other in own)
-            gain = adds.get(f"{name}/{one.member}", adds.get(name))
+            gain = adds.get(f"{name}/{one.member}", adds.get(name, _UNKNOWN))
             models.append(Model(name, place, one.member, one.checksum, gain, count))
     return models
 
@@ -67,8 +69,8 @@ def models_of(
 def order(models: Sequence[Model], seconds: Mapping[str, float]) -> list[Model]:
     """Return the models in the order in which they are left out: the least gain for each second first.
 
-    The gain of a member is shared by its models; of those of one member the last fold goes first. What is not known to
-    add anything measurable, and yet may be all that a target has, goes last.
+    The gain of a member is shared by its models; of those of one member the last fold goes first. What may be all that
+    a target has goes last.
 
     Args:
         models: the models.

@@ -17,7 +17,7 @@ import numpy as np
 from kbench import console, registry
 from kbench.data.table.table import Table
 from kbench.ensemble.average import Stack, member_names
-from kbench.ensemble.bootstrap import interval, paired
+from kbench.ensemble.bootstrap import interval
 from kbench.ensemble.mask_rules import Rule
 from kbench.ensemble.mask_tuning import neutral, tune, tunes
 from kbench.ensemble.nested import Fit, Outcome, Recipe, evaluate
@@ -41,6 +41,8 @@ from kbench.runs.map_parts import (
     require_readable,
     table_part,
 )
+from kbench.runs.map_scores import details as details
+from kbench.runs.map_scores import gathered, measured
 from kbench.runs.map_slices import joined_sets, over_slices
 from kbench.runs.results import Judged, Rows, Share, Weighed, fold_of, metric_of
 from kbench.tasks import SEGMENTATION, exclusive
@@ -53,7 +55,6 @@ TAKES_IMAGES = False
 _EIGHT_BITS = 1 / 510  # half a step of kept probabilities: the floor of their geometric mean
 _SAMPLED = 1 << 26  # values of pixels that weights are found on, of all members together: 256 MB of float32
 _PIXELS = 4096  # of an image at most
-MEAN = "mean"  # name of the reading of all members together; what is said of it may follow, after a comma
 
 
 # -- predicting ------------------------------------------------------------------------------------------------------
@@ -163,41 +164,8 @@ def view_reader(run: Run, checkpoint: Checkpoint, rows: Rows, chosen: np.ndarray
 
 def plain(result: MapResult, table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Return (truth, [N, K, 3] what the mean maps are worth) of a table's rows; see `Results`."""
-    worth = _gathered(result, table, lambda store: _measured(store)[-1])
+    worth = gathered(result, table, lambda store: measured(store)[-1])
     return truth_of(worth, table.task), worth
-
-
-def _measured(store: MapStore) -> np.ndarray:
-    if store.worth is None:
-        raise PredictionError(
-            f"the maps at '{store.path}' were made without their truth", "masks of the training rows",
-            "`kbench predict --force`",
-        )  # fmt: skip
-    return store.worth
-
-
-def _gathered(result: MapResult, table: Table, pick: Callable[[MapStore], np.ndarray]) -> np.ndarray:
-    """Return [N, K, 3] in the order of the table, of what is picked from each fold's store."""
-    stores = result.stores.values()
-    ids = np.concatenate([store.ids for store in stores])
-    values = np.concatenate([pick(store) for store in stores])
-    return np.asarray(values[np.argsort(ids)][np.searchsorted(np.sort(ids), table.ids)])
-
-
-def readings_of(result: MapResult, table: Table) -> dict[str, np.ndarray]:
-    """Return what every reading is worth: name -> [N, K, 3]; the mean of everything is the last.
-
-    A snapshot that a fold lacks, because it stopped earlier, is worth there what the mean of the others is.
-    """
-    names = list(dict.fromkeys(name for store in result.stores.values() for name in store.readings))
-    names.sort(key=lambda name: name.partition(",")[0] == MEAN)  # stable: means come last
-
-    def reading(name: str, store: MapStore) -> np.ndarray:
-        known = list(store.readings)
-        own = name if name in known else name.replace(name.partition(",")[0], MEAN)
-        return np.asarray(_measured(store)[known.index(own)])
-
-    return {name: _gathered(result, table, partial(reading, name)) for name in names}
 
 
 def truth_masks(experiment: Experiment, table: Table) -> Callable[[int], np.ndarray]:
@@ -240,13 +208,7 @@ def judge(experiment: Experiment, result: MapResult, table: Table) -> Judged:
     part, metric, numbers = experiment.competition.maps.postprocess, metric_of(experiment), fold_of(experiment, table)
     groups = experiment.groups(table)
     if not tunes(part.params):
-        rule = build_rule(experiment)
-        as_measured = part.name == "none" and result.fold_of is not None  # the pass has measured the mean maps
-        worth = plain(result, table)[1] if as_measured else _worth_after(experiment, result, rule, table)
-        targets = truth_of(worth, table.task)
-        score = interval(metric, targets, worth, table, groups=groups)
-        outcome = Outcome(part.params, score, score, worth, numbers, {})
-        return Judged(outcome, targets, rule, thresholds=part.params)
+        return _untuned(experiment, result, table)
     with console.bar("tuning the post-process") as advance:
         tuned = tune(
             result.read, truth_masks(experiment, table), fold_of=numbers, metric=metric, table=table,
@@ -257,6 +219,16 @@ def judge(experiment: Experiment, result: MapResult, table: Table) -> Judged:
     record = {"postprocess": tuned.as_json()}
     rule = build_rule(experiment, outcome.fit)
     return Judged(outcome, truth_of(outcome.values, table.task), rule, record, outcome.fit, by_part)
+
+
+def _untuned(experiment: Experiment, result: MapResult, table: Table) -> Judged:
+    """Return the post-process of the YAML, what is to be tuned changing nothing, and its out-of-fold score."""
+    part, numbers, rule = experiment.competition.maps.postprocess, fold_of(experiment, table), build_rule(experiment)
+    as_measured = part.name == "none" and result.fold_of is not None  # the pass has measured the mean maps
+    worth = plain(result, table)[1] if as_measured else _worth_after(experiment, result, rule, table)
+    targets, params = truth_of(worth, table.task), neutral(part.params)
+    score = interval(metric_of(experiment), targets, worth, table, groups=experiment.groups(table))
+    return Judged(Outcome(params, score, score, worth, numbers, {}), targets, rule, thresholds=params)
 
 
 def _worth_after(experiment: Experiment, result: MapResult, rule: Rule, table: Table) -> np.ndarray:
@@ -309,53 +281,6 @@ def _reader(part: MapPart) -> Callable[[np.ndarray], Iterator[tuple[int, np.ndar
         yield from ((int(row), store.maps(int(row))) for row in rows)
 
     return read
-
-
-def details(run: Run, result: MapResult, judged: Judged, table: Table) -> dict[str, Any]:
-    """Return `members`, a `table` of what each scores in each fold, and the `growth` of the ensemble; see `Results`."""
-    readings, metric, numbers = readings_of(result, table), metric_of(run.experiment), fold_of(run.experiment, table)
-    records = []
-    for fold in result.parts:
-        rows = numbers == fold
-        few = table.select(rows)
-        own = result.stores[fold].readings
-        lacks = [name for name in readings if name not in own and len(result.parts[fold].snapshots) > 1]
-        scores = {
-            name: None if name in lacks else metric.or_none(truth_of(worth[rows], few.task), worth[rows], few)
-            for name, worth in readings.items()
-        }
-        if run.competition.maps.postprocess.name != "none":
-            scores["post-processed"] = metric.or_none(judged.targets[rows], judged.outcome.values[rows], few)
-        records.append({"fold": fold, "rows": len(few), **scores})
-    if run.competition.maps.postprocess.name != "none":
-        readings["mean, post-processed"] = judged.outcome.values
-    return {
-        "members": sum(len(part.snapshots) for part in result.parts.values()), "table": records,
-        "growth": growth(run.experiment, table, readings),
-    }  # fmt: skip
-
-
-def growth(experiment: Experiment, table: Table, readings: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return what snapshots, views and a rule add, out of fold: one record per reading.
-
-    A record has the reading's name, its score, and the gain of the last reading over it with its interval.
-
-    Args:
-        experiment: the competition.
-        table: the N rows.
-        readings: name -> [N, K, 3].
-    """
-    metric, groups = metric_of(experiment), experiment.groups(table)
-    last, whole = list(readings.items())[-1]
-    records = []
-    for name, worth in readings.items():
-        truth = truth_of(worth, table.task)
-        record: dict[str, Any] = {"ensemble": name, "score": metric(truth, worth, table)}
-        if name != last:
-            gain = paired(metric, truth, whole, worth, table, groups=groups)
-            record |= {"gain": gain.value, "low": gain.low, "high": gain.high}
-        records.append(record)
-    return records
 
 
 # -- several runs, and weights of members ------------------------------------------------------------------------------
@@ -460,14 +385,20 @@ def weigh(experiment: Experiment, shares: Sequence[Share], table: Table, stack: 
     """Return members weighed by a combiner, and what their maps are worth after the mask rule; see `Results`.
 
     Weights are found on some pixels; what they are worth is counted on whole maps, predicted once with those of all
-    rows and once, fold by fold, with those of the other folds.
+    rows and once, fold by fold, with those of the other folds. Pruning weighs the tuned numbers of a mask rule too:
+    where their nested gain is inside the noise, they change nothing.
     """
     outcome = evaluate(stack, Recipe(recipe.combiner, None, recipe.prune))
-    whole = judge(experiment, _weighted(shares, table, stack, stack.fold, lambda fold: outcome.fit), table)
-    nested = judge(
-        experiment,
-        _weighted(shares, table, stack, outcome.parts, lambda part: outcome.by_part.get(part, outcome.fit)), table,
+    of_all = _weighted(shares, table, stack, stack.fold, lambda fold: outcome.fit)
+    of_others = _weighted(
+        shares, table, stack, outcome.parts, lambda part: outcome.by_part.get(part, outcome.fit)
     )  # fmt: skip
+    whole, nested = (judge(experiment, one, table) for one in (of_all, of_others))
+    gain = (nested.record.get("postprocess") or {}).get("gain")
+    if recipe.prune and gain is not None and gain["low"] <= 0:
+        record = {"postprocess": {**nested.record["postprocess"], "pruned": True}}
+        whole, nested = (_untuned(experiment, one, table) for one in (of_all, of_others))
+        nested = replace(nested, record=record)
     joint = Outcome(
         outcome.fit, whole.outcome.plain, nested.outcome.nested, nested.outcome.values, nested.outcome.parts,
         outcome.by_part,

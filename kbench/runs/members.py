@@ -219,6 +219,7 @@ def member_of(
     """
     info = checkpoint.info
     show, precision = stages[info["stage"]].show, usable_precision(info["precision"], device)
+    engine = run.engine if run.engine is not None and run.engine.runs(checkpoint) else None
 
     def head_like(model: torch.nn.Module) -> torch.nn.Module:
         head: torch.nn.Module = copy.deepcopy(getattr(model, "head"))  # noqa: B009
@@ -227,9 +228,9 @@ def member_of(
 
     return Member(
         name=f"fold {info['fold']} {checkpoint.member}",
-        load=partial(run.engine, checkpoint) if run.engine else partial(_loaded, checkpoint, run.competition, device),
+        load=partial(engine, checkpoint) if engine else partial(_loaded, checkpoint, run.competition, device),
         size=tuple(info["size"]), resize=info["crop"], scale=info["scale"], precision=precision, out=out,
         source=source, units=Units.of_checkpoint(info), augmentation=show.augmentation, train_crop=show.crop,
-        body="" if run.engine else checkpoint.body, head=head_like,
+        body="" if engine else checkpoint.body, head=head_like,
         judged=stages[info["stage"]].valid_show.crop if info["crop"] == "keep" else None,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from kbench.config.competition import SCHEMA
 from kbench.config.reading import read_document, read_yaml, validate, with_stage_defaults
 from kbench.config.yaml12 import dump_yaml
 from kbench.data.pseudo_rows import describe
-from kbench.data.table.content import Content, changed
+from kbench.data.table.content import changed
 from kbench.errors import ConfigError, raise_all
 from kbench.runs import leases
 from kbench.runs.experiment import Experiment
@@ -101,7 +101,7 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
         part_problems(competition, experiment.train), error=ConfigError, subject=f"'{competition.name}'",
         expected="parts that can be built", todo="correct what is named above, then `kbench check`",
     )  # fmt: skip
-    content = Content(experiment.train, experiment.workspace.cache(), exact=competition.input.cache != "off")
+    content = experiment.content
     if paths.manifest.is_file():
         before = read_manifest(paths)
         changes = [] if experiment.trial else content.changes(before.get("content"), paths.content)

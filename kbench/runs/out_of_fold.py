@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kbench import files
+from kbench import console, files
 from kbench.data.table.table import Table
 from kbench.errors import DataError
+from kbench.runs.doubts import doubts
 from kbench.runs.results import Judged, Sendable, fold_scores, metric_of, score_record
 
 if TYPE_CHECKING:
@@ -54,14 +55,16 @@ def out_of_fold(run: Run, *, device: str = "auto") -> OutOfFold:
     """Return the out-of-fold predictions of a run's trained folds; predicts and scores what is missing.
 
     The score is that of the mean over each fold's snapshots and views, over all rows at once; beside it stand each
-    fold's score and their spread. What is scored is what is sent: after the decision or the mask rule where there is
-    one. `score.json` is written.
+    fold's score and their spread, and what speaks against members or the rule (`doubts`). What is scored is what is
+    sent: after the decision or the mask rule where there is one. `score.json` is written.
 
     Raises:
         PredictionError: no fold is trained.
     """
     experiment = run.experiment
     folds = list(range(experiment.folds.n)) if run.foreign else run.required_folds()
+    for text in other_rows(run):
+        console.warn(text)
     result = run.results.out_of_fold(run, folds, device=device)
     table = of_targets(experiment.train.select(np.isin(experiment.folds.fold, folds)), result.names)
     judged = run.results.judge(experiment, result, table)
@@ -69,8 +72,26 @@ def out_of_fold(run: Run, *, device: str = "auto") -> OutOfFold:
         "run": run.name, "missing": [fold for fold in range(experiment.folds.n) if fold not in folds],
         **run.results.details(run, result, judged, table),
     }  # fmt: skip
+    score["doubts"] = doubts(experiment, judged, table, score)
     files.write_json(run.paths.score, score)
     return OutOfFold(run, result, table, judged, score)
+
+
+def other_rows(run: Run) -> list[str]:
+    """Return a warning where the training rows are others than those a run was trained on: their score is another's."""
+    if run.foreign or run.experiment.trial:
+        return []
+    known = files.read_json(run.paths.manifest)
+    lines = run.experiment.content.changes(known.get("content"), run.paths.content)
+    if known.get("view", {}).get("table", "") not in ("", run.experiment.train.fingerprint()):
+        lines = ["  ids, targets or metadata of the table", *lines]
+    if not lines:
+        return []
+    return [
+        f"the rows that '{run.name}' is trained on have changed since; its score is that of the rows as they are now:\n"
+        + "\n".join(lines)
+        + "\n  bring the files back, or train it anew with `kbench train --force`"
+    ]
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,14 @@ from kbench.config.section import Slot
 from kbench.config.stage import Stage
 from kbench.data.table.table import Table
 from kbench.ensemble.mask_tuning import neutral
-from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problems
+from kbench.errors import ConfigError, DataError, KbenchError, Problem, as_problems, first_names
 from kbench.metrics.metric import make_metric
 from kbench.models.classifier import check_backbone
 from kbench.models.layer_groups import check_split, chosen, layer_groups
 from kbench.runs import parts
+from kbench.runs.steps import reader_of
 from kbench.tasks import SEGMENTATION, exclusive, is_dense
+from kbench.training.lone_image import lone_image
 from kbench.training.optimizers import apply_schedule, per_group
 
 Trial = tuple[str, Callable[[], Any]]
@@ -121,6 +123,8 @@ def _model_trials(sample: Sample) -> Iterator[Trial]:
                     f"stages.{name}.{key}",
                     partial(lambda key, rates: per_group(rates, groups(), what=key), key, rates),
                 )
+        if stage.batch_size == 1:
+            yield f"stages.{name}.batch_size", partial(_try_lone_image, stage, sample)
         if not isinstance(stage.groups, str):
             yield f"stages.{name}.groups", partial(lambda stage: chosen(stage.groups, groups()), stage)
 
@@ -174,6 +178,25 @@ def _try_loss_of(stage: Stage, sample: Sample) -> None:
         loss(torch.zeros(2, outputs), torch.as_tensor(np.asarray(targets[:2])))
 
 
+def _try_reader(slot: Slot, sample: Sample) -> None:
+    reader_of(sample.competition)
+
+
+def _try_lone_image(stage: Stage, sample: Sample) -> None:
+    """Refuse batches of one image where batch norm would see one value per channel: it could learn no statistics."""
+    size, model = parts.size_of(stage.size or sample.competition.input.size), sample.model().train()
+    images = torch.zeros(1, sample.competition.input.channels, *size)
+    with torch.no_grad(), lone_image(model, images) as names:
+        model(images)
+    norms = [name for name in names if stage.groups != "head" or name.startswith("head.")]
+    if norms:
+        raise ConfigError(
+            f"1 image per batch, and batch norm sees one value per channel, which has no spread: {first_names(norms)}",
+            "2 images or more per batch, or a head without batch norm",
+            "write `batch_size: 2` (`train.batch_size`, or the stage's own), or `model: {options: {head: linear}}`",
+        )
+
+
 def _try_windows(slot: Slot, sample: Sample) -> None:
     parts.build_windows(sample.competition)
 
@@ -213,7 +236,7 @@ _TRIALS: dict[str, Callable[[Slot, Sample], None]] = {
     "format": _try_format,
     "windows": _try_windows,
     "postprocess": _try_postprocess,
-    "reader": lambda slot, sample: slot.build(_channels=sample.competition.input.channels),
+    "reader": _try_reader,
     "schedule": lambda slot, sample: slot.build(1),
     "optimizer": _try_optimizer,
     "loss": _try_loss,

@@ -188,9 +188,11 @@ class Feed:
         assert batch.target is not None, "training rows have targets"
         target = batch.target.to(self.device, non_blocking=True)
         part, own = self.ranks.part(rows)
+        if any(batch.regions):  # of rows that other ranks may have
+            raw = self.normalise(raw, batch.regions)
         if self.mix is not None:
             raw, target = self.ranks.whole(raw[:own], rows), self.ranks.whole(target[:own], rows)
-        images = self.normalise(raw)
+        images = raw if any(batch.regions) else self.normalise(raw)
         if target.ndim == 4:  # masks
             target = dense_target(target, self.task, self.n_outputs)
         target = self.learned(target)

@@ -1,4 +1,4 @@
-"""The processes that train one fold together, each on a device of its own (docs/adr/0014-several-devices.md).
+"""The processes that train one fold together, each on a device of its own (docs/adr/0015-several-devices.md).
 
 Each of them, a rank, runs the same lines in the same order; what differs is said by a `Ranks`. Rank 0 alone writes and
 speaks. A batch is cut into even parts in its order, so what the ranks learn from together is the batch of one device:

@@ -21,6 +21,7 @@ from kbench.data.dataset import ImageDataset, Loader, Normalise
 from kbench.errors import first_names
 from kbench.inference.activations import Activations, Drawn, FrozenBody, RowLoader, Seen
 from kbench.metrics.metric import Undefined
+from kbench.models.block_checkpoints import checkpoint_blocks
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import Precision, choose_precision, free_memory, place, usable_precision
 from kbench.models.layer_groups import chosen, freeze_but, layer_groups, train_mode, trains_head_alone
@@ -108,6 +109,7 @@ class _Runner:
         layers = layer_groups(model)
         freeze_but(model, layers, chosen(stage.groups, len(layers)))
         train_mode(model)
+        checkpoint_blocks(model, on=stage.checkpoint_blocks)
         whole = self.dense or (stage.step.name != "supervised" and self.activations is None)
         self.head_alone = trains_head_alone(model) and not whole
         self.learned: nn.Module = getattr(model, "head") if self.head_alone else model  # noqa: B009

@@ -214,7 +214,9 @@ def test_nothing_that_only_training_needs_is_imported(bundle: Path, data: Path, 
     assert "No module named 'sklearn'" in gone.stderr
 
 
-def test_bundle_and_data_are_only_read(bundle: Path, data: Path, tmp_path: Path, read_only: Callable[[Path], None]) -> None:
+def test_bundle_and_data_are_only_read(
+    bundle: Path, data: Path, tmp_path: Path, read_only: Callable[[Path], None]
+) -> None:
     before = {path: path.stat().st_mtime_ns for folder in (bundle, data) for path in folder.rglob("*")}
     read_only(bundle)
     read_only(data)
@@ -242,5 +244,3 @@ def test_a_folder_that_is_no_bundle_says_what_to_type(data: Path, tmp_path: Path
     with pytest.raises(ConfigError, match="is no bundle") as caught:
         infer(tmp_path, data=data, out=None, work=tmp_path / "w", hours=None)
     assert "`kbench export" in caught.value.todo
-
-

@@ -17,7 +17,7 @@ from kbench.config.reading import with_stage_defaults
 from kbench.config.yaml12 import parse_yaml
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import Request
-from kbench.drafting.draft import _CALLED, _value, draft, named_metric
+from kbench.drafting.draft import _CALLED, _value, draft, limits_in, named_metric
 from kbench.drafting.facts import Facts, discover
 from kbench.sources.embedded import embedded
 
@@ -227,6 +227,12 @@ def test_a_draft_takes_title_and_metric_of_the_service(tmp_path: Path) -> None:
     assert isinstance(content, dict)
     assert (content["title"], content["metric"]) == ("Pets: a # test", "auc")
     assert "# A code competition" in text
+    assert "`kbench export -c pets`" in text
+    pages = {"rules": "CPU Notebook <= 12 hours run-time, GPU Notebook <= 9 hours run-time", "data": "3 hours of video"}
+    assert limits_in(pages) == (9, 12)
+    text = draft(tmp_path, name="pets", source=LOCAL, code_only=True, hours=limits_in(pages))
+    assert "its pages say 9 or 12 h" in text
+    assert "`kbench export -c pets --hours 9`" in text
 
 
 def test_words_of_the_service_stay_in_their_comment(tmp_path: Path) -> None:

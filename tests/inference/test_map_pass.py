@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from kbench import registry
 from kbench.ensemble import mask_rules
 from kbench.errors import PredictionError
 from kbench.inference import map_pass, map_store
-from kbench.inference.map_pass import MapJob, MapMember, readings, stream
+from kbench.inference.map_pass import MapJob, MapMember, readings, sampled, stream, views_apart
 from kbench.inference.map_store import Row, Writing
 from kbench.inference.maps import MapMaker
 from kbench.inference.mean import mean_of_task
 from kbench.metrics.maps import image_counts
+from kbench.models.outputs import Units
 
 CPU = torch.device("cpu")
 NAMES = ("a", "b", "c")
@@ -229,3 +231,21 @@ def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
     store.path.with_suffix(".bin").write_bytes(content)
     with pytest.raises(PredictionError, match="damaged"):
         map_store.load(store.path)
+
+
+def test_pixels_of_members_and_single_views_are_in_target_units() -> None:
+    units = Units((80.0,) * 3, (50.0, 5.0, 1.0))
+    task, sizes = "dense_regression", [(9, 12)]
+    make = MapMaker(
+        registry.build("windows", "full", {}), registry.build("views", "flip", {}), task, CPU,
+        mean_of_task("arithmetic", task, 3),
+    )  # fmt: skip
+    one = replace(member(0), units=units)
+    truth = [np.random.default_rng(2).normal(80, 50, (9, 12, 3)).astype(np.float32)]
+    pixels = replace(job(sizes, make, truth=False), masks=truth)
+    [row] = list(stream(pixels, [one]))
+    [(_, sample)] = list(sampled(pixels, [one], pixels=9 * 12))
+    np.testing.assert_allclose(sample.values[0], row.maps.reshape(3, -1), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(sample.truth, truth[0].transpose(2, 0, 1).reshape(3, -1))
+    [(_, views)] = list(views_apart(pixels, one))
+    np.testing.assert_allclose(views.mean(0), row.maps, rtol=1e-5, atol=1e-4)

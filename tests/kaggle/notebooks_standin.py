@@ -1,7 +1,7 @@
 """The stand-in with datasets and notebooks: what is saved runs when it is saved, by whatever `runs` is.
 
-`execute` is what runs them in truth: a kernel of its own without network, bundle and data where Kaggle mounts them, only
-the working folder to be written.
+`execute` is what runs them in truth: a kernel of its own without network, bundle and data where Kaggle mounts them, and
+only the working folder to be written.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class NotebookStandIn(StandIn):
         return self._page("datasetFiles", listed, asked)
 
     def _SaveKernel(self, asked: dict[str, Any]) -> dict[str, Any]:
-        assert asked["isPrivate"] and not asked.get("enableInternet", False)
+        assert asked["isPrivate"]
+        assert not asked.get("enableInternet", False)
         slug = asked["slug"].partition("/")[2]
         unknown = [one for one in asked["datasetDataSources"] if one.partition("/")[2] not in self.datasets]
         if unknown:

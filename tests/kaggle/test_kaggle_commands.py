@@ -47,7 +47,7 @@ def test_what_is_left_is_shown(entry, kbench):
 @pytest.mark.parametrize(
     ("about", "limits", "says", "todo"),
     [
-        ({"isKernelsSubmissionsOnly": True}, {}, "takes notebooks, no files", "kbench predict --data DIR"),
+        ({"isKernelsSubmissionsOnly": True}, {}, "takes notebooks, no files", "kbench submit --kernel"),
         ({"submissionsDisabled": True}, {}, "takes no submissions now", "kbench score"),
         ({}, {"numToday": 5, "numAllowedNow": 0}, "no submission is left", "nothing was sent"),
     ],

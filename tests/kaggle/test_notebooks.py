@@ -92,9 +92,7 @@ def push(kbench: Callable[..., Done], *words: str, code: int = 0) -> Done:
     return kbench("push", "bundle", "-c", "classes", *words, code=code)
 
 
-def test_a_pushed_notebook_is_submitted_once_and_scored(
-    kbench: Callable[..., Done], standin: NotebookStandIn
-) -> None:
+def test_a_pushed_notebook_is_submitted_once_and_scored(kbench: Callable[..., Done], standin: NotebookStandIn) -> None:
     done = json.loads(push(kbench, "--json").out)
     assert done["difference"] == 0
     assert (done["notebook"], done["version"]) == (f"tester/{DATASET}", 1)
@@ -156,9 +154,13 @@ def test_a_source_that_kaggle_does_not_know_is_named(kbench: Callable[..., Done]
     assert "does not know the dataset 'tester/gone'" in push(kbench, code=1).err
 
 
-def test_the_end_of_the_log_of_a_failed_notebook_is_shown(kbench: Callable[..., Done], standin: NotebookStandIn) -> None:
+def test_the_end_of_the_log_of_a_failed_notebook_is_shown(
+    kbench: Callable[..., Done], standin: NotebookStandIn
+) -> None:
     def fails(text: str, files: Files) -> tuple[Files, str]:
-        raise Failed(json.dumps([{"stream_name": "stderr", "time": 1, "data": "Traceback ...\nMemoryError: no room\n"}]))
+        raise Failed(
+            json.dumps([{"stream_name": "stderr", "time": 1, "data": "Traceback ...\nMemoryError: no room\n"}])
+        )
 
     standin.runs = fails
     error = push(kbench, code=1).err
@@ -187,18 +189,22 @@ def test_without_quota_nothing_is_uploaded(kbench: Callable[..., Done], standin:
     assert not standin.calls("StartBlobUpload")
 
 
-def test_an_upload_that_was_cut_goes_on_where_storage_was(kbench: Callable[..., Done], standin: NotebookStandIn) -> None:
+def test_an_upload_that_was_cut_goes_on_where_storage_was(
+    kbench: Callable[..., Done], standin: NotebookStandIn
+) -> None:
     standin.plan("PUT", Fault(), Fault(cut=100))
     push(kbench, "--json")
     ranges = [one.headers["Content-Range"] for one in standin.calls("PUT") if "Content-Range" in one.headers]
-    assert [one.split("/")[0] for one in ranges][0] == "bytes *"
+    assert next(one.split("/")[0] for one in ranges) == "bytes *"
     assert ranges[1].startswith("bytes 100-")
     listed = {one["name"]: one["bytes"] for one in json.loads(Path("bundle/bundle.json").read_text())["files"]}
     (version,) = standin.datasets[DATASET]
     assert {name: len(content) for name, content in version.items() if name != "bundle.json"} == listed
 
 
-def test_a_notebook_that_writes_other_numbers_is_not_kept(kbench: Callable[..., Done], standin: NotebookStandIn) -> None:
+def test_a_notebook_that_writes_other_numbers_is_not_kept(
+    kbench: Callable[..., Done], standin: NotebookStandIn
+) -> None:
     usual = standin.runs
 
     def others(text: str, files: Files) -> tuple[Files, str]:
@@ -240,5 +246,7 @@ def test_the_notebook_runs_without_network_and_scores_hidden_rows_as_here(
     there, here = pd.read_csv(tmp_path / "rerun" / "working" / "submission.csv"), pd.read_csv(tmp_path / "here.csv")
     assert there["id"].tolist() == ids
     truth = np.array([row % 2 for row in range(len(ids))])
-    scores = [-np.log(frame[["left", "right"]].to_numpy()[np.arange(len(ids)), truth]).mean() for frame in (there, here)]
+    scores = [
+        -np.log(frame[["left", "right"]].to_numpy()[np.arange(len(ids)), truth]).mean() for frame in (there, here)
+    ]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)

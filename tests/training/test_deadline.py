@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kbench import files
 from kbench.errors import ConfigError
 from kbench.training import deadline
 from kbench.training.deadline import Deadline, Stopped, seconds_of
-from kbench.training.events import Epoch
+from kbench.training.events import Epoch, Event
 from kbench.training.fold import begin, train_fold
 from kbench.training.fold_context import TIMES
 from kbench.training.loop import Update
@@ -129,13 +130,18 @@ def test_a_fold_stops_while_there_is_time_to_judge_and_to_write(tmp_path: Path) 
         ends._took |= {"update": 1.0, "judging": 10.0, "saving": 0.5}
         resumed = begin(FoldPaths(tmp_path / str(limit)), training=toy.IDENTITY["training"])
         context = toy.context(tmp_path / str(limit), deadline=ends)
+        running = train_fold(context, [toy.stage("only", schedule=("constant", {"epochs": 9}))], toy.build,
+                             resumed=resumed)  # fmt: skip
         with pytest.raises(Stopped):
-            for event in train_fold(context, [toy.stage("only", schedule=("constant", {"epochs": 9}))], toy.build,
-                                    resumed=resumed):  # fmt: skip
-                now[0] += isinstance(event, Update)
-                now[0] += 10 * isinstance(event, Epoch)
+            count(running, now)
         assert now[0] + 0.5 <= limit
         assert now[0] + 1.2 * 11.5 > limit  # and no sooner than it has to
+
+
+def count(running: Iterator[Event], now: list[float]) -> None:
+    for event in running:
+        now[0] += isinstance(event, Update)
+        now[0] += 10 * isinstance(event, Epoch)
 
 
 @pytest.mark.slow

@@ -150,12 +150,19 @@ class Cut:
         seed: 0 to 2^32 - 1.
         by: columns whose combinations are balanced; the target when empty.
         group: column whose values never fall into two folds, or None.
+        by_default: whether `n` is nobody's word: the YAML does not say it.
     """
 
     n: int
     seed: int
     by: tuple[str, ...] = ()
     group: str | None = None
+    by_default: bool = False
+
+    @property
+    def default(self) -> str:
+        """What messages say after `n`: that it is the default, or nothing."""
+        return " (the default)" if self.by_default else ""
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -293,7 +300,7 @@ def make_folds(table: Table, strategy: str, cut: Cut, options: Mapping[str, Any]
     combined = "by" in uses and facts.get("strata", True)
     strata = strata_of(table, cut.by, bins=options.get("bins", BINS)) if combined else None
     groups = groups_of(table, cut.group) if cut.group is not None else None
-    warnings = [] if n == cut.n else [f"folds.n is {cut.n}, but the strategy's options make {n} folds"]
+    warnings = [] if n == cut.n else [f"folds.n is {cut.n}{cut.default}, but the strategy's options make {n} folds"]
     if strata is not None:
         names, sizes = np.unique(strata, return_counts=True)
         warnings += rare_warnings("strata", names, sizes, n)

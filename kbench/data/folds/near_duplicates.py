@@ -28,7 +28,8 @@ import numpy as np
 from kbench.data.folds.copies import equal_groups
 from kbench.data.folds.folds import Folds
 from kbench.data.images.cache import Progress, memoised
-from kbench.data.images.decoding import decode
+from kbench.data.images.decoding import decode, path_of
+from kbench.data.images.readers import Reader
 from kbench.data.table.table import Table
 from kbench.errors import DataError, first_names
 
@@ -37,6 +38,7 @@ FRAMES = 32  # the same of neighbouring frames
 _SMALLEST = 32  # pixels of a side; smaller images are too coarse to tell apart
 _FLAT = 2.0  # grey levels of standard deviation; flatter thumbnails say nothing
 _BANDS = 8
+_GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
 _PAIRS = 1 << 21  # candidates looked at together
 _FEW = 2048  # images that are compared with one another
 _DENSE = 256  # candidates of an image by bands, above which samples of bits are used instead
@@ -78,7 +80,9 @@ class Prints:
         return np.array([not text for text in self.pixels], dtype=bool)
 
 
-def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2) -> Prints:
+def hash_images(
+    table: Table, *, folder: Path, progress: Progress, jobs: int = 2, reader: Reader | None = None
+) -> Prints:
     """Return what each row's first image looks like, made once until a file is touched.
 
     Args:
@@ -86,12 +90,13 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
         folder: the cache folder.
         progress: called as `progress(done, total)`.
         jobs: number of threads.
+        reader: decodes the images of a row where they are no photographs; the first band that varies is looked at.
     """
-    rows = [(table.root / next(filter(None, paths), ""),) for paths in table.images]
+    rows = [tuple(path_of(table.root, name) for name in paths[: None if reader else 1]) for paths in table.images]
 
     def look(paths: tuple[Path, ...]) -> str:
         try:
-            pixels = decode(paths[0], cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)[:, :, 0]
+            pixels = _first_band(reader(paths)) if reader else decode(paths[0], _GREY)[:, :, 0]
         except DataError:
             return "::"  # it is named, as what could not be looked at
         content = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=12)
@@ -107,11 +112,22 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
                 progress(len(groups), len(rows))
         return groups
 
-    parts = [text.split(":") for text in memoised(folder, "prints", rows, make)]
+    parts = [text.split(":") for text in memoised(folder, "prints" if reader is None else "band-prints", rows, make)]
     return Prints(
         [bytes.fromhex(text) for text, _, _ in parts], [text for _, text, _ in parts],
         np.array([flat == "flat" for _, _, flat in parts], dtype=bool),
     )  # fmt: skip
+
+
+def _first_band(image: np.ndarray) -> np.ndarray:
+    """Return [H, W] uint8 of the first channel of an image that varies, from its lowest to its highest value."""
+    for channel in range(image.shape[2]):
+        band = image[:, :, channel].astype(np.float64)
+        known = np.isfinite(band)
+        span = np.ptp(band[known]) if known.any() else 0.0
+        if span > 0:
+            return np.where(known, np.rint((band - band[known].min()) / span * 255), 0).astype(np.uint8)
+    return np.zeros(image.shape[:2], np.uint8)
 
 
 def near_pairs(hashes: Sequence[bytes], *, distance: int = NEAR) -> np.ndarray:

@@ -53,7 +53,7 @@ def holdout(table: Table, cut: Cut, *, val_pct: float | None = None) -> np.ndarr
             f"val_pct is '{val_pct}'", "a share above 0 and up to 0.5", "write `options: {val_pct: 0.2}` under `folds`"
         )
     if size < 1:
-        raise _too_few(folds, rows, "rows")
+        raise _too_few(folds, rows, "rows", cut.default if val_pct is None else "")
     order = np.random.RandomState(cut.seed).permutation(rows)
     return _placed(order, np.minimum(np.arange(rows) // size, folds - 1))
 
@@ -329,12 +329,12 @@ def _most(folds: Sequence[int], values: list[int]) -> list[int]:
 
 def _check_count(cut: Cut, count: int, what: str) -> None:
     if cut.n > count:
-        raise _too_few(cut.n, count, what)
+        raise _too_few(cut.n, count, what, cut.default)
 
 
-def _too_few(folds: int, count: int, what: str) -> FoldError:
+def _too_few(folds: int, count: int, what: str, default: str = "") -> FoldError:
     return FoldError(
-        f"{folds} folds of {count:,} {what}",
+        f"{folds} folds{default} of {count:,} {what}",
         f"at least one of the {what} per fold",
         f"set `folds.n` to {count} or less" if count > 1 else "look at the table: `kbench inspect`",
     )

@@ -41,7 +41,8 @@ def blocks(table: Table, cut: Cut, *, order: str | None = None, gap: float = 0.0
     check_number("gap", gap, "[0, inf)")
     check_number("rounds", rounds, "[1, 1000]", whole=True)
     if cut.n > len(table):
-        raise FoldError(f"{cut.n} folds of {len(table):,} rows", "at least one row per fold", "set a lower `folds.n`")
+        what = f"{cut.n} folds{cut.default} of {len(table):,} rows"
+        raise FoldError(what, "at least one row per fold", "set a lower `folds.n`")
     drives, times = _frames(table, cut.by, order)
     fold = np.empty(len(table), dtype=np.int64)
     avoid = np.zeros((len(table), cut.n), dtype=bool)

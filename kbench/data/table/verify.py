@@ -95,8 +95,8 @@ class ImageReport:
             return []
         what, have = counted(len(self.paged), "file"), "has" if len(self.paged) == 1 else "have"
         return [
-            f"{what} {have} several pages or frames, of which the first alone is read: {first_names(self.paged)}; write "
-            "the others as files of their own if they count"
+            f"{what} {have} several pages or frames, of which the first alone is read: {first_names(self.paged)}; "
+            "write the others as files of their own if they count"
         ]
 
     def _of_turned(self) -> list[str]:

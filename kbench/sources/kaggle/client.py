@@ -281,9 +281,7 @@ class KaggleClient:
             return dict(api.config_values)
 
     @contextlib.contextmanager
-    def _session(
-        self, headers: Mapping[str, str] | None = None, service: str = "competitions"
-    ) -> Iterator[Once]:
+    def _session(self, headers: Mapping[str, str] | None = None, service: str = "competitions") -> Iterator[Once]:
         """Yield a function that makes one call over a connection with time limits; close the connection after."""
         values = self._sign_in()
         with _calm(self.timeouts):

@@ -6,6 +6,7 @@ again. Success is never taken from a status code: what lies there is listed and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,8 +117,11 @@ class KaggleNotebooks:
         files = [{"token": token} for token in tokens]
         if before:
             method, request = "create_dataset_version", "ApiCreateDatasetVersionRequest"
-            body: dict[str, Any] = {"ownerSlug": self.owner, "datasetSlug": slug,
-                                    "body": {"versionNotes": notes, "files": files, "deleteOldVersions": False}}
+            body: dict[str, Any] = {
+                "ownerSlug": self.owner,
+                "datasetSlug": slug,
+                "body": {"versionNotes": notes, "files": files, "deleteOldVersions": False},
+            }
         else:
             method, request = "create_dataset", "ApiCreateDatasetRequest"
             body = {"ownerSlug": self.owner, "slug": slug, "title": title, "licenseName": "other", "isPrivate": True,
@@ -257,7 +261,7 @@ class KaggleNotebooks:
                 raise ServiceError(
                     f"{doing}: it is {state}: {answer.failure_message or 'no reason given'}\n{log}".rstrip(),
                     "a notebook that runs to its end",
-                    f"see {notebook.url or faults.SITE + '/code'}; correct what the log names, then `kbench push` again",
+                    f"see {notebook.url or faults.SITE + '/code'}; correct what the log names, then `kbench push`",
                     kind="rejected",
                 )  # fmt: skip
             self.client.sleep(pause)
@@ -303,8 +307,6 @@ def _tag_in(text: str) -> str:
 
 def _tail(log: str) -> str:
     """Return the last lines of a log, which Kaggle keeps as a JSON list of what was printed."""
-    try:
+    with contextlib.suppress(ValueError, AttributeError, TypeError):
         log = "".join(str(one.get("data", "")) for one in json.loads(log))
-    except (ValueError, AttributeError, TypeError):
-        pass
     return "\n".join(log.splitlines()[-_LOG_LINES:])

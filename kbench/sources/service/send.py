@@ -88,9 +88,7 @@ def check_file(file: Path) -> None:
         raise SubmissionError(f"'{file}' is missing or empty", "a submission file", "`kbench ensemble` makes one")
 
 
-def send(
-    service: Service, create: Callable[[str], Receipt], *, message: str, tag: str, sleep: Sleep
-) -> Receipt:
+def send(service: Service, create: Callable[[str], Receipt], *, message: str, tag: str, sleep: Sleep) -> Receipt:
     """Ask, once, that an upload or a notebook be scored.
 
     Args:
