@@ -29,7 +29,7 @@ from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, is_filled, marked, without
 from kbench.data.table.table import Table, readable, training_share
-from kbench.data.table.verify import Opening, look, look_at_images
+from kbench.data.table.verify import Opening, look, look_at_images, stand_in_size
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
 from kbench.runs.steps import decoding_of, reader_of
@@ -305,6 +305,10 @@ class Experiment:
                 reader = size_reader(self.competition)
                 header = look(first_path(paths), decoding=decoding_of(self.competition))
                 header = header if reader is None or isinstance(header, str) else size_by(reader, paths)
+            if isinstance(header, str) and paths:
+                row, gone = int(np.searchsorted(self.test.ids, name)), self.test.unreadable
+                if gone is not None and gone[row]:
+                    header = stand_in_size(self.test, row, decoding_of(self.competition))
             if isinstance(header, str):
                 raise DataError(
                     f"the image of '{name}' is {header}", "an image of every test row", "`kbench check --images`"

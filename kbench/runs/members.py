@@ -12,7 +12,7 @@ import torch
 
 from kbench import files
 from kbench.config.competition import Competition
-from kbench.config.reading import read_yaml, validate
+from kbench.config.reading import validate
 from kbench.errors import CheckpointError, PredictionError, first_names
 from kbench.inference.row_pass import Member
 from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors, snapshot_tensors
@@ -20,6 +20,7 @@ from kbench.models.device import place, usable_precision
 from kbench.models.layer_groups import load_head
 from kbench.models.outputs import Units
 from kbench.runs import parts
+from kbench.runs.trained_config import read_config
 from kbench.training.stage_plan import StagePlan
 from kbench.workspace import RunPaths
 
@@ -185,8 +186,9 @@ def load_model(checkpoint: Checkpoint, *, device: torch.device | None = None) ->
 
 @cache
 def _trained_with(paths: RunPaths) -> Competition:
-    name = files.read_json(paths.manifest)["competition"]
-    return validate(read_yaml(paths.config), file=str(paths.config), folder=paths.plugins, name=name, record=True)
+    manifest = files.read_json(paths.manifest)
+    content = read_config(paths, manifest)
+    return validate(content, file=str(paths.config), folder=paths.plugins, name=manifest["competition"], record=True)
 
 
 def _loaded(checkpoint: Checkpoint, competition: Competition, device: torch.device) -> torch.nn.Module:
