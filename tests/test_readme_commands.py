@@ -24,6 +24,9 @@ BLOCKS = [
     for block in re.findall(r"```\n(kbench .*?)```", README, re.DOTALL)
 ]
 ELSEWHERE = {  # a line, and the test that runs one like it
+    "train --cluster dask://HOST:PORT":
+        "runs/test_cluster.py::test_dask_trains_what_one_machine_does_while_workers_die_and_hang",
+    "pack": "runs/test_packing.py::test_a_fold_stopped_here_goes_on_elsewhere_as_if_it_had_stayed",
     "import": "cli/test_pipeline.py::test_imported_predictions_score_and_join",
     "sweep experiment=crop,full maps.windows.name=full,overlap":
         "cli/test_segmentation_pipeline.py::test_ways_of_training_against_ways_of_predicting_are_one_table",
