@@ -122,15 +122,15 @@ REAL = {
 
 def real_curves(workspace: Path, seeds: int) -> dict[str, list[pd.DataFrame]]:
     """Run every range test with some seeds; return the tables of its curves."""
-    made: dict[str, list[pd.DataFrame]] = {}
+    curves: dict[str, list[pd.DataFrame]] = {}
     for name, (competition, stage, settings) in REAL.items():
         run(workspace, kbench("download", "-c", competition))
-        made[name] = []
+        curves[name] = []
         for seed in range(seeds):
             words = [word for setting in (*settings, f"seed={seed}") for word in ("--set", setting)]
-            found = run(workspace, ["-c", TRY, competition, stage, *words])
-            made[name].append(pd.read_csv(found["csv"]))
-    return made
+            told = run(workspace, ["-c", TRY, competition, stage, *words])
+            curves[name].append(pd.read_csv(told["csv"]))
+    return curves
 
 
 TRY = """
@@ -140,11 +140,11 @@ from kbench.errors import TrainingError
 from kbench.workspace import Choice
 competition, stage, *words = sys.argv[1:]
 try:
-    found = lr_find(Choice(competition, assignments=tuple(words[1::2])), fold=0, stage=stage, device="auto")
+    told = lr_find(Choice(competition, assignments=tuple(words[1::2])), fold=0, stage=stage, device="auto")
 except TrainingError:  # refused: the curve is there anyway
     from kbench.workspace import find_workspace
-    found = {"csv": str(find_workspace(None).scratch(competition, "lr-find").fold(0).lr_find(stage))}
-print(json.dumps(found))
+    told = {"csv": str(find_workspace(None).scratch(competition, "lr-find").fold(0).lr_find(stage))}
+print(json.dumps(told))
 """
 """A program: the range test of a stage, also where it is refused."""
 
@@ -174,7 +174,7 @@ def main() -> None:
     print(line("all", [value for some in values.values() for value in some]))
     for place, names in enumerate((list(SHAPES), STEPS, NOISES)):
         for name in names:
-            some = [value for case, found in values.items() if case[place] == name for value in found]
+            some = [value for case, drawn in values.items() if case[place] == name for value in drawn]
             print(line(f"{name} {('', 'steps', 'noise')[place]}".strip(), some))
     if not chosen.real:
         return

@@ -32,8 +32,10 @@ from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
-from kbench.runs.experiment import Experiment, decoding_of, mask_kind, open_experiment, opening_of, size_reader
+from kbench.runs.experiment import Experiment, mask_kind, open_experiment, opening_of, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
+from kbench.runs.scales import scale_warnings
+from kbench.runs.steps import decoding_of
 from kbench.runs.trial_build import part_problems
 from kbench.runs.unscored import unscored_folds
 from kbench.submission.check import check_submission, part_of, sample_problems
@@ -123,6 +125,8 @@ def _check_data(experiment: Experiment, problems: list[Problem], *, deep: bool) 
             result["folds"] = _gather(problems, "folds", lambda: experiment.folds.n)
             _warn_of_order(experiment)
             _warn_of_few_updates(experiment)
+            for text in scale_warnings(experiment.competition, reports["train"].sizes):
+                console.warn(text)
             if result["folds"] and not unreadable:
                 for text in _gather(problems, "folds", lambda: unscored_folds(experiment, every_mask=deep)) or ():
                     console.warn(text)

@@ -14,6 +14,7 @@ from kbench.runs.blend import MIXED, Blend, EnsembleOptions, blend
 from kbench.runs.opening import commit, open_run
 from kbench.runs.results import Result, Rows
 from kbench.submission.ledger import Lineage, reserve
+from kbench.tasks import SEGMENTATION
 from kbench.workspace import Choice, check_name
 
 
@@ -92,7 +93,9 @@ def _notes(combined: Blend, options: EnsembleOptions) -> list[str]:
         notes.append("trained on all rows: what is sent is not what was scored")
     gone = combined.experiment.test.unreadable
     if gone is not None and gone.any():
-        notes.append(f"{counted(int(gone.sum()), 'test row')} without a readable image: the training rows' share")
+        share = {"dense_regression": "the training pixels' mean"} | dict.fromkeys(SEGMENTATION, "an empty mask")
+        filler = share.get(combined.experiment.competition.task, "the training rows' share")
+        notes.append(f"{counted(int(gone.sum()), 'test row')} without a readable image: {filler}")
     clip = combined.experiment.competition.submission.format.params.get("clip")
     if clip:
         notes.append(f"the file's probabilities are clipped to {clip:g}..{1 - clip:g}; the score is of those before")

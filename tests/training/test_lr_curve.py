@@ -148,16 +148,16 @@ def test_trial_lr_range_noisy(name: str, low: float, high: float) -> None:
 
 
 def test_of_200_noisy_curves_of_32_steps_none_suggests_more_than_a_third_of_the_true_minimum() -> None:
-    """Shapes, places of the minimum and noise by lot; 91 % of such curves did."""
+    """Shapes, places of the minimum and noise by lot; the rule of before was above it on 194 of them."""
     rng, ratios = np.random.default_rng(5), []
     for _ in range(200):
         lrs, place, half = np.geomspace(1e-5, 10, 32), 10 ** rng.uniform(-3, -1), 10 ** rng.uniform(1, 2)
         truth = 0.6 + 0.8 / (1 + half * lrs / place) + 1.6 * np.maximum(lrs / place - 1, 0) ** 0.5
         judged = judge_or_none(lrs, truth + rng.uniform(0.1, 0.25) * (rng.gamma(2, 2**-0.5, 32) - 2**0.5))
         ratios += [] if judged is None else [judged.rate / lrs[np.argmin(truth)]]
-    assert len(ratios) >= 190
-    assert sum(ratio > 0.34 for ratio in ratios) <= 4
-    assert np.median(ratios) < 0.2
+    assert len(ratios) == 200
+    assert max(ratios) < 0.3
+    assert 0.08 < np.median(ratios) < 0.13
 
 
 def test_a_suggestion_may_be_closer_to_the_minimum_than_a_tenth() -> None:

@@ -118,7 +118,7 @@ class MaskKind:
 def is_filled(split: str, on_problem: str, task: str) -> bool:
     """Return whether rows without a readable image stay, marked: a submission needs every row of its test set.
 
-    Of dense tasks only with `fill`, which says so where it cannot be done.
+    Of dense tasks only with `fill`.
     """
     return split == "test" and (on_problem == "fill" or (on_problem == "drop" and not is_dense(task)))
 
