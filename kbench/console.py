@@ -125,6 +125,12 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def score_text(value: float) -> str:
+    """Return a score with five decimals, or five digits where these would show nothing of it or too much."""
+    plain = value == 0 or 1e-3 <= abs(value) < 1e7
+    return f"{value:.5f}" if plain else f"{value:.5g}"
+
+
 def show_score(score: Mapping[str, Any], where: str) -> None:
     """Print a score with its interval; what was fitted, and how much better it looks on its own rows, too.
 
@@ -133,21 +139,25 @@ def show_score(score: Mapping[str, Any], where: str) -> None:
             `postprocess` where something was fitted.
         where: the end of the line, such as `over 1,000 rows`.
     """
-    text = f"{score['metric']} {score['score']:.5f} [{score['low']:.5f}, {score['high']:.5f}]"
+    text = f"{score['metric']} {_interval(score, 'score')}"
     if "plain" not in score:
         result(f"{text} {where}")
         return
     plain = score["plain"]
     part = "fifth of the only fold" if score.get("nested_by") == "fifth" else "fold"
     result(f"{text} {where}, nested: each {part} with what was found on the others")
-    text = f"{score['metric']} {plain['value']:.5f} [{plain['low']:.5f}, {plain['high']:.5f}]"
-    result(f"{text} on the rows it was found on, optimism {score['optimism']:.5f}")
+    text = f"{score['metric']} {_interval(plain, 'value')}"
+    result(f"{text} on the rows it was found on, optimism {score_text(score['optimism'])}")
     if "decision" in score:
         result(f"found: {_cell(score['decision']['found'])}")
     if "postprocess" in score:
         gain, params = score["postprocess"]["gain"], score["postprocess"]["params"]
         way = "tuning gains" if not score["postprocess"].get("pruned") else "tuning is left out: it gains"
         result(f"{way} {gain['value']:+.5f} [{gain['low']:+.5f}, {gain['high']:+.5f}], found: {_cell(params)}")
+
+
+def _interval(score: Mapping[str, Any], name: str) -> str:
+    return f"{score_text(score[name])} [{score_text(score['low'])}, {score_text(score['high'])}]"
 
 
 def show_csv(rows: Sequence[Mapping[str, Any]]) -> None:

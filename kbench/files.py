@@ -10,29 +10,22 @@ To add a way of writing, add a function here; a test keeps every other module fr
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import functools
 import glob
 import hashlib
 import json
 import os
-import re
 import shutil
-import socket
 import tempfile
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from kbench.errors import Busy, DataError, KbenchError, NoLocks
+from kbench import processes
+from kbench.errors import DataError, KbenchError
 
 _TEMPORARY = ".tmp-"
-_NO_FLOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-_LEFTOVER = re.compile(r"\.tmp-([0-9]+)(?:\.([0-9a-f]{6}))?-")
-_DAY = 24 * 3600
 _OF_SAFETENSORS = ".tmp" + 6 * "[A-Za-z0-9]"  # what safetensors itself writes before it gives a file its name
 
 
@@ -68,7 +61,7 @@ def replacing(path: Path) -> Iterator[Path]:
         DataError: the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}.{_host()}-{os.urandom(4).hex()}-{path.name}")
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}.{processes.host()}-{os.urandom(4).hex()}-{path.name}")
     try:
         make_folder(path.parent)
         _remove_leftovers(path.parent)
@@ -99,37 +92,11 @@ def remove_temporaries(path: Path) -> None:
 
 
 @functools.cache
-def _host() -> str:
-    """Return six digits of this machine's name: a process number means a process on one machine alone."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
-
-
-@functools.cache
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed commands left half written in a folder: once for each folder a process writes to.
-
-    A process of this machine that is gone left it behind; what another machine writes is left alone for a day.
-    """
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(_TEMPORARY)]
-    for name in names:
-        match = _LEFTOVER.match(name)
-        if match is None:
-            continue
+    """Remove what killed commands left half written in a folder: once for each folder a process writes to."""
+    for path in processes.leftovers(folder, _TEMPORARY):
         with contextlib.suppress(OSError):
-            here = match[2] == _host()
-            if not _runs(int(match[1])) if here else time.time() - (folder / name).stat().st_mtime > _DAY:
-                (folder / name).unlink()
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+            path.unlink()
 
 
 def _write_error(path: Path, error: OSError) -> KbenchError:
@@ -330,7 +297,7 @@ def appending(path: Path, *, keep: int) -> Iterator[Callable[[bytes], None]]:
 
 
 def link_folder(path: Path, to: Path) -> Path:
-    """Make `path` a symbolic link to a folder, replacing a link or an empty folder; return it.
+    """Make `path` a symbolic link to a folder or a file, replacing a link or an empty folder; return it.
 
     Raises:
         DataError: something else is there, or the folder cannot be written.
@@ -341,19 +308,6 @@ def link_folder(path: Path, to: Path) -> Path:
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
         temporary.symlink_to(to, target_is_directory=True)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _write_error(path, error) from error
-    return path
-
-
-def link_file(path: Path, to: Path) -> Path:
-    """Make `path` a symbolic link to a file, replacing what lies there; return it."""
-    make_folder(path.parent)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
-    try:
-        temporary.symlink_to(to)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -516,39 +470,14 @@ def lock(path: Path, *, waiting: str | None = None, on_wait: Callable[[], None] 
         raise _write_error(path, error) from error
     with handle:
         try:
-            _take(handle, on_wait, wait=not waiting)
+            processes.take(handle, on_wait, wait=not waiting)
         except BlockingIOError as error:
-            raise _busy(path, handle, waiting or "") from error
+            raise processes.busy(path, handle, waiting or "") from error
         except OSError as error:
-            if error.errno in _NO_FLOCK:
-                raise _no_locks(path, error) from error
+            if error.errno in processes.NO_FLOCK:
+                raise processes.no_locks(path, error) from error
             raise _write_error(path, error) from error
         with contextlib.suppress(OSError):  # a full disk keeps nobody from holding it
             handle.truncate(0)
             handle.write(str(os.getpid()).encode())
         yield
-
-
-def _no_locks(path: Path, error: OSError) -> NoLocks:
-    what = f"'{path.parent}' lies on a file system without locks between processes: {error.strerror}"
-    todo = "move the folder (KBENCH_DATA, KBENCH_RUNS), or mount it with locks, then run this again"
-    return NoLocks(what, "a file system with flock: a local disk, NFS 4, Lustre with `-o flock`", todo)
-
-
-def _take(handle: IO[bytes], on_wait: Callable[[], None] | None, *, wait: bool) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not wait:
-            raise
-        if on_wait is not None:
-            on_wait()
-        fcntl.flock(handle, fcntl.LOCK_EX)
-
-
-def _busy(path: Path, handle: IO[bytes], todo: str) -> Busy:
-    handle.seek(0)
-    number = handle.read(20).decode("ascii", "replace")
-    busy = Busy(f"another kbench process ({number or '?'}) holds '{path}'", "one process at a time here", todo)
-    busy.holder = int(number) if number.isdecimal() else None
-    return busy

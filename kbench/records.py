@@ -1,11 +1,13 @@
 """What files say of themselves: records and logs as kbench wrote them, and the seal of an artifact of several files.
 
-An artifact exists when its JSON does and names every file beside it with size and checksum; whatever is missing,
-half-written or changed does not exist, so that a killed command leaves nothing that counts.
+An artifact exists when its JSON does, says what it said when it was written, and names every file beside it with size
+and checksum; whatever is missing, half-written or changed does not exist, so that a killed command leaves nothing that
+counts.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -14,6 +16,8 @@ from typing import Any, Literal
 
 from kbench import files
 from kbench.errors import DataError
+
+_OWN = "of_itself"  # of the description itself; those of earlier versions have none
 
 
 def read_record(path: Path, *, keys: Mapping[str, type | tuple[type, ...]], todo: str) -> dict[str, Any]:
@@ -110,7 +114,19 @@ def seal(
         entries[name] = {"file": file.name, **_size_and_time(file), "sha256": files.sha256(file)}
     if not timed:
         entries = {name: {key: entry[key] for key in ("file", "bytes", "sha256")} for name, entry in entries.items()}
-    return files.write_json(path, {**description, "files": entries})
+    content = {**description, "files": entries}
+    return files.write_json(path, {**content, _OWN: _own(content)})
+
+
+def _own(content: Mapping[str, Any]) -> str:
+    """Return a checksum of what a description says, as JSON gives it back."""
+    return files.digest(json.loads(files.compact_json({key: content[key] for key in content if key != _OWN})))
+
+
+@functools.cache
+def _sha256(file: Path, changed_ns: int) -> str:
+    """Return the checksum of a file as it was changed last; one that was carried without its time is read once."""
+    return files.sha256(file)
 
 
 def _size_and_time(file: Path) -> dict[str, int]:
@@ -129,14 +145,18 @@ def read_seal(path: Path, *, verify: Literal["size", "time", "content"] = "conte
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         entries = description["files"]
+        if description.get(_OWN) not in (None, _own(description)):
+            return None  # edited by hand
         for entry in entries.values():
             file = path.with_name(entry["file"])
             now = _size_and_time(file)
             if now["bytes"] != entry["bytes"]:
                 return None
             same = verify == "time" and now["changed_ns"] == entry.get("changed_ns")
-            if verify != "size" and not same and files.sha256(file) != entry["sha256"]:
-                return None
+            if verify != "size" and not same:
+                known = _sha256(file, now["changed_ns"]) if verify == "time" else files.sha256(file)
+                if known != entry["sha256"]:
+                    return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # missing, half-written or foreign: by definition it does not exist
     return dict(description)

@@ -36,6 +36,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "source": ("kbench.sources.embedded", "kbench.sources.local", "kbench.sources.kaggle.client"),
     "layout": ("kbench.data.table.layouts",),
     "reader": ("kbench.data.images.readers", "kbench.data.images.rasters"),
+    "index": ("kbench.data.images.indices",),
     "mask": (
         "kbench.data.masks.kinds",
         "kbench.data.masks.layers",
@@ -53,6 +54,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.models.signate_unet",
         "kbench.models.plain_unets",
         "kbench.models.temporal",
+        "kbench.models.pixels",
     ),
     "schedule": ("kbench.training.schedules",),
     "optimizer": ("kbench.training.optimizers",),

@@ -271,6 +271,10 @@ class BundlePaths:
         """Files of a run of the bundle; what it predicts goes to another folder, if one is named."""
         return RunPaths(self.root / "runs" / name, written and written / name)
 
+    def file(self, path: str) -> Path:
+        """A file by its path in the bundle, with `/`."""
+        return self.root / path
+
     def engine(self, checksum: str) -> Path:
         """The network of a snapshot, by the checksum of its weights, as another engine reads it."""
         return self.root / "engine" / f"{checksum[:16]}.onnx"

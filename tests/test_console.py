@@ -46,3 +46,12 @@ def test_what_is_no_terminal_is_shown_no_bar(capsys: pytest.CaptureFixture[str])
     with console.bar("work") as advance:
         advance(1, 2)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0382, "0.03820"), (17.74, "17.74000"), (0.0, "0.00000"), (0.001, "0.00100"), (1.25e-12, "1.25e-12"),
+     (-0.000123456, "-0.00012346"), (1.9e29, "1.9e+29"), (9_999_999.5, "9999999.50000")],
+)  # fmt: skip
+def test_a_score_in_small_or_large_units_is_shown(value: float, text: str) -> None:
+    assert console.score_text(value) == text

@@ -193,10 +193,10 @@ def biomass_data(root: Path, name: str) -> None:
 def dstl_data(root: Path, name: str) -> None:
     data, pixels = root / "data" / name, tiff(np.zeros((8, 8), np.uint16))
     rows, grid = [], []
-    for scene in (f"6{number * 10:03d}_{number % 5}_{number % 3}" for number in range(10)):
-        grid.append([scene, 0.009, -0.009])
-        rows += [[scene, k, "MULTIPOLYGON EMPTY"] for k in range(1, 11)]
-        for file in (f"three_band/{scene}", *(f"sixteen_band/{scene}_{band}" for band in "PMA")):
+    for place in (f"6{number * 10:03d}_{number % 5}_{number % 3}" for number in range(10)):
+        grid.append([place, 0.009, -0.009])
+        rows += [[place, k, "MULTIPOLYGON EMPTY"] for k in range(1, 11)]
+        for file in (f"three_band/{place}", *(f"sixteen_band/{place}_{band}" for band in "PMA")):
             (data / file).parent.mkdir(parents=True, exist_ok=True)
             (data / f"{file}.tif").write_bytes(pixels)
     table(data / "train_wkt_v4.csv", ["ImageId", "ClassType", "MultipolygonWKT"], rows)

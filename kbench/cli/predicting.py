@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command
+from kbench.cli.app import Competition, Device, Experiment, Force, Json, Run, choose, command, refuse_together
 
 
 @command(long=True)
@@ -29,7 +29,7 @@ def score(
     if "cv_mean" in result and len(rows) > 1:
         rows = [*rows, {"fold": "mean", "rows": None, **result["cv_mean"]}]
     console.show_table(rows, title=f"{result['run']}: {result['metric']}, {result['members']} members")
-    console.show_score(result, f"over {result['rows']:,} rows, spread of folds {result['spread']:.5f}")
+    console.show_score(result, f"over {result['rows']:,} rows, spread of folds {console.score_text(result['spread'])}")
     for text in result["doubts"]:
         console.warn(text)
     console.next_command("kbench ensemble")
@@ -95,6 +95,8 @@ def predict(
     from kbench import console
     from kbench.commands.predict import predict_rows
 
+    refuse_together({"--image": image or images, "--data": data})
+    refuse_together({"--image": image or images, "--out": out})
     if image or images:
         _show_images([*(image or ()), *(images or ())], choose(competition, experiment, run), device, json)
         return

@@ -66,7 +66,12 @@ def train(
     else:
         with limited(time_limit) as ends:
             options = TrainOptions(
-                force=force, jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends,
+                force=force,
+                jobs=jobs,
+                device=device,
+                threads=threads,
+                cluster=cluster or None,
+                deadline=ends,
                 devices=devices,
             )
             result = run_training(open_experiment(choice), "full" if full else fold, options)
@@ -134,7 +139,9 @@ def sweep(
 
     choice = choose(competition, experiment, None, assign)
     with limited(time_limit) as ends:
-        options = TrainOptions(jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends, devices=devices)
+        options = TrainOptions(
+            jobs=jobs, device=device, threads=threads, cluster=cluster or None, deadline=ends, devices=devices
+        )
         result = run_sweep(choice, grid, fold, options)
     if json:
         console.show_json(result)

@@ -32,9 +32,10 @@ from kbench.inference.map_store import MaskSet
 from kbench.inference.predictions import Predictions
 from kbench.machine import cores
 from kbench.models.classifier import check_backbone
-from kbench.runs.experiment import Experiment, decoding_of, mask_kind, open_experiment, opening_of, size_reader
+from kbench.runs.experiment import Experiment, mask_kind, open_experiment, opening_of, size_reader
 from kbench.runs.rates import batch_warnings, plan_rows
 from kbench.runs.scales import scale_warnings
+from kbench.runs.steps import decoding_of
 from kbench.runs.trial_build import part_problems
 from kbench.runs.unscored import unscored_folds
 from kbench.submission.check import check_submission, part_of, sample_problems
@@ -64,6 +65,7 @@ def check(choice: Choice, *, images: bool, every: bool) -> dict[str, Any]:
     name = experiment.competition.name
     result: dict[str, Any] = {"competition": name, "yaml": "ok", "stages": list(experiment.competition.stages)}
     problems = _weights_problems(experiment)
+    _gather(problems, "pseudo", experiment.pseudo)
     if experiment.data.exists():
         result |= _check_data(experiment, problems, deep=images)
     else:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from kbench import files
-from kbench.errors import ConfigError, counted
+from kbench.errors import ConfigError, counted, first_names
 from kbench.runs.blend import MIXED, Blend, EnsembleOptions, blend
 from kbench.runs.opening import commit, open_run
 from kbench.runs.results import Result, Rows
 from kbench.submission.ledger import Lineage, reserve
+from kbench.tasks import SEGMENTATION
 from kbench.workspace import Choice, check_name
 
 
@@ -30,6 +32,7 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
         and what speaks against members or the rule (`doubts`).
     """
     choices = [replace(choice, run=run) for run in runs] or [choice]
+    _refuse_twice(runs)
     check_weights(options.weights, len(choices))
     opened = [open_run(one, other_folds=options.mixed_folds) for one in choices]
     name = options.name or "+".join(run.name for run in opened) + ("-full" if options.full else "")
@@ -46,6 +49,15 @@ def ensemble(choice: Choice, runs: Sequence[str], options: EnsembleOptions) -> d
         "missing": {share.run.name: list(share.missing) for share in combined.shares if share.missing}, "notes": notes,
         "doubts": combined.doubts, "weights": combined.weights, "gains": combined.gains, **_score(combined),
     }  # fmt: skip
+
+
+def _refuse_twice(runs: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(runs).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"{first_names(twice)} named more than once", "each run once",
+            f"remove the second one, or weigh it: `kbench ensemble {' '.join(dict.fromkeys(runs))} --weight ...`",
+        )  # fmt: skip
 
 
 def check_weights(weights: Sequence[float] | None, count: int) -> None:
@@ -81,7 +93,9 @@ def _notes(combined: Blend, options: EnsembleOptions) -> list[str]:
         notes.append("trained on all rows: what is sent is not what was scored")
     gone = combined.experiment.test.unreadable
     if gone is not None and gone.any():
-        notes.append(f"{counted(int(gone.sum()), 'test row')} without a readable image: the training rows' share")
+        share = {"dense_regression": "the training pixels' mean"} | dict.fromkeys(SEGMENTATION, "an empty mask")
+        filler = share.get(combined.experiment.competition.task, "the training rows' share")
+        notes.append(f"{counted(int(gone.sum()), 'test row')} without a readable image: {filler}")
     clip = combined.experiment.competition.submission.format.params.get("clip")
     if clip:
         notes.append(f"the file's probabilities are clipped to {clip:g}..{1 - clip:g}; the score is of those before")

@@ -9,11 +9,11 @@ from typing import Any
 
 from kbench import console, files
 from kbench.commands.ensemble import check_weights
-from kbench.errors import ConfigError, nearest
+from kbench.errors import ConfigError, counted, nearest
 from kbench.runs.blend import EnsembleOptions, blend
 from kbench.runs.bundle import ENGINES, write_bundle
 from kbench.runs.bundle_check import compare, require_alike
-from kbench.runs.bundle_engines import write_engines
+from kbench.runs.bundle_engines import slower, write_engines
 from kbench.runs.bundle_notebook import notebook_text
 from kbench.runs.bundle_opening import open_bundle
 from kbench.runs.bundle_wheel import write_wheel
@@ -71,8 +71,14 @@ def export(choice: Choice, runs: Sequence[str], options: EnsembleOptions, how: E
         _add_wheels(paths, how.wheels)
         with console.bar("holding the bundle against its runs"):
             comparison = compare(combined, open_bundle(folder, scratch).combined, scratch, device=options.device)
+        if how.engine != "torch" and comparison is not None:
+            _keep_faster(paths, slower(comparison, {one["origin"]: one["sha256"] for one in said["members"]}))
         seconds = {} if comparison is None else comparison.seconds
-        members = [{**one, "seconds": seconds.get(one["sha256"])} for one in said["members"]]
+        members = [
+            {**one, "seconds": seconds.get(one["sha256"]),
+             "engine": how.engine if paths.engine(one["sha256"]).is_file() else "torch"}
+            for one in said["members"]
+        ]  # fmt: skip
         check = None if comparison is None else comparison.record(how.engine if how.engine != "torch" else "bundle")
         files.write_text(paths.notebook, notebook_text(said["slug"] or said["competition"], said["file"]))
         said |= {"members": members, "check": check, "files": _listed(folder)}
@@ -108,6 +114,14 @@ def _make_room(out: Path) -> None:
         raise ConfigError(f"'{out}' exists and is no bundle", "a new folder, or a bundle to replace",
                           "name another one with `--out FOLDER`")  # fmt: skip
     files.remove(out)
+
+
+def _keep_faster(paths: BundlePaths, models: Sequence[str]) -> None:
+    """Leave to torch what it runs faster."""
+    for checksum in models:
+        files.remove(paths.engine(checksum))
+    if models:
+        console.note(f"{counted(len(models), 'model')} of the bundle run faster in torch, and stay there")
 
 
 def _add_wheels(paths: BundlePaths, wheels: Path | None) -> None:

@@ -15,7 +15,7 @@ from kbench.data.table.table import Table
 from kbench.data.table.verify import ImageReport, dtype_problems, look_at_images
 from kbench.data.whole_images import class_pixels
 from kbench.machine import cores
-from kbench.pictures import balance
+from kbench.pictures import balance, number_maps
 from kbench.pictures.curves import StageRates, draw_stages
 from kbench.pictures.segments import as_mask, class_colours, paint
 from kbench.pictures.sheets import Group, Tile, draw_sheet
@@ -23,7 +23,7 @@ from kbench.report.page import Fact, Grid, Page, Picture, Section, render
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment, open_experiment, opening_of
 from kbench.runs.shown_images import epoch_draws, epoch_rows, file_images, label_text, shown_images, stage_named
-from kbench.tasks import SEGMENTATION, exclusive
+from kbench.tasks import DENSE, SEGMENTATION, exclusive
 from kbench.training.fold_context import KEEP
 from kbench.training.schedules import curve
 from kbench.training.stage_plan import StagePlan
@@ -57,10 +57,11 @@ def inspect(choice: Choice, *, fold: int = 0, samples: int = 6) -> dict[str, Any
         "files": [],
         "warnings": [],
     }
-    masked = experiment.competition.task in SEGMENTATION
     sections = [
         _rows(experiment, summary),
-        _masks(experiment, folder, summary) if masked else _targets(experiment.train, folder, summary),
+        _dense(experiment, folder, summary)
+        if experiment.competition.task in DENSE
+        else _targets(experiment.train, folder, summary),
         _folds(experiment, summary),
         _rates(experiment, fold, folder, summary),
         _augmentations(experiment, fold, samples, folder, summary),
@@ -154,6 +155,31 @@ def _masks(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> Sec
     return Section(
         "Masks", text, [picture, Grid(summary["balance"], "classes: images that have them, share of pixels")]
     )
+
+
+def _dense(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> Section:
+    masked = experiment.competition.task in SEGMENTATION
+    return (_masks if masked else _numbers)(experiment, folder, summary)
+
+
+def _numbers(experiment: Experiment, folder: Path, summary: dict[str, Any]) -> Section:
+    """Draw some images beside their targets; the record per target is kept as `balance`."""
+    table, cache = experiment.train, experiment.workspace.cache()
+    masks = parts.masks_of(experiment.competition, table, cache, what="training")
+    assert masks is not None, "a dense task has masks"
+    images, truth = parts.opened_images(experiment.competition, table, cache, what="training")(KEEP), masks(KEEP)
+    summary["balance"] = number_maps.truth_rows(truth.__getitem__, _even(table, _COUNTED), table.target_names)
+    path = number_maps.draw_numbers(
+        _even(table, _SHOWN), folder / "targets.png", images=images.__getitem__, truth=truth.__getitem__, table=table,
+        title="images and their targets; grey is unknown",
+    )  # fmt: skip
+    text = "Targets that few pixels know, or whose ends lie far from the mean, are learned last."
+    return Section("Targets", text, [_drawn(summary, path), Grid(summary["balance"], "targets of up to 500 images")])
+
+
+def _even(table: Table, count: int) -> list[int]:
+    """Return the numbers of some rows, evenly chosen."""
+    return sorted({int(row) for row in np.linspace(0, len(table) - 1, min(count, len(table)))})
 
 
 def _folds(experiment: Experiment, summary: dict[str, Any]) -> Section:
@@ -292,7 +318,7 @@ def _mask_balance(experiment: Experiment) -> list[dict[str, Any]]:
     masks = parts.masks_of(experiment.competition, table, cache, what="training")
     assert masks is not None, "a segmentation has masks"
     names, opened = table.target_names, masks(KEEP)
-    rows = np.unique(np.linspace(0, len(table) - 1, min(_COUNTED, len(table))).astype(int))
+    rows = np.array(_even(table, _COUNTED))
     counted = [class_pixels(opened, rows[place : place + 1], len(names), table.task) for place in range(len(rows))]
     pixels = np.stack([counts for counts, _ in counted])  # [n, K]
     known = sum(total for _, total in counted)
@@ -311,8 +337,8 @@ def _draw_masks(experiment: Experiment, path: Path) -> Path:
     images, truth = parts.opened_images(competition, table, cache, what="training")(KEEP), masks(KEEP)
     colours, index = class_colours(len(table.target_names)), exclusive(table.task, len(table.target_names))
     groups = []
-    for row in np.unique(np.linspace(0, len(table) - 1, min(_SHOWN, len(table))).astype(int)):
-        image, mask = images[int(row)], as_mask(truth[int(row)], index=index)
+    for row in _even(table, _SHOWN):
+        image, mask = images[row], as_mask(truth[row], index=index)
         tiles = [Tile(image, (str(table.ids[row]),)), Tile(paint(mask, colours, image), ("mask",))]
         groups.append(Group("", tiles))
     return draw_sheet(groups, path, title="images and their masks; grey is ignored", across=2, side=220)

@@ -10,9 +10,9 @@ import numpy as np
 
 from kbench import files
 from kbench.config.competition import Competition
-from kbench.errors import ConfigError
+from kbench.errors import ConfigError, DataError
 from kbench.runs.blend import EnsembleOptions, blend
-from kbench.runs.experiment import label_threshold
+from kbench.runs.experiment import Experiment, label_threshold
 from kbench.runs.opening import open_run
 from kbench.runs.results import Rows
 from kbench.runs.single_images import predict_images
@@ -37,14 +37,31 @@ def predict_rows(choice: Choice, *, data: str | None, out: str | None, device: s
         run.results.made(result)
         return {"rows": len(result.ids), "members": len(result.members), "file": None}
     folder = Path(data).absolute()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder '{folder}'", "a folder laid out like the competition's", "correct --data")
     table = run.experiment.table("test", data=folder)
+    file = Path(out or f"submission{run.experiment.format.suffix}").absolute()
+    _refuse_loss(file, run.experiment, [folder, run.experiment.data])
     part = f"data-{files.digest([str(folder), table.fingerprint()])}"
     combined = blend([run], EnsembleOptions(device=device))
     result = combined.predict(Rows(table, part, device, force=force))
     unseen = combined.experiment.with_test(table)
-    submission = combined.submission(result, unseen=unseen, data=folder)
-    file = submission.write(Path(out or f"submission{unseen.format.suffix}").absolute())
+    file = combined.submission(result, unseen=unseen, data=folder).write(file)
     return {"rows": len(table), "members": len(result.members), "file": str(file)}
+
+
+def _refuse_loss(file: Path, experiment: Experiment, data: Sequence[Path]) -> None:
+    """Refuse to write over what cannot be made again: data, and submissions with a lineage.
+
+    Raises:
+        ConfigError: the file is one of these, or a folder.
+    """
+    kept = [*data, experiment.workspace.submissions(experiment.competition.name)]
+    inside = next((folder for folder in kept if file.resolve().is_relative_to(folder.resolve())), None)
+    if not file.exists() or (inside is None and file.is_file()):
+        return
+    what = "is a folder" if file.is_dir() else f"is a file of '{inside}'"
+    raise ConfigError(f"'{file}' {what}, which a prediction would replace", "a new file", "name another one by --out")
 
 
 _SHOWN = 3  # classes named of each image

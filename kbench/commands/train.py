@@ -234,7 +234,7 @@ def _finish(run: Run, fold: int | str, options: TrainOptions) -> None:
 
 def shown(score: float | None) -> str:
     """Return a score as it is printed: `-` where the metric has no value on the rows."""
-    return "-" if score is None else f"{score:.5f}"
+    return "-" if score is None else console.score_text(score)
 
 
 def _watch(job: FoldJob, fold: int | str) -> None:

@@ -81,6 +81,83 @@ class Bands(Section):
             yield Problem(f"{where}.names", f"'{twice[0]}' stands twice", "a name for each band")
 
 
+class Align(Section):
+    """Files that lie some pixels off one another are moved onto one of them."""
+
+    to: str = Field(description="the file that stays")
+    graph: dict[str, str] = Field(
+        {}, description="file -> the file it is registered to; every other file to `to` by default"
+    )
+    method: Literal["ecc"] = Field("ecc", description="how: OpenCV's enhanced correlation")
+    largest: Positive = Field(20.0, description="shift that is believed, in pixels of the image")
+    gain: float = Field(0.002, ge=0, le=1, description="in correlation, that a shift must bring")
+
+    def edges(self, files: Sequence[str]) -> dict[str, str]:
+        """Return file -> the file it is registered to."""
+        return dict(self.graph) or {name: self.to for name in files if name != self.to}
+
+    def problems(self, files: Sequence[str]) -> Iterator[Problem]:
+        """Yield names that are none and graphs that do not end at `to`."""
+        where = "input.align"
+        if self.to not in files:
+            yield Problem(f"{where}.to", f"'{self.to}' is no file of `input.files`", nearest(self.to, files))
+        for name, parent in self.graph.items():
+            for one in (name, parent):
+                if one not in files:
+                    yield Problem(f"{where}.graph.{name}", f"'{one}' is no file of `input.files`", nearest(one, files))
+            seen = [name]
+            while seen[-1] in self.graph and self.graph[seen[-1]] not in seen:
+                seen.append(self.graph[seen[-1]])
+            if seen[-1] != self.to:
+                way = " -> ".join(seen)
+                yield Problem(f"{where}.graph.{name}", f"{way} does not lead to '{self.to}'", f"end it at {self.to}")
+
+
+class TestTiles(Section):
+    """Whose pixels count in the statistics of a region."""
+
+    test: bool = Field(False, description="those of the test set too, which have no labels")
+
+
+class Normalising(Section):
+    """What the values of a channel are brought to."""
+
+    by: Literal["dataset", "region", "image", "window", "minmax", "percentile"] = Field(
+        "dataset", description="mean 0 and standard deviation 1 of the training rows, of those of a region, of each "
+        "image or around each pixel; or 0 to 1 from each image's lowest to its highest value, or percentiles"
+    )  # fmt: skip
+    group: str | None = Field(None, description="`region`: metadata column with the region of each row")
+    region: TestTiles = Field(TestTiles(), description="`region`: whose pixels count")
+    window: int = Field(65, ge=3, le=9999, description="`window`: side of the square around a pixel")
+    percentiles: Interval = Field([1.0, 99.0], description="`percentile`: of an image's values, that become 0 and 1")
+
+    @property
+    def of_each_image(self) -> bool:
+        """Whether an image is all that is looked at."""
+        return self.by not in ("dataset", "region")
+
+
+def normalising_problems(section: Input, metadata: Sequence[str]) -> Iterator[Problem]:
+    """Yield what `input.normalise` says wrong."""
+    part, where = section.normalise, "input.normalise"
+    if part.by == "region" and part.group is None:
+        yield Problem(f"{where}.group", "is missing", "write the metadata column with each row's region")
+    elif part.group is not None and part.by != "region":
+        yield Problem(f"{where}.group", f"would have no effect by '{part.by}'", "remove it, or write `by: region`")
+    elif part.group is not None and part.group not in metadata:
+        yield Problem(f"{where}.group", f"'{part.group}' is not in data.metadata", nearest(part.group, metadata))
+    if part.region.test and part.by != "region":
+        yield Problem(f"{where}.region", f"would have no effect by '{part.by}'", "remove it, or write `by: region`")
+    low, high = part.percentiles
+    if not 0 <= low < high <= 100:
+        yield Problem(f"{where}.percentiles", f"are {low:g} and {high:g}", "two of 0 to 100, the lower one first")
+    if part.by != "dataset" and section.mean is not None:
+        yield Problem(f"{where}.by", f"'{part.by}' stands beside `input.mean`", "write one of the two")
+    if part.of_each_image and section.decode == "auto":
+        yield Problem(f"{where}.by", f"'{part.by}' looks at every pixel, which `decode: auto` does not read",
+                      "write `decode: exact`")  # fmt: skip
+
+
 def fields_of(pattern: str) -> set[str]:
     """Return the names in braces of a pattern of file names."""
     return set(_FIELD.findall(pattern))
@@ -89,12 +166,14 @@ def fields_of(pattern: str) -> set[str]:
 def file_problems(section: Input) -> Iterator[Problem]:
     """Yield what `input:` says wrong of files, dates and bands."""
     if not section.files:
-        for key in ("dates", "bands"):
+        for key in ("dates", "bands", "align", "derive"):
             if getattr(section, key):
                 yield Problem(f"input.{key}", "stands without `files`", 'write `files: {NAME: "{id}.tif"}`')
         if section.missing != "error":
             yield Problem("input.missing", "would have no effect without `files`", "remove it")
         return
+    if section.align is not None:
+        yield from section.align.problems(list(section.files))
     if section.reader.name == "image":
         yield Problem("input.reader", "'image' reads photographs, not the files of `input.files`",
                       "write `reader: raster`")  # fmt: skip

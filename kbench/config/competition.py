@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from kbench.config.bands import Bands, DateName, FileName, Missing, fields_of
+from kbench.config.bands import Align, Bands, DateName, FileName, Missing, Normalising, fields_of
 from kbench.config.section import LATER, UNFIT, Component, Finite, Kind, Positive, Section, Size, Surroundings
 from kbench.config.stage import Stage
 from kbench.files import digest, sha256
@@ -125,6 +125,15 @@ class Input(Section):
         "error", description="a file of a row that is not there is an error, drops the row, or is masked"
     )
     bands: Annotated[dict[FileName, Bands], LATER] = Field({}, description="what the bands of each file are")
+    align: Annotated[Align | None, LATER] = Field(
+        None, description="move files that lie some pixels off one another, such as sensors of one satellite"
+    )
+    derive: Annotated[list[Component], LATER, Kind("index")] = Field(
+        [], description="channels made of bands: `kbench list index`"
+    )
+    normalise: Annotated[Normalising, LATER] = Field(
+        Normalising(), description="what the values of a channel are brought to, where nothing else says it"
+    )
 
     @model_validator(mode="after")
     def _counted(self, info: ValidationInfo) -> Self:
@@ -150,7 +159,8 @@ class Input(Section):
 
     def _count(self) -> int:
         counts = {name: len(bands) for name, bands in self.band_names().items()}
-        return sum(count * (len(self.dates) if name in self.dated else 1) for name, count in counts.items())
+        derived = len(self.derive) * (len(self.dates) if self.dated else 1) if counts else 0
+        return sum(count * (len(self.dates) if name in self.dated else 1) for name, count in counts.items()) + derived
 
 
 class ModelSection(Section):

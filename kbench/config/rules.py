@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from kbench.config.bands import file_problems
+from kbench.config.bands import file_problems, normalising_problems
 from kbench.config.competition import Competition, EnsembleSection, FoldSection, Input, ModelSection
 from kbench.config.section import Component, Section
 from kbench.config.stage import Stage, without_effect
@@ -28,9 +28,11 @@ def contradictions(competition: Competition) -> list[Problem]:
         *stage_problems(competition.stages),
         *member_problems(competition.ensemble, competition.stages),
         *file_problems(competition.input),
+        *normalising_problems(competition.input, competition.data.metadata),
         *statistics_problems(competition.input),
         *ensemble_problems(competition.task, competition.ensemble),
         *target_problems(competition),
+        *dropout_problems(competition),
     ]
 
 
@@ -160,6 +162,19 @@ def target_problems(competition: Competition) -> Iterator[Problem]:
     if not competition.model.standardise and "regression" not in competition.task:
         what = f"would have no effect: targets of the task '{competition.task}' are no numbers"
         yield Problem("model.standardise", what, "remove it")
+
+
+def dropout_problems(competition: Competition) -> Iterator[Problem]:
+    """Yield `axis_dropout` of stages whose images cannot lack anything."""
+    section = competition.input
+    for name, stage in competition.stages.items():
+        where = f"stages.{name}.axis_dropout"
+        if stage.axis_dropout is None:
+            continue
+        if section.missing != "mask":
+            yield Problem(where, "images have no value for what is left out", "write `input: {missing: mask}`")
+        if stage.axis_dropout.axis == "date" and not section.dates:
+            yield Problem(f"{where}.axis", "is `date`, and images have no dates", "write `axis: file`")
 
 
 def stage_of(member: str, stages: Iterable[str]) -> str:

@@ -44,6 +44,14 @@ class RangeTest(Section):
     )
 
 
+class AxisDropout(Section):
+    """Dates or files of training images that are left out, as they may be missing in what is predicted."""
+
+    axis: Literal["date", "file"] = Field("date", description="what is left out at once")
+    p: float = Field(0.5, ge=0, le=1, description="probability that an image is changed")
+    each: float = Field(0.3, ge=0, lt=1, description="probability that each is left out then; one stays at least")
+
+
 class Average(Section):
     """The mean of weights a stage with `keep: [average]` leaves, batch norm refitted to it."""
 
@@ -90,6 +98,9 @@ class Stage(Section):
     )
     augment: Annotated[Component, Kind("augmentation")] = Field(
         Component(name="none"), description="see `kbench list augmentation`"
+    )
+    axis_dropout: Annotated[AxisDropout | None, LATER] = Field(
+        None, description="leave out whole dates or files of training images; with `input: {missing: mask}`"
     )
     crop: Annotated[Component, Kind("crop")] = Field(
         Component(name="random"), description="which window of a training image; `kbench list crop`"
@@ -149,6 +160,8 @@ def _beside_activations(stage: Stage) -> Iterator[Problem]:
     if stage.augment.name != "none" and stage.draws == 1:
         yield Problem("augment", f"'{stage.augment.name}' would have no effect: {why}",
                       "write `draws: 8` beside it for 8 augmented draws of each image, or `augment: none`")  # fmt: skip
+    if stage.axis_dropout is not None:
+        yield Problem("axis_dropout", f"would have no effect: {why}", "remove it")
     if stage.mix is not None:
         yield Problem("mix", f"'{stage.mix.name}' mixes images, and {why}", "write `mix: null`")
     if stage.step.name != "supervised":

@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from kbench import console
 from kbench.data import seeds
 from kbench.data.images.augment import NO_AUGMENTATION, Augmentation
 from kbench.data.images.cache import Images, name_of
 from kbench.data.images.crops import Crop, Geometry, Size, before_turns, warp
+from kbench.data.images.dropout import Dropout
 from kbench.data.images.normalise import check_dtype
+from kbench.data.images.regions import region_of
 from kbench.data.masks.shown import shown_mask
 from kbench.errors import DataError, KbenchError
 from kbench.machine import cores
@@ -46,11 +49,13 @@ class Show:
         size: height and width in pixels.
         crop: which window.
         augmentation: what happens to it.
+        dropout: which dates or files of it are left out; None: none.
     """
 
     size: Size
     crop: Crop
     augmentation: Augmentation = NO_AUGMENTATION
+    dropout: Dropout | None = None
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = None
@@ -71,6 +76,7 @@ class Show:
         shown, truth = change(image), None if mask is None else shown_mask(change, mask)
         if self.augmentation.pixels:
             shown, truth = self.augmentation.pixels(shown, truth, rng)
+        shown = shown if self.dropout is None else self.dropout(shown, rng)
         return shown, truth
 
 
@@ -81,11 +87,13 @@ class Batch(NamedTuple):
         images: one tensor per way of showing, each [B, H, W, C] in the source's dtype.
         target: [B] int64, [B, K] float32, [B, H, W, M] of dense tasks (`kbench/data/masks/kinds.py`), or None.
         rows: [B] int64 rows of the table.
+        regions: [B] region of each row; empty texts where images know none.
     """
 
     images: tuple[torch.Tensor, ...]
     target: torch.Tensor | None
     rows: torch.Tensor
+    regions: tuple[str, ...] = ()
 
 
 class ImageDataset(Dataset):
@@ -125,10 +133,10 @@ class ImageDataset(Dataset):
             view, view_mask = show(image, rng, mask)
             shown.append(view)
             target = target if view_mask is None else view_mask
-        return shown, target, draw.row
+        return shown, target, draw.row, region_of(self._images[0], draw.row)
 
 
-Sample = tuple[list[np.ndarray], Any, int]
+Sample = tuple[list[np.ndarray], Any, int, str]
 
 
 def collate(samples: Sequence[Sample | KbenchError]) -> Batch | KbenchError:
@@ -139,11 +147,12 @@ def collate(samples: Sequence[Sample | KbenchError]) -> Batch | KbenchError:
             return sample
         whole.append(sample)
     images = tuple(
-        torch.from_numpy(np.stack([shown[position] for shown, _, _ in whole])) for position in range(len(whole[0][0]))
+        torch.from_numpy(np.stack([shown[position] for shown, *_ in whole])) for position in range(len(whole[0][0]))
     )
-    targets = [target for _, target, _ in whole]
+    targets = [target for _, target, *_ in whole]
     target = None if targets[0] is None else torch.from_numpy(np.stack(targets))
-    return Batch(images, target, torch.tensor([row for _, _, row in whole]))
+    rows, regions = torch.tensor([row for _, _, row, _ in whole]), tuple(region for *_, region in whole)
+    return Batch(images, target, rows, regions)
 
 
 class _Carried(Dataset):
@@ -284,22 +293,39 @@ class Normalise(torch.nn.Module):
         mean: C values, of scaled units.
         std: C values, of scaled units.
         dtype: of the raw values; images of another kind are refused, unless it is empty.
+        regions: region -> [C means, C standard deviations] that count in its place for the rows of a region.
     """
 
-    def __init__(self, *, scale: float, mean: Sequence[float], std: Sequence[float], dtype: str = "") -> None:
+    def __init__(
+        self,
+        *,
+        scale: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: str = "",
+        regions: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    ) -> None:
         super().__init__()
         self._known = {"scale": scale, "dtype": dtype} if dtype else None
-        factor = torch.tensor([scale / value for value in std], dtype=torch.float32)
+        self._places = {name: place for place, name in enumerate(regions or {}, 1)}
+        self._unknown: set[str] = set()
+        every = [(mean, std), *((means, stds) for means, stds in (regions or {}).values())]
+        factors = [[scale / value for value in stds] for _, stds in every]
+        offsets = [[middle / value for middle, value in zip(*one, strict=True)] for one in every]
         self.factor: torch.Tensor
         self.offset: torch.Tensor
-        self.register_buffer("factor", factor.view(1, -1, 1, 1), persistent=False)
-        offset = torch.tensor([middle / value for middle, value in zip(mean, std, strict=True)], dtype=torch.float32)
-        self.register_buffer("offset", offset.view(1, -1, 1, 1), persistent=False)
+        for name, values in (("factor", factors), ("offset", offsets)):
+            tensor = torch.tensor(values, dtype=torch.float32)
+            self.register_buffer(name, tensor.view(len(every), -1, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, regions: Sequence[str] = ()) -> torch.Tensor:
         """Turn [B, H, W, C] of any dtype into [B, C, H, W] float32, channels-last in memory.
 
         What is unknown (NaN) becomes exactly 0, so that none of it reaches the network.
+
+        Args:
+            images: the batch.
+            regions: [B], of its rows; one that training did not have counts as the whole data set, which is said.
 
         Raises:
             DataError: they are not of the dtype it is for.
@@ -307,5 +333,18 @@ class Normalise(torch.nn.Module):
         if self._known is not None:
             check_dtype(str(images.dtype).removeprefix("torch."), self._known, name=lambda: "a batch of images")
         images = images.permute(0, 3, 1, 2)
-        scaled = torch.addcmul(-self.offset, images.float(), self.factor)
+        factor, offset = self.factor[:1], self.offset[:1]
+        if self._places:
+            rows = torch.tensor([self._place(name) for name in regions], device=self.factor.device)
+            factor, offset = self.factor[rows], self.offset[rows]
+        scaled = torch.addcmul(-offset, images.float(), factor)
         return scaled.masked_fill_(scaled.isnan(), 0.0) if images.is_floating_point() else scaled
+
+    def _place(self, name: str) -> int:
+        place = self._places.get(name, 0)
+        if not place and name not in self._unknown:
+            self._unknown.add(name)
+            console.warn(
+                f"region '{name}' has no rows the model was trained on: it is normalised as the whole data set is"
+            )
+        return place

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from kbench.data.dataset import Draw
 from kbench.data.images.cache import Images, name_of
 from kbench.data.images.normalise import check_dtype
+from kbench.data.images.regions import region_of
 from kbench.errors import KbenchError
 from kbench.tasks import IGNORED, exclusive
 
@@ -28,15 +29,17 @@ class Group(NamedTuple):
         rows: [b] rows of the table.
         images: [b, H, W, C] in the source's dtype.
         masks: [b, H, W, M] as `kbench/data/masks/kinds.py` says, or None.
+        regions: [b] region of each row; empty texts where images know none.
     """
 
     rows: list[int]
     images: torch.Tensor
     masks: torch.Tensor | None
+    regions: tuple[str, ...] = ()
 
 
 _LAYER = 32  # maps of a layer at full size, at least
-WholeSample = tuple[int, np.ndarray, np.ndarray | None]
+WholeSample = tuple[int, np.ndarray, np.ndarray | None, str]
 
 
 class WholeImages(Dataset):
@@ -54,7 +57,8 @@ class WholeImages(Dataset):
     def __getitem__(self, draw: Draw) -> WholeSample:
         image = self._images[draw.row]
         check_dtype(image.dtype, self._scale, name=partial(name_of, self._images, draw.row))
-        return draw.row, image, None if self._masks is None else self._masks[draw.row]
+        mask = None if self._masks is None else self._masks[draw.row]
+        return draw.row, image, mask, region_of(self._images, draw.row)
 
 
 def pixels_at_once(n_outputs: int) -> int:
@@ -101,11 +105,12 @@ def group(samples: Sequence[WholeSample | KbenchError], *, pixels: int) -> list[
 
 
 def _stacked(some: Sequence[WholeSample]) -> Group:
-    masks = [mask for *_, mask in some if mask is not None]
+    masks = [mask for *_, mask, _ in some if mask is not None]
     return Group(
         [row for row, *_ in some],
-        torch.from_numpy(np.stack([image for _, image, _ in some])),
+        torch.from_numpy(np.stack([image for _, image, *_ in some])),
         torch.from_numpy(np.stack(masks)) if masks else None,
+        tuple(region for *_, region in some),
     )
 
 

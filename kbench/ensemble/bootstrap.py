@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kbench.console import score_text
 from kbench.errors import DataError
 from kbench.metrics.metric import Metric, Rows
 
@@ -46,7 +47,7 @@ class Interval:
     draws: int = 1000
 
     def __str__(self) -> str:
-        return f"{self.value:.5f} [{self.low:.5f}, {self.high:.5f}]"
+        return f"{score_text(self.value)} [{score_text(self.low)}, {score_text(self.high)}]"
 
 
 def interval(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -156,9 +157,29 @@ def write_pseudo(
     """
     check_task(task)
     masks = is_dense(task)
-    files.remove(path)  # what lies there counts no longer, even if this is not finished
-    written: dict[str, Path] = {}
-    counts = {}
+    draft = path.parent / f".tmp-{os.getpid()}-labels" / path.name  # what lies there counts until all is written
+    try:
+        counts = _drafted(draft, places, names=names, task=task, sure=sure)
+        files.remove(path)
+        written: dict[str, Path] = {}
+        for place in places:
+            written[place] = labels_file(path, place)
+            files.move(labels_file(draft, place), written[place])
+            if masks:
+                written[f"{place}-masks"] = masks_file(path, place)
+                files.move(masks_file(draft, place), written[f"{place}-masks"])
+    finally:
+        files.remove(draft.parent)
+    description = {"task": task, "names": list(names), "sure": asdict(sure), "places": counts, "origin": dict(origin)}
+    records.seal(path, description, parts=written, timed=False)
+    return description
+
+
+def _drafted(
+    path: Path, places: Mapping[str, Iterable[Chosen]], *, names: tuple[str, ...], task: str, sure: Sure
+) -> dict[str, Any]:
+    """Write the files of every place; return what is counted in each."""
+    masks, counts = is_dense(task), {}
     for place, rows in places.items():
         kept = surest(_stored(masks_file(path, place), rows, names=names), sure.most) if masks else list(rows)
         if not kept:
@@ -167,13 +188,9 @@ def write_pseudo(
                 f"a probability of {sure.threshold} (of at least {sure.least:.0%} of the pixels or labels)",
                 "lower --threshold or --least, or train the run better first",
             )
-        written[place] = files.write_text(labels_file(path, place), _csv(kept, names, task, masks=masks))
-        if masks:
-            written[f"{place}-masks"] = masks_file(path, place)
+        files.write_text(labels_file(path, place), _csv(kept, names, task, masks=masks))
         counts[place] = _counts(kept, names, task)
-    description = {"task": task, "names": list(names), "sure": asdict(sure), "places": counts, "origin": dict(origin)}
-    records.seal(path, description, parts=written, timed=False)
-    return description
+    return counts
 
 
 def _stored(path: Path, rows: Iterable[Chosen], *, names: tuple[str, ...]) -> Iterator[Chosen]:

@@ -168,7 +168,7 @@ def _build(source: Source, model: nn.Module, seen: Seen, path: Path) -> dict[str
     body = FrozenBody(model, source.device, seen.precision)
     try:
         for batch in loader(cut(total, source.batch_size, lambda place: seen.look(place, rows))):
-            shown = normalise(batch.images[0].to(source.device))
+            shown = normalise(batch.images[0].to(source.device), batch.regions)
             values = body(shown)
             if array is None:
                 array = files.create_npy(path.with_suffix(".npy"), (total, values.shape[1]), "float32")

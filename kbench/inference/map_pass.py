@@ -120,7 +120,7 @@ def _one_group(job: MapJob, shelf: _Shelf, some: Group) -> Iterator[tuple[int, R
     worth: dict[tuple[int | None, bool], Tensor] = {}
     totals: dict[bool, Tensor] = {}
     for place, member in enumerate(shelf.members):
-        shown = shelf.normaliser(place)(images)
+        shown = shelf.normaliser(place)(images, some.regions)
         with timing(None if shelf.has(place) else job.clock, (), device):
             model = shelf.model(place, shown)
         with timing(job.clock, [member.checksum], device):
@@ -174,7 +174,7 @@ def sampled(job: MapJob, members: Sequence[MapMember], *, pixels: int) -> Iterat
         places = torch.linspace(0, target.shape[-1] - 1, min(pixels, target.shape[-1]), device=make.device).long()
         values = []
         for place, member in enumerate(shelf.members):
-            shown = shelf.normaliser(place)(images)
+            shown = shelf.normaliser(place)(images, some.regions)
             maps, _ = make(shelf.model(place, shown), shown, member.precision)
             maps = maps if member.units is None else member.units.restored(maps)
             values.append(maps.flatten(2)[..., places])
@@ -187,7 +187,7 @@ def views_apart(job: MapJob, member: MapMember) -> Iterator[tuple[int, np.ndarra
     """Yield (row, [1 + n, K, H, W] float32), each view of a row as one model says it, in any order of rows."""
     shelf, make = _Shelf([member], job.make.device), job.make
     for some in _groups(job, member.scale):
-        shown = shelf.normaliser(0)(some.images.to(make.device, non_blocking=True))
+        shown = shelf.normaliser(0)(some.images.to(make.device, non_blocking=True), some.regions)
         views = list(make.apart(shelf.model(0, shown), shown, member.precision))
         views = views if member.units is None else [member.units.restored(view) for view in views]
         stacked = torch.stack(views, 1).cpu().numpy()

@@ -211,14 +211,14 @@ def _one_pass(job: Job, families: list[Family]) -> Iterator[int]:
     normalisers = [Normalise(**family.members[0].scale).to(job.device) for family in families]
     arrays: dict[int, np.ndarray] = {}
     start = 0
-    for rows, images in _batches(job, first, loads, families):
+    for rows, images, regions in _batches(job, first, loads, families):
         tensors = [part.to(job.device, non_blocking=True) for part in images]
         for family, normalise in zip(families, normalisers, strict=True):
             if start == 0 and tensors:
                 with timing(job.clock, (), job.device):
-                    fold(family.model, normalise(tensors[0]))
+                    fold(family.model, normalise(tensors[0], regions))
             with timing(job.clock, [member.source.get("weights", "") for member in family.members], job.device):
-                batch = [normalise(part) for part in tensors]
+                batch = [normalise(part, regions) for part in tensors]
                 if family.known is not None:
                     batch.append(torch.from_numpy(np.array(family.known[rows])).to(job.device))
                 answer = partial(_views_apart if job.apart else _mean_over_views, job, family, loads if tensors else [])
@@ -239,18 +239,21 @@ def _one_pass(job: Job, families: list[Family]) -> Iterator[int]:
 
 def _batches(
     job: Job, first: Member, loads: list[Load], families: list[Family]
-) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...]]]:
-    """Yield rows and their images, one tensor per load; none where everything is known of the only view."""
+) -> Iterator[tuple[np.ndarray, tuple[torch.Tensor, ...], tuple[str, ...]]]:
+    """Yield rows, their images, one tensor per load, and their regions.
+
+    There is no image where everything is known of the only view.
+    """
     plan = cut(len(job.rows), job.batch_size, lambda place: _draw(job, int(job.rows[place])))
     if all(is_plain(view) for view in job.views) and all(family.knows_all() for family in families):
         for draws in plan:
-            yield np.array([draw.row for draw in draws]), ()
+            yield np.array([draw.row for draw in draws]), (), ()
         return
     sources, shows = zip(*(_way(job, first, load) for load in loads), strict=True)
     dataset = ImageDataset(sources, shows, None, scale=first.scale)
     loader = Loader(dataset, workers=job.workers, pin=job.device.type == "cuda")
     for batch in loader(plan):
-        yield batch.rows.numpy(), batch.images
+        yield batch.rows.numpy(), batch.images, batch.regions
 
 
 def _draw(job: Job, row: int) -> Draw:

@@ -35,6 +35,7 @@ class Comparison:
         bundle: score of the bundle.
         largest: largest difference of a probability or number; of maps, of what the metric counts.
         seconds: checksum in the bundle -> seconds of an image.
+        torch_seconds: checksums in the runs, of models that run one body -> seconds of an image there.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class Comparison:
     bundle: float | None
     largest: float
     seconds: dict[str, float]
+    torch_seconds: dict[tuple[str, ...], float]
 
     def record(self, engine: str) -> dict[str, Any]:
         """Return it as JSON."""
@@ -70,11 +72,13 @@ def compare(combined: Blend, opened: Blend, folder: Path, *, device: str) -> Com
     if not parts:
         return None
     seconds: dict[str, float] = {}
+    by_torch: dict[tuple[str, ...], float] = {}
     for part in parts:
         seconds |= part.seconds
+        by_torch |= part.torch_seconds
     return Comparison(
         sum(part.rows for part in parts), _mean([part.torch for part in parts]), _mean([part.bundle for part in parts]),
-        max(part.largest for part in parts), seconds,
+        max(part.largest for part in parts), seconds, by_torch,
     )  # fmt: skip
 
 
@@ -87,12 +91,12 @@ def _of_fold(share: Share, other: Share, fold: int, folder: Path, device: str) -
     """Compare the models of a fold of one run, on the first rows of the fold."""
     run, experiment = share.run, share.run.experiment
     chosen = np.flatnonzero(experiment.folds.valid(fold))[: _ROWS[is_dense(run.competition.task)]]
-    table, clock = experiment.train.select(chosen), Clock()
+    table, clock, usual = experiment.train.select(chosen), Clock(), Clock()
     own = Run(experiment, replace(run.paths, written=folder / "runs" / run.name), run.hashes, None, run.left_out)
     theirs = replace(other.run, experiment=replace(other.run.experiment, _train=experiment.train),
                      paths=replace(other.run.paths, written=folder / "bundle" / run.name))  # fmt: skip
     values = []
-    for one, watch in ((own, None), (theirs, clock)):
+    for one, watch in ((own, usual), (theirs, clock)):
         rows = Rows(experiment.train, "sample", device, chosen=chosen, clock=watch)
         mean = run.competition.ensemble.mean
         result = run.results.predict([Share(one, places=(fold,))], rows, mean=mean)
@@ -101,7 +105,8 @@ def _of_fold(share: Share, other: Share, fold: int, folder: Path, device: str) -
     metric = metric_of(experiment)
     seconds = {name: spent / len(names) / len(chosen) for names, spent in clock.seconds.items() for name in names}
     return Comparison(len(chosen), metric.or_none(truth, mine, table), metric.or_none(truth, its, table),
-                      float(np.abs(mine.astype(np.float64) - its.astype(np.float64)).max()), seconds)  # fmt: skip
+                      float(np.abs(mine.astype(np.float64) - its.astype(np.float64)).max()), seconds,
+                      {names: spent / len(chosen) for names, spent in usual.seconds.items()})  # fmt: skip
 
 
 def require_alike(comparison: Comparison, engine: str, *, half: bool) -> None:

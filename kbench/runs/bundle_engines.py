@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from kbench.models.checkpoint import Checkpoint
 from kbench.models.engines import export_onnx, load_engine
 from kbench.runs.blend import Blend
+from kbench.runs.bundle_check import Comparison
 from kbench.runs.members import load_model
 from kbench.workspace import BundlePaths
 
@@ -36,8 +38,23 @@ def engine_of(paths: BundlePaths, engine: str) -> EngineLoader | None:
     return None if engine == "torch" else EngineLoader(paths, engine)
 
 
+def slower(comparison: Comparison, origins: Mapping[str, str]) -> list[str]:
+    """Return the checksums, in the bundle, of snapshots that torch runs faster, those of one body together.
+
+    Args:
+        comparison: of a bundle whose engine runs all of them.
+        origins: checksum in the run -> checksum in the bundle.
+    """
+    better = []
+    for family, seconds in comparison.torch_seconds.items():
+        own = [origins[name] for name in family]
+        if seconds <= sum(comparison.seconds[name] for name in own):
+            better += own
+    return better
+
+
 class EngineLoader:
-    """Loads the network of a snapshot as an engine runs it.
+    """Loads the networks of snapshots as an engine runs them; those without a file of it are torch's.
 
     Args:
         paths: of the bundle.
@@ -46,6 +63,10 @@ class EngineLoader:
 
     def __init__(self, paths: BundlePaths, engine: str) -> None:
         self._paths, self._engine = paths, engine
+
+    def runs(self, snapshot: Checkpoint) -> bool:
+        """Return whether the engine runs a snapshot."""
+        return self._paths.engine(snapshot.checksum).is_file()
 
     def __call__(self, snapshot: Checkpoint) -> torch.nn.Module:
         """Return it: [B, C, H, W] normalised images to logits [B, K, ...]."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from kbench import files, records
 from kbench.config.reading import read_yaml, validate
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError, counted, first_names
-from kbench.models.checkpoint import Checkpoint
 from kbench.runs import map_results
 from kbench.runs.blend import Blend
 from kbench.runs.bundle import VERSION
@@ -22,15 +20,13 @@ from kbench.runs.bundle_engines import engine_of
 from kbench.runs.experiment import Experiment
 from kbench.runs.opening import read_manifest
 from kbench.runs.results import Share, recipe_of
-from kbench.runs.run import Run
+from kbench.runs.run import Engine, Run
 from kbench.tasks import is_dense
 from kbench.workspace import BundlePaths, Choice, WorkPaths, Workspace
 
 _KEYS: Mapping[str, type] = {
     "competition": str, "task": str, "targets": list, "runs": list, "members": list, "combiner": dict, "engine": str,
 }  # fmt: skip
-
-Engine = Callable[[Checkpoint], torch.nn.Module]
 
 
 @dataclass(frozen=True)
@@ -98,20 +94,20 @@ def open_bundle(folder: Path, work: Path) -> Bundle:
 def _with_folders(paths: BundlePaths, said: Mapping[str, Any], work: Path) -> BundlePaths:
     """Return the bundle's files as they were written; links make folders of them where they were carried without."""
     listed = said.get("files", [])
-    gone = [one for one in listed if not (paths.root / one["path"]).is_file()]
+    gone = [one for one in listed if not (paths.file(one["path"])).is_file()]
     if not gone:
         return paths
-    lost = [one["path"] for one in gone if not (paths.root / one["name"]).is_file()]
+    lost = [one["path"] for one in gone if not (paths.file(one["name"])).is_file()]
     if lost:
         raise ConfigError(
             f"the bundle '{paths.root}' lacks {counted(len(lost), 'file')}: {first_names(lost)}", "every file it lists",
             "`kbench push` uploads it again; `kbench export` writes it anew",
         )  # fmt: skip
-    root = WorkPaths(work).bundle
+    linked = BundlePaths(WorkPaths(work).bundle)
     for one in listed:
-        flat = paths.root / one["name"]
-        files.link_file(root / one["path"], flat if flat.is_file() else paths.root / one["path"])
-    return BundlePaths(root)
+        flat = paths.file(one["name"])
+        files.link_folder(linked.file(one["path"]), flat if flat.is_file() else paths.file(one["path"]))
+    return linked
 
 
 def _share(paths: BundlePaths, one: Mapping[str, Any], work: Path, engine: Engine | None) -> Share:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kbench import console, files, registry
-from kbench.config.competition import Competition, FoldSection, Input
+from kbench.config.competition import Competition, FoldSection
 from kbench.config.reading import load_competition
 from kbench.data.folds.copies import contradictions, leaked, same_files, same_pixels, unknown_groups
 from kbench.data.folds.files import read_folds, write_folds
@@ -20,19 +20,19 @@ from kbench.data.folds.folds import Cut, Folds, make_folds
 from kbench.data.folds.near_duplicates import Prints, clusters, copies, hash_images, leaks, links
 from kbench.data.folds.video_blocks import moments
 from kbench.data.images.cache import memoised
-from kbench.data.images.channels import ONE, Channel, channels_of
-from kbench.data.images.decoding import Decoding, first_path, path_of
+from kbench.data.images.decoding import first_path, path_of
 from kbench.data.images.georeference import Georeference, read_georeference
-from kbench.data.images.rasters import Stack, stack_of
 from kbench.data.images.readers import Reader, size_by
 from kbench.data.masks.cache import coverage, look_at_masks, sizes_of
+from kbench.data.table.content import Content
 from kbench.data.table.csv_files import read_frame
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import MaskKind, Request, is_filled, marked, without
 from kbench.data.table.table import Table, readable, training_share
-from kbench.data.table.verify import Opening, look, look_at_images
+from kbench.data.table.verify import Opening, look, look_at_images, stand_in_size
 from kbench.errors import ConfigError, DataError, SourceError, counted, first_names
 from kbench.machine import cores
+from kbench.runs.steps import decoding_of, reader_of
 from kbench.submission.check import read_sample
 from kbench.submission.formats.base import Format
 from kbench.workspace import Choice, Workspace, choose, find_workspace
@@ -42,6 +42,7 @@ PSEUDO = "first"
 
 Size = tuple[int, int]
 AUTO = "auto"  # `folds.group` that clusters near-duplicates
+WHY = "with an unreadable image"
 COVERAGE = "coverage"  # of `folds.by`: how much the one class of a mask covers
 
 
@@ -83,6 +84,11 @@ class Experiment:
     def test(self) -> Table:
         """The test table."""
         return self.table("test") if self._test is None else self._test
+
+    @property
+    def content(self) -> Content:
+        """The files of the training table; those of uncached images are known by their sizes alone."""
+        return Content(self.train, self.workspace.cache(), exact=self.competition.input.cache != "off")
 
     def with_train(self, table: Table) -> Experiment:
         """Return the same with another training table, such as one with more targets."""
@@ -139,6 +145,8 @@ class Experiment:
 
         Such rows of a test set that are filled stay, marked.
         """
+        filled = is_filled(split, self.competition.data.on_problem, self.competition.task)
+        table = marked(table, _without_files(table), WHY) if filled else without(table, _without_files(table), WHY)
         known = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
         whole, table = table, table.select(~known)  # a file that is missing is known already
         every = [*table.images, *((table.masks or ()) if not table.encoded else ())]
@@ -156,11 +164,11 @@ class Experiment:
 
         bad = np.zeros(len(table), dtype=bool)
         bad[memoised(self.workspace.cache(), "unreadable", rows, look, key=how)] = True
-        if is_filled(split, self.competition.data.on_problem, self.competition.task):
+        if filled:
             unreadable = np.zeros(len(whole), dtype=bool)
             unreadable[np.flatnonzero(~known)[bad]] = True
-            return marked(whole, unreadable, "with an unreadable image")
-        return self._with_right_masks(without(table, bad, "with an unreadable image"))
+            return marked(whole, unreadable, WHY)
+        return self._with_right_masks(without(table, bad, WHY))
 
     def _with_right_masks(self, table: Table) -> Table:
         """Leave out rows whose masks say what they cannot: wrong run lengths, values that are no class."""
@@ -202,8 +210,9 @@ class Experiment:
         return np.empty((0, 2), dtype=np.int64) if self.trial else links(self.train, self._prints(self.train))
 
     def _prints(self, table: Table) -> Prints:
+        reader = reader_of(self.competition) if self.competition.input.reader.name == "raster" else None
         with console.bar("looking for near-duplicates") as advance:
-            return hash_images(table, folder=self.workspace.cache(), progress=advance, jobs=2 * cores())
+            return hash_images(table, folder=self.workspace.cache(), progress=advance, jobs=2 * cores(), reader=reader)
 
     def doubtful_rows(self, *, deep: bool = False) -> list[str]:
         """Return warnings of images that stand in the data twice, of those not looked at, and of rows without a group.
@@ -296,6 +305,10 @@ class Experiment:
                 reader = size_reader(self.competition)
                 header = look(first_path(paths), decoding=decoding_of(self.competition))
                 header = header if reader is None or isinstance(header, str) else size_by(reader, paths)
+            if isinstance(header, str) and paths:
+                row, gone = int(np.searchsorted(self.test.ids, name)), self.test.unreadable
+                if gone is not None and gone[row]:
+                    header = stand_in_size(self.test, row, decoding_of(self.competition))
             if isinstance(header, str):
                 raise DataError(
                     f"the image of '{name}' is {header}", "an image of every test row", "`kbench check --images`"
@@ -388,6 +401,15 @@ class Experiment:
         return None if groups is None else np.asarray(groups[np.searchsorted(self.train.ids, table.ids)])
 
 
+def _without_files(table: Table) -> np.ndarray:
+    """Return [N] bool, which rows have something else than files where images and masks should be."""
+    absent = np.zeros(len(table), dtype=bool)
+    written = table.masks if table.masks is not None and not table.encoded else ((),) * len(table)
+    for row, paths in enumerate(zip(table.images, written, strict=True)):
+        absent[row] = not all((table.root / path).is_file() for part in paths for path in part if path)
+    return absent if table.unreadable is None else absent & ~table.unreadable
+
+
 def groups_in(table: Table, folds: FoldSection) -> np.ndarray | None:
     """Return [N] groups of a table's rows, by what cut the folds: frames of a moment, or a column's values."""
     if folds.strategy == "blocks":
@@ -415,37 +437,6 @@ def mask_kind(competition: Competition, data: Path) -> MaskKind | None:
         _decoding=decoding_of(competition),
     )
     return kind
-
-
-def decoding_of(competition: Competition) -> Decoding:
-    """Return how image files become arrays: the limit and the orientation of `input`."""
-    section = competition.input
-    return Decoding(section.orientation, section.max_pixels, quick=section.decode == "auto")
-
-
-def reader_of(competition: Competition) -> Reader:
-    """Return the competition's reader."""
-    section = competition.input
-    reader: Reader = registry.build(
-        "reader", section.reader.name, section.reader.params, _channels=section.channels,
-        _decoding=decoding_of(competition), _stack=_stack(section) if section.files else None,
-    )  # fmt: skip
-    return reader
-
-
-def channels(competition: Competition) -> tuple[Channel, ...]:
-    """Return what each channel of an image is, in the order of the pixels [H, W, C]."""
-    section = competition.input
-    if not section.files:
-        return channels_of({ONE: tuple(map(str, range(1, section.channels + 1)))})
-    return channels_of(section.band_names(), dates=section.dates, dated=section.dated)
-
-
-def _stack(section: Input) -> Stack:
-    """Return what the paths of a row are."""
-    named = channels_of(section.band_names(), dates=section.dates, dated=section.dated)
-    nodata = {name: section.bands[name].nodata_values for name in section.files}
-    return stack_of(named, list(section.files), nodata, masked=section.missing == "mask")
 
 
 def opening_of(competition: Competition) -> Opening:

@@ -17,6 +17,7 @@ from kbench import console
 from kbench.console import bar
 from kbench.data.dataset import auto_workers
 from kbench.data.images.cache import Images, Resize
+from kbench.data.images.regions import RegionImages
 from kbench.data.masks.cache import open_masks, sizes_of
 from kbench.data.pseudo_rows import Joined, PseudoLabels, join, read_pseudo
 from kbench.errors import ConfigError, counted
@@ -24,9 +25,10 @@ from kbench.machine import keep_freed_memory
 from kbench.models.checkpoint import Tensors
 from kbench.models.device import choose_device
 from kbench.runs import parts
-from kbench.runs.experiment import Experiment, decoding_of, size_reader
+from kbench.runs.experiment import Experiment, size_reader
 from kbench.runs.parts import activations_of
 from kbench.runs.run import Run
+from kbench.runs.steps import decoding_of
 from kbench.training.deadline import NONE, Deadline
 from kbench.training.fold import begin
 from kbench.training.fold_context import FoldContext, Log, Plan
@@ -54,10 +56,11 @@ def with_pseudo(context: FoldContext, experiment: Experiment) -> FoldContext:
     )
     both = join(context.table, labels.table)
     tests = parts.opened_images(experiment.competition, experiment.test, experiment.workspace.cache(), what="test")
-    images, masks = context.images, context.masks
+    images, masks, section = context.images, context.masks, experiment.competition.input.normalise
 
     def joined(resize: Resize) -> Images:
-        return both.images(images(resize), tests(resize), rows=labels.rows)
+        shown, group = both.images(images(resize), tests(resize), rows=labels.rows), section.group
+        return shown if section.by != "region" else RegionImages(shown, both.table.column(str(group)).tolist())
 
     return replace(
         context, table=both.table,
@@ -167,7 +170,7 @@ def prepare_fold(run: Run, fold: int | str, options: TrainOptions, ranks: Ranks 
     context = FoldContext(
         fold=fold, number=_FULL_NUMBER if fold == FULL else int(fold), seed=competition.seed, table=experiment.train,
         train_rows=train, valid_rows=valid, images=images,
-        scale=parts.build_scale(competition), device=device, paths=place,
+        scale=parts.build_scale(competition, parts.test_tiles(experiment)), device=device, paths=place,
         identity=run.trained_as, plan=plan, log=Log(place, lines=resumed[0].log_lines if resumed else 0, ranks=ranks),
         plan_of=run.plan,
         workers=auto_workers(competition.loader.workers, device=device.type, jobs=options.jobs * ranks.count),

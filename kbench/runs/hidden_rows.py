@@ -22,9 +22,10 @@ from kbench.data.table.verify import look, look_at_images
 from kbench.errors import DataError, PredictionError, counted, first_names
 from kbench.inference.clock import Clock
 from kbench.runs.blend import Blend
-from kbench.runs.experiment import Experiment, decoding_of, opening_of
+from kbench.runs.experiment import Experiment, opening_of
 from kbench.runs.leaving_out import Model, lessened, may_go, models_of, order
 from kbench.runs.results import Rows
+from kbench.runs.steps import decoding_of
 from kbench.tasks import is_dense
 
 CHECKPOINT_S = 180.0

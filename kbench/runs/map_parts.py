@@ -13,9 +13,9 @@ import numpy as np
 from kbench import console, files
 from kbench.data.dataset import auto_workers
 from kbench.data.images.cache import Images
+from kbench.data.table.table import Table
 from kbench.ensemble import mask_rules
 from kbench.ensemble.mask_rules import Rule
-from kbench.errors import PredictionError, counted, first_names
 from kbench.inference import map_store
 from kbench.inference.map_pass import MapJob, MapMember, readings, stream
 from kbench.inference.map_store import MapStore, Row, Writing
@@ -183,21 +183,6 @@ def _member(checkpoint: Checkpoint, weight: float) -> dict[str, Any]:
     return {**record, "training": checkpoint.info["training"], "share": weight}
 
 
-def require_readable(rows: Rows) -> None:
-    """Refuse rows whose images cannot be read: nobody knows how large their masks would be.
-
-    Raises:
-        PredictionError: there are such rows.
-    """
-    gone = rows.table.unreadable
-    if gone is not None and gone.any():
-        raise PredictionError(
-            f"{counted(int(gone.sum()), 'image')} cannot be read: {first_names(rows.table.ids[gone].tolist())}",
-            "images of every row; only rows of numbers can be filled (`on_problem: fill`)",
-            "fetch the files again (`kbench download --force`)",
-        )
-
-
 def fold_part(
     run: Run,
     fold: int,
@@ -295,6 +280,7 @@ class MapResult:
         fold_of: [N] which of the parts a row is of.
         mean: of the parts, where every one of them predicts every row.
         shares: weight of each part then.
+        table: the rows that were asked for, those among them that cannot be read too; None of folds.
         slices: results of parts of the rows, in place of `parts`.
         gone: rows without a readable image -> their height and width, where nothing is predicted.
     """
@@ -309,6 +295,7 @@ class MapResult:
     fold_of: np.ndarray | None = None
     mean: str = "arithmetic"
     shares: np.ndarray | None = None
+    table: Table | None = None
     slices: tuple[MapResult, ...] = ()
     gone: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 

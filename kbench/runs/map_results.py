@@ -30,6 +30,7 @@ from kbench.metrics.maps import image_counts, image_errors, pixel_worth, truth_o
 from kbench.models.checkpoint import Checkpoint
 from kbench.runs import parts
 from kbench.runs.experiment import Experiment
+from kbench.runs.filled_maps import filled
 from kbench.runs.leaving_out import lessened
 from kbench.runs.map_parts import (
     MapPart,
@@ -38,7 +39,6 @@ from kbench.runs.map_parts import (
     narrowed,
     of_folds,
     records_of,
-    require_readable,
     table_part,
 )
 from kbench.runs.map_scores import details as details
@@ -75,11 +75,14 @@ def predict(
     weights: Mapping[str, float] | None = None,
     ranks: bool = False,
 ) -> MapResult:
-    """Return rows as runs in their shares, or members with weights of their own, predict them; see `Results`."""
+    """Return rows as runs in their shares, or members with weights of their own, predict them; see `Results`.
+
+    Rows whose images cannot be read are left out; `sent` fills them.
+    """
     if rows.slices:
         fewer = [(one, *lessened(shares, weights, one.without)) for one in rows.slices]
         return over_slices(rows, [predict(own, one, mean=mean, weights=its) for one, own, its in fewer])
-    require_readable(rows)
+    table, rows = rows.table, rows.readable()
     parts_of, numbers = [], []
     for share in shares:
         own = None
@@ -102,7 +105,7 @@ def predict(
     def read(wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         return _mean_rows(list(result.stores.values()), scaled, wanted, mean=mean)
 
-    result = MapResult(first.ids, names, task, read, members, of_all, by_number, None, mean, scaled)
+    result = MapResult(first.ids, names, task, read, members, of_all, by_number, None, mean, scaled, table)
     return result
 
 
@@ -127,10 +130,15 @@ def _mean_rows(
 def sent(experiment: Experiment, result: MapResult, fit: Rule) -> MaskSet | NumberSet:
     """Return the masks a rule makes, or the numbers, read a row at a time; see `Results`.
 
-    Where maps are not kept, the masks are.
+    Where maps are not kept, the masks are. Rows of the test set whose image cannot be read are filled.
     """
     if result.slices:
         return joined_sets(result, [sent(experiment, one, fit) for one in result.slices])
+    maps = _sent(experiment, result, fit)
+    return maps if result.table is None else filled(experiment, maps, result.table)
+
+
+def _sent(experiment: Experiment, result: MapResult, fit: Rule) -> MaskSet | NumberSet:
     if len(result.parts) == 1:
         part = result.parts[0]
         plain = experiment.competition.maps.postprocess.name == "none" and result.task in SEGMENTATION

@@ -12,7 +12,7 @@ import torch
 
 from kbench import files
 from kbench.config.competition import Competition
-from kbench.config.reading import read_yaml, validate
+from kbench.config.reading import validate
 from kbench.errors import CheckpointError, PredictionError, first_names
 from kbench.inference.row_pass import Member
 from kbench.models.checkpoint import Checkpoint, load_strict, read_checkpoint, read_tensors, snapshot_tensors
@@ -20,6 +20,7 @@ from kbench.models.device import place, usable_precision
 from kbench.models.layer_groups import load_head
 from kbench.models.outputs import Units
 from kbench.runs import parts
+from kbench.runs.trained_config import read_config
 from kbench.training.stage_plan import StagePlan
 from kbench.workspace import RunPaths
 
@@ -185,8 +186,9 @@ def load_model(checkpoint: Checkpoint, *, device: torch.device | None = None) ->
 
 @cache
 def _trained_with(paths: RunPaths) -> Competition:
-    name = files.read_json(paths.manifest)["competition"]
-    return validate(read_yaml(paths.config), file=str(paths.config), folder=paths.plugins, name=name, record=True)
+    manifest = files.read_json(paths.manifest)
+    content = read_config(paths, manifest)
+    return validate(content, file=str(paths.config), folder=paths.plugins, name=manifest["competition"], record=True)
 
 
 def _loaded(checkpoint: Checkpoint, competition: Competition, device: torch.device) -> torch.nn.Module:
@@ -219,6 +221,7 @@ def member_of(
     """
     info = checkpoint.info
     show, precision = stages[info["stage"]].show, usable_precision(info["precision"], device)
+    engine = run.engine if run.engine is not None and run.engine.runs(checkpoint) else None
 
     def head_like(model: torch.nn.Module) -> torch.nn.Module:
         head: torch.nn.Module = copy.deepcopy(getattr(model, "head"))  # noqa: B009
@@ -227,9 +230,9 @@ def member_of(
 
     return Member(
         name=f"fold {info['fold']} {checkpoint.member}",
-        load=partial(run.engine, checkpoint) if run.engine else partial(_loaded, checkpoint, run.competition, device),
+        load=partial(engine, checkpoint) if engine else partial(_loaded, checkpoint, run.competition, device),
         size=tuple(info["size"]), resize=info["crop"], scale=info["scale"], precision=precision, out=out,
         source=source, units=Units.of_checkpoint(info), augmentation=show.augmentation, train_crop=show.crop,
-        body="" if run.engine else checkpoint.body, head=head_like,
+        body="" if engine else checkpoint.body, head=head_like,
         judged=stages[info["stage"]].valid_show.crop if info["crop"] == "keep" else None,
     )  # fmt: skip

@@ -8,14 +8,14 @@ from typing import Any
 
 from kbench import console, files, records
 from kbench.config.competition import SCHEMA
-from kbench.config.reading import read_document, read_yaml, validate, with_stage_defaults
-from kbench.config.yaml12 import dump_yaml
+from kbench.config.reading import read_document, validate, with_stage_defaults
 from kbench.data.pseudo_rows import describe
-from kbench.data.table.content import Content, changed
+from kbench.data.table.content import changed
 from kbench.errors import ConfigError, raise_all
 from kbench.runs import leases
 from kbench.runs.experiment import Experiment
 from kbench.runs.run import Run
+from kbench.runs.trained_config import flat, read_config, write_config
 from kbench.runs.trial_build import part_problems
 from kbench.workspace import Choice, FoldPaths, RunPaths, Workspace, choose, find_workspace
 
@@ -70,7 +70,7 @@ def _view(experiment: Experiment) -> dict[str, Any]:
     pseudo = pseudo_origin(experiment)
     if pseudo is not None:
         origins["pseudo"] = pseudo
-    return _flat({**view, **origins, "weights": files.sha256(weights)[:16] if weights else None})
+    return flat({**view, **origins, "weights": files.sha256(weights)[:16] if weights else None})
 
 
 def pseudo_origin(experiment: Experiment) -> dict[str, Any] | None:
@@ -81,12 +81,6 @@ def pseudo_origin(experiment: Experiment) -> dict[str, Any] | None:
     said = describe(path)
     return {"labels": experiment.competition.pseudo, "checksum": files.sha256(path)[:16], "sure": said["sure"],
             "origin": said["origin"]}  # fmt: skip
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {key: item for name, part in value.items() for key, item in _flat(part, f"{path}.{name}").items()}
-    return {path.lstrip("."): value}
 
 
 def prepare_run(experiment: Experiment, *, force: bool) -> Run:
@@ -101,7 +95,7 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
         part_problems(competition, experiment.train), error=ConfigError, subject=f"'{competition.name}'",
         expected="parts that can be built", todo="correct what is named above, then `kbench check`",
     )  # fmt: skip
-    content = Content(experiment.train, experiment.workspace.cache(), exact=competition.input.cache != "off")
+    content = experiment.content
     if paths.manifest.is_file():
         before = read_manifest(paths)
         changes = [] if experiment.trial else content.changes(before.get("content"), paths.content)
@@ -117,16 +111,21 @@ def prepare_run(experiment: Experiment, *, force: bool) -> Run:
             files.remove(paths.root)
         elif not experiment.trial and before.get("content") is None:  # of an earlier version
             files.write_json(paths.manifest, {**before, "content": content.keep(paths.content)})
+        if paths.manifest.is_file() and not paths.config.is_file():
+            console.note(f"'{paths.config}' was gone: written anew, as the competition's YAML says the same")
+            files.write_json(paths.manifest, {**read_manifest(paths), "config": write_config(paths, competition)})
+        elif paths.manifest.is_file():
+            read_config(paths, before)
     if not paths.manifest.is_file():
         for name in competition.plugins:
             files.copy(experiment.plugins / name, paths.plugins / name)
-        files.write_text(paths.config, dump_yaml(competition.model_dump(mode="json")))
+        checksum = write_config(paths, competition)
         files.write_json(paths.env, environment())
         files.write_json(
             paths.manifest,
             {"competition": competition.name, "experiment": competition.experiment,
              "seed": competition.seed, "set": list(experiment.choice.assignments), **known,
-             "pseudo": pseudo_origin(experiment), "view": _view(experiment),
+             "pseudo": pseudo_origin(experiment), "view": _view(experiment), "config": checksum,
              "content": None if experiment.trial else content.keep(paths.content)},
         )  # fmt: skip
     return run
@@ -186,8 +185,8 @@ def open_run(choice: Choice, *, other_folds: bool = False) -> Run:
     workspace = find_workspace(choice.workspace)
     name = choose(workspace, choice.competition)
     paths = _existing_run(workspace, name, choice)
-    trained = read_yaml(paths.config)
     manifest = read_manifest(paths)
+    trained = read_config(paths, manifest)
     baseline = manifest["experiment"] == "baseline"
     current = _current(workspace, name, None if baseline else manifest["experiment"], manifest, choice)
     content = {**{key: value for key, value in trained.items() if key not in FREE},

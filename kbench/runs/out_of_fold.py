@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kbench import files
+from kbench import console, files
 from kbench.data.table.table import Table
 from kbench.errors import DataError
 from kbench.runs.doubts import doubts
@@ -63,6 +63,8 @@ def out_of_fold(run: Run, *, device: str = "auto") -> OutOfFold:
     """
     experiment = run.experiment
     folds = list(range(experiment.folds.n)) if run.foreign else run.required_folds()
+    for text in other_rows(run):
+        console.warn(text)
     result = run.results.out_of_fold(run, folds, device=device)
     table = of_targets(experiment.train.select(np.isin(experiment.folds.fold, folds)), result.names)
     judged = run.results.judge(experiment, result, table)
@@ -73,6 +75,23 @@ def out_of_fold(run: Run, *, device: str = "auto") -> OutOfFold:
     score["doubts"] = doubts(experiment, judged, table, score)
     files.write_json(run.paths.score, score)
     return OutOfFold(run, result, table, judged, score)
+
+
+def other_rows(run: Run) -> list[str]:
+    """Return a warning where the training rows are others than those a run was trained on: their score is another's."""
+    if run.foreign or run.experiment.trial:
+        return []
+    known = files.read_json(run.paths.manifest)
+    lines = run.experiment.content.changes(known.get("content"), run.paths.content)
+    if known.get("view", {}).get("table", "") not in ("", run.experiment.train.fingerprint()):
+        lines = ["  ids, targets or metadata of the table", *lines]
+    if not lines:
+        return []
+    return [
+        f"the rows that '{run.name}' is trained on have changed since; its score is that of the rows as they are now:\n"
+        + "\n".join(lines)
+        + "\n  bring the files back, or train it anew with `kbench train --force`"
+    ]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ more part, register its kind and build it here.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from kbench.data.dataset import Show, auto_workers
 from kbench.data.images.cache import Images, Resize, RowPaths, open_images
 from kbench.data.images.channels import by_date
 from kbench.data.images.crops import preferring
+from kbench.data.images.dropout import Dropout, dropout_of
 from kbench.data.images.normalise import Scale, choose
 from kbench.data.images.readers import remembering
+from kbench.data.images.regions import RegionImages, measure_regions
 from kbench.data.masks.cache import open_masks, sizes_of
 from kbench.data.table.content import Content
 from kbench.data.table.table import Table
@@ -37,7 +40,8 @@ from kbench.models.checkpoint import load_pretrained, read_tensors
 from kbench.models.classifier import backbone_statistics
 from kbench.models.device import place
 from kbench.models.outputs import Units, default_loss
-from kbench.runs.experiment import channels, decoding_of, mask_kind, reader_of, size_reader
+from kbench.runs.experiment import Experiment, mask_kind, size_reader
+from kbench.runs.steps import channels, decoding_of, fixed_channels, reader_key, reader_of
 from kbench.tasks import SEGMENTATION
 from kbench.training.losses.per_target import Loss
 from kbench.training.stage_plan import StagePlan, crop_for_validation
@@ -73,7 +77,7 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         name=name, index=index, stage=stage,
         schedule=partial(stage.build, "schedule"),
         optimizer=partial(stage.build, "optimizer"),
-        show=Show(size, crop, stage.build("augment")), valid_show=Show(size, judged),
+        show=Show(size, crop, stage.build("augment"), _dropout(competition, stage)), valid_show=Show(size, judged),
         loss=partial(build_loss, stage, competition.task),
         mix=stage.build("mix") if stage.mix else None,
         sampler=partial(stage.build, "sampler"),
@@ -81,6 +85,11 @@ def _stage(competition: Competition, name: str, index: int, stage: Stage) -> Sta
         monitor=_monitor(competition, stage),
         positive=wanted,
     )  # fmt: skip
+
+
+def _dropout(competition: Competition, stage: Stage) -> Dropout | None:
+    part = stage.axis_dropout
+    return None if part is None else dropout_of(channels(competition.input), part.axis, part.p, part.each)
 
 
 def _looked_for(competition: Competition, stage: Stage) -> tuple[int, ...]:
@@ -164,7 +173,7 @@ def build_model(
     """
     section = competition.model
     sizes = [size_of(stage.size or competition.input.size) for stage in competition.stages.values()]
-    dates = by_date(channels(competition))
+    dates = by_date(channels(competition.input))
     model: nn.Module = section.build(
         "name", n_outputs, competition.input.channels,
         _backbone=section.backbone, _pretrained=section.pretrained and pretrained, _size=sizes[0],
@@ -187,19 +196,6 @@ def _stamps(kind: str, name: str) -> list[str]:
     return [stamp] if (stamp := registry.stamp(kind, name)) else []
 
 
-def reader_key(competition: Competition) -> list[Any]:
-    """Return what the pixels of an image depend on beside its file; what came later only where it is used."""
-    section = competition.input
-    later: list[str] = [section.orientation] if section.orientation != "apply" else []
-    later += [section.decode] if section.decode != "exact" else []
-    if section.files:
-        known = {
-            name: [part.number, [str(value) for value in part.nodata_values]] for name, part in section.bands.items()
-        }
-        later += [files.digest([known, section.files, section.dates, section.missing])]
-    return [section.reader.model_dump(), section.channels, *later]
-
-
 def opened_images(competition: Competition, table: Table, cache: Path, *, what: str) -> Callable[[Resize], Images]:
     """Return a function from a resizing to the table's images; each is opened once.
 
@@ -213,15 +209,17 @@ def opened_images(competition: Competition, table: Table, cache: Path, *, what: 
     reader = remembering(reader_of(competition))
     key = [*reader_key(competition), *_stamps("reader", section.reader.name)]
     rows = RowPaths(table.root, table.images)
-    opened: dict[Resize, Images] = {}
+    part, opened = section.normalise, dict[Resize, Images]()
+    regions = table.column(str(part.group)) if part.by == "region" else None
 
     def images(resize: Resize) -> Images:
         if resize not in opened:
             with bar(f"decoding {what} images") as advance:
-                opened[resize] = open_images(
+                plain = open_images(
                     rows, reader=reader, reader_key=key, resize=resize, folder=cache, mode=competition.input.cache,
                     progress=advance,
                 )  # fmt: skip
+            opened[resize] = plain if regions is None else RegionImages(plain, regions.tolist())
         return opened[resize]
 
     return images
@@ -280,19 +278,52 @@ def build_windows(competition: Competition) -> Windows | None:
     return windows
 
 
-def build_scale(competition: Competition) -> Callable[[Images, np.ndarray], Scale]:
-    """Return the function that chooses the normalisation of a fold."""
+def build_scale(
+    competition: Competition, tests: Callable[[], tuple[RegionImages, np.ndarray]] | None = None
+) -> Callable[[Images, np.ndarray], Scale]:
+    """Return the function that chooses the normalisation of a fold.
+
+    Args:
+        competition: says how.
+        tests: images of the test set and their rows, which count in the statistics of regions where the YAML says so.
+    """
     backbone, section = backbone_statistics(competition.model.backbone), competition.input
-    bands = {name: dict(zip(part.band_names(), part.fixed(), strict=True)) for name, part in section.bands.items()}
-    fixed = [bands.get(channel.file, {}).get(channel.band) for channel in channels(competition)]
+    fixed = fixed_channels(competition.input)
+    if section.normalise.of_each_image:
+        fixed = [one or (0.0, 1.0) for one in fixed]
 
     def scale(images: Images, rows: np.ndarray) -> Scale:
-        return choose(
+        whole = choose(
             images, rows, mean=section.mean, std=section.std, backbone=backbone, fixed=fixed,
             masked=section.reader.name == "raster",
         )  # fmt: skip
+        if section.normalise.by != "region":
+            return whole
+        assert isinstance(images, RegionImages), "opened with their regions"
+        counted = [(images, rows), *([tests()] if tests is not None and section.normalise.region.test else [])]
+        regions = measure_regions(counted, factor=whole.scale, rest=(whole.mean, whole.std))
+        for number in (number for number, one in enumerate(fixed) if one is not None):
+            for means, stds in regions.values():
+                means[number], stds[number] = whole.mean[number], whole.std[number]
+        return replace(whole, regions=regions)
 
     return scale
+
+
+def test_tiles(experiment: Experiment) -> Callable[[], tuple[RegionImages, np.ndarray]] | None:
+    """Return a function that gives the images of the test set, and which can be read; None where they do not count."""
+    if not experiment.competition.input.normalise.region.test:
+        return None
+
+    def tiles() -> tuple[RegionImages, np.ndarray]:
+        table = experiment.test
+        images = opened_images(experiment.competition, table, experiment.workspace.cache(), what="test")
+        shown = images(Resize("keep", 0, 0))
+        assert isinstance(shown, RegionImages), "opened with their regions"
+        gone = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
+        return shown, np.flatnonzero(~gone)
+
+    return tiles
 
 
 def activations_of(

@@ -6,9 +6,9 @@ and a method here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,16 @@ from kbench.training.ranks import ALONE, Ranks
 from kbench.workspace import RunPaths
 
 
+class Engine(Protocol):
+    """Runs networks in place of torch."""
+
+    def runs(self, snapshot: Checkpoint) -> bool:
+        """Return whether it has the network of a snapshot."""
+
+    def __call__(self, snapshot: Checkpoint) -> torch.nn.Module:
+        """Return the network, in eval mode."""
+
+
 @dataclass(frozen=True, repr=False)
 class Run:
     """An experiment's run, trained or not.
@@ -44,14 +54,14 @@ class Run:
         experiment: workspace, configuration, tables and folds.
         paths: the run's files.
         hashes: `training`, `contract` and `folds` of what it was trained with; None where it was opened untrained.
-        engine: snapshot -> its network as another engine than torch runs it, in eval mode; None: torch.
+        engine: what runs some of its networks in place of torch, or None.
         left_out: checksums of snapshots that are no members, as there is no time for them.
     """
 
     experiment: Experiment
     paths: RunPaths
     hashes: dict[str, str] | None
-    engine: Callable[[Checkpoint], torch.nn.Module] | None = None
+    engine: Engine | None = None
     left_out: frozenset[str] = frozenset()
 
     @property

@@ -6,7 +6,6 @@ A few are decoded one by one, whatever the cache holds, so that looking at sixte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,13 +20,15 @@ from kbench.data.images.cache import DirectImages, Images, Resize, RowPaths
 from kbench.data.images.decoding import first_path, usable
 from kbench.data.images.quick import QuickReader
 from kbench.data.images.readers import Reader
+from kbench.data.images.regions import region_of
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError, DataError, nearest
 from kbench.models.outputs import dense_target
 from kbench.pictures.segments import as_mask, class_colours, paint
 from kbench.pictures.sheets import Group, Tile, sheet
 from kbench.runs import parts
-from kbench.runs.experiment import Experiment, reader_of
+from kbench.runs.experiment import Experiment
+from kbench.runs.steps import reader_of
 from kbench.tasks import SEGMENTATION, exclusive
 from kbench.training.stage_plan import StagePlan
 
@@ -180,7 +181,8 @@ class TensorDataset(Dataset):
         rng, row = seeds.generator(*self._key, self.epoch, index) if self._key else seeds.generator(0), self.rows[index]
         mask = None if self._masks is None else self._masks[int(row)]
         shown, shown_mask = self._show(self._images[int(row)], rng, mask)
-        image = self._normalise(torch.from_numpy(np.array(shown))[None])[0].contiguous()
+        regions = (region_of(self._images, int(row)),)
+        image = self._normalise(torch.from_numpy(np.array(shown))[None], regions)[0].contiguous()
         if shown_mask is not None:
             target = dense_target(torch.from_numpy(np.array(shown_mask))[None], self._task, len(self._names))
             return image, target[0].contiguous()
@@ -216,7 +218,8 @@ def _scale(run: Run, fold: int, resize: Resize) -> dict[str, Any]:
         experiment = run.experiment
         cache = experiment.workspace.cache()
         images = parts.opened_images(run.competition, experiment.train, cache, what="training")(resize)
-        known = asdict(parts.build_scale(run.competition)(images, np.flatnonzero(experiment.folds.train(fold))))
+        scale = parts.build_scale(run.competition, parts.test_tiles(experiment))
+        known = scale(images, np.flatnonzero(experiment.folds.train(fold))).known()
     return dict(known)
 
 
@@ -270,6 +273,8 @@ class GivenImages:
         item = self._items[row]
         if not isinstance(item, np.ndarray):
             return usable(self._resize.read(self._reader, item), name=self.name(row))
+        finish = getattr(self._reader, "finish", None)
+        item = item if finish is None else finish(item)
         image, size = usable(item, name=self.name(row)), self._resize.size(*item.shape[:2])
         return self._reader.resized(image, size) if isinstance(self._reader, QuickReader) else self._resize(image)
 

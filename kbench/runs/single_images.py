@@ -14,10 +14,10 @@ from kbench.data.images.cache import Images, Resize
 from kbench.data.table.table import Table
 from kbench.errors import ConfigError
 from kbench.runs.blend import Blend, EnsembleOptions, blend
-from kbench.runs.experiment import reader_of
 from kbench.runs.members import needed_checkpoints
 from kbench.runs.results import Rows, Share, is_plain, recipe_of
 from kbench.runs.shown_images import GivenImages
+from kbench.runs.steps import reader_of
 
 if TYPE_CHECKING:
     from kbench.runs.run import Run

@@ -28,6 +28,7 @@ from kbench.metrics.metric import make_metric
 from kbench.models.classifier import check_backbone
 from kbench.models.layer_groups import check_split, chosen, layer_groups
 from kbench.runs import parts
+from kbench.runs.steps import reader_of
 from kbench.tasks import SEGMENTATION, exclusive, is_dense
 from kbench.training.lone_image import lone_image
 from kbench.training.optimizers import apply_schedule, per_group
@@ -177,6 +178,10 @@ def _try_loss_of(stage: Stage, sample: Sample) -> None:
         loss(torch.zeros(2, outputs), torch.as_tensor(np.asarray(targets[:2])))
 
 
+def _try_reader(slot: Slot, sample: Sample) -> None:
+    reader_of(sample.competition)
+
+
 def _try_lone_image(stage: Stage, sample: Sample) -> None:
     """Refuse batches of one image where batch norm would see one value per channel: it could learn no statistics."""
     size, model = parts.size_of(stage.size or sample.competition.input.size), sample.model().train()
@@ -231,7 +236,7 @@ _TRIALS: dict[str, Callable[[Slot, Sample], None]] = {
     "format": _try_format,
     "windows": _try_windows,
     "postprocess": _try_postprocess,
-    "reader": lambda slot, sample: slot.build(_channels=sample.competition.input.channels),
+    "reader": _try_reader,
     "schedule": lambda slot, sample: slot.build(1),
     "optimizer": _try_optimizer,
     "loss": _try_loss,

@@ -187,8 +187,7 @@ class FoldContext:
 
     def _scale(self, images: Images | None) -> dict[str, Any]:
         assert images is not None, "the first stage brings its images"
-        scale = asdict(self.scale(images, self._measured(self.train_rows)))
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in scale.items()}
+        return self.scale(images, self._measured(self.train_rows)).known()
 
     def units(self) -> Units | None:
         """Return the units of a regression's targets, by the fold's training rows; found once and kept for the fold.

@@ -92,7 +92,7 @@ def judge_maps(context: FoldContext, model: nn.Module, judging: Judging) -> Judg
     for groups in loader(plan):
         for some in groups:
             assert some.masks is not None, "training rows have masks"
-            shown = judging.normalise(some.images.to(context.device, non_blocking=True))
+            shown = judging.normalise(some.images.to(context.device, non_blocking=True), some.regions)
             if not counts:
                 model = folded(model, shown[..., :PROBE, :PROBE])
             maps, _ = make(model, shown, judging.precision)
@@ -144,7 +144,8 @@ def evaluate(
     total, count = 0.0, 0.0
     parts: list[np.ndarray] = []
     for batch in feed.load(batches):
-        images = feed.seen(feed.normalise(batch.images[0].to(feed.device, non_blocking=True)))
+        shown = feed.normalised(batch.images[0].to(feed.device, non_blocking=True), batch.regions)
+        images = feed.seen(shown)
         if not parts:
             model = folded(model, images)
         assert batch.target is not None, "validation rows have targets"

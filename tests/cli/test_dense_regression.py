@@ -76,6 +76,18 @@ def biomass(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     return made
 
 
+def test_inspect_shows_the_targets(biomass: CommandLine) -> None:
+    told = biomass.json("inspect", "--samples", "1")
+    [target] = told["balance"]
+    known = np.concatenate([mass[mass != -9999] for _, mass in map(scene, range(ROWS))]).astype(np.float64)
+    assert (target["target"], target["images"]) == ("agbm", ROWS)
+    assert target["known"] == pytest.approx(known.size / (ROWS * SIZE[0] * SIZE[1]))
+    np.testing.assert_allclose([target["low"], target["mean"], target["high"]],
+                               [known.min(), known.mean(), known.max()], rtol=1e-6)  # fmt: skip
+    [picture] = [Path(file) for file in told["files"] if Path(file).name == "targets.png"]
+    assert cv2.imread(str(picture)).std() > 10
+
+
 def test_the_yaml_has_no_problem_and_a_format_that_cannot_hold_its_numbers_has_one(biomass: CommandLine) -> None:
     assert biomass.json("check", "--images")["sample"] == TEST
     told = biomass.refused("check", "--set", "submission.format={name: number_zip, file: '{id}_agbm.png'}")

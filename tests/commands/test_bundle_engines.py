@@ -20,6 +20,8 @@ from kbench.commands.train import train
 from kbench.errors import ConfigError
 from kbench.models import engines
 from kbench.runs.blend import EnsembleOptions
+from kbench.runs.bundle_check import Comparison
+from kbench.runs.bundle_engines import slower
 from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.workspace import Choice
@@ -82,6 +84,15 @@ def test_an_engine_predicts_what_torch_predicts_and_its_score_stands_beside(
     values = [predicted(root, tmp_path / name, tmp_path / f"of-{name}") for name in ("torch", engine)]
     assert np.abs(values[0] - values[1]).max() < 1e-5
     assert all(one["seconds"] > 0 for one in said["members"])
+    there = {one["sha256"][:16] for one in said["members"] if one["engine"] == engine}
+    assert {path.stem for path in (tmp_path / engine / "engine").glob("*.onnx")} == there
+
+
+def test_what_torch_runs_faster_stays_there() -> None:
+    seconds = {"a": 1.0, "b": 1.0, "c": 1.0}
+    by_torch = {("A", "B"): 1.5, ("C",): 2.0}  # two heads of one body, and a model of its own
+    comparison = Comparison(9, 0.5, 0.5, 0.0, seconds, by_torch)
+    assert slower(comparison, {"A": "a", "B": "b", "C": "c"}) == ["a", "b"]
 
 
 def test_an_engine_that_scores_otherwise_is_an_error(

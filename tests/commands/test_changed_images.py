@@ -8,6 +8,7 @@ import pytest
 from drawn_images import drawn, write_png
 
 from kbench import files
+from kbench.commands.score import score
 from kbench.commands.train import train
 from kbench.errors import ConfigError
 from kbench.runs.experiment import Experiment, open_experiment
@@ -51,3 +52,29 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_held_to_its_files_from_then_
     write_png(min((root / "data" / "classes" / "train").glob("*.png")), 255 - drawn(48)[0])
     with pytest.raises(ConfigError, match="1 file changed"):
         train(opened(root), "1", options)
+
+
+def test_a_score_of_rows_that_were_others_when_they_were_trained_says_so(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(opened(root), "all", TrainOptions(device="cpu"))
+    choice = Choice("classes", workspace=root)
+    before = score(choice)["score"]
+    assert "have changed since" not in capsys.readouterr().err
+    image = min((root / "data" / "classes" / "train").glob("*.png"))
+    content = image.read_bytes()
+    write_png(image, 255 - drawn(48)[0])
+    assert score(choice)["score"] != before
+    said = capsys.readouterr().err
+    assert f"1 file changed: 'train/{image.name}'" in said
+    assert "kbench train --force" in said
+    image.write_bytes(content)
+    table = root / "data" / "classes" / "train.csv"
+    table.write_text(table.read_text().replace("0001,right", "0001,left"))
+    score(choice)
+    said = capsys.readouterr().err
+    assert "ids, targets or metadata of the table" in said
+    assert "changed: 'train/" not in said
+    assert train(opened(root), "all", TrainOptions(device="cpu", force=True))["trained"] == [0, 1], "as it says"
+    score(choice)
+    assert "have changed since" not in capsys.readouterr().err

@@ -445,3 +445,9 @@ def test_rows_of_a_moment_are_drawn_together(bench: Bench) -> None:
     assert 1 < len(set(groups.tolist())) < len(setup.train)
     some = setup.train.select(np.arange(0, len(setup.train), 5))
     assert np.array_equal(setup.groups(some), groups[::5])
+
+
+def test_a_run_named_twice_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'a' named more than once") as caught:
+        ensemble(Choice("classes", workspace=tmp_path), ["a", "b", "a"], EnsembleOptions())
+    assert "`kbench ensemble a b --weight" in caught.value.todo

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import small_runs
+import test_trials
 
 from kbench.commands.check import check
 from kbench.commands.ensemble import ensemble
@@ -60,3 +63,23 @@ def test_the_error_names_the_option_and_the_option_fills_the_rows(
     for name, values in rows.items():
         assert np.allclose(values, share, atol=1e-6) == (name in ("0003", "0005")), name
     report(choice, ReportOptions())
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_masks_of_unreadable_images_are_empty(tmp_path: Path, head: bool) -> None:
+    """With a head the mask has the size it says; without one, that of the other images."""
+    masks = {f"{name}.png": test_trials.disc(radius).astype(np.uint8) for name, radius in test_trials.RADII.items()}
+    written = test_trials.written(tmp_path, test_trials.SAMPLE, images=test_trials.SCENES, masks=masks,
+                                  format="{name: mask_zip, file: '{id}.png'}")  # fmt: skip
+    broken = tmp_path / "data" / "trial" / "test" / "images" / "t1.png"
+    broken.write_bytes(broken.read_bytes()[: 60 if head else 12])
+    more = ("data.on_problem=fill", "model.backbone=test_resnet")
+    choice = Choice("trial", assignments=more, workspace=written.workspace)
+    train(open_experiment(choice), "0", TrainOptions(device="cpu"))
+    made = ensemble(choice, [], EnsembleOptions(device="cpu"))
+    assert "1 test row without a readable image: an empty mask" in made["notes"]
+    with zipfile.ZipFile(made["file"]) as packed:
+        assert sorted(packed.namelist()) == ["t0.png", "t1.png"]
+        pixels = cv2.imdecode(np.frombuffer(packed.read("t1.png"), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert pixels.shape == test_trials.SIZE
+    assert not pixels.any()

@@ -12,6 +12,7 @@ from small_runs import written
 from streets import write_street
 
 from kbench import console, files
+from kbench.commands.check import check
 from kbench.commands.ensemble import ensemble
 from kbench.commands.pseudo_label import pseudo_label
 from kbench.commands.train import train
@@ -88,6 +89,8 @@ def test_labels_that_are_not_there_or_of_other_folds_are_refused(tmp_path: Path)
     with pytest.raises(ConfigError, match="`pseudo: baseline-s0` in the YAML") as error:
         train(open_experiment(choice(root, "labels", "pseudo=baseline-s0")), "0", CPU)
     assert "kbench pseudo-label baseline-s0" in str(error.value)
+    with pytest.raises(ConfigError, match="`pseudo: baseline-s0` in the YAML"):  # before anything is trained
+        check(choice(root, "labels", "pseudo=baseline-s0"), images=False, every=False)
     setup = open_experiment(choice(root, "labels"))
     train(setup, "0", CPU)
     pseudo_label(choice(root, "labels", run="baseline-s0"), sure=Sure(0.6, least=0), name="loose", device="cpu")

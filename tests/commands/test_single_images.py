@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from drawn_images import drawn, write_images
 from typer.testing import CliRunner
 
 from kbench.cli.app import app
-from kbench.commands.predict import most_likely
+from kbench.commands.predict import most_likely, predict_rows
+from kbench.errors import ConfigError, DataError
 from kbench.runs.experiment import open_experiment
 from kbench.runs.opening import open_run
 from kbench.runs.rates import batch_warnings, found_rates, on_activations, plan_rows, rate_notes
@@ -34,6 +36,10 @@ def test_images_are_predicted_by_the_whole_ensemble(small_workspace: Path, monke
         assert sum(row["values"].values()) == pytest.approx(1, abs=1e-5)
     shown = ask(small_workspace, monkeypatch, "-c", "classes", "--image", files[0])
     assert "0000.png" in shown.replace("\n", "") or "most likely" in shown
+    for option in ("--data", "--out"):
+        done = CliRunner().invoke(app, ["predict", "-c", "classes", "--image", files[0], option, "x"])
+        assert isinstance(done.exception, ConfigError)
+        assert f"--image with {option}" in done.exception.what
 
 
 def test_a_picture_in_words(small_workspace: Path) -> None:
@@ -82,3 +88,24 @@ def test_the_plan_shows_every_stage_as_it_stands(small_workspace: Path) -> None:
     assert (first["learns"], first["on"], first["lr"], first["epochs"]) == ("head", "images", "find", 1)
     assert (whole["cycles"], whole["apart"], whole["batch"], whole["keeps"]) == (2, 3, 8, "cycles")
     assert not on_activations(competition)
+
+
+def test_rows_of_another_folder_are_never_written_over_its_data(small_workspace: Path, tmp_path: Path) -> None:
+    choice = Choice("classes", workspace=small_workspace)
+    other = tmp_path / "other"
+    write_images(other / "test", drawn(3))
+    mine = other / "train.csv"
+    mine.write_text("id,label\na,left\n")
+    options = {"data": str(other), "device": "cpu", "force": False}
+    for file in (mine, other):
+        with pytest.raises(ConfigError, match="which a prediction would replace"):
+            predict_rows(choice, out=str(file), **options)
+    kept = small_workspace / "data" / "classes" / "train.csv"
+    before = kept.read_bytes()
+    with pytest.raises(ConfigError, match="which a prediction would replace"):
+        predict_rows(choice, out=str(kept), **options)
+    assert (kept.read_bytes(), mine.read_text()) == (before, "id,label\na,left\n")
+    for _ in range(2):  # its own file may be written again
+        assert predict_rows(choice, out=str(tmp_path / "out.csv"), **options)["rows"] == 3
+    with pytest.raises(DataError, match="there is no folder"):
+        predict_rows(choice, out=None, **{**options, "data": str(tmp_path / "nowhere")})

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kbench import files
 from kbench.data.pseudo_rows import PREFIX, join, read_pseudo
 from kbench.data.table.table import Table
-from kbench.ensemble.pseudo_labels import Sure, chosen_masks, chosen_rows, sure_mask, write_pseudo
+from kbench.ensemble.pseudo_labels import Chosen, Sure, chosen_masks, chosen_rows, sure_mask, write_pseudo
 from kbench.errors import ConfigError, DataError
 from kbench.inference.predictions import Predictions
 from kbench.tasks import IGNORED
@@ -145,9 +145,10 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "fold-0.csv").write_text("id,fold,sure,label\nt0,-1,1,dog\n")
     with pytest.raises(DataError, match="or they are damaged"):
         read_pseudo(path, "fold-0", unlabelled=unlabelled, names=NAMES, folds="abc")
+    before = path.read_bytes()
     with pytest.raises(DataError, match="no row of 'fold-0' is sure enough"):
         write_pseudo(path, {"fold-0": []}, names=NAMES, task="single_label", sure=Sure(), origin=ORIGIN)
-    assert not path.exists()
+    assert path.read_bytes() == before
 
 
 # -- joining ----------------------------------------------------------------------------------------------------
@@ -174,3 +175,16 @@ def test_an_image_of_the_training_set_is_no_unlabelled_one() -> None:
     train = table(["a", "b"], folder="images", targets=np.array([0, 1]))
     with pytest.raises(DataError, match="1 rows with pseudo-labels show images of the training set: 'b'"):
         join(train, table(["b"], folder="images", targets=np.array([0])))
+
+
+def test_labels_that_are_there_stay_where_new_ones_cannot_be_made(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    options: Any = {"names": ("cat", "dog"), "task": "single_label", "sure": Sure(0.6), "origin": {}}
+    write_pseudo(path, {"fold-0": [Chosen("a", 0.9, 1)], "full": [Chosen("a", 0.9, 1)]}, **options)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(DataError, match="no row of 'full' is sure enough"):
+        write_pseudo(path, {"fold-0": [Chosen("b", 0.9, 0)], "full": []}, **options)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    write_pseudo(path, {"fold-0": [Chosen("b", 0.9, 0)], "full": [Chosen("b", 0.9, 0)]}, **options)
+    assert {file.name for file in tmp_path.iterdir()} == set(before)
+    assert (tmp_path / "fold-0.csv").read_bytes() != before["fold-0.csv"]

@@ -14,7 +14,7 @@ def gradients(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, dic
     torch.manual_seed(3)
     seen: list[int] = []
     block = model.get_submodule("body.blocks.0")
-    hook = block.register_forward_hook(lambda module, given, out: seen.append(1))
+    hook = block.register_forward_pre_hook(lambda module, inputs: seen.append(1))
     model.zero_grad()
     loss = model(images).square().mean()
     loss.backward()

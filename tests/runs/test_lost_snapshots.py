@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,9 +26,17 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _rescale(path: Path) -> None:
+    """Halve what a snapshot says pixels were multiplied by: valid, and wrong."""
+    content = json.loads(path.read_text())
+    content["scale"]["scale"] /= 2
+    path.write_text(json.dumps(content, indent=2))
+
+
 SPOILT: dict[str, tuple[str, Callable[[Path], object]]] = {
     "json gone": (".json", Path.unlink),
     "json cut": (".json", lambda path: path.write_text(path.read_text()[:-20])),
+    "json edited": (".json", _rescale),
     "weights gone": (".safetensors", Path.unlink),
     "weights cut": (".safetensors", lambda path: path.write_bytes(path.read_bytes()[:-1])),
     "weights changed": (".safetensors", _flip),

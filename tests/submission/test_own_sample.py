@@ -11,7 +11,8 @@ from drawn_images import drawn, write_images
 
 from kbench import registry
 from kbench.commands.check import check
-from kbench.errors import ConfigError
+from kbench.commands.submit import submit
+from kbench.errors import ConfigError, SubmissionError
 from kbench.inference.predictions import Predictions
 from kbench.metrics.metric import make_metric
 from kbench.runs.experiment import open_experiment
@@ -102,3 +103,15 @@ def test_a_sample_that_is_named_and_missing_is_an_error(workspace: Workspace) ->
     choice = written(workspace, more=", sample: sample_submission.csv")
     with pytest.raises(ConfigError, match=r"sample_submission\.csv"):
         check(choice, images=False, every=False)
+
+
+def test_a_file_edited_after_it_was_recorded_is_not_graded_here(workspace: Workspace, tmp_path: Path) -> None:
+    choice = written(workspace)
+    rows = [f"{row:04d},{('forest', 'sea')[row % 2]}" for row in range(6)]
+    (tmp_path / "mine.csv").write_text("\n".join(["id,label", *rows]) + "\n")
+    graded = submit(choice, None, own=str(tmp_path / "mine.csv"), wait=False, wait_s=0)
+    assert graded["public"] == 1.0
+    [file] = (workspace.submissions("mine")).glob("*.csv")
+    file.write_text(file.read_text().replace("0000,forest", "0000,sea"))
+    with pytest.raises(SubmissionError, match="is not what was written"):
+        submit(choice, file.name, wait=False, wait_s=0)

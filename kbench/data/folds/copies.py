@@ -7,7 +7,7 @@ Files are held against each other by their bytes, or by their pixels where somet
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -22,20 +22,21 @@ from kbench.files import sha256
 _SHOWN = 5
 
 
-def equal_groups(table: Table, known: Mapping[int, str]) -> list[list[int]]:
+def equal_groups(table: Table, known: Sequence[str]) -> list[list[int]]:
     """Return groups of rows whose images are equal, among those of which something is known to be equal.
 
     Args:
         table: the rows.
-        known: row -> text that is equal where images may be.
+        known: per row, a text that is equal where images may be; empty ones match nothing.
     """
-    alike: dict[str, list[int]] = {}
-    for row, text in known.items():
-        alike.setdefault(text, []).append(row)
+    texts = np.array(known, dtype=bytes)
+    order = np.argsort(texts, kind="stable")
+    same = (texts[order][1:] == texts[order][:-1]) & (texts[order][1:] != b"")
+    doubtful = np.zeros(len(texts), dtype=bool)
+    doubtful[order[1:][same]] = doubtful[order[:-1][same]] = True
     groups: dict[tuple[str, ...], list[int]] = {}
-    for rows in alike.values():
-        for row in rows if len(rows) > 1 else ():
-            groups.setdefault(_pixels(table, row), []).append(row)
+    for row in np.flatnonzero(doubtful).tolist():
+        groups.setdefault(_pixels(table, row), []).append(row)
     return sorted(sorted(rows) for key, rows in groups.items() if len(rows) > 1 and key)
 
 
@@ -94,16 +95,20 @@ def _target(table: Table, row: int) -> str:
 
 def same_files(train: Table, test: Table) -> list[tuple[int, int]]:
     """Return (training row, test row) of images that are the same, byte for byte; those of one size are opened."""
-    sizes = [_by_size(table) for table in (train, test)]
-    both = set(sizes[0]) & set(sizes[1])
-    contents: list[dict[str, list[int]]] = [{}, {}]
-    for place, table in enumerate((train, test)):
-        for size in sorted(both):
-            for row in sizes[place][size]:
-                key = " ".join(sha256(table.root / name) if name else "" for name in table.images[row])
-                contents[place].setdefault(key, []).append(row)
-    shared = sorted(set(contents[0]) & set(contents[1]))
-    return sorted((one, other) for key in shared for one in contents[0][key][:1] for other in contents[1][key])
+    sizes = [_sizes(table) for table in (train, test)]
+    both = set(sizes[0]) & set(sizes[1]) - {()}
+    first: dict[bytes, int] = {}
+    for row, size in enumerate(sizes[0]):
+        if size in both:
+            first.setdefault(_content(train, row), row)
+    rows = [row for row, size in enumerate(sizes[1]) if size in both]
+    return sorted((first[key], row) for row in rows if (key := _content(test, row)) in first)
+
+
+def _content(table: Table, row: int) -> bytes:
+    """Return 16 bytes that tell the files of a row from others."""
+    words = [sha256(table.root / name) if name else "" for name in table.images[row]]
+    return hashlib.sha256(" ".join(words).encode()).digest()[:16]
 
 
 def same_pixels(train: Table, test: Table, pixels: tuple[Sequence[str], Sequence[str]]) -> list[tuple[int, int]]:
@@ -121,13 +126,15 @@ def same_pixels(train: Table, test: Table, pixels: tuple[Sequence[str], Sequence
     return [(one, other) for one, other in pairs if (looks := _pixels(train, one)) and looks == _pixels(test, other)]
 
 
-def _by_size(table: Table) -> dict[tuple[int, ...], list[int]]:
-    rows_of_size: dict[tuple[int, ...], list[int]] = {}
-    for row, names in enumerate(table.images):
+def _sizes(table: Table) -> list[tuple[int, ...]]:
+    """Return the sizes of the files of each row, one object for those of one size; nothing where one is no file."""
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    sizes = []
+    for names in table.images:
         paths = [table.root / name for name in names if name]
-        if names and all(path.is_file() for path in paths):
-            rows_of_size.setdefault(tuple(path.stat().st_size for path in paths), []).append(row)
-    return rows_of_size
+        size = tuple(path.stat().st_size for path in paths) if all(path.is_file() for path in paths) else ()
+        sizes.append(known.setdefault(size, size))
+    return sizes
 
 
 def leaked(train: Table, test: Table, pairs: Iterable[tuple[int, int]]) -> list[str]:

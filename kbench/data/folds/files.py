@@ -8,7 +8,9 @@ file, add a branch to `_columns`.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +38,25 @@ def write_folds(path: Path, folds: Folds) -> Path:
     columns = {"id": folds.ids, "fold": folds.fold, "group": folds.groups, "stratum": folds.strata}
     if folds.avoid is not None:
         columns["avoid"] = np.array([" ".join(map(str, np.flatnonzero(row))) for row in folds.avoid], dtype=str)
-    kept = {name: [str(value) for value in values] for name, values in columns.items() if values is not None}
-    lines = [",".join(map(_quoted, row)) for row in (tuple(kept), *zip(*kept.values(), strict=True))]
-    files.write_text(path, "".join(f"{line}\n" for line in lines))
-    files.write_json(path.with_suffix(".json"), {**folds.manifest, "hash": folds.hash, "checksum": files.digest(kept)})
+    kept = {name: values for name, values in columns.items() if values is not None}
+    with files.replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
+        handle.write(",".join(kept) + "\n")
+        for row in range(len(folds.ids)):
+            handle.write(",".join(_quoted(str(values[row])) for values in kept.values()) + "\n")
+    files.write_json(path.with_suffix(".json"), {**folds.manifest, "hash": folds.hash, "checksum": _checksum(kept)})
     return path
+
+
+def _checksum(columns: Mapping[str, np.ndarray]) -> str:
+    """Return what `files.digest` does of lists of text, a value at a time."""
+    state = hashlib.sha256()
+    for place, name in enumerate(sorted(columns)):
+        state.update(f"{'{,'[place > 0]}{files.compact_json(name)}:[".encode())
+        for row, value in enumerate(columns[name]):
+            state.update(f"{',' if row else ''}{files.compact_json(str(value))}".encode())
+        state.update(b"]")
+    state.update(b"}" if columns else b"{}")
+    return state.hexdigest()[:16]
 
 
 def read_folds(path: Path) -> Folds:
@@ -60,13 +76,12 @@ def read_folds(path: Path) -> Folds:
     if not manifest_path.is_file():
         raise FoldError(f"'{path}' has no manifest", f"'{manifest_path.name}' beside it", adopt)
     manifest = files.read_json(manifest_path)
-    columns = _csv_columns(path)
-    if not isinstance(manifest, dict) or manifest.pop("checksum", None) != files.digest(columns):
+    texts = {name: np.array(values, dtype=str) for name, values in _csv_columns(path).items()}
+    if not isinstance(manifest, dict) or manifest.pop("checksum", None) != _checksum(texts):
         raise FoldError(f"'{path}' was changed after it was written", "rows that match its manifest", adopt)
     manifest.pop("hash", None)
-    texts = {name: np.array(values, dtype=str) for name, values in columns.items()}
     fold = texts["fold"].astype(np.int64)
-    avoid = _avoided(columns["avoid"], int(fold.max(initial=-1)) + 1) if "avoid" in columns else None
+    avoid = _avoided(texts["avoid"].tolist(), int(fold.max(initial=-1)) + 1) if "avoid" in texts else None
     return Folds(texts["id"], fold, texts.get("stratum"), texts.get("group"), manifest, avoid)
 
 
@@ -185,18 +200,22 @@ def _columns(path: Path) -> dict[str, list[str]]:
 def _csv_columns(path: Path) -> dict[str, list[str]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
-            rows = [row for row in csv.reader(handle, strict=True) if row]
+            rows = (row for row in csv.reader(handle, strict=True) if row)
+            header = next(rows, None)
+            if header is None:
+                raise _unreadable(path, "it is empty")
+            columns: list[list[str]] = [[] for _ in header]
+            known: dict[str, str] = {}  # folds, groups and strata stand in many rows: one text for all of them
+            for number, row in enumerate(rows, start=2):
+                if len(row) != len(header):
+                    raise _unreadable(path, f"row {number} has {len(row)} values for {len(header)} columns")
+                for place, value in enumerate(row):
+                    columns[place].append(known.setdefault(value, value) if place else value)
     except (OSError, ValueError, csv.Error) as error:
         raise _unreadable(path, _reason(error)) from error
-    if not rows:
-        raise _unreadable(path, "it is empty")
-    ragged = [number for number, row in enumerate(rows, start=1) if len(row) != len(rows[0])]
-    if ragged:
-        raise _unreadable(path, f"row {ragged[0]} has {len(rows[ragged[0] - 1])} values for {len(rows[0])} columns")
-    if len(set(rows[0])) != len(rows[0]):
+    if len(set(header)) != len(header):
         raise _unreadable(path, "two columns have one name")
-    columns = list(map(list, zip(*rows[1:], strict=True))) or [[] for _ in rows[0]]
-    return dict(zip(rows[0], columns, strict=True))
+    return dict(zip(header, columns, strict=True))
 
 
 def _reason(error: Exception) -> str:

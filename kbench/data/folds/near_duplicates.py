@@ -20,7 +20,9 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import overload
 
 import cv2
 import numpy as np
@@ -28,7 +30,8 @@ import numpy as np
 from kbench.data.folds.copies import equal_groups
 from kbench.data.folds.folds import Folds
 from kbench.data.images.cache import Progress, memoised
-from kbench.data.images.decoding import decode
+from kbench.data.images.decoding import decode, path_of
+from kbench.data.images.readers import Reader
 from kbench.data.table.table import Table
 from kbench.errors import DataError, first_names
 
@@ -36,7 +39,9 @@ NEAR = 12  # differing bits of 128, up to which two images are near-duplicates
 FRAMES = 32  # the same of neighbouring frames
 _SMALLEST = 32  # pixels of a side; smaller images are too coarse to tell apart
 _FLAT = 2.0  # grey levels of standard deviation; flatter thumbnails say nothing
+_AT_ONCE = 4096  # images that wait for a thread
 _BANDS = 8
+_GREY = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH
 _PAIRS = 1 << 21  # candidates looked at together
 _FEW = 2048  # images that are compared with one another
 _DENSE = 256  # candidates of an image by bands, above which samples of bits are used instead
@@ -78,7 +83,9 @@ class Prints:
         return np.array([not text for text in self.pixels], dtype=bool)
 
 
-def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2) -> Prints:
+def hash_images(
+    table: Table, *, folder: Path, progress: Progress, jobs: int = 2, reader: Reader | None = None
+) -> Prints:
     """Return what each row's first image looks like, made once until a file is touched.
 
     Args:
@@ -86,12 +93,13 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
         folder: the cache folder.
         progress: called as `progress(done, total)`.
         jobs: number of threads.
+        reader: decodes the images of a row where they are no photographs; the first band that varies is looked at.
     """
-    rows = [(table.root / next(filter(None, paths), ""),) for paths in table.images]
+    rows = _Files(table, most=None if reader else 1)
 
     def look(paths: tuple[Path, ...]) -> str:
         try:
-            pixels = decode(paths[0], cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)[:, :, 0]
+            pixels = _first_band(reader(paths)) if reader else decode(paths[0], _GREY)[:, :, 0]
         except DataError:
             return "::"  # it is named, as what could not be looked at
         content = hashlib.blake2b(f"{pixels.shape}{pixels.dtype}".encode(), digest_size=12)
@@ -102,16 +110,52 @@ def hash_images(table: Table, *, folder: Path, progress: Progress, jobs: int = 2
     def make() -> list[str]:
         groups = []
         with ThreadPoolExecutor(jobs) as pool:
-            for text in pool.map(look, rows):
-                groups.append(text)
-                progress(len(groups), len(rows))
+            for start in range(0, len(rows), _AT_ONCE):  # a pool holds what waits, which is more than a hash
+                for text in pool.map(look, (rows[row] for row in range(start, min(start + _AT_ONCE, len(rows))))):
+                    groups.append(text)
+                    progress(len(groups), len(rows))
         return groups
 
-    parts = [text.split(":") for text in memoised(folder, "prints", rows, make)]
-    return Prints(
-        [bytes.fromhex(text) for text, _, _ in parts], [text for _, text, _ in parts],
-        np.array([flat == "flat" for _, _, flat in parts], dtype=bool),
-    )  # fmt: skip
+    hashes, pixels, flat = list[bytes](), list[str](), np.zeros(len(rows), dtype=bool)
+    for row, text in enumerate(memoised(folder, "prints" if reader is None else "band-prints", rows, make)):
+        looks, equal, word = text.split(":")
+        hashes.append(bytes.fromhex(looks))
+        pixels.append(equal)
+        flat[row] = word == "flat"
+    return Prints(hashes, pixels, flat)
+
+
+@dataclass(frozen=True)
+class _Files(Sequence[tuple[Path, ...]]):
+    """The paths of each row's images, or of the first ones, made when they are asked for."""
+
+    table: Table
+    most: int | None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @overload
+    def __getitem__(self, row: int) -> tuple[Path, ...]: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[tuple[Path, ...]]: ...
+
+    def __getitem__(self, row: int | slice) -> tuple[Path, ...] | Sequence[tuple[Path, ...]]:
+        if isinstance(row, slice):
+            return [self[one] for one in range(len(self))[row]]
+        return tuple(path_of(self.table.root, name) for name in self.table.images[row][: self.most])
+
+
+def _first_band(image: np.ndarray) -> np.ndarray:
+    """Return [H, W] uint8 of the first channel of an image that varies, from its lowest to its highest value."""
+    for channel in range(image.shape[2]):
+        band = image[:, :, channel].astype(np.float64)
+        known = np.isfinite(band)
+        span = np.ptp(band[known]) if known.any() else 0.0
+        if span > 0:
+            return np.where(known, np.rint((band - band[known].min()) / span * 255), 0).astype(np.uint8)
+    return np.zeros(image.shape[:2], np.uint8)
 
 
 def near_pairs(hashes: Sequence[bytes], *, distance: int = NEAR) -> np.ndarray:
@@ -242,23 +286,33 @@ def frame_numbers(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Of the numbers in an id the frame's is the last one that alone tells it from another, such as the 19 of
     `aachen_000000_000019_leftImg8bit`, or just the last one; the drive is the rest of the id.
     """
-    texts = [str(name) for name in ids]
-    numbers_of = [list(_NUMBER.finditer(text)) for text in texts]
     alike: dict[str, list[int]] = {}
-    for row, text in enumerate(texts):
-        alike.setdefault(_NUMBER.sub("\0", text), []).append(row)
-    drives, numbers = list(texts), np.full(len(texts), -1, dtype=np.int64)
-    for rows in alike.values():
-        count = len(numbers_of[rows[0]])
-        rests = [[_without(texts[row], numbers_of[row][place]) for row in rows] for place in range(count)]
-        telling = [place for place in range(count) if len(set(rests[place])) < len(rows)] or list(range(count))
-        for at, row in enumerate(rows if telling else ()):
-            drives[row], numbers[row] = rests[telling[-1]][at], int(numbers_of[row][telling[-1]][0])
-    return np.array(drives, dtype=str), numbers
+    for row, name in enumerate(ids):
+        alike.setdefault(_NUMBER.sub("\0", str(name)), []).append(row)
+    drives, numbers = ids.astype(str), np.full(len(ids), -1, dtype=np.int64)
+    for shape, rows in alike.items():
+        count = shape.count("\0") - str(ids[rows[0]]).count("\0")
+        telling = next((place for place in reversed(range(count)) if _repeats(ids, rows, place)), count - 1)
+        for row in rows if count else ():
+            drives[row], numbers[row] = _cut(str(ids[row]), telling)
+    return drives, numbers
 
 
-def _without(text: str, number: re.Match[str]) -> str:
-    return text[: number.start()] + text[number.end() :]
+def _cut(text: str, place: int) -> tuple[str, int]:
+    """Return a text without one of its numbers, and that number."""
+    match = next(islice(_NUMBER.finditer(text), place, None))
+    return text[: match.start()] + text[match.end() :], int(match[0])
+
+
+def _repeats(ids: np.ndarray, rows: Sequence[int], place: int) -> bool:
+    """Return whether two ids are one without the number at a place."""
+    rests = set[str]()
+    for row in rows:
+        rest, _ = _cut(str(ids[row]), place)
+        if rest in rests:
+            return True
+        rests.add(rest)
+    return False
 
 
 def frame_pairs(ids: np.ndarray, hashes: Sequence[bytes]) -> np.ndarray:
@@ -287,7 +341,7 @@ def _differ(one: bytes, other: bytes) -> int:
 
 def copies(table: Table, prints: Prints) -> list[list[int]]:
     """Return groups of rows whose images are equal, pixel for pixel, in sorted order."""
-    return equal_groups(table, {row: text for row, text in enumerate(prints.pixels) if text})
+    return equal_groups(table, prints.pixels)
 
 
 def clusters(count: int, pairs: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from kbench.data.images.headers import Damaged, Header, read_header
 from kbench.data.images.quiet import native_lines_muted
-from kbench.errors import DataError
+from kbench.errors import DataError, counted
 
 cv2.setNumThreads(0)  # one row per thread or process; OpenCV's own threads only get in the way
 MOST_PIXELS = 1 << 30
@@ -117,9 +117,15 @@ def _pixels(path: Path, content: np.ndarray, header: Header | None, *, flags: in
         raise DataError(
             f"'{path}' stores its {header.channels} channels of {header.dtype or 'many bits'} one after another",
             "channels that are stored pixel by pixel, or 8 bits",
-            "convert it (`gdal_translate -co INTERLEAVE=PIXEL IN OUT`), or read it with another `input.reader`",
+            "write `input: {reader: raster}`, or convert it (`gdal_translate -co INTERLEAVE=PIXEL IN OUT`)",
         )
     colour = flags != cv2.IMREAD_UNCHANGED and bool(flags & cv2.IMREAD_COLOR_RGB)
+    if colour and header is not None and header.channels < 3 and header.dtype not in ("", "uint8", "uint16"):
+        raise DataError(
+            f"'{path}' has {counted(header.channels, 'channel')} of {header.dtype}, which cannot be shown as colours",
+            "8 or 16 bits, or as many channels as the file has",
+            f"set `input: {{channels: {header.channels}}}`, or convert the images to 8 or 16 bits",
+        )
     swapped = colour and (header is None or header.kind not in _RGB)
     if swapped:
         flags = (flags & ~cv2.IMREAD_COLOR_RGB) | cv2.IMREAD_COLOR_BGR
@@ -129,7 +135,7 @@ def _pixels(path: Path, content: np.ndarray, header: Header | None, *, flags: in
             f"'{path}' says it has {header.height} x {header.width} x {header.channels} pixels of {header.dtype}, "
             f"and is decoded as {' x '.join(map(str, pixels.shape))} of {pixels.dtype}",
             "a kind of file that OpenCV decodes whole",
-            "convert it, or read it with another `input.reader`",
+            "write `input: {reader: raster}`, which reads satellites' files, or convert it",
         )
     if swapped or (flags == cv2.IMREAD_UNCHANGED and pixels.shape[2] in (3, 4)):
         pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]
@@ -239,6 +245,12 @@ def usable(image: np.ndarray, *, name: str) -> np.ndarray:
 
 def unreadable(path: Path, size: int, why: str = "") -> DataError:
     """Return the error of a file that is no whole image."""
+    if path.suffix.lower() in (".tif", ".tiff"):
+        return DataError(
+            f"'{path}' is not a readable image ({size:,} bytes){why}", "a whole TIFF file that OpenCV reads",
+            "write `input: {reader: raster}` if it is a satellite's: that reads any GeoTIFF; `kbench check --images` "
+            "lists every such file; fetch it again, or set `data: {on_problem: drop}`, or `fill` for a test set",
+        )  # fmt: skip
     return DataError(
         f"'{path}' is not a readable image ({size:,} bytes){why}",
         "a whole PNG, JPEG, TIFF or WebP file",

@@ -389,7 +389,7 @@ def _begin(data: Bytes, base: int) -> tuple[str, bool, int]:
 
 
 def _directory(data: Bytes, base: int, first: int | None = None) -> Iterator[tuple[int, tuple[tuple[int, ...], int]]]:
-    """Yield the whole-number tags of a directory of a TIFF or EXIF block that begins at `base`; the first by default."""
+    """Yield the whole-number tags of a directory, the first by default, of a TIFF or EXIF block from `base` on."""
     order, big, begin = _begin(data, base)
     first = begin if first is None else first
     number, entry = (f"{order}Q", f"{order}HHQ") if big else (f"{order}I", f"{order}HHI")

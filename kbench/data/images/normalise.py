@@ -28,12 +28,19 @@ class Scale:
         mean: C values in scaled units.
         std: C values in scaled units.
         dtype: of the raw values, such as `uint8`: what images of another element type mean is not known.
+        regions: region -> [C means, C standard deviations] in scaled units; None where regions do not count.
     """
 
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: str = ""
+    regions: dict[str, list[list[float]]] | None = None
+
+    def known(self) -> dict[str, Any]:
+        """Return it as JSON, for plans and checkpoints; regions only where they count."""
+        said = {"scale": self.scale, "mean": list(self.mean), "std": list(self.std), "dtype": self.dtype}
+        return said if self.regions is None else {**said, "regions": self.regions}
 
 
 _KINDS = {

@@ -158,7 +158,7 @@ def read_pixels(file: RasterFile, dtype: np.dtype, window: Window | None = None)
         )
     pixels = np.ascontiguousarray(stored.transpose(1, 2, 0)).astype(dtype, copy=False)
     for value in file.nodata:
-        pixels[np.isnan(pixels) if np.isnan(value) else pixels == np.asarray(value, stored.dtype)] = np.nan
+        pixels[np.isnan(pixels) if np.isnan(value) else pixels == np.asarray(value, pixels.dtype)] = np.nan
     if hidden is not None:
         pixels[hidden] = np.nan
     _refuse_strange(file, pixels)

@@ -57,7 +57,7 @@ def one_file(request: Request, frame: pd.DataFrame, ids: np.ndarray, *, folder: 
         suffix: what their names have after the id; None finds it.
     """
     mask_files = find_files(request.root, folder, [stem(name) for name in ids], suffix=suffix)
-    lacking, problems = file_problems(request, [mask_files], ids)
+    lacking, problems = file_problems(request, [mask_files], ids, masks=True)
     places = [Place(folder, suffix, mask_files.paths)]
     stray = stray_files(request, ids, places)
     problems += shared_problems(ids, places)
@@ -202,9 +202,7 @@ def _listed(values: np.ndarray) -> str:
     return ", ".join(map(str, values[:8].tolist())) + (f" and {len(values) - 8:,} more" if len(values) > 8 else "")
 
 
-def _numbers(
-    path: Path, cell: str, *, alone: bool, decoding: Decoding, soft: bool = False
-) -> tuple[np.ndarray, int]:
+def _numbers(path: Path, cell: str, *, alone: bool, decoding: Decoding, soft: bool = False) -> tuple[np.ndarray, int]:
     """Return [H, W, 1] pixel values, of a palette image the numbers of its colours, and what viewers multiply them by.
 
     Args:

@@ -86,7 +86,7 @@ def per_class(
 
     def find(request: Request, frame: pd.DataFrame, ids: np.ndarray) -> MaskRows:
         by_class = [files_of(request, ids, k) for k in range(len(names))]
-        lacking, wrong = file_problems(request, by_class, ids)
+        lacking, wrong = file_problems(request, by_class, ids, masks=True)
         places = [place_of(k, part.paths) for k, part in enumerate(by_class) if k != behind]
         wrong += shared_problems(ids, places)
         cells = tuple(zip(*(part.paths for part in by_class), strict=True))

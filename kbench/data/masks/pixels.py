@@ -141,7 +141,8 @@ class YesNo:
 
     Black (0) is no, any one other value is yes. Of files stored with losses (JPEG) what is above half of the scale is
     yes. Several other values are the numbers of objects, all of them yes, unless one of them is white (255, or 65535
-    of 16 bits), they are 1 and 255, or no pixel is black: such a file says yes in two ways, and the YAML must say what is meant.
+    of 16 bits), they are 1 and 255, or no pixel is black: such a file says yes in two ways, and the YAML must say what
+    is meant.
 
     Attributes:
         threshold: pixels above it are yes, whatever the file; None: by the rule above.

@@ -18,6 +18,8 @@ from kbench.errors import ConfigError, DataError, nearest
 from kbench.tasks import IGNORED
 
 Size = tuple[int, int]
+_EMPTY = frozenset({"-1", "0", "nan", "none", "null", "empty", "n/a", "na", "-", "0 0", "1 0", "1 1 0"})
+"""What people write, in small letters, where there is nothing; `empty` says which of them are meant."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,12 @@ def decode(text: str, size: Size, rule: Convention) -> np.ndarray:
 
 
 def _wrong(text: str, rule: Convention, what: str) -> DataError:
+    todo = f"look at the file, and at the convention in the YAML: {', '.join(CONVENTIONS)}"
+    if text.strip().lower() in _EMPTY:
+        todo = f'`empty: ["{text.strip()}"]` in data.masks if it says that there is nothing, or {todo}'
     pairs = {"length": "pairs `start length`", "end": "pairs `start end`", "counts": "counts of 0 and 1 in turn"}
     return DataError(
         f"the run-length text '{text[:40]}{'...' if len(text) > 40 else ''}' has {what}",
         f"{pairs[rule.second]}, divided by spaces, sorted and without overlap",
-        f"look at the file, and at the convention in the YAML: {', '.join(CONVENTIONS)}",
+        todo,
     )

@@ -94,6 +94,8 @@ class Content:
             before: dict[str, list[Any]] = files.read_json(path)
         except DataError:
             return []
+        if not isinstance(before, dict):
+            return []
         after = self.listed()
         groups = {
             "changed": [name for name in before if name in after and _differ(before[name], after[name])],

@@ -34,8 +34,8 @@ _NO_TABLES = {
 _LOOK = 1 << 16  # bytes that show how cells are separated
 _DECIMAL = re.compile(r"[+-]?[0-9]+(,[0-9]+)?([eE][+-]?[0-9]+)?")
 UNKNOWN = frozenset(
-    "|-|--|.|?|na|n/a|n.a.|#n/a|<na>|nan|none|null|nil|unknown|undefined|missing|not available|n.d.|#null!|#div/0!|"
-    "#value!|#ref!".split("|")
+    {"", "-", "--", ".", "?", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "none", "null", "nil", "unknown", "undefined"}
+    | {"missing", "not available", "n.d.", "#null!", "#div/0!", "#value!", "#ref!"}
 )
 """What cells of numbers hold, in small letters, where the number is not known."""
 
@@ -120,9 +120,8 @@ def _encoding(content: bytes) -> str:
     """Return how a table is encoded by its first bytes: UTF-16, with a mark or without, or else UTF-8."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
-    zeros = [byte == 0 for byte in content[:4]]
-    forms = {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}
-    return forms.get(tuple(zeros), "utf-8-sig")  # type: ignore[call-overload]
+    zeros = "".join("0" if byte == 0 else "x" for byte in content[:4])
+    return {"x0x0": "utf-16-le", "0x0x": "utf-16-be"}.get(zeros, "utf-8-sig")
 
 
 def _what_is_wrong(path: Path, cause: Exception) -> tuple[str, str]:

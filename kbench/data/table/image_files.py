@@ -84,11 +84,10 @@ def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | N
     names = [clean(name) for name in names]
     if suffix is None:
         suffix = _detect_suffix(listings, names)
-    paths_of = _paths_of(listings, {name.rpartition("/")[0] for name in names}, suffix)
     files = MatchedFiles([], [], [], example=listings[0].example())
     prefix = _prefix(folder)
     for row, name in enumerate(names):
-        paths = paths_of.get(name, [])
+        paths = _paths_of(listings, name, suffix)
         if len(paths) > 1:
             files.several.append(row)
         elif not paths:
@@ -99,20 +98,15 @@ def find_files(root: Path, folder: str, names: Sequence[str], *, suffix: str | N
     return files
 
 
-def _paths_of(listings: Sequence[Listing], parents: set[str], suffix: str | None) -> dict[str, list[str]]:
-    """Return name -> paths below the root of the files it may mean, by sub-folders of each listing."""
-    paths: dict[str, list[str]] = {}
-    for listing in listings:
-        for parent in parents:
-            inside = f"{parent}/" if parent else ""
-            if suffix is None:
-                files = [(base, file) for base, several in listing.stems(parent).items() for file in several]
-            else:
-                files = [(file.removesuffix(suffix) if suffix else file, file) for file in listing.names(parent)
-                         if file.endswith(suffix)]  # fmt: skip
-            for base, file in files:
-                paths.setdefault(inside + base, []).append(f"{listing.prefix}{inside}{file}")
-    return paths
+def _paths_of(listings: Sequence[Listing], name: str, suffix: str | None) -> list[str]:
+    """Return the paths below the root of the files a name may mean, in its sub-folder of each listing."""
+    parent, _, base = name.rpartition("/")
+    inside = f"{parent}/" if parent else ""
+    if suffix is None:
+        files = [(listing, file) for listing in listings for file in listing.stems(parent).get(base, ())]
+    else:
+        files = [(listing, base + suffix) for listing in listings if base + suffix in listing.names(parent)]
+    return [f"{listing.prefix}{inside}{file}" for listing, file in files]
 
 
 def _detect_suffix(listings: Sequence[Listing], names: Sequence[str]) -> str | None:

@@ -54,9 +54,10 @@ def names_of(ids: Iterable[str]) -> Names:
 def alike(name: str) -> str:
     """Return what is left of a name that only its folder, ending, case, zeros, blanks or Unicode form tell apart."""
     base = plain(name.replace("\\", "/").rpartition("/")[2])
+    if stem(base) == base and base.count(".") == 1:
+        base = os.path.splitext(base)[0]
     while stem(base) != base:
         base = stem(base)
-    base = os.path.splitext(base)[0] if base.count(".") == 1 else base
     return _ZEROS.sub("", base)
 
 

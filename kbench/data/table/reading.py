@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from kbench.data.table.csv_files import DELIMITERS, Dialect, dialect_of, read_frame
-from kbench.data.table.image_files import MatchedFiles, clean
+from kbench.data.table.image_files import MatchedFiles, clean, stem
 from kbench.data.table.joins import other_columns
 from kbench.data.table.names import meant
 from kbench.data.table.spellings import counts_of, spelling_note
@@ -27,6 +28,7 @@ from kbench.tasks import is_dense
 
 Size = tuple[int, int]
 Cells = tuple[str, ...]
+_TRIED = 20  # ids whose files are looked for under longer names
 _UNSAFE = re.compile(r"^[A-Za-z]:/|(^|/)\.\.?(/|$)|^/|//|/$|^\s|\s$|[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
@@ -116,7 +118,7 @@ class MaskKind:
 def is_filled(split: str, on_problem: str, task: str) -> bool:
     """Return whether rows without a readable image stay, marked: a submission needs every row of its test set.
 
-    Of dense tasks only with `fill`, which says so where it cannot be done.
+    Of dense tasks only with `fill`.
     """
     return split == "test" and (on_problem == "fill" or (on_problem == "drop" and not is_dense(task)))
 
@@ -270,31 +272,49 @@ def id_problems(where: str, ids: np.ndarray) -> list[Problem]:
 
 
 def file_problems(
-    request: Request, per_folder: Sequence[MatchedFiles], ids: np.ndarray
+    request: Request, per_folder: Sequence[MatchedFiles], ids: np.ndarray, *, masks: bool = False
 ) -> tuple[np.ndarray, list[Problem]]:
     """Return [N] bool, which rows lack a file, and what to report of them.
 
     Rows with two files for one id are always a problem; rows without one only where they are not dropped.
+
+    Args:
+        request: which rows.
+        per_folder: their files in each folder.
+        ids: [N] ids.
+        masks: whether they are masks, not images.
     """
+    where, noun = ("data.masks", "masks") if masks else ("data.images", "images")
     lacking = np.zeros(len(ids), dtype=bool)
     problems = []
     for part in per_folder:
         lacking[part.missing] = True
         if part.several:
             names = [str(ids[row]) for row in part.several]
-            what = f"{counted(len(names), 'id')} with two images: {first_names(names)}"
+            what = f"{counted(len(names), 'id')} with two {noun}: {first_names(names)}"
             hint = f"name the suffix, or the folder they are in; one is '{part.paths[part.several[0]]}'"
-            problems.append(Problem("data.images", what, hint))
+            problems.append(Problem(where, what, hint))
         if part.missing and request.on_problem == "error":
             paths = [part.paths[row] for row in part.missing]
-            hint = meant(paths, sorted(part.there)) or part.example
+            hint = meant(paths, sorted(part.there)) or _longer(ids[part.missing], part.there) or part.example
             if len(paths) < len(ids):
                 way = "fill" if request.split == "test" else "drop"
                 hint = f"{hint}; `data: {{on_problem: {way}}}` goes on without them"
-            problems.append(
-                Problem("data.images", f"{counted(len(paths), 'missing file')}: {first_names(paths)}", hint)
-            )
+            problems.append(Problem(where, f"{counted(len(paths), 'missing file')}: {first_names(paths)}", hint))
     return lacking, problems
+
+
+def _longer(ids: np.ndarray, there: Iterable[str]) -> str:
+    """Return which suffix would find a file of most ids, where names go on after them; or nothing."""
+    names = {path.rpartition("/")[2] for path in there}
+    ends = Counter(
+        name.removeprefix(base)
+        for base in (stem(clean(str(one))).rpartition("/")[2] for one in ids[:_TRIED])
+        for name in names
+        if name.startswith(base) and not name.removeprefix(base)[:1].isalnum()
+    )
+    end, count = max(ends.items(), key=lambda item: (item[1], -len(item[0])), default=("", 0))
+    return f'`suffix: "{end}"` would find {count} of the first {min(len(ids), _TRIED)}' if end and count > 1 else ""
 
 
 def marked(table: Table, rows: np.ndarray, why: str) -> Table:
@@ -304,11 +324,20 @@ def marked(table: Table, rows: np.ndarray, why: str) -> Table:
         table: the rows.
         rows: [N] bool, True for what cannot be read.
         why: completes the note: "1 of 6 test rows is *without an image*".
+
+    Raises:
+        DataError: no row is left that can be read.
     """
     if not rows.any():
         return table
     before = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
     names = [str(name) for name in table.ids[rows]]
+    if (before | rows).all():
+        raise DataError(
+            f"no test row can be read, all are {why}: {first_names(names)}",
+            "some rows that can be predicted",
+            "correct `data.test` in the YAML, or `kbench download`",
+        )
     note = f"{counted(len(names), 'test row')} of {len(table):,} {why}, filled with the training share: "
     return replace(table, unreadable=before | rows, notes=(*table.notes, note + first_names(names)))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -79,6 +79,8 @@ def _by_pattern(request: Request, ids: np.ndarray) -> FileRows:
     notes = _strange_dates(request, folder, ids)
     if request.missing == "error":
         lacking, problems = file_problems(request, per_folder, ids)
+        way = ", and `input: {missing: mask}` with what is in them unknown"
+        problems = [replace(one, hint=one.hint + way) if "missing" in one.what else one for one in problems]
         return FileRows(tuple(zip(*(part.paths for part in per_folder), strict=True)), lacking, problems, notes)
     paths = tuple(
         tuple("" if absent[row, place] else part.paths[row] for place, part in enumerate(per_folder))

@@ -146,7 +146,7 @@ def _separator_note(where: str, counts: Mapping[str, int], tags: Sequence[Sequen
         if sign != separator.strip() and shared and max(map(len, tags), default=0) <= 1:
             return (
                 f"'{where}' has tags such as {first_names(list(counts), 2)}, and '{sign}' seems to separate tags: "
-                f"`data: {{layout: {{name: csv, separator: \"{sign}\"}}}}` makes {len(parts)} tags of them"
+                f'`data: {{layout: {{name: csv, separator: "{sign}"}}}}` makes {len(parts)} tags of them'
             )
     return ""
 

@@ -34,6 +34,7 @@ from kbench.errors import DataError, Problem, counted, first_names
 from kbench.machine import cores
 from kbench.sources import Progress
 
+_LIKE = 200  # images that say how large one is that cannot be read
 _BATCH = 64  # rows a thread takes at a time
 UNKNOWN = "of no known image format"
 Size = tuple[int, int, int]
@@ -95,8 +96,8 @@ class ImageReport:
             return []
         what, have = counted(len(self.paged), "file"), "has" if len(self.paged) == 1 else "have"
         return [
-            f"{what} {have} several pages or frames, of which the first alone is read: {first_names(self.paged)}; write "
-            "the others as files of their own if they count"
+            f"{what} {have} several pages or frames, of which the first alone is read: {first_names(self.paged)}; "
+            "write the others as files of their own if they count"
         ]
 
     def _of_turned(self) -> list[str]:
@@ -247,8 +248,10 @@ def _as_read(root: Path, opening: Opening, row: _Row, looks: list[Look]) -> list
     except DataError as error:
         named = [f"'{root / path}'" in error.what for path in paths]
         if not opening.headers and len(paths) > 1 and any(named):  # the others are whole, as far as that is known
-            why = f"that the reader refuses ({error.expected})"
-            return [why if guilty else look for guilty, look in zip(named, looks, strict=True)]
+            whole = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
+            refused = f"that the reader refuses ({error.expected})"
+            why = [reason if isinstance(reason, str) and reason != UNKNOWN else refused for reason in whole]
+            return [reason if guilty else look for guilty, reason, look in zip(named, why, looks, strict=True)]
         reasons = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
         if any(isinstance(reason, str) and reason != UNKNOWN for reason in reasons):
             return list(reasons)
@@ -408,3 +411,30 @@ def _quiet_pillow() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def stand_in_size(table: Table, row: int, decoding: Decoding) -> tuple[int, int]:
+    """Return height and width for a row whose image cannot be read: what its head says, or most other rows have.
+
+    Args:
+        table: the rows, those that cannot be read marked.
+        row: which.
+        decoding: orientation and limit.
+
+    Raises:
+        DataError: no image of the table tells a size.
+    """
+    own = look(table.root / table.images[row][0], decoding=decoding)
+    if not isinstance(own, str):
+        return own[:2]
+    gone = np.zeros(len(table), dtype=bool) if table.unreadable is None else table.unreadable
+    others = [
+        look(table.root / table.images[one][0], decoding=decoding) for one in np.flatnonzero(~gone)[:_LIKE].tolist()
+    ]
+    sizes = Counter(size[:2] for size in others if not isinstance(size, str))
+    if not sizes:
+        raise DataError(
+            f"the image of '{table.ids[row]}' cannot be read, and no other one says how large it is",
+            "an image of every row, or one at least", "fetch the files again (`kbench download --force`)",
+        )  # fmt: skip
+    return sizes.most_common(1)[0][0]

@@ -16,10 +16,10 @@ import pandas as pd
 from kbench.data.masks import run_lengths
 from kbench.data.table.csv_files import texts
 from kbench.data.table.names import cuts
-from kbench.errors import ConfigError, DataError, Problem, first_names, nearest
+from kbench.errors import ConfigError, DataError, Problem, SubmissionError, first_names, nearest
 from kbench.inference.map_store import MaskSet
 from kbench.registry import register
-from kbench.submission.formats.base import Format, asking, check_task, framed, id_column, one_column, target_columns
+from kbench.submission.formats.base import Format, asking, check_task, framed, id_column, named_class, target_columns
 from kbench.submission.formats.mask_cells import (
     Size,
     Sizes,
@@ -113,7 +113,8 @@ def rle(
             ways = read_id(name, images)
             image, k = ways[0] if ways else ("", -1)
             if labels is not None:
-                k = _names.index(labels[row]) if labels[row] in _names else -1
+                called = named_class(labels[row], _names)
+                k = -1 if called is None else _names.index(called)
             if not ways:
                 strange.append(name)
             elif len(ways) > 1:
@@ -136,7 +137,17 @@ def rle(
         return _Asked(rows, problems)
 
     def column_of(sample: pd.DataFrame) -> str:
-        return one_column(sample.drop(columns=[label] if label in sample.columns else []), format="rle")
+        columns = [name for name in target_columns(sample) if name != label]
+        if len(columns) == 1:
+            return columns[0]
+        of_class = [name for name in columns if all(named_class(cell, _names) for cell in set(texts(sample, name)))]
+        todo = 'write the other columns with a format of your own (a plug-in with `@register("format")`)'
+        if label is None and of_class:
+            todo = f"`submission: {{format: {{name: rle, label: {of_class[0]}}}}}` writes one row per image and class"
+        raise SubmissionError(
+            f"the sample has {len(columns)} target columns: {first_names(columns)}",
+            "one column of run lengths beside the id and, perhaps, one with the class", todo,
+        )  # fmt: skip
 
     def build(masks: MaskSet, sample: pd.DataFrame) -> pd.DataFrame:
         wanted = asked(sample, set(masks.ids.tolist()))

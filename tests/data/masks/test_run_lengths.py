@@ -108,3 +108,10 @@ def test_counts_are_those_of_pycocotools(mask: np.ndarray) -> None:
     given_counts = [int(number) for number in text.split()] or [mask.size]
     assert tools.frPyObjects({"size": list(mask.shape), "counts": given_counts}, *mask.shape) == packed
     np.testing.assert_array_equal(tools.decode(packed), decode(text, mask.shape, CONVENTIONS["coco"]))
+
+
+@pytest.mark.parametrize("text", ["-1", "NaN", "None", "0", "1 0"])
+def test_a_text_that_often_means_nothing_is_told_how_to_say_so(text: str) -> None:
+    with pytest.raises(DataError) as caught:
+        decode(text, (4, 5), convention("tgs"))
+    assert f'empty: ["{text}"]' in caught.value.todo

@@ -81,7 +81,7 @@ def test_gzip_is_told_by_what_a_file_holds(tmp_path: Path) -> None:
 
 def test_what_to_type_for_another_encoding_works_when_typed(tmp_path: Path) -> None:
     path = written(tmp_path, "id,label\na,café\nb,dog\n".encode("cp1252"), "train.csv")
-    with pytest.raises(DataError, match="not in UTF-8, near .*café") as caught:
+    with pytest.raises(DataError, match=r"not in UTF-8, near .*café") as caught:
         read_frame(path)
     typed = caught.value.todo.split("`")[1]
     assert typed.startswith("iconv -f WINDOWS-1252")

@@ -619,3 +619,18 @@ def test_ids_with_blanks_round_them_are_refused_for_what_they_are(tmp_path: Path
         read(tmp_path, csv="train.csv", images=("train",), suffix=".png")
     line = problems_of(caught)[0]
     assert "neither begin nor end with a blank" in line
+
+
+@pytest.mark.parametrize("end", ["_mask.png", "-seg.tif", ".v2.png"])
+def test_masks_whose_names_go_on_are_told_the_suffix_that_finds_them(tmp_path: Path, end: str) -> None:
+    names = ["a0", "b1", "c2"]
+    write(tmp_path, "id\n" + "\n".join(names) + "\n",
+          [*(f"train/{name}.png" for name in names), *(f"masks/{name}{end}" for name in names)])  # fmt: skip
+    read_with = {"csv": "train.csv", "images": ("train",), "suffix": ".png", "task": "segmentation"}
+    with pytest.raises(DataError) as caught:
+        read(tmp_path, **read_with, mask=index(folder="masks", _classes=("blob",)))
+    line = next(line for line in problems_of(caught) if "missing file" in line)
+    assert line.startswith("data.masks: ")
+    assert f'`suffix: "{end}"` would find 3 of the first 3' in line
+    table = read(tmp_path, **read_with, mask=index(folder="masks", suffix=end, _classes=("blob",)))
+    assert table.masks == tuple((f"masks/{name}{end}",) for name in names)

@@ -12,6 +12,7 @@ from kbench.data.masks.cache import look_at_masks, sizes_of
 from kbench.data.table.layouts import read_table
 from kbench.data.table.reading import Request
 from kbench.data.table.table import Table, training_share
+from kbench.errors import DataError
 from kbench.runs.experiment import Experiment, mask_kind, open_experiment
 from kbench.workspace import Choice, Workspace
 
@@ -101,3 +102,30 @@ def test_wrong_masks_are_known_by_row(workspace: Workspace) -> None:
     table = read_table("csv", {}, request)
     report = look_at_masks(table, kind=kind, size_of=sizes_of(table, None), progress=lambda done, total: None)
     assert (report.rows, report.images, len(report.problems)) == ([1, 2, 3], {"salt": 1}, 3)
+
+
+@pytest.mark.parametrize("what", ["folder", "loop", "dangling"])
+def test_what_is_no_file_at_all_is_left_out_of_training_and_filled_in_a_test_set(
+    workspace: Workspace, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = opened(workspace, problem="fill")
+    for path in (experiment.data / "train" / "b.png", experiment.data / "test" / "t0.png"):
+        path.unlink()
+        path.mkdir() if what == "folder" else path.symlink_to(path.name if what == "loop" else "nowhere.png")
+    write_png(experiment.data / "test" / "t1.png", np.zeros((4, 5, 3), dtype=np.uint8))
+    assert experiment.train.ids.tolist() == ["a", "c", "d"]
+    unreadable = experiment.test.unreadable
+    assert unreadable is not None
+    assert dict(zip(experiment.test.ids.tolist(), unreadable.tolist(), strict=True)) == {
+        "t0": True, "t1": False, "t2": True,
+    }  # fmt: skip
+    said = capsys.readouterr().err
+    assert "with an unreadable image: 'b'" in said
+    assert "with an unreadable image, filled with the training share: 't0'" in said
+
+
+def test_a_test_set_without_one_readable_image_is_an_error(workspace: Workspace) -> None:
+    experiment = opened(workspace, problem="fill")
+    (experiment.data / "test" / "t0.png").write_bytes(b"")
+    with pytest.raises(DataError, match="no test row can be read"):
+        _ = experiment.test

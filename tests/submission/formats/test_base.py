@@ -351,3 +351,33 @@ def test_a_column_that_is_called_like_a_class_gets_that_class(column: str, targe
         read = made.parse(frame, sample)
         place = read.names.index(expected)
         np.testing.assert_allclose(read.values[:, place], values[:, names.index(expected)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("probabilities", "single_label"), ("probabilities", "multi_label"), ("value", "regression")],
+)
+@pytest.mark.parametrize("columns", [("Cow", " ant", "bee\u200b"), ("COW", "Ant", "Bee"), ("cow\u00a0", "ant", "bee ")])
+def test_columns_that_differ_by_case_blanks_or_form_are_filled_under_the_samples_names(
+    tmp_path: Path, name: str, task: str, columns: tuple[str, ...]
+) -> None:
+    """The sample's header is what is sent; its order is not the classes'."""
+    format, sample = make(name, task=task), sample_of(*columns)
+    frame = format.build(predictions_of(VALUES, task=task), sample)
+    path = write_submission(tmp_path / "a.csv", frame, sample=sample, format=format)
+    assert path.read_text(encoding="utf-8").splitlines()[0] == ",".join(["id", *columns])
+    np.testing.assert_allclose(frame[list(columns)].to_numpy(), VALUES[:, [2, 0, 1]], atol=1e-6)
+    read = format.parse(check_submission(path, sample, format=format), sample)
+    assert read.names == NAMES
+    np.testing.assert_allclose(read.values, predictions_of(VALUES, task=task).values, atol=1e-6)
+
+
+def test_columns_that_may_be_two_classes_or_two_columns_of_one_class_are_refused() -> None:
+    format = make("probabilities", task="multi_label", names=("ant", "Ant"))
+    with pytest.raises(SubmissionError, match="ANT: a column of the sample that is no target"):
+        format.build(predictions_of(VALUES[:, :2], task="multi_label", names=("ant", "Ant")), sample_of("ANT", "ant"))
+    format = make("probabilities", task="multi_label", names=("ant", "bee"))
+    with pytest.raises(SubmissionError, match="ANT: a column of the sample that is no target"):
+        format.build(
+            predictions_of(VALUES[:, :2], task="multi_label", names=("ant", "bee")), sample_of("ant", "ANT", "bee")
+        )

@@ -133,3 +133,18 @@ def test_a_number_is_cut_where_its_image_exists() -> None:
 def test_ids_that_leave_the_class_open_are_refused(params: dict[str, str]) -> None:
     with pytest.raises(ConfigError):
         format_of(**params)
+
+
+def test_a_class_column_of_one_class_is_told_what_to_write_and_that_works() -> None:
+    sample = pd.DataFrame({"id": ["t0", "t1"], "class": ["Liver ", "Liver "], "predicted": ["", ""]})
+    with pytest.raises(SubmissionError, match="2 target columns: 'class', 'predicted'") as caught:
+        format_of(("liver",)).build(masks(["t0", "t1"], ("liver",)), sample)
+    assert "label: class" in caught.value.todo
+    format = format_of(("liver",), label="class")
+    frame = format.build(masks(["t0", "t1"], ("liver",)), sample)
+    assert frame["class"].tolist() == ["Liver ", "Liver "], "as the sample writes it"
+    np.testing.assert_array_equal(format.parse(frame, sample)[1], masks(["t0", "t1"], ("liver",))[1])
+    sizes = sample.rename(columns={"class": "width"}).assign(width=5)
+    with pytest.raises(SubmissionError, match="'width', 'predicted'") as caught:
+        format_of(("liver",)).build(masks(["t0", "t1"], ("liver",)), sizes)
+    assert "plug-in" in caught.value.todo
