@@ -124,6 +124,14 @@ def diverged(what: str, *, step: int, rate: float) -> Diverged:
     )
 
 
+class AsTheyAre(nn.Module):
+    """Stands where images are normalised, for features that need not be."""
+
+    def forward(self, images: torch.Tensor, regions: Sequence[str] = ()) -> torch.Tensor:
+        """Return what comes in."""
+        return images
+
+
 @dataclass(frozen=True)
 class Feed:
     """How batches reach the model.
@@ -188,11 +196,10 @@ class Feed:
         assert batch.target is not None, "training rows have targets"
         target = batch.target.to(self.device, non_blocking=True)
         part, own = self.ranks.part(rows)
-        if any(batch.regions):  # of rows that other ranks may have
-            raw = self.normalise(raw, batch.regions)
+        images = self.normalise(raw, batch.regions)
         if self.mix is not None:
-            raw, target = self.ranks.whole(raw[:own], rows), self.ranks.whole(target[:own], rows)
-        images = raw if any(batch.regions) else self.normalise(raw)
+            images = self.ranks.whole(images[:own].movedim(1, -1), rows).movedim(-1, 1)  # as it lies in memory
+            target = self.ranks.whole(target[:own], rows)
         if target.ndim == 4:  # masks
             target = dense_target(target, self.task, self.n_outputs)
         target = self.learned(target)
