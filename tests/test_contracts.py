@@ -54,7 +54,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {  # parameters without a defaul
 TESTED = {
     "source", "layout", "reader", "fold strategy", "augmentation", "crop", "sampler", "metric", "model", "schedule",
     "optimizer", "loss", "step", "mix", "views", "combiner", "decision", "windows", "mask", "postprocess", "format",
-    "recipe",
+    "recipe", "index",
 }  # fmt: skip
 PARTS = [registry.get(kind, name) for kind in registry.kinds() for name in registry.names(kind)]
 
@@ -252,6 +252,16 @@ def test_a_mix_keeps_shapes_and_sums_and_leaves_its_inputs_alone(name: str, kind
     torch.testing.assert_close(soft.sum(1), torch.ones(6))
     torch.testing.assert_close(mixed.sum(), mixed.nan_to_num().sum())
     torch.testing.assert_close((images, targets), before)
+
+
+@of("index")
+def test_an_index_is_one_number_a_pixel_whatever_the_size(name: str) -> None:
+    index = build("index", name)
+    bands = np.random.default_rng(0).uniform(0.1, 0.9, (len(index.bands), 5, 7))
+    values = index.value(*bands)
+    assert values.shape == (5, 7)
+    assert np.isfinite(values).all()
+    assert values[2, 3] == index.value(*bands[:, 2:3, 3:4])[0, 0]
 
 
 @of("views")

@@ -13,7 +13,9 @@ import pandas as pd
 from kbench.data.images.headers import Damaged, read_header
 from kbench.data.table.image_files import Listing
 
-_NAME = re.compile(r"_(?P<file>[A-Za-z][A-Za-z0-9]*)(?:_(?P<date>[0-9][A-Za-z0-9-]*))?(?P<ending>\.tiff?)", re.IGNORECASE)
+_NAME = re.compile(
+    r"_(?P<file>[A-Za-z][A-Za-z0-9]*)(?:_(?P<date>[0-9][A-Za-z0-9-]*))?(?P<ending>\.tiff?)", re.IGNORECASE
+)
 _TARGET = re.compile(r"(?:_[A-Za-z][A-Za-z0-9]*)?\.tiff?", re.IGNORECASE)
 _ANSWERS = re.compile(r"mask|target|label|agbm|annotation", re.IGNORECASE)
 _PROBE = 200  # ids that are looked for

@@ -165,10 +165,13 @@ def _take(place: FoldPaths, todo: str) -> int:
         lease = lease_of(place)
         if lease is None or lease.state != "held":
             generation = 1 if lease is None else lease.generation + 1
-            if files.write_exclusively(place.lease(generation), _me()):
-                _clean(place, lease)
-                return generation
-            continue  # another one was faster
+            if not files.write_exclusively(place.lease(generation), _me()):
+                continue  # another one was faster
+            if place.leases()[-1] != generation:  # a list that was read while another one took it up showed none
+                files.remove(place.lease(generation))
+                continue
+            _clean(place, lease)
+            return generation
         if os.environ.get(WAIT) != "wait":
             raise FoldBusy(
                 f"{lease.holder} trains '{place.root}': another kbench process ({lease.owner.get('process', '?')}) "

@@ -124,14 +124,6 @@ def diverged(what: str, *, step: int, rate: float) -> Diverged:
     )
 
 
-class AsTheyAre(nn.Module):
-    """Stands where images are normalised, for features that need not be."""
-
-    def forward(self, images: torch.Tensor, regions: Sequence[str] = ()) -> torch.Tensor:
-        """Return what comes in."""
-        return images
-
-
 @dataclass(frozen=True)
 class Feed:
     """How batches reach the model.
@@ -174,6 +166,11 @@ class Feed:
         """Yield what this rank loads of planned batches."""
         return self.load(batches if not self.ranks.several else _Parts(batches, self.ranks))
 
+    def normalised(self, raw: torch.Tensor, regions: Sequence[str]) -> torch.Tensor:
+        """Return images [B, C, H, W] as the network sees them; rows of activations stay as they are."""
+        shown: torch.Tensor = self.normalise(raw, regions) if any(regions) else self.normalise(raw)
+        return shown
+
     def learned(self, target: torch.Tensor) -> torch.Tensor:
         """Return targets as the loss compares them: those of a regression standardised."""
         return target if self.units is None else self.units.standardised(target)
@@ -196,7 +193,7 @@ class Feed:
         assert batch.target is not None, "training rows have targets"
         target = batch.target.to(self.device, non_blocking=True)
         part, own = self.ranks.part(rows)
-        images = self.normalise(raw, batch.regions)
+        images = self.normalised(raw, batch.regions)
         if self.mix is not None:
             images = self.ranks.whole(images[:own].movedim(1, -1), rows).movedim(-1, 1)  # as it lies in memory
             target = self.ranks.whole(target[:own], rows)

@@ -28,7 +28,7 @@ from kbench.models.layer_groups import chosen, freeze_but, layer_groups, train_m
 from kbench.training.batches import REFIT_EPOCH, Draws
 from kbench.training.events import Epoch, Event, Note
 from kbench.training.fold_context import FoldContext
-from kbench.training.loop import AsTheyAre, Feed, Meter, Update, diverged, train_epoch
+from kbench.training.loop import Feed, Meter, Update, diverged, train_epoch
 from kbench.training.lr_finder import LRCurve, find_lr, level_note
 from kbench.training.optimizers import normalised, per_group, spread
 from kbench.training.resume import Progress
@@ -169,7 +169,7 @@ class _Runner:
     def _rows(self, activations: Activations, looks: int = 1) -> Feed:
         room = free_memory(torch.device("cpu"))
         rows = RowLoader(activations.values, self.context.table.targets, room=room, looks=looks)
-        return Feed(rows, AsTheyAre(), self.context.device, units=self.units)
+        return Feed(rows, nn.Identity(), self.context.device, units=self.units)
 
     def _precisions(self) -> tuple[Precision, Precision]:
         """Return the precisions of training and judging; what a device type began with, it goes on with."""

@@ -249,8 +249,8 @@ def _as_read(root: Path, opening: Opening, row: _Row, looks: list[Look]) -> list
         named = [f"'{root / path}'" in error.what for path in paths]
         if not opening.headers and len(paths) > 1 and any(named):  # the others are whole, as far as that is known
             whole = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
-            why = [reason if isinstance(reason, str) and reason != UNKNOWN else f"that the reader refuses ({error.expected})"
-                   for reason in whole]  # fmt: skip
+            refused = f"that the reader refuses ({error.expected})"
+            why = [reason if isinstance(reason, str) and reason != UNKNOWN else refused for reason in whole]
             return [reason if guilty else look for guilty, reason, look in zip(named, why, looks, strict=True)]
         reasons = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
         if any(isinstance(reason, str) and reason != UNKNOWN for reason in reasons):
