@@ -27,6 +27,22 @@ from kbench.training.deadline import Stopped, time_limit
 from kbench.training.ranks import joined
 
 
+class _Aloud(logging.Handler):
+    """Says what only a silent rank's device meets, such as a lack of memory."""
+
+    def __init__(self, rank: int, lines: bool) -> None:
+        super().__init__(logging.WARNING)
+        self._rank, self._lines = rank, lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        console.err.quiet = False
+        console.tell_in_lines(self._lines)
+        console.warn(f"device {self._rank}: {record.getMessage()}")
+        console.tell_in_lines(False)
+        console.err.quiet = True
+
+
 def train_rank(task: RankTask, rank: int, place: Path) -> None:
     """Train a fold as one of its ranks, to its end.
 
@@ -38,11 +54,10 @@ def train_rank(task: RankTask, rank: int, place: Path) -> None:
     Raises:
         ConfigError: the YAML says something else than when the fold was started.
     """
+    console.tell_in_lines(task.lines and not rank)
     if rank:
         console.err.quiet = True
-        warnings = logging.StreamHandler()  # what only this device meets, such as a lack of memory
-        warnings.setFormatter(logging.Formatter(f"device {rank}: %(message)s"))
-        logging.getLogger("kbench").addHandler(warnings)
+        logging.getLogger("kbench").addHandler(_Aloud(rank, task.lines))
     experiment = replace(open_experiment(task.choice), trial=task.trial)
     run = run_of(experiment)
     if run.trained_as != task.hashes:

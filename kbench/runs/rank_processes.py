@@ -8,25 +8,24 @@ on one. Who dies takes the others along: they would wait for it for ever.
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from kbench import console, files
+from kbench import console, errors, files
 from kbench.config.competition import Competition
 from kbench.errors import ConfigError, KbenchError, RankLost, counted
 from kbench.runs.fold_job import TrainOptions, fold_option
 from kbench.runs.fold_processes import PARENT, divided_environment
 from kbench.runs.run import Run
-from kbench.training.deadline import NONE, Stopped
+from kbench.training.deadline import Stopped
 from kbench.workspace import Choice
 
 _POLL_S = 0.1
@@ -43,6 +42,7 @@ class RankTask:
         hashes: of the run, as the process that starts the ranks knows them.
         fold: its number, or `full`.
         options: how; the device is that of each rank.
+        lines: whether stderr is JSON lines.
     """
 
     choice: Choice
@@ -50,6 +50,7 @@ class RankTask:
     hashes: dict[str, str]
     fold: int | str
     options: TrainOptions
+    lines: bool = False
 
 
 def meeting(folder: Path) -> Path:
@@ -59,13 +60,28 @@ def meeting(folder: Path) -> Path:
 
 def read_task(folder: Path) -> RankTask:
     """Return what is trained."""
-    task: RankTask = pickle.loads((folder / "task").read_bytes())
-    return task
+    told = files.read_json(folder / "task")
+    choice, options = told.pop("choice"), TrainOptions(**told.pop("options"))
+    workspace = None if choice["workspace"] is None else Path(choice["workspace"])
+    choice |= {"workspace": workspace, "assignments": tuple(choice["assignments"])}
+    return RankTask(choice=Choice(**choice), options=options, **told)
+
+
+def _write_task(folder: Path, task: RankTask) -> None:
+    choice = asdict(task.choice) | {"workspace": None if task.choice.workspace is None else str(task.choice.workspace)}
+    options = {key: value for key, value in vars(task.options).items() if key != "deadline"}  # they know its time
+    files.write_json(folder / "task", vars(task) | {"choice": choice, "options": options})
 
 
 def keep_error(folder: Path, rank: int, error: KbenchError | Stopped) -> None:
     """Write down why a rank ends."""
-    files.write_bytes(folder / f"error-{rank}", pickle.dumps(error))
+    parts = [error.what, error.expected, error.todo] if isinstance(error, KbenchError) else [str(error)]
+    files.write_json(folder / f"error-{rank}", [type(error).__name__, *parts])
+
+
+def _read_error(path: Path) -> BaseException:
+    name, *parts = files.read_json(path)
+    return Stopped(*parts) if name == Stopped.__name__ else getattr(errors, name, KbenchError)(*parts)
 
 
 def check_devices(competition: Competition, options: TrainOptions) -> None:
@@ -125,10 +141,11 @@ def train_on_devices(run: Run, fold: int | str, options: TrainOptions) -> None:
     kind = _kind(options.device)
     console.note(f"fold {fold}: on {options.devices} devices ({kind}), each with its part of every batch")
     task = RankTask(
-        run.experiment.choice, run.experiment.trial, run.trained_as, fold, replace(options, device=kind, deadline=NONE)
+        run.experiment.choice, run.experiment.trial, run.trained_as, fold, replace(options, device=kind),
+        console.told_in_lines(),
     )  # fmt: skip
     with files.scratch_folder() as folder:
-        files.write_bytes(folder / "task", pickle.dumps(task))
+        _write_task(folder, task)
         ranks = [_started(folder, rank, options.devices) for rank in range(options.devices)]
         try:
             told = False
@@ -177,8 +194,8 @@ def _ended(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
 def _reason(folder: Path, fold: int | str, codes: Sequence[int], options: TrainOptions) -> BaseException:
     """Return why the ranks ended: an error of one of them, before what the others say of its end."""
     paths = [folder / f"error-{rank}" for rank in range(len(codes))]
-    errors: list[BaseException] = [pickle.loads(path.read_bytes()) for path in paths if path.is_file()]
-    own = [error for error in errors if not isinstance(error, RankLost)]
+    told = [_read_error(path) for path in paths if path.is_file()]
+    own = [error for error in told if not isinstance(error, RankLost)]
     own.sort(key=lambda error: isinstance(error, Stopped))
     if own:
         return own[0]

@@ -193,11 +193,10 @@ class Feed:
         assert batch.target is not None, "training rows have targets"
         target = batch.target.to(self.device, non_blocking=True)
         part, own = self.ranks.part(rows)
-        if any(batch.regions):  # of rows that other ranks may have
-            raw = self.normalised(raw, batch.regions)
+        images = self.normalised(raw, batch.regions)
         if self.mix is not None:
-            raw, target = self.ranks.whole(raw[:own], rows), self.ranks.whole(target[:own], rows)
-        images = raw if any(batch.regions) else self.normalise(raw)
+            images = self.ranks.whole(images[:own].movedim(1, -1), rows).movedim(-1, 1)  # as it lies in memory
+            target = self.ranks.whole(target[:own], rows)
         if target.ndim == 4:  # masks
             target = dense_target(target, self.task, self.n_outputs)
         target = self.learned(target)
