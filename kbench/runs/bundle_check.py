@@ -67,7 +67,7 @@ def compare(combined: Blend, opened: Blend, folder: Path, *, device: str) -> Com
         for share, other in zip(combined.shares, opened.shares, strict=True)
         if share.run.on_these_folds
         for fold in share.places
-        if isinstance(fold, int) and share.subset == "fold"
+        if isinstance(fold, int) and share.subset == "fold" and other.run.checkpoints(fold)
     ]
     if not parts:
         return None
@@ -92,7 +92,9 @@ def _of_fold(share: Share, other: Share, fold: int, folder: Path, device: str) -
     run, experiment = share.run, share.run.experiment
     chosen = np.flatnonzero(experiment.folds.valid(fold))[: _ROWS[is_dense(run.competition.task)]]
     table, clock, usual = experiment.train.select(chosen), Clock(), Clock()
-    own = Run(experiment, replace(run.paths, written=folder / "runs" / run.name), run.hashes, None, run.left_out)
+    carried = {str(one.info["origin"]) for one in other.run.checkpoints(fold)}
+    weightless = frozenset(one.checksum for one in run.checkpoints(fold) if one.checksum not in carried)
+    own = Run(experiment, replace(run.paths, written=folder / "runs" / run.name), run.hashes, None, weightless)
     theirs = replace(other.run, experiment=replace(other.run.experiment, _train=experiment.train),
                      paths=replace(other.run.paths, written=folder / "bundle" / run.name))  # fmt: skip
     values = []
