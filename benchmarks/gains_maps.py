@@ -16,7 +16,8 @@ from kbench.ensemble.bootstrap import Interval, paired
 from kbench.metrics.maps import truth_of
 from kbench.metrics.metric import Metric, make_metric
 from kbench.runs.experiment import groups_in
-from kbench.runs.map_results import plain, readings_of
+from kbench.runs.map_results import plain
+from kbench.runs.map_scores import readings_of
 from kbench.runs.out_of_fold import OutOfFold
 from kbench.runs.results import Rows
 from kbench.runs.run import Run

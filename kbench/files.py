@@ -297,7 +297,7 @@ def appending(path: Path, *, keep: int) -> Iterator[Callable[[bytes], None]]:
 
 
 def link_folder(path: Path, to: Path) -> Path:
-    """Make `path` a symbolic link to a folder, replacing a link or an empty folder; return it.
+    """Make `path` a symbolic link to a folder or a file, replacing a link or an empty folder; return it.
 
     Raises:
         DataError: something else is there, or the folder cannot be written.
@@ -308,19 +308,6 @@ def link_folder(path: Path, to: Path) -> Path:
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
         temporary.symlink_to(to, target_is_directory=True)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _write_error(path, error) from error
-    return path
-
-
-def link_file(path: Path, to: Path) -> Path:
-    """Make `path` a symbolic link to a file, replacing what lies there; return it."""
-    make_folder(path.parent)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
-    try:
-        temporary.symlink_to(to)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -54,6 +54,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "kbench.models.signate_unet",
         "kbench.models.plain_unets",
         "kbench.models.temporal",
+        "kbench.models.pixels",
     ),
     "schedule": ("kbench.training.schedules",),
     "optimizer": ("kbench.training.optimizers",),

@@ -28,8 +28,8 @@ def raster(path: Path, bands: np.ndarray, place: int = 0, metres: int = 10) -> N
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with rasterio.open(
-        path, "w", driver="GTiff", count=len(bands), height=bands.shape[1], width=bands.shape[2],
-        dtype=bands.dtype.name, crs="EPSG:3067", transform=rasterio.Affine(metres, 0, 2e5 + 1e4 * place, 0, -metres, 7e6),
+        path, "w", driver="GTiff", count=len(bands), height=bands.shape[1], width=bands.shape[2], crs="EPSG:3067",
+        dtype=bands.dtype.name, transform=rasterio.Affine(metres, 0, 2e5 + 1e4 * place, 0, -metres, 7e6),
     ) as sink:  # fmt: skip
         sink.write(bands)
 

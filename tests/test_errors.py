@@ -45,8 +45,9 @@ def test_a_service_error_keeps_what_is_known_of_it_across_a_process_boundary() -
     assert (copy.kind, copy.transient, copy.retry_after, copy.sent) == ("rate_limited", True, 2.5, False)
 
 
-def test_only_an_unknown_outcome_has_an_exit_code_of_its_own() -> None:
-    assert {error.__name__: error.exit_code for error in CLASSES if error.exit_code != 1} == {"UnknownOutcome": 3}
+def test_errors_that_a_program_treats_otherwise_have_exit_codes_of_their_own() -> None:
+    codes = {error.__name__: error.exit_code for error in CLASSES if error.exit_code != 1}
+    assert codes == {"UnknownOutcome": 3, "FoldBusy": 6}
     assert issubclass(UnknownOutcome, KbenchError)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import traceback
@@ -22,7 +23,7 @@ from kbench.runs.experiment import open_experiment
 from kbench.runs.fold_processes import end_with_parent
 from kbench.runs.opening import run_of
 from kbench.runs.rank_processes import RankTask, keep_error, meeting, read_task
-from kbench.training.deadline import Stopped
+from kbench.training.deadline import Stopped, time_limit
 from kbench.training.ranks import joined
 
 
@@ -37,7 +38,11 @@ def train_rank(task: RankTask, rank: int, place: Path) -> None:
     Raises:
         ConfigError: the YAML says something else than when the fold was started.
     """
-    console.err.quiet = rank > 0
+    if rank:
+        console.err.quiet = True
+        warnings = logging.StreamHandler()  # what only this device meets, such as a lack of memory
+        warnings.setFormatter(logging.Formatter(f"device {rank}: %(message)s"))
+        logging.getLogger("kbench").addHandler(warnings)
     experiment = replace(open_experiment(task.choice), trial=task.trial)
     run = run_of(experiment)
     if run.trained_as != task.hashes:
@@ -57,9 +62,14 @@ def main(folder: Path, rank: int) -> int:
     """Train as a rank and return the exit code; an error is written down for the process that started the ranks."""
     end_with_parent()
     try:
-        train_rank(read_task(folder), rank, meeting(folder))
-    except KeyboardInterrupt as stop:
-        return Stopped.exit_code if isinstance(stop, Stopped) else 130
+        with time_limit(None) as ends:  # that of the command, whose signals are passed on
+            task = read_task(folder)
+            train_rank(replace(task, options=replace(task.options, deadline=ends)), rank, meeting(folder))
+    except Stopped as stopped:
+        keep_error(folder, rank, stopped)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        return 130
     except Exception as error:  # whatever it is, the user is told in three parts
         if os.environ.get("KBENCH_DEBUG"):
             traceback.print_exc()

@@ -128,7 +128,7 @@ class Input(Section):
     align: Annotated[Align | None, LATER] = Field(
         None, description="move files that lie some pixels off one another, such as sensors of one satellite"
     )
-    derive: Annotated[list[Annotated[Component, Kind("index")]], LATER] = Field(
+    derive: Annotated[list[Component], LATER, Kind("index")] = Field(
         [], description="channels made of bands: `kbench list index`"
     )
     normalise: Annotated[Normalising, LATER] = Field(

@@ -79,7 +79,7 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Kind:
-    """The kind of part that a field names.
+    """The kind of part that a field names, or of each part of a list.
 
     Attributes:
         name: a row of `registry.MODULES`.
@@ -94,6 +94,10 @@ class Kind:
 
     def _held(self, value: Any, info: ValidationInfo) -> Any:
         field = str(info.field_name)
+        for place, item in enumerate(value if isinstance(value, list) else ()):
+            hold(self.name, item.name, item.params, info, where=f"{field}.{place}")
+        if isinstance(value, list):
+            return value
         name, params = self.named(value, info.data)
         if name is not None:
             hold(self.name, name, params, info, where=self.named_by or field, options=field)
@@ -179,6 +183,10 @@ class Section(BaseModel):
         for key, field in type(self).model_fields.items():
             value = getattr(self, key)
             for kind in (item for item in field.metadata if isinstance(item, Kind)):
+                if isinstance(value, list):
+                    for place, part in enumerate(value):
+                        yield Slot(f"{start}{key}.{place}", kind.name, part.name, part.params, self)
+                    continue
                 name, params = kind.named(value, self.__dict__)
                 if name is not None:
                     yield Slot(f"{start}{kind.named_by or key}", kind.name, name, params, self)

@@ -21,8 +21,10 @@ from kbench.data.table.spellings import plain
 from kbench.data.table.targets import detect_task, sorted_labels, split_tags, unknown_words
 from kbench.data.table.verify import look
 from kbench.drafting.dense import dense, group_of, ids_of
+from kbench.drafting.files_of_rows import SeveralFiles, folder_of_test, several_files
 from kbench.drafting.known import Facts, Images
 from kbench.drafting.mask_formats import mask_format
+from kbench.drafting.mask_pixels import Masks
 from kbench.drafting.mask_places import ANSWERS
 from kbench.drafting.run_length_tables import NAMED
 from kbench.drafting.tree import Tree, inside, look_around, match, table_named, test_part
@@ -46,6 +48,10 @@ def discover(root: Path) -> Facts:
         train_csv = rest[0]
     sample = read_frame(root / sample_csv, text=True) if sample_csv else None
     asked = [] if sample is None else [str(name) for name in sample.columns[1:]]
+    frame = read_frame(root / train_csv, text=True) if train_csv else None
+    several = None if frame is None else several_files(root, tree.folders, frame)
+    if several is not None and frame is not None:
+        return _of_several(tree, several, frame, str(train_csv), test_csv or sample_csv, sample_csv)
     facts = dense(tree, train_csv, [name for name in rest if name != test_csv], asked, sample)
     if facts is None:
         facts = _from_table(tree, train_csv, asked, sample) if train_csv else _from_folders(tree)
@@ -69,6 +75,27 @@ def discover(root: Path) -> Facts:
         size=_size(root, facts.train),
         archives=tuple(tree.archives) if facts.train is None or test is None else (),
     )
+
+
+def _of_several(
+    tree: Tree, several: SeveralFiles, frame: pd.DataFrame, train_csv: str, test_csv: str | None, sample: str | None
+) -> Facts:
+    """Return the facts of rows of several files each; what else there is, only targets of numbers are looked for."""
+    ids = [] if test_csv is None else read_frame(tree.root / test_csv, text=True).iloc[:, 0].tolist()
+    folder = folder_of_test(tree.root, tree.folders, several, ids)
+    masks = None
+    if several.targets is not None:
+        kind = {"name": "values", "folder": several.targets[0], "suffix": several.targets[1]}
+        masks = Masks("dense_regression", kind, ("value",), ("numbers per pixel; `value` is to be called as they are",))
+    other = tuple(str(name) for name in frame.columns if name != several.id)
+    return Facts(
+        train_csv=train_csv, id=several.id, other=other, group=group_of(frame, other),
+        task=None if masks is None else masks.task, classes=() if masks is None else masks.classes,
+        train=Images(several.folder, None, ""), masks=masks, test=None if folder is None else Images(folder, None, ""),
+        test_csv=None if folder is None else test_csv, sample=sample, format=None if masks is None else "number_zip",
+        format_params={} if several.targets is None else {"file": "{id}" + several.targets[1]}, size=several.size,
+        rows=len(frame), several=several,
+    )  # fmt: skip
 
 
 def _from_table(tree: Tree, table: str, asked: Sequence[str], sample: pd.DataFrame | None) -> Facts:

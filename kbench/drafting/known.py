@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kbench.drafting.files_of_rows import SeveralFiles
 from kbench.drafting.mask_pixels import Masks
 
 
@@ -52,6 +53,7 @@ class Facts:
         format_why: how the submission's format was told.
         size: height, width and channels of an image.
         rows: number of training rows.
+        several: the files of each row, where it has several.
     """
 
     train_csv: str | None = None
@@ -77,3 +79,4 @@ class Facts:
     format_why: tuple[str, ...] = ()
     size: tuple[int, int, int] | None = None
     rows: int | None = None
+    several: SeveralFiles | None = None

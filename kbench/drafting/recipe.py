@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from kbench.drafting.files_of_rows import SeveralFiles
 from kbench.drafting.known import Facts
 from kbench.tasks import DENSE
 
@@ -29,6 +30,8 @@ def experiment(facts: Facts) -> list[str]:
     lines = [f"input: {{size: {side}, channels: {channels}}}"]
     if not facts.size:
         lines[-1] += f"  # {_TODO} no image was found to look at"
+    if facts.several is not None:
+        lines = _several(facts.several, side)
     if dense:
         lines[-1] += "  # whole images" if max(height, width) == side else f"  # crops of images of {height} x {width}"
     lines.append(f"model: {_model(dense=dense, small=small)}")
@@ -41,6 +44,22 @@ def experiment(facts: Facts) -> list[str]:
     batch = _batch(facts.rows, most=8 if dense and not small else 64 if small else 32)
     lines += _stages(facts, batch, dense=dense, small=small, few=few)
     return [*lines, "ensemble: {decision: threshold}"] if facts.format == "tags" else lines
+
+
+def _several(files: SeveralFiles, side: int) -> list[str]:
+    """Return the lines of an image of several files."""
+    patterns = ", ".join(f'{name}: "{pattern}"' for name, pattern in files.files.items())
+    dates = ", ".join(f'"{date}"' for date in files.dates)
+    bands = ", ".join(f"{name}: {{count: {count}}}" for name, count in files.bands.items())
+    return [
+        "input:",
+        f"  size: {side}",
+        "  reader: raster",
+        f"  files: {{{patterns}}}",
+        *([f"  dates: [{dates}]"] if dates else []),
+        "  missing: mask  # a file that is not there is unknown",
+        f"  bands: {{{bands}}}",
+    ]
 
 
 def _model(*, dense: bool, small: bool) -> str:

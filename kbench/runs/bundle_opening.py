@@ -106,7 +106,7 @@ def _with_folders(paths: BundlePaths, said: Mapping[str, Any], work: Path) -> Bu
     linked = BundlePaths(WorkPaths(work).bundle)
     for one in listed:
         flat = paths.file(one["name"])
-        files.link_file(linked.file(one["path"]), flat if flat.is_file() else paths.file(one["path"]))
+        files.link_folder(linked.file(one["path"]), flat if flat.is_file() else paths.file(one["path"]))
     return linked
 
 

@@ -119,16 +119,16 @@ def holding(place: FoldPaths, *, todo: str) -> Iterator[None]:
     """
     generation = _take(place, todo)
     with ExitStack() as held:
-        touch = held.enter_context(_touching(place, generation))
+        still_ours = held.enter_context(_touching(place, generation))
 
         def check() -> None:
-            if not touch():
+            if not still_ours():
                 raise _lost(place, generation)
 
-        held.enter_context(_beating(touch))
+        held.enter_context(_beating(still_ours))
         held.enter_context(files.fenced(place.root, check))
         check()
-        held.callback(lambda: touch() and files.write_json(place.lease(generation), {**_me(), "released": True}))
+        held.callback(lambda: still_ours() and files.write_json(place.lease(generation), {**_me(), "released": True}))
         try:
             held.enter_context(files.lock(place.lock, waiting=todo))
         except NoLocks:
@@ -165,10 +165,13 @@ def _take(place: FoldPaths, todo: str) -> int:
         lease = lease_of(place)
         if lease is None or lease.state != "held":
             generation = 1 if lease is None else lease.generation + 1
-            if files.write_exclusively(place.lease(generation), _me()):
-                _clean(place, lease)
-                return generation
-            continue  # another one was faster
+            if not files.write_exclusively(place.lease(generation), _me()):
+                continue  # another one was faster
+            if place.leases()[-1] != generation:  # a list that was read while another one took it up showed none
+                files.remove(place.lease(generation))
+                continue
+            _clean(place, lease)
+            return generation
         if os.environ.get(WAIT) != "wait":
             raise FoldBusy(
                 f"{lease.holder} trains '{place.root}': another kbench process ({lease.owner.get('process', '?')}) "
@@ -200,22 +203,22 @@ def _touching(place: FoldPaths, generation: int) -> Iterator[Callable[[], bool]]
     path = place.lease(generation)
     with open(path, "rb") as handle:
 
-        def touch() -> bool:
+        def still_ours() -> bool:
             try:
                 os.utime(handle.fileno())  # by its handle: a server asked so cannot answer from memory
                 return os.path.samestat(os.stat(path), os.fstat(handle.fileno()))
             except OSError:
                 return False
 
-        yield touch
+        yield still_ours
 
 
 @contextmanager
-def _beating(touch: Callable[[], bool]) -> Iterator[None]:
+def _beating(still_ours: Callable[[], bool]) -> Iterator[None]:
     ended, pause = threading.Event(), limit_s() / _BEATS
 
     def beat() -> None:
-        while not ended.wait(pause) and touch():
+        while not ended.wait(pause) and still_ours():
             pass
 
     thread = threading.Thread(target=beat, daemon=True, name="heartbeat")

@@ -26,7 +26,7 @@ from kbench.errors import ConfigError, KbenchError, RankLost, counted
 from kbench.runs.fold_job import TrainOptions, fold_option
 from kbench.runs.fold_processes import PARENT, divided_environment
 from kbench.runs.run import Run
-from kbench.training.deadline import Stopped
+from kbench.training.deadline import NONE, Stopped
 from kbench.workspace import Choice
 
 _POLL_S = 0.1
@@ -63,7 +63,7 @@ def read_task(folder: Path) -> RankTask:
     return task
 
 
-def keep_error(folder: Path, rank: int, error: KbenchError) -> None:
+def keep_error(folder: Path, rank: int, error: KbenchError | Stopped) -> None:
     """Write down why a rank ends."""
     files.write_bytes(folder / f"error-{rank}", pickle.dumps(error))
 
@@ -120,26 +120,29 @@ def train_on_devices(run: Run, fold: int | str, options: TrainOptions) -> None:
     Raises:
         RankLost: one was killed.
         KbenchError: what a process ended by.
+        Stopped: in time, at a resume point.
     """
     kind = _kind(options.device)
     console.note(f"fold {fold}: on {options.devices} devices ({kind}), each with its part of every batch")
     task = RankTask(
-        run.experiment.choice, run.experiment.trial, run.trained_as, fold, replace(options, device=kind)
+        run.experiment.choice, run.experiment.trial, run.trained_as, fold, replace(options, device=kind, deadline=NONE)
     )  # fmt: skip
     with files.scratch_folder() as folder:
         files.write_bytes(folder / "task", pickle.dumps(task))
         ranks = [_started(folder, rank, options.devices) for rank in range(options.devices)]
         try:
+            told = False
             while any(process.poll() is None for process in ranks) and not any(process.poll() for process in ranks):
                 time.sleep(_POLL_S)
+                if options.deadline.why and not told:  # they know its time themselves, but a signal only by us
+                    _signal(ranks, signal.SIGTERM)
+                    told = True
             codes = _ended(ranks)
         except KeyboardInterrupt:
             _signal(ranks, signal.SIGINT)
             raise
         finally:
             _ended(ranks)
-        if Stopped.exit_code in codes:
-            options.deadline.stop()
         if any(codes):
             raise _reason(folder, fold, codes, options)
 
@@ -171,11 +174,12 @@ def _ended(ranks: Sequence[subprocess.Popen[bytes]]) -> list[int]:
     return codes
 
 
-def _reason(folder: Path, fold: int | str, codes: Sequence[int], options: TrainOptions) -> KbenchError:
+def _reason(folder: Path, fold: int | str, codes: Sequence[int], options: TrainOptions) -> BaseException:
     """Return why the ranks ended: an error of one of them, before what the others say of its end."""
     paths = [folder / f"error-{rank}" for rank in range(len(codes))]
-    errors: list[KbenchError] = [pickle.loads(path.read_bytes()) for path in paths if path.is_file()]
+    errors: list[BaseException] = [pickle.loads(path.read_bytes()) for path in paths if path.is_file()]
     own = [error for error in errors if not isinstance(error, RankLost)]
+    own.sort(key=lambda error: isinstance(error, Stopped))
     if own:
         return own[0]
     rank = min(range(len(codes)), key=lambda one: codes[one])  # one that a signal ended first

@@ -21,6 +21,7 @@ def scale_warnings(competition: Competition, sizes: Mapping[tuple[int, int, int]
         competition: the YAML.
         sizes: (height, width, channels) of training images -> number of files.
     """
+    sizes = {size: count for size, count in sizes.items() if size[0]}  # not of files that a reader alone opens
     if not is_dense(competition.task) or not sizes:
         return []
     warnings = []

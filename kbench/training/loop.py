@@ -166,6 +166,11 @@ class Feed:
         """Yield what this rank loads of planned batches."""
         return self.load(batches if not self.ranks.several else _Parts(batches, self.ranks))
 
+    def normalised(self, raw: torch.Tensor, regions: Sequence[str]) -> torch.Tensor:
+        """Return images [B, C, H, W] as the network sees them; rows of activations stay as they are."""
+        shown: torch.Tensor = self.normalise(raw, regions) if any(regions) else self.normalise(raw)
+        return shown
+
     def learned(self, target: torch.Tensor) -> torch.Tensor:
         """Return targets as the loss compares them: those of a regression standardised."""
         return target if self.units is None else self.units.standardised(target)
@@ -189,7 +194,7 @@ class Feed:
         target = batch.target.to(self.device, non_blocking=True)
         part, own = self.ranks.part(rows)
         if any(batch.regions):  # of rows that other ranks may have
-            raw = self.normalise(raw, batch.regions)
+            raw = self.normalised(raw, batch.regions)
         if self.mix is not None:
             raw, target = self.ranks.whole(raw[:own], rows), self.ranks.whole(target[:own], rows)
         images = raw if any(batch.regions) else self.normalise(raw)

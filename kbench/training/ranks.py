@@ -1,4 +1,4 @@
-"""The processes that train one fold together, each on a device of its own (docs/adr/0014-several-devices.md).
+"""The processes that train one fold together, each on a device of its own (docs/adr/0015-several-devices.md).
 
 Each of them, a rank, runs the same lines in the same order; what differs is said by a `Ranks`. Rank 0 alone writes and
 speaks. A batch is cut into even parts in its order, so what the ranks learn from together is the batch of one device:
@@ -248,11 +248,9 @@ def joined(rank: int, count: int, device: torch.device, meeting: Path) -> Iterat
     Args:
         rank: of this process.
         count: of processes.
-        device: of this process; tensors travel by NCCL between GPUs, by gloo between CPU processes.
+        device: of this process, which sees no other GPU; tensors travel by NCCL between GPUs, by gloo between CPUs.
         meeting: a file that is not there yet, the same for all ranks, by which they find one another.
     """
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     with _together():
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo", init_method=f"file://{meeting}", rank=rank, world_size=count,

@@ -311,7 +311,7 @@ class _Runner:
         self.keeper.keep(made_epoch, done=done, constant=constant)
         yield from self._said()
         pause = 0.0 if self.activations is None else min(_EPOCHS_S, self.context.checkpoint_s)
-        ending = self._agreed(self.context.deadline.lacks("update", "saving"))
+        ending = self.context.ranks.decided(self.context.deadline.lacks("update", "saving"))
         if done or ending or time.monotonic() - self.saved >= pause:
             self._checkpoint()
             self.saved = time.monotonic()
@@ -334,17 +334,13 @@ class _Runner:
 
     def _ends(self, update: Update, batches: int) -> bool:
         """Return whether there is time for one update less than another: the last one has the judging behind it."""
-        deadline = self.context.deadline
+        deadline, ranks = self.context.deadline, self.context.ranks
         deadline.took("update", update.seconds)
         if batches > self.stage.accumulate:
-            return self._agreed(deadline.lacks("update", "saving"))
+            return ranks.decided(deadline.lacks("update", "saving"))
         rows = len(self.context.valid_rows) if self.judges else 0
         unknown = 0.0 if self.progress.epoch else rows * update.seconds / max(1, update.images)
-        return self._agreed(deadline.lacks("update", "judging", "saving", more=unknown))
-
-    def _agreed(self, ending: bool) -> bool:
-        """Return what the first of several devices decides, where there is a time to look at."""
-        return ending if self.context.deadline.at is None else self.context.ranks.decided(ending)
+        return ranks.decided(deadline.lacks("update", "judging", "saving", more=unknown))
 
     def _tell(self, update: Update) -> None:
         """Say how far the stage is; it ends earlier where it stops early."""

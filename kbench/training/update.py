@@ -118,9 +118,12 @@ class Rules:
 
 @register("step")
 def supervised() -> Step:
-    """Compare the model's logits with the target."""
+    """Compare the model's logits with the target; a model that is fitted to pixels is handed them (`collect`)."""
 
     def step(model: nn.Module, images: torch.Tensor, target: torch.Tensor, loss: Loss) -> LossSum:
+        collect = getattr(model, "collect", None)
+        if collect is not None:
+            collect(images, target)
         return loss(model(images), target)
 
     return step

@@ -144,7 +144,7 @@ def evaluate(
     total, count = 0.0, 0.0
     parts: list[np.ndarray] = []
     for batch in feed.load(batches):
-        shown = feed.normalise(batch.images[0].to(feed.device, non_blocking=True), batch.regions)
+        shown = feed.normalised(batch.images[0].to(feed.device, non_blocking=True), batch.regions)
         images = feed.seen(shown)
         if not parts:
             model = folded(model, images)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from command_lines import CommandLine
 from places import ROOT
+from safetensors.numpy import load_file
 from satellites import MASS_SIZE, mass_of, scene_of, write_biomass, write_scenes
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,12 @@ input:
     S1: {range: [[-25, 29], [-62, 28], [-25, 30], [-60, 22]]}
     S2: {count: 11}
 model: {name: temporal, backbone: test_resnet, options: {decoder_channels: [16, 16, 8, 8, 8]}}
-train: {batch_size: 4, lr: 3e-3, crop: native, augment: {name: strong, scale: [1, 1], rotate: 0, turns: true, light: 0, colour: 0, gamma: 0, blur: 0, noise: 0, cutout: 0}, loss: {name: rmse, ignore_above: 400}}
+train:
+  batch_size: 4
+  lr: 3e-3
+  crop: native
+  loss: {name: rmse, ignore_above: 400}
+  augment: {name: top_down, rotate: 0, light: 0, contrast: 0, zoom: 1}
 stages:
   all: {schedule: {name: sgdr, cycles: 2, cycle_len: 3}, keep: [cycles]}
 tta: flip
@@ -68,8 +74,12 @@ input:
   bands: {RGB: {names: [red, green, blue]}, P: {count: 1}, M: {count: 2}}
 model: {name: unet_plain, options: {width: 8, depth: 2}}
 train:
-  {batch_size: 8, lr: 1e-2, crop: native, augment: {name: strong, scale: [1, 1], rotate: 0, turns: true, light: 0, colour: 0, gamma: 0, blur: 0, noise: 0, cutout: 0}, loss: bce,
-   sampler: {name: patches, per_image: 6, positive: 0.5, classes: [house]}}
+  batch_size: 8
+  lr: 1e-2
+  crop: native
+  loss: bce
+  augment: {name: top_down, rotate: 0, light: 0, contrast: 0, zoom: 1}
+  sampler: {name: patches, per_image: 6, positive: 0.5, classes: [house]}
 stages:
   all: {schedule: {name: sgdr, cycles: 2, cycle_len: 3}, keep: [cycles]}
 tta: d4
@@ -89,13 +99,13 @@ def line_of(root: Path, name: str) -> CommandLine:
 
 
 def test_the_shipped_biomassters_fits_its_files(tmp_path: Path) -> None:
-    write_biomass(tmp_path / "files", train=12, test=1, months=[f"{month:02d}" for month in range(12)])
+    write_biomass(tmp_path / "files", train=10, test=1, months=[f"{month:02d}" for month in range(12)])
     (tmp_path / "files" / "sample_submission.csv").unlink()
     line = line_of(tmp_path, "biomassters")
     small = ("--set", "model.backbone=test_efficientnet", "--set", "model.pretrained=false", "--set",
              "model.options.decoder_channels=[16, 16, 16, 16, 16]", "--set", "input.size=32")  # fmt: skip
     facts = line.json("check", "--images", *small)
-    assert (facts["rows"], facts["test"]) == (12, 1)
+    assert (facts["rows"], facts["test"]) == (10, 1)
 
 
 def test_the_shipped_dstl_fits_its_files(tmp_path: Path) -> None:
@@ -138,6 +148,25 @@ def test_weights_of_members_are_found_on_maps_in_their_units(biomass: CommandLin
     plain = biomass.json("ensemble")["score"]
     weighed = biomass.json("ensemble", "--combine", "weights")
     assert 0 < weighed["score"] < 1.05 * plain
+
+
+def test_pixels_are_a_member_like_any_other(biomass: CommandLine) -> None:
+    network = "model: {name: temporal, backbone: test_resnet, options: {decoder_channels: [16, 16, 8, 8, 8]}}"
+    options = "{estimator: boosting, trees: 15, features: {blur: [3]}}"
+    text = BIOMASS.replace(network, f"model: {{name: pixels, options: {options}}}")
+    text = text.replace(
+        "{name: sgdr, cycles: 2, cycle_len: 3}, keep: [cycles]", "{name: constant, epochs: 1}, keep: [last]"
+    )
+    assert text.count("pixels") == 1
+    (biomass.root / "competitions" / "single.yaml").write_text(text)
+    for words in (("download",), ("train",)):
+        biomass.run(*words, "-c", "single")
+    biomass.run("ensemble", "-c", "single")
+    score = biomass.json("submit", "-c", "single")["all_rows"]
+    constant = np.mean([mass_of(number).std() for number in (8, 9, 10)])
+    assert score < 0.7 * constant
+    (snapshot,) = (biomass.root / "runs" / "single" / "baseline-s0" / "fold-0").rglob("*.safetensors")
+    assert "threshold" in load_file(snapshot)
 
 
 @pytest.fixture(scope="module")

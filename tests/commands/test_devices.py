@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,12 @@ from kbench.runs.experiment import Experiment, open_experiment
 from kbench.runs.fold_job import TrainOptions
 from kbench.runs.fold_processes import divided_environment
 from kbench.runs.opening import open_run, run_paths
+from kbench.training.deadline import Deadline, Stopped
 from kbench.workspace import Choice, FoldPaths
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
 ONE, TWO = TrainOptions(device="cpu"), TrainOptions(device="cpu", devices=2)
-LONG = ("stages.all.schedule.cycles=40", "stages.first.lr=0.05", "ensemble.members=[all-39]")
+LONG = ("stages.all.schedule.cycles=24", "stages.first.lr=0.05", "ensemble.members=[all-23]")
 
 
 def opened(root: Path, run: str, *assignments: str, name: str = "classes") -> Experiment:
@@ -61,6 +63,13 @@ def test_a_segmentation_on_two_devices_is_that_of_one(tmp_path: Path) -> None:
     assert_alike(tmp_path, "street", "two", "one")
 
 
+def _tell_to_stop(paths: FoldPaths, ends: Deadline) -> None:
+    """Say that a signal came, when an epoch is in the log."""
+    while not epochs_of(paths):
+        time.sleep(0.02)
+    ends.why = "told to stop"
+
+
 def _kill_a_rank(paths: FoldPaths, *, epochs: int, killed: list[int]) -> None:
     """Kill the process of the second device when so many epochs are in the log."""
     while len(epochs_of(paths)) < epochs:
@@ -77,12 +86,18 @@ def _kill_a_rank(paths: FoldPaths, *, epochs: int, killed: list[int]) -> None:
                 os.kill(int(process.name), signal.SIGKILL)
 
 
-def test_a_killed_device_takes_the_others_down_and_the_fold_goes_on_on_one(root: Path) -> None:
+def test_a_fold_is_stopped_in_time_then_loses_a_device_and_goes_on_on_one(root: Path) -> None:
     train(opened(root, "one", *LONG), "0", ONE)
     broken = opened(root, "broken", *LONG)
+    ends = Deadline()
+    threading.Thread(target=_tell_to_stop, args=(fold_of(broken), ends), daemon=True).start()
+    with pytest.raises(Stopped, match="told to stop by SIGTERM: stopped at a resume point"):
+        train(broken, "0", replace(TWO, deadline=ends))
+    before = len(epochs_of(fold_of(broken)))
+    assert 1 <= before < 16
     ranks: list[int] = []
     killer = threading.Thread(
-        target=_kill_a_rank, args=(fold_of(broken),), kwargs={"epochs": 4, "killed": ranks}, daemon=True
+        target=_kill_a_rank, args=(fold_of(broken),), kwargs={"epochs": before + 2, "killed": ranks}, daemon=True
     )  # fmt: skip
     killer.start()
     with pytest.raises(RankLost) as lost:
@@ -92,12 +107,12 @@ def test_a_killed_device_takes_the_others_down_and_the_fold_goes_on_on_one(root:
     assert "`kbench train --fold 0 --devices 2`" in lost.value.todo
     assert len(ranks) == 2
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
-    assert 4 <= len(epochs_of(fold_of(broken))) < 41
+    assert before + 2 <= len(epochs_of(fold_of(broken))) < 25
     assert train(broken, "0", ONE)["trained"] == [0]
     assert_alike(root, "classes", "broken", "one")
     weights = []
     for run in ("broken", "one"):
-        checkpoint = read_checkpoint(fold_of(opened(root, run, *LONG)).snapshot("all", "39"))
+        checkpoint = read_checkpoint(fold_of(opened(root, run, *LONG)).snapshot("all", "23"))
         assert checkpoint is not None
         weights.append(read_tensors(checkpoint.tensors))
     for name, tensor in weights[1].items():
@@ -118,7 +133,7 @@ def test_an_image_that_only_one_device_reads_and_cannot_is_told_as_on_one_device
     [
         (TrainOptions(device="cpu", devices=9), (), "batch_size of 8, which 9 devices cannot share",
          "`--set stages.first.batch_size=9` or more, or fewer --devices"),
-        (TrainOptions(device="cuda:1", devices=2), (), "--device cuda:1 is one device", "`--device cuda`; CUDA_VISIBLE"),
+        (TrainOptions(device="cuda:1", devices=2), (), "--device cuda:1 is one device", "`--device cuda`; CUDA"),
         (TrainOptions(device="mps", devices=2), (), "several devices 'mps'", "leave out --devices"),
         (TrainOptions(device="cuda", devices=4), (), "--devices 4 asks for 4 GPUs, and this machine has 3",
          "`--devices 3`"),

@@ -119,7 +119,7 @@ def test_ways_of_showing_draw_differently_and_decode_once() -> None:
 
     source = Counting(drawn(4))
     show = Show((8, 8), random(), registry.build("augmentation", "top_down", {}))
-    shown, _, _ = ImageDataset([source] * 3, [show] * 3, None)[keyed(1)]
+    shown, *_ = ImageDataset([source] * 3, [show] * 3, None)[keyed(1)]
     assert Counting.reads == 1
     assert len({each.tobytes() for each in shown}) == 3
 

@@ -15,7 +15,7 @@ SMALL, LARGE = (4, 6), (20, 30)
 
 def samples(sizes: list[tuple[int, int]], *, masks: bool = True) -> list[WholeSample]:
     return [
-        (row, np.full((*size, 3), row, np.uint8), np.full((*size, 1), row, np.uint8) if masks else None)
+        (row, np.full((*size, 3), row, np.uint8), np.full((*size, 1), row, np.uint8) if masks else None, "")
         for row, size in enumerate(sizes)
     ]
 
@@ -27,7 +27,7 @@ def grouped(sizes: list[tuple[int, int]], pixels: int, *, masks: bool = True) ->
 
 
 def test_large_images_after_small_ones_are_not_put_together() -> None:
-    images = [image for _, image, _ in samples([SMALL] * 3 + [LARGE] * 3)]
+    images = [image for _, image, *_ in samples([SMALL] * 3 + [LARGE] * 3)]
     size = batch_size(images, pixels=700, most=16)
     assert size == 16  # as the first image says
     groups = grouped([SMALL] * 3 + [LARGE] * 3, 700)

@@ -266,7 +266,7 @@ def test_any_name_is_written_so_that_it_is_read_back(content: dict[str, Any]) ->
         ("camvid_multilabel", {"target": ("tags",), "task": "multi_label", "format": "tags", "group": "route"}),
         ("camvid", {"task": "segmentation", "target": (), "test_csv": "test.csv"}),
         ("tgs_salt", {"task": "segmentation", "id": "id", "size": (101, 101, 3)}),
-        ("s2_dense_regression", {"task": None, "train": None}),
+        ("s2_dense_regression", {"task": "dense_regression"}),
     ],
 )
 def test_real_competitions_are_recognised(name: str, expected: dict[str, Any]) -> None:

@@ -145,9 +145,10 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "fold-0.csv").write_text("id,fold,sure,label\nt0,-1,1,dog\n")
     with pytest.raises(DataError, match="or they are damaged"):
         read_pseudo(path, "fold-0", unlabelled=unlabelled, names=NAMES, folds="abc")
+    before = path.read_bytes()
     with pytest.raises(DataError, match="no row of 'fold-0' is sure enough"):
         write_pseudo(path, {"fold-0": []}, names=NAMES, task="single_label", sure=Sure(), origin=ORIGIN)
-    assert not path.exists()
+    assert path.read_bytes() == before
 
 
 # -- joining ----------------------------------------------------------------------------------------------------

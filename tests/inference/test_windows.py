@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kbench import registry
 from kbench.errors import ConfigError
+from kbench.inference import windows as windows_module
 from kbench.inference.windows import starts
 
 SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -112,7 +113,10 @@ def test_a_stride_that_leaves_pixels_between_borders_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("channels", "width", "expected"), [(3, 16, 64), (20, 64, 16), (180, 16, 5), (3, 4096, 1)])
-def test_as_many_windows_go_through_at_once_as_bytes_allow(channels: int, width: int, expected: int) -> None:
+def test_as_many_windows_go_through_at_once_as_bytes_allow(
+    channels: int, width: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows_module, "_AT_ONCE", 1 << 24)
     seen: list[int] = []
 
     class Model:
@@ -125,7 +129,7 @@ def test_as_many_windows_go_through_at_once_as_bytes_allow(channels: int, width:
             seen.append(len(batch))
             return batch[:, :1]
 
-    windows = registry.build("windows", "overlap", {"size": 256, "stride": 32})
-    windows.predict(Model(), torch.zeros(1, channels, 512, 512))
+    windows = registry.build("windows", "overlap", {"size": 64, "stride": 8})
+    windows.predict(Model(), torch.zeros(1, channels, 128, 128))
     assert sum(seen) == 81
-    assert max(seen) == expected  # 2^28 bytes over 256 * 256 * 4 * channels of the widest layer
+    assert max(seen) == expected  # 2^24 bytes over 64 * 64 * 4 * channels of the widest layer

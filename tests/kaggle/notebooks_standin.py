@@ -149,7 +149,7 @@ def without_network() -> list[str]:
     return words if allowed else []
 
 
-def execute(text: str, files: Files, data: Path, root: Path) -> tuple[Files, str]:
+def execute(text: str, files: Files, data: Path, root: Path, *, slug: str = "tiny-images") -> tuple[Files, str]:
     """Run a notebook as Kaggle would, and return the files it wrote and its log.
 
     Args:
@@ -157,6 +157,7 @@ def execute(text: str, files: Files, data: Path, root: Path) -> tuple[Files, str
         files: of its dataset, without folders.
         data: the competition's data folder.
         root: an empty folder for what is needed.
+        slug: the competition's, under which its data is mounted.
     """
     bundle, working = root / "input" / "kbench-bundle", root / "working"
     for folder in (bundle, working, root / "ipc", root / "home"):
@@ -165,7 +166,7 @@ def execute(text: str, files: Files, data: Path, root: Path) -> tuple[Files, str
         (bundle / name).write_bytes(content)
         (bundle / name).chmod(0o444)
     bundle.chmod(0o555)
-    (root / "input" / "tiny-images").symlink_to(data, target_is_directory=True)
+    (root / "input" / slug).symlink_to(data, target_is_directory=True)
     notebook = root / "notebook.ipynb"
     notebook.write_text(text)
     environ = {

@@ -19,8 +19,8 @@ from kbench.config.stage import Average, RangeTest
 from kbench.errors import Diverged
 from kbench.metrics.metric import make_metric
 from kbench.models.checkpoint import Tensors, read_checkpoint, read_tensors
-from kbench.training.events import Note
 from kbench.training.fold import begin, state_of, train_fold
+from kbench.training.loop import Update
 from kbench.training.ranks import ALONE, Ranks
 from kbench.training.resume import load_resume
 from kbench.training.stage_plan import StagePlan
@@ -41,24 +41,35 @@ def session(
     ranks: Ranks = ALONE,
     *,
     norm: bool = False,
-    events: int | None = None,
+    pictures: Path | None = None,
+    updates: int | None = None,
     rows: int = 29,
 ) -> int:
-    """Train a fold as one of its ranks, or until there were some events; return how many there were."""
+    """Train a fold as one of its ranks, or until it has made some updates; return how many there were."""
     paths = FoldPaths(folder)
     if ranks.first:
         paths.root.mkdir(parents=True, exist_ok=True)
     resumed = begin(paths, training=TRAINING, ranks=ranks)
     lines = resumed[0].log_lines if resumed else 0
     context = toy.context(folder, lines=lines, ranks=ranks, checkpoint_s=0.0, rows=rows)
-    running = train_fold(context, stages, partial(toy.TinyNet, norm=norm, dropout=0.0), resumed=resumed)
+    build: Callable[[], torch.nn.Module] = partial(toy.TinyNet, norm=norm, dropout=0.0)
+    if pictures is not None:
+        context, build = toy.with_activations(context, pictures, rows=rows), split
+    running = train_fold(context, stages, build, resumed=resumed)
     count = 0
     for event in running:
-        count += not (isinstance(event, Note) and event.text.startswith("going on"))
-        if count == events:
+        count += isinstance(event, Update)
+        if count == updates:
             running.close()
             break
     return count
+
+
+def split() -> toy.SplitNet:
+    """Return a network of a body and a head, without dropout."""
+    model = toy.SplitNet()
+    model.head[1] = torch.nn.Identity()
+    return model
 
 
 def on(folder: Path, count: int, stages: Sequence[StagePlan], **how: Any) -> None:
@@ -136,7 +147,7 @@ def test_two_devices_train_as_one(tmp_path: Path, alone: Path) -> None:
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
 def test_a_fold_goes_on_with_another_number_of_devices(tmp_path: Path, alone: Path, first: int, then: int) -> None:
     stages = everything()
-    on(tmp_path / "fold", first, stages, events=8)  # in the middle of the second stage's first epoch
+    on(tmp_path / "fold", first, stages, updates=5)  # in the middle of the second stage's first epoch
     resumed = load_resume(FoldPaths(tmp_path / "fold"), training=TRAINING)
     assert resumed is not None
     assert (resumed[0].stage, resumed[0].epoch, resumed[0].batch > 0) == (1, 0, True)
@@ -157,7 +168,7 @@ def test_batch_norm_of_the_whole_batch_and_a_device_without_a_row(tmp_path: Path
 def test_batch_norm_of_each_device_is_averaged_and_a_fold_goes_on_bit_for_bit(tmp_path: Path) -> None:
     stages = [toy.stage(batch_size=4, keep=frozenset({"last", "average"}), average=Average(of="epochs"), lr=0.02)]
     on(tmp_path / "whole", 3, stages, norm=True)
-    on(tmp_path / "broken", 3, stages, norm=True, events=6)
+    on(tmp_path / "broken", 3, stages, norm=True, updates=4)
     on(tmp_path / "broken", 3, stages, norm=True)
     on(tmp_path / "one", 1, stages, norm=True)
     assert_alike(tmp_path / "broken", tmp_path / "whole", same=0.0)
@@ -181,6 +192,17 @@ def test_the_rate_and_the_end_are_what_one_device_finds(tmp_path: Path) -> None:
     assert plans[0]["lr/only"] == plans[1]["lr/only"]
     assert plans[0]["end/only"]["epochs"] < 5
     assert_alike(tmp_path / "two", tmp_path / "one", same=1e-4)
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_a_head_on_a_frozen_body_is_that_of_one_device(tmp_path: Path, precompute: bool) -> None:
+    own: dict[str, Any] = {"draws": 2} if precompute else {"mix": ("mixup", {})}
+    stages = [toy.stage(
+        groups="head", precompute=precompute, batch_norm="sync", batch_size=6, augment=("side_on", {}), **own,
+    )]  # fmt: skip
+    for name, count in (("one", 1), ("two", 2)):
+        on(tmp_path / name, count, stages, pictures=tmp_path / f"{name}-files")
+    assert_alike(tmp_path / "two", tmp_path / "one", same=3e-5)
 
 
 def _diverges(folder: Path, ranks: Ranks) -> str:

@@ -36,19 +36,41 @@ def _share(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 @register("index")
 def ndwi(*, green: str = "green", nir: str = "nir") -> Index:
-    """Derive (G - NIR) / (G + NIR): water is above 0."""
+    """Derive (G - NIR) / (G + NIR): water is above 0.
+
+    Args:
+        green: name of the green band.
+        nir: name of the near infrared band.
+
+    Source: row D-22.
+    """
     return Index((green, nir), _share)
 
 
 @register("index")
 def ndvi(*, nir: str = "nir", red: str = "red") -> Index:
-    """Derive (NIR - R) / (NIR + R): green plants are near 1."""
+    """Derive (NIR - R) / (NIR + R): green plants are near 1.
+
+    Args:
+        nir: name of the near infrared band.
+        red: name of the red band.
+
+    Source: row D-22.
+    """
     return Index((nir, red), _share)
 
 
 @register("index")
 def evi(*, nir: str = "nir", red: str = "red", blue: str = "blue") -> Index:
-    """Derive (NIR - R) / (NIR + 6 R - 7.5 B + 1), of reflectances: divide bands by `input.bands.FILE.scale`."""
+    """Derive (NIR - R) / (NIR + 6 R - 7.5 B + 1), of reflectances: divide bands by `input.bands.FILE.scale`.
+
+    Args:
+        nir: name of the near infrared band.
+        red: name of the red band.
+        blue: name of the blue band.
+
+    Source: row D-22.
+    """
     return Index((nir, red, blue), lambda nir, red, blue: (nir - red) / (nir + 6 * red - 7.5 * blue + 1))
 
 
@@ -57,8 +79,8 @@ def savi(*, nir: str = "nir", red: str = "red", soil: float = 0.5) -> Index:
     """Derive (1 + L) (NIR - R) / (NIR + R + L), of reflectances.
 
     Args:
-        nir: name of the band.
-        red: name of the band.
+        nir: name of the near infrared band.
+        red: name of the red band.
         soil: L, how much of the soil shows; 0 is `ndvi`.
 
     Source: Huete 1988.
@@ -68,7 +90,15 @@ def savi(*, nir: str = "nir", red: str = "red", soil: float = 0.5) -> Index:
 
 @register("index")
 def ccci(*, nir: str = "nir", red: str = "red", red_edge: str = "red_edge") -> Index:
-    """Derive (NIR - RE) / (NIR + RE) * (NIR - R) / (NIR + R): water is above 0.11 in DSTL's scenes."""
+    """Derive (NIR - RE) / (NIR + RE) * (NIR - R) / (NIR + R): water is above 0.11 in DSTL's scenes.
+
+    Args:
+        nir: name of the near infrared band.
+        red: name of the red band.
+        red_edge: name of the red edge band.
+
+    Source: row D-22.
+    """
     return Index((nir, red, red_edge), lambda nir, red, edge: _share(nir, edge) * _share(nir, red))
 
 

@@ -248,8 +248,10 @@ def _as_read(root: Path, opening: Opening, row: _Row, looks: list[Look]) -> list
     except DataError as error:
         named = [f"'{root / path}'" in error.what for path in paths]
         if not opening.headers and len(paths) > 1 and any(named):  # the others are whole, as far as that is known
-            why = f"that the reader refuses ({error.expected})"
-            return [why if guilty else look for guilty, look in zip(named, looks, strict=True)]
+            whole = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
+            refused = f"that the reader refuses ({error.expected})"
+            why = [reason if isinstance(reason, str) and reason != UNKNOWN else refused for reason in whole]
+            return [reason if guilty else look for guilty, reason, look in zip(named, why, looks, strict=True)]
         reasons = [examined(root / path, deep=True, decoding=opening.decoding) for path in paths]
         if any(isinstance(reason, str) and reason != UNKNOWN for reason in reasons):
             return list(reasons)
