@@ -39,7 +39,9 @@ def scale_warnings(competition: Competition, sizes: Mapping[tuple[int, int, int]
     return warnings
 
 
-def _middle(scales: Mapping[tuple[int, int, int], float | None], counts: Mapping[tuple[int, int, int], int]) -> float | None:
+def _middle(
+    scales: Mapping[tuple[int, int, int], float | None], counts: Mapping[tuple[int, int, int], int]
+) -> float | None:
     """Return the median over files, or None where no scale is known."""
     known = [np.full(counts[one], scale) for one, scale in scales.items() if scale is not None]
     return float(np.median(np.concatenate(known))) if known else None

@@ -382,7 +382,7 @@ def test_no_header_raises_anything_but_damage() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.int16])
 def test_numbers_that_are_no_colours_are_told_the_channels_that_read_them(tmp_path: Path, dtype: Any) -> None:
     (tmp_path / "v.tif").write_bytes(tiff(picture(1, dtype)))
-    with pytest.raises(DataError, match="has 1 channel of .*, which cannot be shown as colours") as caught:
+    with pytest.raises(DataError, match=r"has 1 channel of .*, which cannot be shown as colours") as caught:
         image(_channels=3)([tmp_path / "v.tif"])
     assert "channels: 1}" in caught.value.todo
     np.testing.assert_array_equal(image(_channels=1)([tmp_path / "v.tif"]), picture(1, dtype))
