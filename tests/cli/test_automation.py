@@ -109,8 +109,8 @@ def test_a_way_of_telling_that_is_none_is_refused(root: Path) -> None:
 
 def test_every_long_command_can_tell_events() -> None:
     for name in (
-        "train", "sweep", "run", "demo", "score", "predict", "ensemble", "submit", "report", "inspect", "check", "folds",
-        "download", "lr-find", "pseudo-label", "compare", "pack", "unpack", "import", "new",
+        "train", "sweep", "run", "demo", "score", "predict", "ensemble", "submit", "report", "inspect", "check",
+        "folds", "download", "lr-find", "pseudo-label", "compare", "pack", "unpack", "import", "new",
     ):  # fmt: skip
         help_text = kbench(name, "--help").stdout
         assert "--progress" in help_text, name
