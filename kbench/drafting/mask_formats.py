@@ -45,8 +45,8 @@ def mask_format(
         why.append("guessed: runs down the columns from 1, as Kaggle's are; the evaluation page says how")
     if label is not None and len(masks.classes) > 1:
         return "rle", {**params, "label": label}, [*why, f"'{label}' has the class of each row"]
-    made, reason = _made_of(sample[column].tolist(), test, masks.classes)
-    params |= made
+    parts, reason = _made_of(sample[column].tolist(), test, masks.classes)
+    params |= parts
     if sample[column].duplicated().any():
         params["objects"] = True
         why.append("ids stand more than once: a row per object")

@@ -336,8 +336,8 @@ def test_masks_are_drafted_from_the_files(tmp_path: Path, case: str, capsys: pyt
     content, text, choice = written(tmp_path, build)
     assert content["data"]["masks"] == masks
     assert content["data"]["classes"] == classes
-    made = content["submission"]["format"]
-    assert ({"name": made} if isinstance(made, str) else made) == format
+    drafted = content["submission"]["format"]
+    assert ({"name": drafted} if isinstance(drafted, str) else drafted) == format
     assert text.count("TODO") == 1, text  # the first line says what to look for
     before = text.partition("  masks:")[0].splitlines()
     assert before[-1].startswith("  # "), "a guess says why"
