@@ -2,7 +2,7 @@
 
 Workers share the folders of data and runs with who starts them; that is tried before anything trains. What they are
 handed is `run_fold` and a command line. Who has a fold is what its lease says (`leases.py`), whatever a scheduler
-believes. `docs/adr/0014-clusters.md` says why joblib's backends are not between. To add a scheduler, write a class with
+believes. `docs/adr/0016-clusters.md` says why joblib's backends are not between. To add a scheduler, write a class with
 `workers`, `start` and `close` and a row in `_KINDS`.
 """
 
