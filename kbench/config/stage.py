@@ -186,8 +186,6 @@ def without_effect(stage: Stage) -> Iterator[Problem]:
         yield Problem("lr_decay", "would have no effect beside an `lr` for each layer group", "remove one of the two")
     if stage.lr != "find" and stage.lr_from_fold is not None:
         yield Problem("lr_from_fold", "stands beside a rate of its own", "write `lr: find`, or `lr_from_fold: null`")
-    if stage.lr != "find" and stage.range_test != RangeTest():
-        yield Problem("range_test", "would have no effect: the stage has a rate of its own", "write `lr: find`")
     if "average" not in stage.keep and stage.average != Average():
         yield Problem("average", "would have no effect: the mean of weights is not kept", "write `keep: [average]`")
     if stage.subset == "full":

@@ -262,7 +262,12 @@ JSON: dict[str, tuple[str, ...]] = {
     "doctor": ("--offline",),
     "pseudo-label": ("baseline-s0", "--threshold", "0.501"),
 }
-ELSEWHERE = {"demo": "the whole job on the digits, in `test_pipeline.py`"}
+ELSEWHERE = {
+    "demo": "the whole job on the digits, in `test_pipeline.py`",
+    **dict.fromkeys(("compare", "status", "pack", "unpack"), "held to their schemas, in `test_automation.py`"),
+    **dict.fromkeys(("export", "infer"), "in `test_export_and_infer.py`"),
+    "push": "in `test_notebooks.py`",
+}
 
 
 def test_every_command_with_json_is_tested() -> None:
@@ -568,7 +573,7 @@ def test_what_is_trained_is_not_trained_again(kbench: Kbench, small: Workspace) 
     before = snapshot(small)
     made = kbench("train", "--json").json
     rates = made.pop("rates")
-    assert made == {"run": "baseline-s0", "trained": [], "done": [0, 1], "failed": []}
+    assert made == {"run": "baseline-s0", "trained": [], "done": [0, 1], "failed": [], "stopped": []}
     low, high = sorted(rates["first"]["folds"].values())
     assert rates == {"first": {"folds": rates["first"]["folds"], "mean": pytest.approx((low * high) ** 0.5),
                                "spread": pytest.approx(high / low)}}  # fmt: skip

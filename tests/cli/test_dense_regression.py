@@ -99,7 +99,7 @@ def test_the_yaml_has_no_problem_and_a_format_that_cannot_hold_its_numbers_has_o
 
 def test_every_step_is_tried_on_two_batches(biomass: CommandLine) -> None:
     assert biomass.json("train", "--smoke")["rows"] == TEST
-    assert list((biomass.root / "runs" / "biomass").iterdir()) == []
+    assert [path.name for path in (biomass.root / "runs" / "biomass").iterdir() if path.name != "inspect"] == []
 
 
 def test_a_fold_is_judged_while_it_trains_as_its_score_says(biomass: CommandLine) -> None:

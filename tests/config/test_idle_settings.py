@@ -44,11 +44,6 @@ IDLE = {
     ),
     "members": ({"ensemble": {"members": []}}, "is empty", {"ensemble": {"members": ["all"]}}),
     "windows": ({"maps": {"windows": "grid"}}, "maps.windows: would have no effect", {}),
-    "range test": (
-        {"stages": {"all": {"lr": 0.01, "range_test": {"steps": 50}, "keep": ["cycles"]}}},
-        "stages.all.range_test: would have no effect",
-        {"stages": {"all": {"lr": "find", "range_test": {"steps": 50}, "keep": ["cycles"]}}},
-    ),
 }  # fmt: skip
 
 

@@ -236,7 +236,7 @@ def test_a_code_competition_is_told_apart(standin, source):
     standin.about["isKernelsSubmissionsOnly"] = True
     with pytest.raises(SubmissionError, match="takes notebooks") as caught:
         source.check_open()
-    assert "kbench predict --data" in caught.value.todo
+    assert "`kbench export` and `kbench push`, then `kbench submit --kernel`" in caught.value.todo
 
 
 def test_a_closed_competition_is_told_apart(standin, source):

@@ -60,7 +60,7 @@ def result(folder: Path) -> dict[str, Any]:
     for path in paths.snapshots():
         checkpoint = read_checkpoint(path)
         assert checkpoint is not None
-        found[path.name] = {**checkpoint.info, "files": None}
+        found[path.name] = {**checkpoint.info, "files": None, "of_itself": None}
         found[f"{path.name} tensors"] = frozen(read_tensors(checkpoint.tensors))
     for path in sorted(paths.root.glob("end-*.safetensors")):
         found[path.name] = frozen(read_tensors(path))
