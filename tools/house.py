@@ -104,7 +104,7 @@ COMING = Layout(
     (
         "__main__", "cli", "commands", "api", "report", "runs", "pictures", "submission", "training", "ensemble",
         "inference", "models", "drafting", "data", "metrics", "config", "sources",
-        "records files registry console workspace errors tasks machine",
+        "records files processes registry console workspace errors tasks machine",
     ),
     frozenset({("", "api")}),
 )  # fmt: skip

@@ -24,7 +24,7 @@ from kbench.data.images.crops import Crop, Geometry, Size, before_turns, warp
 from kbench.data.images.dropout import Dropout
 from kbench.data.images.normalise import check_dtype
 from kbench.data.images.regions import region_of
-from kbench.data.masks.shown import shown_mask
+from kbench.data.images.shown_masks import shown_mask
 from kbench.errors import DataError, KbenchError
 from kbench.machine import cores
 

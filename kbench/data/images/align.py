@@ -16,7 +16,7 @@ import numpy as np
 
 from kbench import console
 from kbench.data.images.channels import Channel
-from kbench.data.masks.shown import shown_mask
+from kbench.data.images.shown_masks import shown_mask
 
 _STEPS = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 500, 1e-7)
 _SMALLEST = 64  # pixels of the coarsest image's shorter side

@@ -24,7 +24,7 @@ from kbench import console, files, records
 from kbench.data.images.decoding import check_file, first_path, is_there, not_a_file, path_of, usable
 from kbench.data.images.quick import QuickReader
 from kbench.data.images.readers import Reader, resized
-from kbench.data.masks.shown import shown_mask
+from kbench.data.images.shown_masks import shown_mask
 from kbench.errors import DataError
 
 _VERSION = 2  # of the pixels a key stands for; raise it when resizing changes

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from kbench.data.images.readers import resized
-from kbench.data.masks.shown import shown_mask
+from kbench.data.images.shown_masks import shown_mask
 from kbench.errors import ConfigError, check_number, nearest
 from kbench.registry import register
 

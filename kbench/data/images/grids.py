@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from kbench.data.masks.shown import shown_mask
+from kbench.data.images.shown_masks import shown_mask
 
 _NEAR = 1e-3  # of a pixel: grids this near are one
 

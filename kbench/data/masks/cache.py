@@ -19,7 +19,7 @@ from kbench import files
 from kbench.data.images.cache import Images, Progress, Resize, cached, content_key
 from kbench.data.images.decoding import PLAIN, Decoding, is_there, path_of
 from kbench.data.images.readers import Reader, size_by
-from kbench.data.masks.shown import shown_mask
+from kbench.data.images.shown_masks import shown_mask
 from kbench.data.table.reading import MaskKind, Size
 from kbench.data.table.table import Table
 from kbench.data.table.verify import look
