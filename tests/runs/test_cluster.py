@@ -101,8 +101,9 @@ def whole(root: Path, local: list[dict[str, bytes]], *, twice: int) -> None:
     for place, expected in zip(folds(root), local, strict=True):
         assert content(place) == expected
         assert epochs(place) == [("first", 0), *(("all", epoch) for epoch in range(CYCLES))]
-        assert len(set(said(place))) == CYCLES + 1
-        repeated += len(said(place)) - CYCLES - 1
+        told = set(said(place))
+        assert CYCLES <= len(told) <= CYCLES + 1  # who is killed behind the log's line of an epoch prints none
+        repeated += len(said(place)) - len(told)
         assert owner(place.lease(place.leases()[-1])) == 0
     assert repeated <= twice
 
