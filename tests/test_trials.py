@@ -226,7 +226,7 @@ def test_void_in_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sample_ids_no_image(tmp_path: Path) -> None:
+def test_sample_ids_no_image(tmp_path: Path) -> None:  # the trial sample-ids-no-image
     masks = {f"{name}.png": disc(radius).astype(np.uint8) for name, radius in RADII.items()}
     choice = written(tmp_path, "id,rle_mask\nt0.png,\nt1.png,\n", images=SCENES, masks=masks)
     with pytest.raises(KbenchError, match=r"2 ids of the sample are no test row: 't0\.png', 't1\.png'") as refused:

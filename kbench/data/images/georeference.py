@@ -6,8 +6,9 @@ GDAL comes with rasterio, which is an extra; whatever needs it asks `rasterio_or
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,7 @@ def rasterio_or_raise(what: str) -> Any:
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        import rasterio
-        import rasterio.features
-    except ImportError as error:
-        raise ConfigError(
-            f"{what} needs rasterio, which is not installed", "rasterio 1.4.4 or newer, which brings GDAL",
-            "pip install 'kaggle-kbench[satellite]'",
-        ) from error  # fmt: skip
-    return rasterio
+    return _satellite(what, ("rasterio", "rasterio.features"), "rasterio 1.4.4 or newer, which brings GDAL")
 
 
 def shapely_or_raise(what: str) -> Any:
@@ -46,16 +39,18 @@ def shapely_or_raise(what: str) -> Any:
     Raises:
         ConfigError: it is not installed.
     """
+    return _satellite(what, ("shapely", "shapely.affinity", "shapely.geometry"), "shapely 2.1 or newer")
+
+
+def _satellite(what: str, modules: Sequence[str], expected: str) -> Any:
+    """Return the first of some modules of the extra `satellite`, all of them loaded."""
     try:
-        import shapely
-        import shapely.affinity
-        import shapely.geometry
+        loaded = [importlib.import_module(name) for name in modules]
     except ImportError as error:
         raise ConfigError(
-            f"{what} needs shapely, which is not installed", "shapely 2.1 or newer",
-            "pip install 'kaggle-kbench[satellite]'",
-        ) from error  # fmt: skip
-    return shapely
+            f"{what} needs {modules[0]}, which is not installed", expected, "pip install 'kaggle-kbench[satellite]'"
+        ) from error
+    return loaded[0]
 
 
 @contextlib.contextmanager
